@@ -1,0 +1,61 @@
+"""morphogen evolves language-model architectures. See README.md, and `morphogen --help`.
+
+Importing this package is cheap: torch is loaded when one of the names below is first used.
+
+>>> import morphogen as mg
+>>> experiment = mg.load("configs/live_smoke.yaml")
+>>> model = mg.build(experiment.model, seed=0)
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from morphogen.errors import MorphogenError
+
+if TYPE_CHECKING:
+    from morphogen.evolve import evolve, load
+    from morphogen.inherit import inherit
+    from morphogen.network import build
+    from morphogen.variation.operator import describe_operators as operators
+    from morphogen.variation.operator import mutate
+
+__version__ = "0.1.0"
+__all__ = ["MorphogenError", "build", "evolve", "inherit", "load", "mutate", "operators"]
+
+#: Public name -> where it is defined.
+_HOMES = {
+    "build": ("morphogen.network", "build"),
+    "evolve": ("morphogen.evolve", "evolve"),
+    "inherit": ("morphogen.inherit", "inherit"),
+    "load": ("morphogen.evolve", "load"),
+    "mutate": ("morphogen.variation.operator", "mutate"),
+    "operators": ("morphogen.variation.operator", "describe_operators"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'morphogen' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
+
+
+class _Package(ModuleType):
+    """`evolve` and `inherit` are functions of this package, and also modules in it.
+
+    Importing such a module would put it in the function's place; here it does not, so that `morphogen.evolve` is the
+    function whatever was imported before. (`from morphogen.evolve import ...` finds the module all the same.)
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,131 @@
+"""Comparing blueprints: digest for identity, changes for explaining and replaying, distance for novelty."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.candidate import Change
+
+#: Fields of a block that a change names one by one; `id` never changes.
+BLOCK_FIELDS = tuple(name for name in Block.model_fields if name != "id")
+
+
+def canonical(blueprint: Blueprint) -> dict[str, Any]:
+    """What the blueprint computes, as plain data: without names, gene ids, or fields that have no effect."""
+    return {
+        "emb": blueprint.emb.model_dump(mode="json"),
+        "norm": blueprint.norm,
+        "head": blueprint.head.model_dump(mode="json"),
+        "blocks": [_canonical_block(block) for block in blueprint.blocks],
+    }
+
+
+def _canonical_block(block: Block) -> dict[str, Any]:
+    return {
+        "parallel": block.parallel,
+        "parts": [(path, part.model_dump(mode="json", exclude=set(part.inert()))) for _, path, part in block.parts()],
+    }
+
+
+def digest(blueprint: Blueprint) -> str:
+    """SHA-256 of the canonical form, in hexadecimal: equal digests mean the same architecture."""
+    text = json.dumps(canonical(blueprint), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def changes(before: Blueprint, after: Blueprint) -> tuple[Change, ...]:
+    """All that differs, by gene id. `apply(before, changes(before, after)) == after`."""
+    old, new = before.to_json(), after.to_json()
+    found = [Change(path=key, before=old[key], after=new[key]) for key in ("name", "norm") if old[key] != new[key]]
+    for section in ("emb", "head"):
+        found += _dict_changes(section, old[section], new[section])
+    theirs, mine = {b["id"]: b for b in old["blocks"]}, {b["id"]: b for b in new["blocks"]}
+    for gene in [*theirs, *(g for g in mine if g not in theirs)]:
+        if gene not in mine or gene not in theirs:
+            found.append(Change(path=f"blocks.{gene}", before=theirs.get(gene), after=mine.get(gene)))
+            continue
+        for field in BLOCK_FIELDS:
+            found += _part_changes(f"blocks.{gene}.{field}", theirs[gene][field], mine[gene][field])
+    if list(theirs) != list(mine):
+        found.append(Change(path="blocks", before=list(theirs), after=list(mine)))
+    return tuple(found)
+
+
+def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
+    """The blueprint with recorded changes made again. Raises ValueError where a change does not fit."""
+    data = blueprint.to_json()
+    blocks: dict[str, Any] = {block["id"]: block for block in data["blocks"]}
+    order = list(blocks)
+    for change in edits:
+        section, _, rest = change.path.partition(".")
+        if change.path == "blocks":
+            order = list(change.after)
+        elif section == "blocks" and "." not in rest:
+            if change.after is None:
+                del blocks[rest]
+            else:
+                blocks[rest] = change.after
+        elif section == "blocks":
+            gene, _, field = rest.partition(".")
+            _set(blocks[gene], field, change)
+        else:
+            _set(data, change.path, change)
+    data["blocks"] = [blocks[gene] for gene in order if gene in blocks]
+    return Blueprint.model_validate(data)
+
+
+def _set(holder: dict[str, Any], path: str, change: Change) -> None:
+    *steps, last = path.split(".")
+    for step in steps:
+        holder = holder[step]
+    if holder.get(last) != change.before:
+        raise ValueError(f"{change.path}: found {holder.get(last)!r}, the edit expects {change.before!r}")
+    holder[last] = change.after
+
+
+def _dict_changes(path: str, old: dict[str, Any], new: dict[str, Any]) -> list[Change]:
+    return [Change(path=f"{path}.{key}", before=old[key], after=new[key]) for key in new if old[key] != new[key]]
+
+
+def _part_changes(path: str, old: Any, new: Any) -> list[Change]:
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return _dict_changes(path, old, new)
+    return [Change(path=path, before=old, after=new)]
+
+
+def distance(a: Blueprint, b: Blueprint) -> float:
+    """Structural distance: edit distance over blocks, plus the share of model-level fields that differ.
+
+    Putting in or taking out a block costs 1; turning one into another costs the share of their fields that differ.
+    Symmetric, 0 only for blueprints of equal digest, and within the triangle inequality.
+    """
+    left, right = canonical(a), canonical(b)
+    xs, ys = [_fields(block) for block in left["blocks"]], [_fields(block) for block in right["blocks"]]
+    row = [float(j) for j in range(len(ys) + 1)]
+    for i, x in enumerate(xs, start=1):
+        diagonal, row[0] = row[0], float(i)
+        for j, y in enumerate(ys, start=1):
+            best = min(row[j] + 1.0, row[j - 1] + 1.0, diagonal + _unlike(x, y))
+            diagonal, row[j] = row[j], best
+    stem = _unlike(
+        _fields([left[k] for k in ("emb", "norm", "head")]), _fields([right[k] for k in ("emb", "norm", "head")])
+    )
+    return row[-1] + stem
+
+
+def _fields(value: Any, path: str = "") -> frozenset[tuple[str, str]]:
+    """Leaves of nested data as (path, value) pairs."""
+    if isinstance(value, dict):
+        return frozenset().union(*(_fields(v, f"{path}.{k}") for k, v in value.items()))
+    if isinstance(value, list | tuple):
+        return frozenset().union(*(_fields(v, f"{path}.{i}") for i, v in enumerate(value)))
+    return frozenset({(path, repr(value))})
+
+
+def _unlike(x: frozenset[tuple[str, str]], y: frozenset[tuple[str, str]]) -> float:
+    """Jaccard distance, a metric on sets."""
+    return 1.0 - len(x & y) / len(x | y) if x | y else 0.0

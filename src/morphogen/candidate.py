@@ -1,0 +1,179 @@
+"""The records that a search passes around: plain, frozen, picklable data. No torch here.
+
+A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
+"""
+
+import zlib
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+from typing import Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+#: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
+TIMED = frozenset({"throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+
+
+class Record(BaseModel):
+    """Base of all plain records: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with `changes`."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+class Status(StrEnum):
+    """What became of a candidate."""
+
+    PROPOSED = "proposed"  # asked for, nothing known yet
+    REJECTED = "rejected"  # rung 0 turned it away; nothing was trained
+    FAILED = "failed"  # training did not finish: out of memory, not finite, dead worker
+    GATED = "gated"  # a rung's gate stopped it early; its metrics are those of that rung
+    TRAINED = "trained"  # measured at the highest rung
+
+
+class StopReason(IntEnum):
+    """Why training ended."""
+
+    FULL_RUN = 0
+    HIGH_GRAD = 1
+    LOW_ENTROPY = 2
+    NO_IMPROVE = 3
+    NOT_FINITE = 4
+    PPL_GATE = 5  # stopped after rung 1 by `train.ppl_stop_threshold`
+
+
+def stream(seed: int, index: int, purpose: str) -> np.random.Generator:
+    """The random stream of one candidate for one purpose; equal everywhere, whatever ran before."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, zlib.crc32(purpose.encode()))))
+
+
+class Change(Record):
+    """One place in a blueprint that differs. `path` names blocks by gene id: `blocks.b1.ffn.hidden`."""
+
+    path: str
+    before: Any = None
+    after: Any = None
+
+
+class Edit(Record):
+    """What one operator did: enough to explain and to replay.
+
+    `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
+    `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
+    """
+
+    operator: str
+    target: str
+    preserves: bool
+    changes: tuple[Change, ...] = ()
+    sources: dict[str, int] = {}
+
+
+class Tokens(Record):
+    """Training tokens behind a measurement.
+
+    own: this candidate's. lineage: the sum over the candidate and its distinct ancestors.
+    unique: distinct training tokens among the lineage's (a token seen twice counts once).
+    """
+
+    own: int
+    lineage: int
+    unique: int
+
+
+class Inheritance(Record):
+    """Parameter counts of a splice: carried in tensors of unchanged shape, carried in others, initialised afresh.
+
+    exact: the child computes its parent's function. notes: why it does not.
+    """
+
+    inherited: int
+    resized: int
+    fresh: int
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+
+class Candidate(Record):
+    """A blueprint, where it came from, and the edits that made it."""
+
+    id: str
+    index: int
+    generation: int
+    blueprint: dict[str, Any]
+    parents: tuple[str, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+
+class ParentRef(Record):
+    """A trained parent as a job needs it: its blueprint and where its weights lie (relative to the run folder)."""
+
+    id: str
+    blueprint: dict[str, Any]
+    checkpoint: str
+
+
+class Stage(Record):
+    """One rung to train: its number and its own token budget."""
+
+    rung: int
+    budget_tokens: int
+
+
+class Ancestor(Record):
+    """One distinct ancestor's training: its candidate index and how many steps it took."""
+
+    index: int
+    steps: int
+    tokens: int
+
+
+class Job(Record):
+    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
+
+    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
+    paths start.
+    """
+
+    experiment: dict[str, Any]
+    candidate: Candidate
+    parents: tuple[ParentRef, ...]
+    ancestors: tuple[Ancestor, ...]
+    stages: tuple[Stage, ...]
+    seed: int
+    run_dir: str
+    device: str
+
+
+class Report(Record):
+    """What was measured of a candidate.
+
+    metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
+    clock and memory (see TIMED). costs: computed from the blueprint. flops: training FLOPs spent on this candidate.
+    rung: the highest rung finished (-1: none). checkpoint: path below the run folder.
+    """
+
+    id: str
+    status: Status
+    reason: str = ""
+    rung: int = -1
+    metrics: dict[str, float] = {}
+    timed: dict[str, float] = {}
+    costs: dict[str, float] = {}
+    tokens: Tokens = Tokens(own=0, lineage=0, unique=0)
+    steps: int = 0
+    flops: float = 0.0
+    inheritance: Inheritance | None = None
+    checkpoint: str | None = None
+    stop_reason: StopReason = StopReason.FULL_RUN
+    nan_seen: bool = False
+    loss_spike: bool = False
+
+    def value(self, name: str) -> float | None:
+        """The metric, timed metric or cost called `name`; None when this candidate has none."""
+        tables: tuple[Mapping[str, float], ...] = (self.metrics, self.costs, self.timed)
+        return next((table[name] for table in tables if name in table), None)

@@ -1,0 +1,361 @@
+"""The command line: thin. Each command reads its arguments, calls one function, and prints.
+
+Exit codes: 0 done, 2 bad input (one message on stderr), 130 interrupted and resumable. Nothing heavy is imported until
+a command needs it.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from morphogen.errors import InputError, MorphogenError, unknown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from morphogen.evolve import Keep
+    from morphogen.experiment import Experiment
+
+app = typer.Typer(
+    name="morphogen",
+    help="Evolve language-model architectures on real text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+INTERRUPTED = 130
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage")
+
+Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Folder = Annotated[str, typer.Argument(help="a run's folder", metavar="RUN")]
+
+
+@app.command()
+def run(
+    config: Config,
+    out: Annotated[str | None, typer.Option(help="the run's folder; default runs/<name of FILE>")] = None,
+    generations: Annotated[int | None, typer.Option(help="generations after the root's")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the run; default train.seed")] = None,
+    steps: Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")] = None,
+    eval_batches: Annotated[int | None, typer.Option(help="held-out batches per shard")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")
+    ] = False,
+    parent_selection: Annotated[str | None, typer.Option(help="weighted, pareto_uniform or lexicase")] = None,
+    mutation_weight: Annotated[
+        list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")
+    ] = None,
+    mutation_steps: Annotated[
+        int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, say what would be done, do nothing")
+    ] = False,
+    as_json: AsJson = False,
+    cleanup_old_checkpoints: Annotated[
+        bool, typer.Option("--cleanup-old-checkpoints", help="drop what neither survivors nor frontier need")
+    ] = False,
+    prune_checkpoints_to_frontier: Annotated[
+        bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")
+    ] = False,
+) -> None:
+    """Evolve the experiment in FILE."""
+    from morphogen.evolve import Keep
+    from morphogen.options import named_weights, with_options
+
+    experiment = with_options(
+        _experiment(config),
+        generations=generations,
+        steps=steps,
+        eval_batches=eval_batches,
+        parent_selection=parent_selection,
+        mutation_steps=mutation_steps,
+        mutation_weights=named_weights("--mutation-weight", mutation_weight or ()),
+    )
+    folder = Path(out) if out else Path("runs") / Path(config).stem
+    keep = Keep(cleanup=cleanup_old_checkpoints, prune=prune_checkpoints_to_frontier)
+    if dry_run:
+        rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
+    else:
+        carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+
+
+def carry_out(
+    experiment: "Experiment", folder: Path, *, seed: int | None, device: str, resume: bool, keep: "Keep", as_json: bool
+) -> None:
+    """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
+    from rich.console import Console
+
+    from morphogen.console import Live, observer_for
+    from morphogen.evolve import evolve
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    observer = observer_for(Console(), as_json)
+    try:
+        evolve(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, observer=observer)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command with --resume goes on (run folder {folder})", file=sys.stderr)
+        raise
+    finally:
+        if isinstance(observer, Live):
+            observer.stop()
+
+
+def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
+    """Checks all that a run would check before its first step, reads its text, and says what it would do."""
+    from morphogen import explain, runfolder
+    from morphogen.evolve import check_measured, settle
+    from morphogen.search.engine import Engine
+    from morphogen.training.loop import choose_device
+
+    runfolder.check_usable(folder, resume)
+    choose_device(device)
+    experiment, prepared = settle(experiment)
+    check_measured(experiment)
+    root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
+    plan = explain.plan(experiment)
+    told = {
+        "folder": str(folder),
+        "root": root.id,
+        "candidates": plan.candidates,
+        "tokens_each": plan.tokens_each,
+        "steps_each": plan.tokens_each // prepared.tokens_per_step,
+        "eval_tokens_each": plan.eval_tokens_each,
+        "vocab": prepared.vocab_size,
+        "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
+    }
+    _say(told, as_json)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")], as_json: AsJson = False
+) -> None:
+    """Check experiment files: every mistake with its line and column."""
+    from morphogen.explain import blueprint_costs
+
+    mistakes: list[str] = []
+    told: dict[str, Any] = {}
+    for file in files:
+        try:
+            found = blueprint_costs(_experiment(file))
+            told[file] = f"ok, {found['layers']:.0f} blocks, {found['params']:,.0f} parameters"
+        except MorphogenError as error:
+            mistakes.append(str(error))
+    _say(told, as_json)
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+
+
+@app.command()
+def explain(
+    config: Config,
+    device: Annotated[str, typer.Option(help="where to measure: cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    measure: Annotated[bool, typer.Option(help="train a few steps on this machine, to estimate time")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, FLOPs, memory and estimated time of an experiment."""
+    from morphogen import explain as explaining
+    from morphogen.console import duration
+
+    experiment = _experiment(config)
+    found = explaining.blueprint_costs(experiment)
+    plan = explaining.plan(experiment)
+    told: dict[str, Any] = {name: int(value) for name, value in found.items()}
+    told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
+    if measure:
+        probe = explaining.probe(experiment, device)
+        seconds = plan.seconds(probe.tokens_per_second)
+        told["measured"] = {
+            "sequences": probe.sequences,
+            "tokens_per_second": round(probe.tokens_per_second, 1),
+            "peak_memory_bytes": probe.peak_memory_bytes,
+        }
+        told["estimated_seconds"] = round(seconds, 1)
+        if not as_json:
+            told["estimated_seconds"] = (
+                f"{told['estimated_seconds']} ({duration(seconds)}; an estimate from those steps)"
+            )
+    _say(told, as_json)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    as_json: AsJson = False,
+) -> None:
+    """What differs between two experiments: the blueprint by gene id, then everything else."""
+    from morphogen.blueprint.diff import changes, digest, distance
+    from morphogen.runfolder import differences
+
+    one, other = _experiment(a), _experiment(b)
+    found = changes(one.model, other.model)
+    rest = differences(
+        one.model_dump(mode="json", exclude={"model"}), other.model_dump(mode="json", exclude={"model"}), may_differ=()
+    )
+    if as_json:
+        told: dict[str, Any] = {"changes": [change.model_dump(mode="json") for change in found]}
+        told |= {"others": [dict(zip(("path", "a", "b"), entry, strict=True)) for entry in rest]}
+        _say(
+            told | {"distance": distance(one.model, other.model), "same": digest(one.model) == digest(other.model)},
+            True,
+        )
+        return
+    for path, before, after in [*((c.path, c.before, c.after) for c in found), *rest]:
+        print(f"{path}: {_flow(before)} -> {_flow(after)}")
+    same = "the same architecture" if digest(one.model) == digest(other.model) else "different architectures"
+    print(f"{same}, structural distance {distance(one.model, other.model):.4g}")
+
+
+@app.command()
+def schema(
+    which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
+) -> None:
+    """The JSON Schema of a file format, for editors and other programs."""
+    from morphogen.blueprint.schema import Blueprint
+    from morphogen.experiment import Experiment
+    from morphogen.store.frontier import Frontier
+    from morphogen.store.lineage import Lineage
+
+    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage)
+    models = dict(zip(SCHEMAS, kinds, strict=True))
+    if which not in models:
+        raise InputError(unknown("schema", which, SCHEMAS))
+    print(json.dumps(models[which].model_json_schema(), indent=2))
+
+
+@app.command()
+def operators(
+    config: Annotated[str | None, typer.Argument(help="say which apply to this experiment", metavar="FILE")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every mutation: its name, whether it keeps the function, what it does."""
+    from morphogen.parts.base import OPERATORS
+    from morphogen.report.tables import as_text
+    from morphogen.variation.operator import describe_operators
+
+    if config is not None:
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(_experiment(config).model)]
+    else:
+        rows = [
+            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": _preserves(op.preserves)}
+            for op in (OPERATORS[name] for name in sorted(OPERATORS))
+        ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    words = {True: "exact", False: "lossy", None: "depends"}
+    order = ("name", "level", "applies", "function", "summary")
+    shown = [{**row, "function": words[row["preserves"]]} for row in rows]
+    print(as_text([{name: row[name] for name in order if name in row} for row in shown]), end="")
+
+
+@app.command()
+def lineage(
+    folder: Folder,
+    out: Annotated[str | None, typer.Option(help="draw the picture anew: a .svg or .dot file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How the frontier came about: every frontier candidate with its ancestors and their edits."""
+    from morphogen.status import ancestry, draw
+    from morphogen.store.lineage import Lineage
+
+    found = Lineage.read(_run(folder) / "lineage.json")
+    candidates, reports = found.records()
+    if out is not None:
+        draw(_run(folder), Path(out))
+        print(f"wrote {out}")
+    elif as_json:
+        print(found.to_json(), end="")
+    else:
+        print("\n\n".join(ancestry(candidates, reports, id) for id in found.frontier) or "no frontier yet")
+
+
+@app.command()
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """Where a run stands. It may be running meanwhile."""
+    from morphogen.status import standing
+
+    _say(standing(_run(folder)), as_json)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: runs one command and exits with its code."""
+    command = typer.main.get_command(app)
+    # typer's usage errors have no public name of their own, but this public one is among them
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
+    code: int
+    try:
+        code = int(command.main(args=args, prog_name="morphogen", standalone_mode=False) or 0)
+    except MorphogenError as error:
+        print(f"morphogen: {error}", file=sys.stderr)
+        code = error.exit_code
+    except usage_error as error:
+        print(f"morphogen: {_usage(error)}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """A usage error in one line, with the command it happened in and, for an unknown name, the nearest one."""
+    context = error.ctx
+    text = " ".join(str(error.format_message()).split())
+    return f"{text} (see {context.command_path} --help)" if context is not None else text
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _experiment(file: str) -> "Experiment":
+    from morphogen.blueprint.yaml import read
+    from morphogen.experiment import Experiment
+
+    return read(file).parse(Experiment)
+
+
+def _run(folder: str) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        names = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise InputError(unknown("run folder", path.name, names) if names else f"{folder}: no such run folder")
+    return path
+
+
+def _preserves(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _flow(value: object) -> str:
+    return json.dumps(value)
+
+
+def _say(told: Mapping[str, Any], as_json: bool) -> None:
+    """A mapping as JSON, or as aligned lines."""
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    width = max((len(name) for name in told), default=0)
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+        print(f"{name:<{width}}  {_number(value)}")
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,188 @@
+"""What a run looks like: live on a terminal, lines elsewhere, JSON lines for machines."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from morphogen.candidate import Status
+from morphogen.evolve import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
+from morphogen.experiment import Experiment
+from morphogen.report.tables import as_table, as_text, frontier_rows
+
+#: Whole lines of training progress are printed at most this often.
+LINE_SECONDS = 15.0
+
+
+def total_candidates(experiment: Experiment) -> int:
+    """How many candidates a run trains when none is turned away."""
+    return 1 + experiment.evolution.generations * experiment.evolution.population
+
+
+def observer_for(console: Console, as_json: bool) -> Observer:
+    """JSON lines, a live display on a terminal, or plain lines."""
+    if as_json:
+        return JsonLines(console.file)
+    return Live(console) if console.is_terminal else Lines(lambda line: print(line, file=console.file, flush=True))
+
+
+def where(ended: Ended) -> str:
+    """Where to look now."""
+    folder = ended.folder
+    return "\n".join(
+        f"{what:<9} {folder / name}"
+        for what, name in (("frontier", "frontier.json"), ("picture", "lineage.svg"), ("report", "report.html"))
+    )
+
+
+class Lines:
+    """One line per finished candidate, with the time left; now and then one of training."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.say, self.clock = say, clock
+        self.experiment: Experiment | None = None
+        self.done = self.done_at_start = 0
+        self.started = self.last_line = clock()
+
+    def __call__(self, notice: Notice) -> None:
+        match notice:
+            case Began():
+                self.experiment = notice.experiment
+                self.done = self.done_at_start = notice.done
+                self.started = self.last_line = self.clock()
+                self.say(log_line(notice))
+            case Training(candidate, position, total, step):
+                if self.clock() - self.last_line >= LINE_SECONDS:
+                    self.last_line = self.clock()
+                    place = f"  [{position}/{total}] {candidate.id}"
+                    self.say(f"{place} step {step.step}/{step.steps} loss {step.loss:.3f}")
+            case Measured():
+                self.done += 1
+                self.last_line = self.clock()
+                self.say(f"{log_line(notice)}{self._left()}")
+            case Closed():
+                self.say(log_line(notice))
+            case Ended():
+                self.say(f"{log_line(notice)}\n")
+                self.say(as_text(_frontier(notice, self.experiment)))
+                self.say(where(notice))
+
+    def _left(self) -> str:
+        assert self.experiment is not None
+        left = total_candidates(self.experiment) - self.done
+        if left <= 0:
+            return ""
+        seconds = (self.clock() - self.started) / (self.done - self.done_at_start) * left
+        return f", about {duration(seconds)} left"
+
+
+class Live:
+    """Bars for the run and for the candidate in training, and the frontier after every generation."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.experiment: Experiment | None = None
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self.run: TaskID | None = None
+        self.candidate: TaskID | None = None
+
+    def __call__(self, notice: Notice) -> None:
+        match notice:
+            case Began():
+                self.experiment = notice.experiment
+                self.console.print(log_line(notice))
+                total = total_candidates(notice.experiment)
+                self.run = self.bars.add_task("candidates", total=total, completed=notice.done, note="")
+                self.candidate = self.bars.add_task("", total=None, note="")
+                self.bars.start()
+            case Training(candidate, position, total, step):
+                assert self.candidate is not None
+                note = f"loss {step.loss:.3f}  generation {candidate.generation} [{position}/{total}]"
+                self.bars.update(
+                    self.candidate, description=candidate.id, completed=step.step, total=step.steps, note=note
+                )
+            case Measured():
+                assert self.run is not None
+                assert self.candidate is not None
+                self.bars.advance(self.run)
+                self.bars.reset(self.candidate, total=None)
+                style = "dim" if notice.report.status is Status.TRAINED else "yellow"
+                self.console.print(log_line(notice), style=style, highlight=False, markup=False)
+            case Closed():
+                self.console.print(log_line(notice), highlight=False, markup=False)
+                self.console.print(as_table(_frontier(notice, self.experiment), "frontier"))
+            case Ended():
+                self.stop()
+                self.console.print(log_line(notice), highlight=False)
+                self.console.print(as_table(_frontier(notice, self.experiment), "frontier"))
+                self.console.print(where(notice), highlight=False, markup=False)
+
+    def stop(self) -> None:
+        """Takes the bars away, so that the terminal is as it was."""
+        self.bars.stop()
+
+
+class JsonLines:
+    """One JSON object a line: everything an observer is told."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def __call__(self, notice: Notice) -> None:
+        print(json.dumps(as_record(notice), allow_nan=False), file=self.file, flush=True)
+
+
+def as_record(notice: Notice) -> dict[str, Any]:
+    """A notice as plain data; numbers that are not finite are null."""
+    match notice:
+        case Began():
+            told: dict[str, Any] = {"event": "began", "run": notice.run, "folder": str(notice.folder)}
+            told |= {"done": notice.done, "total": total_candidates(notice.experiment)}
+        case Training(candidate, position, total, step):
+            told = {"event": "step", "id": candidate.id, "generation": candidate.generation, "position": position}
+            told |= {"total": total, "step": step.step, "steps": step.steps, "loss": step.loss, "tokens": step.tokens}
+        case Measured():
+            told = {
+                "event": "measured",
+                "generation": notice.candidate.generation,
+                **notice.report.model_dump(mode="json"),
+            }
+        case Closed(generation):
+            told = {"event": "closed", **generation.model_dump(mode="json", exclude={"kind"})}
+        case Ended():
+            told = {"event": "ended", "folder": str(notice.folder), "frontier": list(notice.closed[-1].frontier)}
+    return finite(told)  # type: ignore[no-any-return]
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0.0 else value
+
+
+def _frontier(notice: Closed | Ended, experiment: Experiment | None) -> list[dict[str, Any]]:
+    assert experiment is not None
+    ids = notice.generation.frontier if isinstance(notice, Closed) else notice.closed[-1].frontier
+    return frontier_rows(notice.candidates, notice.reports, ids, experiment.evolution.objectives)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for limit, unit, size in ((90.0, "s", 1.0), (5400.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,204 @@
+"""From the `data` section of an experiment to token files on disk, and the small record of them that jobs carry."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from morphogen.data import store, tokenizers
+from morphogen.data.store import Corpus, SplitName, TokenFile
+from morphogen.data.tokenizers import Ids, Tokenizer
+from morphogen.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from morphogen.experiment import BPE, Data, Shard
+
+#: A BPE is trained on about this many bytes of text per id of its vocabulary: 4 MiB for 4096 ids.
+SAMPLE_BYTES_PER_ID: Final = 1024
+
+
+@dataclass(frozen=True)
+class PreparedShard:
+    """One source, encoded. `weight` is as given; `files` has one entry per split."""
+
+    name: str
+    source: str
+    weight: float
+    corpus: Corpus
+    files: dict[SplitName, TokenFile]
+
+    def windows(self, split: SplitName, seq_len: int) -> int:
+        """How many sequences of `seq_len` targets the split holds; they share no target."""
+        return max(0, self.files[split].tokens - 1) // seq_len
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Text made ready: paths, counts and hashes, a few kilobytes that can be pickled into a job.
+
+    vocab_size counts end of text (`eot`). tokenizer_digest and the shards' `corpus.digest` fix text and ids.
+    """
+
+    vocab_size: int
+    eot: int
+    tokenizer: str
+    tokenizer_digest: str
+    bytes_path: str
+    seq_len: int
+    batch_size: int
+    seed: int
+    shards: tuple[PreparedShard, ...]
+    eval_shards: tuple[PreparedShard, ...]
+    healing_shards: tuple[PreparedShard, ...]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in one batch."""
+        return self.seq_len * self.batch_size
+
+    def eval_shard(self, name: str) -> PreparedShard:
+        """The measured shard of that name; InputError names the others."""
+        for shard in self.eval_shards:
+            if shard.name == name:
+                return shard
+        raise InputError(unknown("eval shard", name, [shard.name for shard in self.eval_shards]))
+
+    def bytes_per_token(self) -> Ids:
+        """bytes_V: how many bytes of text each id stands for; 0 for end of text."""
+        table: Ids = np.load(self.bytes_path, allow_pickle=False)
+        return table
+
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says of the data: enough to tell whether two runs read the same text."""
+        return {
+            "tokenizer": {"name": self.tokenizer, "vocab_size": self.vocab_size, "digest": self.tokenizer_digest},
+            "corpora": {
+                role: [_summary(shard) for shard in shards]
+                for role, shards in (
+                    ("shards", self.shards),
+                    ("eval_shards", self.eval_shards),
+                    ("healing_shards", self.healing_shards),
+                )
+            },
+        }
+
+
+def prepare(data: "Data") -> PreparedData:
+    """Read, split and encode what `data` names, or find it in the cache.
+
+    Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
+    exist, text that stands in both training and held-out splits, or a cache that cannot be written.
+    """
+    tokenizer = _tokenizer(data)
+    done: dict[str, tuple[Corpus, dict[SplitName, TokenFile]]] = {}
+
+    def prepared(shard: "Shard") -> PreparedShard:
+        identity = shard.model_dump_json(exclude={"weight"})
+        if identity not in done:
+            corpus = store.survey(shard)
+            done[identity] = corpus, store.token_files(shard, corpus, data.split, tokenizer)
+        return PreparedShard(shard.name, shard.source, shard.weight, *done[identity])
+
+    ready = PreparedData(
+        vocab_size=tokenizer.vocab_size,
+        eot=tokenizer.eot,
+        tokenizer=data.tokenizer if isinstance(data.tokenizer, str) else f"bpe-{data.tokenizer.vocab}",
+        tokenizer_digest=tokenizer.digest,
+        bytes_path=_bytes_path(tokenizer),
+        seq_len=data.seq_len,
+        batch_size=data.batch_size,
+        seed=data.seed,
+        shards=tuple(prepared(shard) for shard in data.shards),
+        eval_shards=tuple(prepared(shard) for shard in data.measured_shards),
+        healing_shards=tuple(prepared(shard) for shard in data.healing_shards),
+    )
+    for shard in ready.shards + ready.healing_shards:
+        _check_size(shard, "train", data, f"data.split.train (now {data.split.train})")
+    for shard in ready.eval_shards:
+        _check_size(shard, "eval", data, f"data.split.eval (now {data.split.eval})")
+    _check_overlap(ready)
+    return ready
+
+
+def _check_size(shard: PreparedShard, split: SplitName, data: "Data", option: str) -> None:
+    if shard.windows(split, data.seq_len) > 0:
+        return
+    found = shard.files[split]
+    raise InputError(
+        f"data source {shard.source!r}: its {split} split has {found.documents} of {shard.corpus.documents} distinct "
+        f"documents and {found.tokens} tokens, and one sequence needs {data.seq_len + 1}; add documents, raise "
+        f"{option}, or lower data.seq_len"
+    )
+
+
+def _check_overlap(data: PreparedData) -> None:
+    """No text may be trained on and measured on, in whatever shards it stands."""
+
+    def hashes(shards: tuple[PreparedShard, ...], splits: tuple[SplitName, ...]) -> NDArray[np.uint64]:
+        return np.concatenate([shard.files[split].document_hashes() for shard in shards for split in splits])
+
+    trained = hashes(data.shards + data.healing_shards, ("train",))
+    held_out = hashes(data.shards + data.eval_shards + data.healing_shards, ("eval", "test"))
+    if len(common := np.intersect1d(trained, held_out)):
+        raise InputError(f"data: {len(common)} documents stand in a training and a held-out split; clear the cache")
+
+
+def _summary(shard: PreparedShard) -> dict[str, Any]:
+    tokens = {name: file.tokens for name, file in shard.files.items()}
+    return {"name": shard.name, "source": shard.source, **asdict(shard.corpus), "tokens": tokens}
+
+
+# -- tokenizers
+
+
+def _tokenizer(data: "Data") -> Tokenizer:
+    if not isinstance(data.tokenizer, str):
+        return _bpe(data, data.tokenizer)
+    return tokenizers.ByteTokenizer() if data.tokenizer == "bytes" else tokenizers.from_hugging_face(data.tokenizer)
+
+
+def _bpe(data: "Data", spec: "BPE") -> Tokenizer:
+    """The BPE of these shards' training splits, from the cache or trained now."""
+    corpora = [store.survey(shard) for shard in data.shards]
+    decides = [spec.vocab, SAMPLE_BYTES_PER_ID, data.split.train, [corpus.digest for corpus in corpora]]
+    weights = [shard.weight for shard in data.shards]
+    key = hashlib.blake2b(json.dumps([decides, weights]).encode(), digest_size=16).hexdigest()
+    path = store.cache_folder() / f"bpe-{store.FORMAT}-{key}.json"
+    if (known := store.read_checked(path)) is not None:
+        return tokenizers.from_json(known["tokenizer"])
+    trained = tokenizers.train_bpe(_training_sample(data, corpora, spec.vocab * SAMPLE_BYTES_PER_ID), spec.vocab)
+    store.write_checked(path, {"tokenizer": trained.to_json()})
+    return trained
+
+
+def _training_sample(data: "Data", corpora: list[Corpus], sample_bytes: int) -> Iterator[str]:
+    """About `sample_bytes` of training text, shared among the shards by weight; hashes decide which documents."""
+    total_weight = sum(shard.weight for shard in data.shards)
+    for shard, corpus in zip(data.shards, corpora, strict=True):
+        available = corpus.n_bytes * data.split.train
+        share = sample_bytes * shard.weight / total_weight / available if available else 1.0
+        for document in store.distinct(store.stored_documents(shard)):
+            if store.split_of(document.decides_split, data.split) == "train" and store.sampled(document.digest, share):
+                yield document.text
+
+
+def _bytes_path(tokenizer: Tokenizer) -> str:
+    """The file of `bytes_per_token`, written unless it is there and right."""
+    table_V = tokenizer.bytes_per_token
+    path = store.cache_folder() / f"bytes-{store.FORMAT}-{tokenizer.digest}.npy"
+    if not _holds(path, table_V):
+        with store.atomic(path) as file:
+            np.save(file, table_V, allow_pickle=False)
+    return str(path.absolute())
+
+
+def _holds(path: Path, table_V: Ids) -> bool:
+    try:
+        return np.array_equal(np.load(path, allow_pickle=False), table_V)
+    except (OSError, ValueError, EOFError):
+        return False

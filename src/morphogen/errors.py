@@ -1,0 +1,40 @@
+"""Every error morphogen raises on purpose. One root, so that a caller can catch them all."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MorphogenError(Exception):
+    """Something a user can act on; the command line prints its text alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class InputError(MorphogenError):
+    """A file, flag, checkpoint or blueprint that cannot be used as it is."""
+
+
+class OperatorError(MorphogenError):
+    """An operator that does not exist, or does not apply to the blueprint at hand."""
+
+
+class RunError(MorphogenError):
+    """A run folder that cannot be written, read or resumed."""
+
+
+class DivergedError(MorphogenError):
+    """Training produced numbers that are not finite."""
+
+
+def nearest(name: object, allowed: Iterable[str]) -> str | None:
+    """The allowed name closest to `name`, or None when nothing is close."""
+    close = difflib.get_close_matches(str(name).lower(), (found := {a.lower(): a for a in allowed}), n=1, cutoff=0.3)
+    return found[close[0]] if close else None
+
+
+def unknown(place: str, got: object, allowed: Iterable[str]) -> str:
+    """`place: got 'x', expected one of a, b; did you mean 'a'?`"""
+    names = sorted(allowed)
+    hint = nearest(got, names)
+    tail = f"; did you mean {hint!r}?" if hint else ""
+    return f"{place}: got {got!r}, expected one of {', '.join(names)}{tail}"

@@ -1,0 +1,414 @@
+"""The main loop: joins the search, which decides, to an executor, which trains. Everything is on disk before it counts.
+
+A run lives in one folder; its ledger is the one truth, and resuming is replaying it. A run may be killed at any moment
+and goes on with the same candidates, edits and repeatable metrics as if it had not been.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+import torch
+
+from morphogen import runfolder
+from morphogen.blueprint.yaml import dumps, read
+from morphogen.candidate import TIMED, Candidate, Report
+from morphogen.cost import costs
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.errors import InputError, RunError, unknown
+from morphogen.execution.base import Executor
+from morphogen.execution.local import InProcess
+from morphogen.experiment import Experiment
+from morphogen.report.wording import plain
+from morphogen.search.engine import Engine
+from morphogen.search.novelty import NAME as NOVELTY
+from morphogen.selection.objectives import resolve
+from morphogen.store.files import canonical_json, write_atomic
+from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import Event, Generation, Ledger, Reported, Start, Stop
+from morphogen.store.lineage import Lineage
+from morphogen.training.loop import StepInfo, choose_device
+
+#: Reasons in the ledger's stop events.
+FINISHED, INTERRUPTED = "finished", "interrupted"
+
+# ------------------------------------------------------------------------------------------- what observers are told
+
+
+@dataclass(frozen=True)
+class Began:
+    """The run starts, or goes on after `done` candidates."""
+
+    run: str
+    folder: Path
+    experiment: Experiment
+    done: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training step of one candidate; `position` of `total` in its generation, from 1."""
+
+    candidate: Candidate
+    position: int
+    total: int
+    step: StepInfo
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate is finished."""
+
+    candidate: Candidate
+    position: int
+    total: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A generation is closed. All candidates and reports so far are given, to be read only."""
+
+    generation: Generation
+    candidates: dict[str, Candidate]
+    reports: dict[str, Report]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over: all its generations are closed."""
+
+    folder: Path
+    closed: tuple[Generation, ...]
+    candidates: dict[str, Candidate]
+    reports: dict[str, Report]
+
+
+Notice = Began | Training | Measured | Closed | Ended
+Observer = Callable[[Notice], None]
+
+
+def nobody(notice: Notice) -> None:
+    """The observer that looks away."""
+
+
+# --------------------------------------------------------------------------------------------------------- the surface
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder."""
+
+    folder: Path
+    experiment: Experiment
+    seed: int
+    device: str = "cpu"
+
+    @property
+    def frontier(self) -> Frontier:
+        """The Pareto frontier, as in `frontier.json`."""
+        return Frontier.read(self.folder / "frontier.json")
+
+    @property
+    def lineage(self) -> Lineage:
+        """Every candidate and how it came about, as in `lineage.json`."""
+        return Lineage.read(self.folder / "lineage.json")
+
+    def resume(self, generations: int | None = None, observer: Observer = nobody) -> "Run":
+        """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
+        return evolve(
+            self.experiment,
+            self.folder,
+            generations=generations,
+            seed=self.seed,
+            device=self.device,
+            resume=True,
+            observer=observer,
+        )
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What to do with files. checkpoint_dir: where checkpoints lie, instead of the run folder. lineage_out,
+    frontier_out: where to put a copy. cleanup: drop checkpoints that neither survivors nor the frontier need, after
+    every generation. prune: at the end, drop all but the frontier's.
+    """
+
+    checkpoint_dir: Path | None = None
+    lineage_out: Path | None = None
+    frontier_out: Path | None = None
+    cleanup: bool = False
+    prune: bool = False
+
+
+def load(path: str | Path) -> Experiment:
+    """The experiment in a YAML file, its vocabulary size filled in from its tokenizer.
+
+    A BPE is trained (and cached) for that. InputError with file, line and column for every mistake.
+    """
+    experiment = read(path).parse(Experiment)
+    return experiment if experiment.model.emb.vocab is not None else settle(experiment)[0]
+
+
+def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
+    """The experiment with the vocabulary size filled in, and its data made ready."""
+    prepared = prepare(experiment.data)
+    model = experiment.model.with_vocab(prepared.vocab_size)
+    return experiment.model_copy(update={"model": model}), prepared
+
+
+def check_measured(experiment: Experiment) -> None:
+    """InputError for an objective or a score weight that nothing measures, before anything is trained."""
+    shards = [shard.name for shard in experiment.data.measured_shards]
+    known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
+    known |= {"bpb_sample", "instability", NOVELTY, *TIMED, *costs(experiment.model, experiment.data.seq_len)}
+    evolution = experiment.evolution
+    for name in evolution.objectives:
+        if name not in known:
+            raise InputError(unknown(f"evolution.objectives.{name}", name, known))
+    for name in evolution.weights:
+        if (value := resolve(name, evolution.objectives)[0]) not in known:
+            raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): not measured", value, known))
+
+
+def evolve(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    generations: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    keep: Keep = Keep(),
+    executor: Executor | None = None,
+    observer: Observer = nobody,
+) -> Run:
+    """Evolves `experiment` in folder `out` and returns when all its generations are closed.
+
+    seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. Raises
+    InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used; on
+    KeyboardInterrupt the run is left so that it can be resumed.
+    """
+    folder = Path(out)
+    runfolder.check_usable(folder, resume)
+    device = str(choose_device(device))
+    if generations is not None:
+        changed = {**dict(experiment.evolution), "generations": generations}
+        experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
+    seed = experiment.train.seed if seed is None else seed
+    experiment, prepared = settle(experiment)
+    check_measured(experiment)
+    with _Session.open(folder, experiment, seed, device, prepared, keep, observer) as session:
+        session.loop(executor or InProcess(prepared))
+    return Run(folder, experiment, seed, device)
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+@dataclass
+class _Session:
+    """A run that is open for writing."""
+
+    folder: Path
+    experiment: Experiment
+    ledger: Ledger
+    engine: Engine
+    keep: Keep
+    observer: Observer
+    facts: dict[str, str]
+    log: IO[str]
+    finished: bool
+    position: int = 0
+    total: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        experiment: Experiment,
+        seed: int,
+        device: str,
+        prepared: PreparedData,
+        keep: Keep,
+        observer: Observer,
+    ) -> Self:
+        """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
+        engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
+        ledger = Ledger.open(folder, create=not (folder / "ledger.sqlite").exists())
+        try:
+            runfolder.remove_leftovers(folder)
+            runfolder.link_checkpoints(folder, keep.checkpoint_dir)
+            events = list(ledger.events())
+            if events:
+                told = _check_same(folder, events[0], experiment, seed, prepared)
+            else:
+                told = runfolder.environment(seed, device, torch.get_num_threads(), prepared.environment())
+                write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
+            write_atomic(folder / "experiment.yaml", dumps(experiment).encode())
+            if not events:
+                ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
+            for event in events[1:]:
+                engine.apply(event)
+            if torch.get_num_threads() != told["threads"]:
+                torch.set_num_threads(told["threads"])  # sums depend on how they are split
+            log = _open_log(folder)
+        except BaseException:
+            ledger.close()
+            raise
+        facts = {"seed": str(seed), "device": device, "morphogen": str(told["commit"] or told["versions"]["morphogen"])}
+        finished = bool(events) and events[-1] == Stop(reason=FINISHED)
+        return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self._interrupted()
+            elif error is not None:
+                with suppress(RunError):  # a full disk, of which `error` tells already
+                    self._write_log(f"stopped: {error}")
+        finally:
+            self.ledger.close()
+            self.log.close()
+
+    def loop(self, executor: Executor) -> None:
+        """Generation after generation until the engine is done. On disk first, then in memory."""
+        engine = self.engine
+        self._tell(Began(_name(self.experiment, engine.seed), self.folder, self.experiment, len(engine.reports)))
+        while not engine.done:
+            if not engine.open:
+                self.ledger.append(engine.ask())
+            pending = engine.pending()
+            self.total = sum(c.generation == engine.generation for c in engine.candidates.values())
+            self.position = self.total - len(pending) + 1
+            for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
+                self.ledger.append(Reported(report=report))
+                engine.tell(report)
+                self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                self.position += 1
+            generation = engine.close_generation()
+            self.ledger.append(generation)
+            self.finished = False
+            self._export()
+            if self.keep.cleanup:
+                self._drop_checkpoints({*engine.survivors, *engine.frontier_ids})
+            self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
+        if not self.finished:
+            self.ledger.append(Stop(reason=FINISHED))
+        self._export()
+        if self.keep.prune:
+            self._drop_checkpoints(set(engine.frontier_ids))
+        self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports)))
+
+    def _progress(self, candidate: Candidate, step: StepInfo) -> None:
+        self.observer(Training(candidate, self.position, self.total, step))
+
+    def _tell(self, notice: Notice) -> None:
+        if line := log_line(notice):
+            self._write_log(line)
+        self.observer(notice)
+
+    def _export(self) -> None:
+        runfolder.export(
+            self.folder,
+            _name(self.experiment, self.engine.seed),
+            self.engine.candidates,
+            self.engine.reports,
+            self.engine.generations,
+            self.experiment.evolution.objectives,
+            self.facts,
+            {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
+        )
+
+    def _drop_checkpoints(self, keep: set[str]) -> None:
+        reports = self.engine.reports
+        gone = runfolder.remove_checkpoints(self.folder, [reports[id].checkpoint for id in keep])
+        self._write_log(f"removed {gone} checkpoints, kept {len(keep)}")
+
+    def _interrupted(self) -> None:
+        """An interrupt may come in the middle of a write, so that the ledger is opened anew to say so."""
+        self.ledger.close()
+        with Ledger.open(self.folder) as ledger:
+            ledger.append(Stop(reason=INTERRUPTED))
+        self._write_log("interrupted; --resume goes on from here")
+
+    def _write_log(self, line: str) -> None:
+        try:
+            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            self.log.flush()
+        except OSError as error:
+            raise RunError(f"{self.folder / 'run.log'}: cannot be written: {error.strerror}") from None
+
+
+def log_line(notice: Notice) -> str:
+    """What run.log says of a notice; empty for a single training step."""
+    match notice:
+        case Began():
+            after = f", after {notice.done} candidates" if notice.done else ""
+            return f"run {notice.run} begins{after}"
+        case Measured(candidate, position, total, report):
+            place = f"generation {candidate.generation} [{position}/{total}]"
+            said = report.reason or ", ".join(
+                f"{name} {report.metrics[name]:.4g}" for name in ("bpb", "ppl") if name in report.metrics
+            )
+            return f"{place} {candidate.id} {report.status}: {said}"
+        case Closed(generation):
+            volume = f"hypervolume {generation.hypervolume:.6g}"
+            return f"generation {generation.generation} closed: {len(generation.frontier)} on the frontier, {volume}"
+        case Ended():
+            return f"finished with {len(notice.reports)} candidates"
+        case Training():
+            return ""
+
+
+def _check_same(
+    folder: Path, first: Event, experiment: Experiment, seed: int, prepared: PreparedData
+) -> dict[str, Any]:
+    """The environment a run was started in; RunError unless experiment, seed and text are those it was started with."""
+    if not isinstance(first, Start):
+        raise RunError(f"{folder}: the ledger does not begin with the start of a run")
+    found = [
+        f"{path} is {plain(old)} there and {plain(new)} here"
+        for path, old, new in runfolder.differences(first.experiment, _plain(experiment))
+    ]
+    if first.seed != seed:
+        found.append(f"the seed is {first.seed} there and {seed} here")
+    told = read_environment(folder)
+    if told["data"] != json.loads(canonical_json(prepared.environment())):
+        found.append("the text or the tokenizer has changed since (see its environment.json)")
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise RunError(f"{folder}: holds another experiment: {'; '.join(found[:3])}{more}; choose another --out")
+    return told
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """`environment.json` of a run; InputError when it cannot be read."""
+    try:
+        told: dict[str, Any] = json.loads((folder / "environment.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'environment.json'}: cannot be read: {error}") from None
+    return told
+
+
+def _open_log(folder: Path) -> IO[str]:
+    try:
+        return (folder / "run.log").open("a", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{folder / 'run.log'}: cannot be written: {error.strerror}") from None
+
+
+def _name(experiment: Experiment, seed: int) -> str:
+    """The run's name in files and pictures; two runs of the same experiment and seed write the same files."""
+    return f"{experiment.model.name}-{seed}"
+
+
+def _plain(experiment: Experiment) -> dict[str, Any]:
+    return experiment.model_dump(mode="json")

@@ -1,0 +1,187 @@
+"""An experiment: model + train + data + evolution in one YAML file.
+
+Every field here is read by something; unknown names are refused. See docs/experiments.md for what each one means.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from morphogen.blueprint.schema import TAG, Blueprint
+from morphogen.parts.base import Frozen
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Optimizer(Frozen):
+    """The update rule. `lr` and `weight_decay` override `train`'s when given."""
+
+    name: Literal["adamw", "lion", "muon"] = "adamw"
+    lr: PositiveFloat | None = None
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat | None = None
+
+
+class Train(Frozen):
+    """How a candidate is trained, and when training is stopped early.
+
+    Guards: `instability_threshold` bounds the gradient norm (stop reason high_grad); `entropy_threshold` (nats) bounds
+    the mean entropy of the predicted next-token distribution from below for `entropy_patience` checks in a row
+    (low_entropy); `no_improve_patience` checks without a relative gain of `improvement_tolerance` in the training loss
+    (no_improve). `ppl_stop_threshold` is the gate after rung 1: held-out perplexity above it ends the candidate.
+    """
+
+    lr: PositiveFloat = 3e-3
+    warmup: NonNegativeInt = 20
+    clip: PositiveFloat = 1.0
+    bf16: bool = False
+    grad_ckpt: bool = False
+    max_tokens: PositiveInt = 200_000
+    weight_decay: NonNegativeFloat = 0.1
+    seed: NonNegativeInt = 0
+    init_checkpoint: str | None = None
+    entropy_threshold: NonNegativeFloat = 0.5
+    entropy_patience: PositiveInt = 3
+    instability_threshold: PositiveFloat = 5.0
+    no_improve_patience: PositiveInt = 20
+    improvement_tolerance: NonNegativeFloat = 1e-3
+    ppl_stop_threshold: PositiveFloat | None = None
+    optimizer: Optimizer = Optimizer()
+
+
+class BPE(Frozen):
+    """A byte-level BPE trained on the training split and cached by content."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab: Annotated[int, Field(ge=257, le=1_000_000)] = 4096
+
+
+class Split(Frozen):
+    """Shares of documents by hash. What is left of 1 is the test split, which nothing here trains on or selects by."""
+
+    train: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    eval: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+
+    @model_validator(mode="after")
+    def _sum(self) -> Self:
+        if self.train + self.eval > 1.0:
+            raise ValueError(f"train + eval is {self.train + self.eval}, expected at most 1")
+        return self
+
+
+def _source(source: str) -> str:
+    if not source.strip():
+        raise ValueError("empty, expected stdlib-code, stdlib-docs, a file or folder, or hf:NAME[:CONFIG]")
+    return source
+
+
+def _tokenizer_tag(value: Any) -> str:
+    return TAG + ("bpe" if isinstance(value, Mapping | BPE) else "name")
+
+
+class Shard(Frozen):
+    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`.
+
+    weight: share of training sequences, relative to the other shards'. split, revision: of a Hugging Face data set.
+    cache_path: where its tokens are kept, instead of the common cache. max_documents: how many documents to take from
+    the head of the source, so that a large data set on the hub need not be fetched whole.
+    """
+
+    source: Annotated[str, AfterValidator(_source)]
+    weight: PositiveFloat = 1.0
+    split: str = "train"
+    revision: str | None = None
+    cache_path: str | None = None
+    max_documents: PositiveInt | None = None
+
+    @property
+    def name(self) -> str:
+        """The source as it stands in metric names: `ppl_<name>`."""
+        return re.sub(r"[^A-Za-z0-9]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower()
+
+
+class Data(Frozen):
+    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split."""
+
+    tokenizer: Annotated[
+        Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
+    ] = "bytes"
+    seq_len: Annotated[int, Field(ge=8)] = 256
+    batch_size: PositiveInt = 8
+    seed: NonNegativeInt = 0
+    split: Split = Split()
+    shards: Annotated[tuple[Shard, ...], Field(min_length=1)] = (Shard(source="stdlib-code"),)
+    eval_shards: tuple[Shard, ...] = ()
+    healing_shards: tuple[Shard, ...] = ()
+    healing_tokens: NonNegativeInt = 0
+    eval_tokens: PositiveInt = 65_536
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for field in ("shards", "eval_shards"):
+            names = [shard.name for shard in getattr(self, field)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{field}: two shards share a name among {names}")
+        if self.healing_tokens and not self.healing_shards:
+            raise ValueError("healing_tokens is set, but there are no healing_shards")
+        return self
+
+    @property
+    def measured_shards(self) -> tuple[Shard, ...]:
+        """The shards that metrics are reported on."""
+        return self.eval_shards or self.shards
+
+
+Direction = Literal["min", "max"]
+
+
+class Evolution(Frozen):
+    """The search: who breeds, what is measured, what survives.
+
+    Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
+    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`.
+    """
+
+    generations: NonNegativeInt = 3
+    population: PositiveInt = 8
+    topk_keep: PositiveInt = 6
+    crossover_prob: Share = 0.2
+    parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
+    survival: Literal["rank_crowding"] = "rank_crowding"
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}
+    weights: dict[str, float] = {}
+    rung0_thresholds: dict[str, PositiveFloat] = {}
+    rung1_tokens: NonNegativeInt = 40_000
+    rung2_tokens: NonNegativeInt = 80_000
+    min_layers: PositiveInt = 1
+    mutation_steps: NonNegativeInt = 2
+    mutation_weights: dict[str, NonNegativeFloat] = {}
+    weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.rung1_tokens + self.rung2_tokens == 0:
+            raise ValueError("rung1_tokens and rung2_tokens are both 0, so nothing would be trained")
+        return self
+
+
+class Experiment(Frozen):
+    """One experiment file."""
+
+    model: Blueprint
+    train: Train = Train()
+    data: Data = Data()
+    evolution: Evolution = Evolution()

@@ -1,0 +1,80 @@
+"""What an experiment will take: costs from the blueprint, and time from a few steps measured on this machine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.cost import TRAIN_FACTOR, costs
+from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
+from morphogen.experiment import BPE, Data, Experiment
+from morphogen.metrics.throughput import tokens_per_second
+from morphogen.network import build
+from morphogen.training.loop import Trainer, choose_device
+
+#: The probe takes at most this many FLOPs a step, by using fewer sequences than a real batch, but at least one.
+PROBE_FLOPS = 4e10
+PROBE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few training steps on random tokens: their number and length, median speed, peak bytes."""
+
+    sequences: int
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the search will train: candidates at most, training tokens each, held-out tokens measured each."""
+
+    candidates: int
+    tokens_each: int
+    eval_tokens_each: int
+
+    def seconds(self, speed: float) -> float:
+        """Time at `speed` training tokens per second; a measured token costs a forward pass, so 1 / TRAIN_FACTOR."""
+        return self.candidates * (self.tokens_each + self.eval_tokens_each / TRAIN_FACTOR) / speed
+
+
+def with_nominal_vocab(experiment: Experiment) -> Blueprint:
+    """The blueprint with its vocabulary size as the `data` section names it, without reading any corpus."""
+    return experiment.model.with_vocab(nominal_vocab(experiment.data))
+
+
+def nominal_vocab(data: Data) -> int:
+    """Tokens in the vocabulary; a BPE may come out smaller where the text is short."""
+    if isinstance(data.tokenizer, BPE):
+        return data.tokenizer.vocab
+    return ByteTokenizer.vocab_size if data.tokenizer == "bytes" else from_hugging_face(data.tokenizer).vocab_size
+
+
+def plan(experiment: Experiment) -> Plan:
+    """The search in numbers, when no candidate is turned away."""
+    evolution, data = experiment.evolution, experiment.data
+    return Plan(
+        candidates=1 + evolution.generations * evolution.population,
+        tokens_each=min(evolution.rung1_tokens + evolution.rung2_tokens, experiment.train.max_tokens),
+        eval_tokens_each=data.eval_tokens * len(data.measured_shards),
+    )
+
+
+def blueprint_costs(experiment: Experiment) -> dict[str, float]:
+    """Every cost of the experiment's blueprint by name; computed, not measured."""
+    return costs(with_nominal_vocab(experiment), experiment.data.seq_len)
+
+
+def probe(experiment: Experiment, device: str = "cpu") -> Probe:
+    """Train the blueprint for `PROBE_STEPS` steps on random tokens and time them."""
+    blueprint, length = with_nominal_vocab(experiment), experiment.data.seq_len
+    flops = TRAIN_FACTOR * costs(blueprint, length)["flops_per_token"] * length
+    sequences = int(min(max(PROBE_FLOPS / flops, 1), experiment.data.batch_size))
+    model = build(blueprint, seed=0).to(choose_device(device))
+    shape = (PROBE_STEPS, sequences, length + 1)
+    ids_SBT1 = np.random.default_rng(0).integers(blueprint.context().vocab, size=shape)
+    tokens = sequences * length
+    trainer = Trainer(model, experiment.train, total_steps=PROBE_STEPS, tokens_per_step=tokens, seed=0)
+    trainer.run(lambda step: ids_SBT1[step], PROBE_STEPS)
+    return Probe(sequences, tokens_per_second(tokens, trainer.trace.seconds), int(trainer.memory.bytes))

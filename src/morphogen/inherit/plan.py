@@ -1,0 +1,252 @@
+"""The inheritance plan: for every tensor of a child, which parent tensor it comes from, along which axes, or fresh.
+
+Plain data that costs no tensor. Blocks are matched by gene id, parameters by name, axes by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from morphogen.blueprint.schema import Block, Blueprint, Gene
+from morphogen.errors import InputError
+from morphogen.parts.base import ZEROS, Alignment, AxisMap, Frozen, Init, Modifier, Spec, flat
+
+
+class PlannedAxis(Frozen):
+    """One factor of one tensor dimension. `group` names the units that shrink together: same group, same survivors."""
+
+    axis: str
+    group: str
+    take: AxisMap
+
+
+class TensorPlan(Frozen):
+    """Where one child tensor comes from.
+
+    source: the parent tensor's name, None for a fresh one. parent: which parent. dims: per dimension, its factors.
+    scale: multiplies carried entries. init, init_args: how fresh entries are drawn. zero, mean: axes along which fresh
+    entries are zero, or the mean of the carried ones (weighted by the product of the vectors `weights`).
+    clear: the whole tensor is zero. gene, name: the stream fresh entries are drawn from.
+    """
+
+    tensor: str
+    gene: str
+    name: str
+    shape: tuple[int, ...]
+    source: str | None = None
+    parent: int | None = None
+    dims: tuple[tuple[PlannedAxis, ...], ...] = ()
+    scale: float = 1.0
+    init: str
+    init_args: tuple[float, ...] = ()
+    zero: tuple[str, ...] = ()
+    mean: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    clear: bool = False
+
+    @property
+    def verbatim(self) -> bool:
+        """True when the tensor is carried over bit for bit."""
+        whole = all(planned.take.identity for dim in self.dims for planned in dim)
+        return self.source is not None and whole and self.scale == 1.0 and not self.clear
+
+
+class Plan(Frozen):
+    """A child's tensors, each exactly once, and whether the child computes its parent's function.
+
+    notes: why it does not, in words.
+    """
+
+    tensors: tuple[TensorPlan, ...]
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Draft:
+    """What accumulates while a plan is drawn up."""
+
+    tensors: list[TensorPlan] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, int] | None = None) -> Plan:
+    """Draw up how `child` inherits from `parents` (none, one, or two of a crossover).
+
+    sources: gene id of a block -> parent it came from; where not given, the first parent with an equal block, else the
+    first with a block of that id. The stem comes from the first parent. InputError when a source has no such block.
+    """
+    draft = _Draft()
+    theirs = [{gene.key: gene for gene in parent.genes()} for parent in parents]
+    for gene in child.genes():
+        if not parents:
+            _fresh(draft, gene, clear_writers=False)
+            continue
+        which, origin, key = _find(gene, parents, sources or {})
+        source = None if which is None else theirs[which].get(key)
+        aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
+        if which is None or source is None or aligned is None:
+            _fresh(draft, gene, clear_writers=True)
+            if not gene.part.neutral():
+                draft.notes.append(f"{gene.key} is new and does not start neutral")
+        else:
+            _carry(draft, gene, source, which, aligned, copied=origin)
+    if parents:
+        draft.notes += _structure(child, parents[0])
+        if len(parents) > 1:
+            draft.notes.append("blocks of two parents")
+    return Plan(tensors=tuple(draft.tensors), exact=bool(parents) and not draft.notes, notes=tuple(draft.notes))
+
+
+def _find(gene: Gene, parents: Sequence[Blueprint], sources: Mapping[str, int]) -> tuple[int | None, bool, str]:
+    """(parent, whether it is the block this one was copied from, the gene's key there)."""
+    if gene.block is None:
+        return 0, False, gene.key
+    homes = [{block.id: block for block in parent.blocks} for parent in parents]
+    wanted = gene.block.id
+    if wanted in sources:
+        if wanted not in homes[sources[wanted]]:
+            raise InputError(f"block {wanted} is said to come from parent {sources[wanted]}, which has no such block")
+        return sources[wanted], False, gene.key
+    holders = [i for i, home in enumerate(homes) if wanted in home]
+    equal = [i for i in holders if _same(homes[i][wanted], gene.block)]
+    if holders:
+        return (equal or holders)[0], False, gene.key
+    copied = [i for i, home in enumerate(homes) if gene.block.origin in home]
+    if copied:
+        return copied[0], True, f"{gene.block.origin}{gene.key.removeprefix(wanted)}"
+    return None, False, gene.key
+
+
+def _same(a: Block, b: Block) -> bool:
+    return list(a.parts()) == list(b.parts())
+
+
+def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
+    for name, spec in gene.part.specs(gene.ctx).items():
+        init = ZEROS if clear_writers and name in gene.part.writers else spec.init
+        draft.tensors.append(
+            TensorPlan(
+                tensor=gene.tensor(name),
+                gene=gene.key,
+                name=name,
+                shape=spec.shape,
+                init=init.name,
+                init_args=init.args,
+            )
+        )
+
+
+def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignment, copied: bool) -> None:
+    part, specs = gene.part, source.part.specs(source.ctx)
+    sizes, their_sizes = part.sizes(gene.ctx), source.part.sizes(source.ctx)
+    lossy: list[str] = []
+    for name, spec in part.specs(gene.ctx).items():
+        origin = aligned.sources.get(name)
+        writes = name in part.writers
+        init: Init = aligned.init.get(name, spec.init)
+        common = {"tensor": gene.tensor(name), "gene": gene.key, "name": name, "shape": spec.shape}
+        if origin is None:
+            init = ZEROS if writes else init
+            draft.tensors.append(TensorPlan(**common, init=init.name, init_args=init.args))
+            continue
+        dims = _dims(gene, name, spec, specs[origin], aligned, which, sizes, their_sizes)
+        shrunk = {p.axis for dim in dims for p in dim if p.take.how in ("largest", "mean")}
+        lossy += sorted(shrunk)
+        zero, mean = aligned.zero.get(name, ()), aligned.mean.get(name, ())
+        weights: tuple[str, ...] = ()
+        if writes and gene.ctx.norm == "rmsnorm":
+            zero = (*zero, "dim")
+        elif writes:
+            mean, weights = (*mean, "dim"), _channel_scales(source)
+        draft.tensors.append(
+            TensorPlan(
+                **common,
+                source=source.tensor(origin),
+                parent=which,
+                dims=dims,
+                scale=aligned.scales.get(name, 1.0),
+                init=init.name,
+                init_args=init.args,
+                zero=zero,
+                mean=mean,
+                weights=weights,
+                clear=copied and writes,
+            )
+        )
+    if copied:
+        return  # it writes nothing yet, so that it changes nothing, whatever else became of it
+    if lossy:
+        draft.notes.append(f"{gene.key}: fewer along {', '.join(dict.fromkeys(lossy))}")
+    if aligned.note or not aligned.exact:
+        draft.notes.append(f"{gene.key}: {aligned.note or 'another function'}")
+
+
+def _dims(
+    gene: Gene,
+    name: str,
+    spec: Spec,
+    theirs: Spec,
+    aligned: Alignment,
+    which: int,
+    sizes: Mapping[str, int],
+    their_sizes: Mapping[str, int],
+) -> tuple[tuple[PlannedAxis, ...], ...]:
+    """Every factor of every dimension of one tensor."""
+    axes = aligned.axes.get(name, spec.axes)
+    if aligned.parent_axes.get(name, theirs.axes) != axes:
+        raise ValueError(f"{gene.key}.{name}: axes {theirs.axes} cannot be aligned with {axes}")
+    out = []
+    for factors in flat(axes):
+        planned = []
+        for axis in factors:
+            size, parent_size = sizes[axis], their_sizes[axis]
+            how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
+            take = aligned.maps.get(axis) or AxisMap(how=how, size=size, parent_size=parent_size)
+            group = f"dim/{which}" if axis == "dim" else f"{gene.key}/{axis}"
+            planned.append(PlannedAxis(axis=axis, group=group, take=take))
+        out.append(tuple(planned))
+    return tuple(out)
+
+
+def _channel_scales(source: Gene) -> tuple[str, ...]:
+    """Tensors of the parent that multiply this branch's output channel by channel."""
+    if source.block is None:
+        return ()
+    block_prefix = ".".join(source.prefix.split(".")[:2])
+    return tuple(
+        f"{block_prefix}.{path}.{name}"
+        for _, path, part in source.block.parts()
+        if isinstance(part, Modifier)
+        for name in part.channel_scales(source.slot)
+    )
+
+
+def _structure(child: Blueprint, parent: Blueprint) -> list[str]:
+    """What differs between the two beyond the parts themselves, and changes the function."""
+    notes = []
+    if child.norm != parent.norm:
+        notes.append(f"norm {parent.norm} became {child.norm}")
+    mine, theirs = {b.id: b for b in child.blocks}, {b.id: b for b in parent.blocks}
+    if gone := [i for i in theirs if i not in mine]:
+        notes.append(f"blocks {', '.join(gone)} removed")
+    if [i for i in mine if i in theirs] != [i for i in theirs if i in mine]:
+        notes.append("blocks reordered")
+    before, after = _keys(parent), _keys(child)
+    for block_id in (i for i in theirs if i in mine):
+        if lost := [key for key in before[block_id] if key not in after[block_id]]:
+            notes.append(f"{', '.join(lost)} removed")
+        kept = [key for key in after[block_id] if key in before[block_id]]
+        if kept != [key for key in before[block_id] if key in after[block_id]]:
+            notes.append(f"extras of {block_id} reordered")
+        if mine[block_id].parallel != theirs[block_id].parallel and len(mine[block_id].branches()) > 1:
+            notes.append(f"{block_id} runs {'in parallel' if mine[block_id].parallel else 'in sequence'}")
+    return notes
+
+
+def _keys(blueprint: Blueprint) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {block.id: [] for block in blueprint.blocks}
+    for gene in blueprint.genes():
+        if gene.block is not None:
+            keys[gene.block.id].append(gene.key)
+    return keys

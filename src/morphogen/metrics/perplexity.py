@@ -1,0 +1,110 @@
+"""Held-out loss. B sequences, T targets of a sequence (T1 is T + 1 tokens), V vocabulary."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from morphogen.data.mixture import EvalBatch, Mixture
+from morphogen.errors import DivergedError, InputError
+
+#: exp of more than this is no longer a float64.
+_MOST_NATS = 700.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Summed loss over held-out text: nats, over how many target tokens, that stand for how many bytes."""
+
+    nats: float
+    tokens: int
+    n_bytes: int
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(self.nats + other.nats, self.tokens + other.tokens, self.n_bytes + other.n_bytes)
+
+    @property
+    def ppl(self) -> float:
+        """exp(nats per token). DivergedError where that is not a number."""
+        mean = self.nats / self.tokens
+        if not mean < _MOST_NATS:
+            raise DivergedError(f"held-out loss is {mean} nats per token, which gives no perplexity")
+        return math.exp(mean)
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte of text."""
+        return self.nats / math.log(2.0) / self.n_bytes
+
+
+def score_batches(model: nn.Module, batches: Iterable[EvalBatch], *, bf16: bool = False) -> list[Score]:
+    """One score per batch; the model is left in the mode it was in. Losses are taken in fp32, also under bf16."""
+    device = next(model.parameters()).device
+    sizes, nats = [], []
+    training = model.training
+    model.eval()
+    # no_grad, not inference_mode: tables that parts cache on first use must still serve in training
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for ids_BT1, n_bytes in batches:
+            on_device_BT1 = torch.from_numpy(ids_BT1).to(device, non_blocking=True)
+            logits_BTV = model(on_device_BT1[:, :-1])
+            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), on_device_BT1[:, 1:].flatten(), reduction="sum")
+            nats.append(loss)
+            sizes.append((ids_BT1[:, 1:].size, n_bytes))
+    model.train(training)
+    sums = torch.stack(nats).double().tolist() if nats else []
+    return [Score(total, tokens, n_bytes) for total, (tokens, n_bytes) in zip(sums, sizes, strict=True)]
+
+
+def held_out(
+    model: nn.Module,
+    mixture: Mixture,
+    eval_tokens: int,
+    *,
+    limit_batches: int | None = None,
+    split: Literal["eval", "test"] = "eval",
+    bf16: bool = False,
+) -> dict[str, list[Score]]:
+    """Shard -> a score per batch, over the first `eval_tokens` of each measured shard. InputError where none is."""
+    scores = {}
+    for shard in mixture.prepared.eval_shards:
+        batches = mixture.eval_batches(shard.name, eval_tokens, limit_batches, split)
+        scores[shard.name] = score_batches(model, batches, bf16=bf16)
+        if not scores[shard.name]:
+            raise InputError(f"eval shard {shard.name!r}: got 0 batches of its {split} split, expected at least one")
+    return scores
+
+
+def shard_metrics(scores: Mapping[str, Sequence[Score]]) -> dict[str, float]:
+    """`ppl_<shard>` and `bpb_<shard>`, and their plain means over shards, `ppl` and `bpb`.
+
+    Raises InputError for a shard without a score, DivergedError for a loss that is not finite.
+    """
+    metrics: dict[str, float] = {}
+    for shard, parts in scores.items():
+        if not parts:
+            raise InputError(f"eval shard {shard!r}: got 0 batches, expected at least one")
+        whole = sum(parts[1:], parts[0])
+        metrics[f"ppl_{shard}"], metrics[f"bpb_{shard}"] = whole.ppl, whole.bpb
+    for kind in ("ppl", "bpb"):
+        metrics[kind] = math.fsum(metrics[f"{kind}_{shard}"] for shard in scores) / len(scores)
+    return metrics
+
+
+def evaluate(
+    model: nn.Module,
+    mixture: Mixture,
+    eval_tokens: int,
+    *,
+    limit_batches: int | None = None,
+    split: Literal["eval", "test"] = "eval",
+    bf16: bool = False,
+) -> dict[str, float]:
+    """`held_out` as metrics: what a trained model is measured by."""
+    return shard_metrics(
+        held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16)
+    )

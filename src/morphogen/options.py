@@ -1,0 +1,96 @@
+"""Command-line options that change an experiment. What they say is what the run's experiment.yaml then holds."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from morphogen.errors import InputError
+from morphogen.experiment import Experiment
+
+
+def with_options(
+    experiment: Experiment,
+    *,
+    generations: int | None = None,
+    steps: int | None = None,
+    eval_batches: int | None = None,
+    parent_selection: str | None = None,
+    mutation_steps: int | None = None,
+    mutation_weights: Mapping[str, float] | None = None,
+    score_weights: Mapping[str, float] | None = None,
+) -> Experiment:
+    """The experiment with the options given; InputError where one does not fit.
+
+    steps: training steps per candidate, shared out over rungs 1 and 2 as their budgets are in the file. eval_batches:
+    batches per shard of held-out text. score_weights: by which the `weighted` parent selection draws, and which
+    therefore choose it; any other selection beside them is refused, since it would ignore them.
+    """
+    evolution: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    train: dict[str, Any] = {}
+    if generations is not None:
+        evolution["generations"] = generations
+    if parent_selection is not None:
+        evolution["parent_selection"] = parent_selection
+    if mutation_steps is not None:
+        evolution["mutation_steps"] = mutation_steps
+    if mutation_weights:
+        evolution["mutation_weights"] = {**experiment.evolution.mutation_weights, **mutation_weights}
+    if score_weights:
+        if parent_selection not in (None, "weighted"):
+            raise InputError(
+                f"--score-weight-*: only --parent-selection weighted draws by scores, got {parent_selection!r}"
+            )
+        evolution["parent_selection"] = "weighted"
+        evolution["weights"] = {**experiment.evolution.weights, **score_weights}
+    if steps is not None:
+        if steps < 1:
+            raise InputError(f"--steps: got {steps}, expected at least 1")
+        first, second = rung_steps(experiment, steps)
+        tokens_per_step = experiment.data.seq_len * experiment.data.batch_size
+        evolution |= {"rung1_tokens": first * tokens_per_step, "rung2_tokens": second * tokens_per_step}
+        train["max_tokens"] = max(experiment.train.max_tokens, steps * tokens_per_step)
+    if eval_batches is not None:
+        if eval_batches < 1:
+            raise InputError(f"--eval-batches: got {eval_batches}, expected at least 1")
+        data["eval_tokens"] = eval_batches * experiment.data.seq_len * experiment.data.batch_size
+    sections = {"evolution": evolution, "data": data, "train": train}
+    plain = experiment.model_dump(mode="json")
+    try:
+        return Experiment.model_validate({**plain, **{name: {**plain[name], **new} for name, new in sections.items()}})
+    except ValidationError as error:
+        raise InputError(_flag_message(error)) from None
+
+
+def rung_steps(experiment: Experiment, steps: int) -> tuple[int, int]:
+    """`steps` shared out over rungs 1 and 2 as their budgets are; a rung that is on keeps at least one step."""
+    first, second = experiment.evolution.rung1_tokens, experiment.evolution.rung2_tokens
+    share = round(steps * first / (first + second))
+    if first and second and steps > 1:
+        share = min(max(share, 1), steps - 1)
+    return share, steps - share
+
+
+def named_weights(flag: str, pairs: Iterable[str]) -> dict[str, float]:
+    """`NAME=W` pairs as numbers; InputError for anything else."""
+    weights: dict[str, float] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        try:
+            weights[name.strip()] = float(text)
+        except ValueError:
+            separator = ""
+        if not separator or not name.strip():
+            raise InputError(f"{flag}: got {pair!r}, expected NAME=WEIGHT, as in widen_ffn=2.5")
+    return weights
+
+
+def _flag_message(error: ValidationError) -> str:
+    """One line per option whose value the experiment does not take."""
+    lines = []
+    for detail in error.errors(include_url=False):
+        place = ".".join(str(step) for step in detail["loc"])
+        said = str(detail["msg"]).removeprefix("Value error, ")
+        lines.append(f"{place}: got {detail['input']!r}, expected: {said[0].lower() + said[1:]}")
+    return "\n".join(dict.fromkeys(lines))

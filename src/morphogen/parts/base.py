@@ -1,0 +1,398 @@
+"""The contract every kind of part keeps, and the registries that kinds and operators join by being defined.
+
+A part is frozen data that describes one residual branch of a block (or, for a `Modifier`, something done to the
+branches' outputs). From what it declares about its tensors (named, factored axes; which entries of a grown tensor
+start at zero; which norms run over which axis) follow initialisation, splicing, growth, crossover between sizes and
+the transfer of optimizer state. Adding a kind means adding one file to this package.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor, nn
+
+from morphogen.errors import OperatorError, unknown
+
+NormKind = Literal["rmsnorm", "layernorm"]
+NORM_EPS = 1e-5
+
+#: One entry per tensor dimension: an axis name, or several when the dimension is a product (slowest first).
+Axes = tuple[str | tuple[str, ...], ...]
+
+
+class Frozen(BaseModel):
+    """Frozen, strict data. `evolve` is how operators make a changed copy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def evolve(self, **changes: Any) -> Self | None:
+        """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""
+        try:
+            child = type(self).model_validate({**dict(self), **changes})
+        except ValidationError:
+            return None
+        return None if child == self else child
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part may know of the model around it.
+
+    dim: residual width. vocab: tokens in the embedding. branches: residual branches in the whole model (scales the
+    initial output projections). seq_len: tokens per sequence, for costs only.
+    """
+
+    dim: int
+    norm: NormKind
+    vocab: int
+    init_std: float
+    branches: int
+    seq_len: int = 256
+
+
+@dataclass(frozen=True)
+class Init:
+    """How fresh entries are drawn: the name of an initialiser in `parts.initial`, and its arguments."""
+
+    name: str
+    args: tuple[float, ...] = ()
+
+
+NORMAL = Init("fan_in_normal", (1.0,))
+ZEROS = Init("zeros")
+ONES = Init("ones")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor of a part: its factored axes, the shape they give, how it starts, whether training changes it."""
+
+    axes: Axes
+    shape: tuple[int, ...]
+    init: Init
+    buffer: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of one part, per token of a sequence of `ctx.seq_len`, forward only.
+
+    flops: floating-point operations, a multiply-add counting 2. kv_bytes: cache that grows with the sequence, in bytes
+    per token at 2 bytes an entry. state_bytes: cache of fixed size per sequence, in bytes.
+    """
+
+    flops: float = 0.0
+    kv_bytes: float = 0.0
+    state_bytes: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.kv_bytes + other.kv_bytes, self.state_bytes + other.state_bytes)
+
+
+class AxisMap(Frozen):
+    """Where the entries along one axis of a child's tensor come from.
+
+    first: entry i from the parent's entry i, the rest fresh. largest: the parent's entries of largest norm, in their
+    order (which ones is decided when tensors are at hand). index: entry i from `index[i]`; -1 is fresh.
+    mean: entry i is the mean of the parent's entries `groups[i]`.
+    """
+
+    how: Literal["first", "largest", "index", "mean"]
+    size: int
+    parent_size: int
+    index: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def identity(self) -> bool:
+        """True when the axis is carried over unchanged."""
+        return self.how == "first" and self.size == self.parent_size
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a child part finds its tensors in a parent part.
+
+    sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
+    from the declared ones. maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
+    zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
+    init: how fresh entries start, where not as in a new part.
+    exact: whether this part computes the same function after the splice, given that fresh entries are placed so.
+    """
+
+    sources: Mapping[str, str | None]
+    exact: bool
+    note: str = ""
+    axes: Mapping[str, Axes] = field(default_factory=dict)
+    parent_axes: Mapping[str, Axes] = field(default_factory=dict)
+    maps: Mapping[str, AxisMap] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mean: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    init: Mapping[str, Init] = field(default_factory=dict)
+
+
+class Part(Frozen):
+    """One residual branch as data. Subclasses with a `kind` field join the registry.
+
+    slot: where it may stand. axes: every tensor it can have, with its factored axes. initial: how tensors start, where
+    not `NORMAL`. zero_init: tensor -> inner axes along which new entries start at zero so that a new unit changes
+    nothing. writers: tensors whose `dim` axis is added to the residual stream. buffers: tensors training leaves alone.
+    size_fields: fields that set sizes or names only; any other field's change changes the function.
+    """
+
+    slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem"]]
+    axes: ClassVar[Mapping[str, Axes]] = {}
+    initial: ClassVar[Mapping[str, Init]] = {}
+    zero_init: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    writers: ClassVar[frozenset[str]] = frozenset()
+    buffers: ClassVar[frozenset[str]] = frozenset()
+    size_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_alias(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "type" in data and "kind" not in data and "type" not in cls.model_fields:
+            return {("kind" if key == "type" else key): value for key, value in data.items()}
+        return data
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "kind" in cls.model_fields:
+            for kind in kinds_of(cls):
+                REGISTRY[(cls.slot, kind)] = cls
+
+    @property
+    def label(self) -> str:
+        """The kind, as it stands in the blueprint."""
+        return str(cast(Any, self).kind)
+
+    def inert(self) -> frozenset[str]:
+        """Fields without effect at the present setting; digest and distance skip them."""
+        return frozenset()
+
+    def neutral(self) -> bool:
+        """Whether putting this part in anew, its writers at zero, leaves the function as it was."""
+        return True
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """Names in `axes` that this configuration does not have."""
+        return frozenset()
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """Norm modules: name -> (axis it runs over, kind)."""
+        return {"norm": ("dim", ctx.norm)}
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """Length of every axis named in `axes`."""
+        raise NotImplementedError  # every kind has its own axes
+
+    def build(self, ctx: Context) -> nn.Module:
+        """The module, with uninitialised tensors named and shaped as `specs` says."""
+        raise NotImplementedError  # every kind has its own module
+
+    def cost(self, ctx: Context) -> Cost:
+        """What running it costs; parameters are counted from `specs`."""
+        raise NotImplementedError  # every kind has its own cost
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """Every tensor of the module, in a fixed order."""
+        sizes, gone = self.sizes(ctx), self.absent(ctx)
+        out: dict[str, Spec] = {}
+        for name, (axis, kind) in self.norms(ctx).items():
+            width = (sizes[axis],)
+            out[f"{name}.weight"] = Spec((axis,), width, ONES)
+            if kind == "layernorm":
+                out[f"{name}.bias"] = Spec((axis,), width, ZEROS)
+            out[f"{name}.eps"] = Spec((), (), Init("constant", (NORM_EPS,)), buffer=True)
+        for name, axes in self.axes.items():
+            if name not in gone:
+                init = self.initial.get(name, NORMAL)
+                if name in self.writers and init == NORMAL:
+                    init = Init("fan_in_normal", (1.0 / math.sqrt(2 * max(1, ctx.branches)),))
+                out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
+        return out
+
+    def align(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """How this part inherits from `parent`; None when the kinds have nothing in common.
+
+        The default is for a parent of the same class: tensors by name, axes by name, the norm rule wherever a norm
+        runs over an axis that grew, and exactness exactly when only sizes changed.
+        """
+        if type(parent) is not type(self):
+            return None
+        specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
+        changed = sorted(
+            name
+            for name in type(self).model_fields
+            if name not in self.size_fields | self.inert() and getattr(self, name) != getattr(parent, name)
+        )
+        return Alignment(
+            sources={name: name if name in theirs else None for name in specs},
+            exact=not changed and not (theirs.keys() - specs.keys()),
+            note=f"changed {', '.join(changed)}" if changed else "",
+            scales=self.norm_scales(parent, ctx, parent_ctx),
+            zero=self.zero_init,
+        )
+
+    def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
+        """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'."""
+        sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
+        scales: dict[str, float] = {}
+        for name, (axis, _) in self.norms(ctx).items():
+            ratio = theirs[axis] / sizes[axis]
+            if ratio < 1:
+                scales[f"{name}.weight"] = math.sqrt(ratio)
+                scales[f"{name}.eps"] = ratio
+        return scales
+
+
+class Modifier(Part):
+    """An extra that acts on the outputs of the block's branches instead of adding a branch of its own."""
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """A modifier normalises nothing."""
+        return {}
+
+    def acts_on(self) -> tuple[str, ...]:
+        """Slots whose branches it changes; the block must have them."""
+        return ()
+
+    def channel_scales(self, slot: str) -> tuple[str, ...]:
+        """Names of this part's vectors over `dim` that multiply the output of branch `slot`."""
+        return ()
+
+
+class Branch(nn.Module):
+    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width."""
+
+    norm: nn.Module
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""
+        raise NotImplementedError  # every kind has its own
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """`mix(norm(x))`; the caller adds the residual."""
+        return self.mix(self.norm(x_BTD))
+
+
+class Modulation(nn.Module):
+    """A modifier's module."""
+
+    def modulate(self, slot: str, y_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        """The changed output `y` of branch `slot`, whose input was `x`."""
+        raise NotImplementedError  # every kind has its own
+
+
+REGISTRY: dict[tuple[str, str], type[Part]] = {}
+
+
+def kinds_of(cls: type[Part]) -> tuple[str, ...]:
+    """The values that `kind` may take in a class of parts."""
+    return tuple(cls.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
+
+
+def registered(slot: str) -> dict[str, type[Part]]:
+    """kind -> class, for every kind that may stand in `slot`."""
+    return {kind: cls for (where, kind), cls in REGISTRY.items() if where == slot}
+
+
+def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
+    """Each dimension's factors, slowest first."""
+    for axis in axes:
+        yield (axis,) if isinstance(axis, str) else axis
+
+
+def shape_of(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The tensor shape that factored axes give."""
+    return tuple(math.prod(sizes[name] for name in factors) for factors in flat(axes))
+
+
+# --------------------------------------------------------------------------------------------------- operators
+
+
+class BlockLike(Protocol):
+    """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
+
+    attn: Part | None
+    extras: tuple[Part, ...]
+    ffn: Part | None
+    parallel: bool
+
+    def evolve(self, **changes: Any) -> Self | None:
+        """A changed, validated copy, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A named mutation. `level` says what `act` is called on: a part of class `target`, a block, or a whole blueprint.
+
+    preserves: whether a child that inherits computes its parent's function; a predicate where that depends on the
+    target, called with the same arguments as `act` less the generator.
+    """
+
+    name: str
+    summary: str
+    level: Literal["part", "block", "model"]
+    act: Callable[..., Any]
+    preserves: bool | Callable[..., bool]
+    target: type[Part] | None = None
+
+    def exact(self, *subject: Any) -> bool:
+        """`preserves`, resolved for a subject: `(part, ctx)`, `(block, ctx)` or `(blueprint,)`."""
+        return self.preserves if isinstance(self.preserves, bool) else self.preserves(*subject)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = TypeVar("P", bound=Part)
+T = TypeVar("T")
+PartAct = Callable[[P, Context, np.random.Generator], P | None]
+
+
+def find_operator(name: str) -> Operator:
+    """The operator called `name`; OperatorError with the nearest name otherwise."""
+    if name not in OPERATORS:
+        raise OperatorError(unknown("operator", name, OPERATORS))
+    return OPERATORS[name]
+
+
+def _add(
+    level: Literal["part", "block", "model"], preserves: bool | Callable[..., bool], target: type[Part] | None
+) -> Callable[[F], F]:
+    def join(act: F) -> F:
+        if act.__name__ in OPERATORS:
+            raise RuntimeError(f"two operators are called {act.__name__}")
+        summary = (act.__doc__ or "").strip().split("\n")[0]
+        OPERATORS[act.__name__] = Operator(act.__name__, summary, level, act, preserves, target)
+        return act
+
+    return join
+
+
+def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
+    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply."""
+    return _add("part", preserves, target)
+
+
+def block_operator(*, preserves: bool | Callable[[Any, Context], bool]) -> Callable[[F], F]:
+    """Register a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply."""
+    return _add("block", preserves, None)
+
+
+def model_operator(*, preserves: bool | Callable[[Any], bool]) -> Callable[[F], F]:
+    """Register a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply."""
+    return _add("model", preserves, None)
+
+
+def pick(rng: np.random.Generator, choices: list[T] | tuple[T, ...]) -> T | None:
+    """One of `choices` uniformly; None when there are none."""
+    return choices[int(rng.integers(len(choices)))] if choices else None

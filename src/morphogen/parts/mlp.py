@@ -1,0 +1,99 @@
+"""The dense feed-forward layer. B batch, T tokens, D model dim, F hidden."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
+from morphogen.parts.base import Axes, Branch, Context, Cost, Part, operator, pick
+from morphogen.parts.layers import Linear, make_norm
+
+Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
+GATED = frozenset({"swiglu", "geglu"})
+
+
+class MLP(Part):
+    """Feed-forward layer: `down(act(gate x) ⊙ up x)` for the gated activations, `down(act(up x))` for the others.
+
+    Ref: arXiv 2002.05202 (gated), 2109.08668 (relu2).
+    """
+
+    slot: ClassVar = "ffn"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        "up.weight": ("hidden", "dim"),
+        "gate.weight": ("hidden", "dim"),
+        "down.weight": ("dim", "hidden"),
+    }
+    zero_init: ClassVar = {"down.weight": ("hidden",)}
+    writers: ClassVar = frozenset({"down.weight"})
+    size_fields: ClassVar = frozenset({"hidden"})
+
+    kind: Literal["dense"] = "dense"
+    hidden: PositiveInt
+    activation: Activation = "swiglu"
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """Only gated activations have a gate."""
+        return frozenset() if self.activation in GATED else frozenset({"gate.weight"})
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """hidden and dim."""
+        return {"hidden": self.hidden, "dim": ctx.dim}
+
+    def build(self, ctx: Context) -> nn.Module:
+        """(B, T, D) to (B, T, D)."""
+        return FeedForward(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Two matmuls, or three with a gate."""
+        return Cost(flops=2.0 * (3 if self.activation in GATED else 2) * self.hidden * ctx.dim)
+
+
+class FeedForward(Branch):
+    """The module of `MLP`."""
+
+    def __init__(self, part: MLP, ctx: Context) -> None:
+        super().__init__()
+        self.activation = part.activation
+        self.norm = make_norm(ctx.norm, ctx.dim)
+        self.up = Linear(ctx.dim, part.hidden)
+        self.gate = Linear(ctx.dim, part.hidden) if part.activation in GATED else None
+        self.down = Linear(part.hidden, ctx.dim)
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        up_BTF = self.up(x_BTD)
+        if self.gate is None:
+            h_BTF = ACTIVATIONS[self.activation](up_BTF)
+        else:
+            h_BTF = gated_activation(self.activation, self.gate(x_BTD), up_BTF)
+        return cast(Tensor, self.down(h_BTF))
+
+
+def scaled(size: int, factor: float, multiple: int = 8) -> int:
+    """`size` times `factor`, rounded to a multiple, at least one multiple and never `size` itself."""
+    new = max(multiple, round(size * factor / multiple) * multiple)
+    return new if new != size else size + (multiple if factor > 1 else -min(multiple, size - 1))
+
+
+@operator(MLP, preserves=True)
+def widen_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """More hidden units; the new ones write zero. Ref: arXiv 2305.02869."""
+    return part.evolve(hidden=scaled(part.hidden, float(rng.choice([1.25, 1.5, 2.0]))))
+
+
+@operator(MLP, preserves=False)
+def narrow_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """Fewer hidden units; those of largest norm stay."""
+    smaller = scaled(part.hidden, float(rng.choice([0.5, 0.75])))
+    return part.evolve(hidden=smaller) if 0 < smaller < part.hidden else None
+
+
+@operator(MLP, preserves=False)
+def change_activation(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """Another activation; the weights both have are carried."""
+    others = [a for a in ("swiglu", "geglu", "gelu", "relu", "relu2", "silu") if a != part.activation]
+    return part.evolve(activation=pick(rng, others))

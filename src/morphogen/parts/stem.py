@@ -1,0 +1,54 @@
+"""The tensors outside the blocks: token embedding, final norm, and the output head when it is not tied.
+
+Their names have no prefix: `emb.weight`, `norm.weight`, `head.weight`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from morphogen.parts.base import Alignment, Axes, Context, Cost, Init, Part, Spec
+
+
+class Stem(Part):
+    """Embedding, final norm and head as one part, so that inheritance treats them like every other."""
+
+    slot: ClassVar = "stem"
+    axes: ClassVar[Mapping[str, Axes]] = {"emb.weight": ("vocab", "dim"), "head.weight": ("vocab", "dim")}
+    writers: ClassVar = frozenset({"emb.weight"})
+    size_fields: ClassVar = frozenset({"tie_embeddings"})
+    tie_embeddings: bool
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """A tied head is the embedding itself."""
+        return frozenset({"head.weight"}) if self.tie_embeddings else frozenset()
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """vocab and dim."""
+        return {"vocab": ctx.vocab, "dim": ctx.dim}
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """The embedding starts at `emb.init_std`, the head at the same scale."""
+        specs = super().specs(ctx)
+        for name in ("emb.weight", "head.weight"):
+            if name in specs:
+                specs[name] = Spec(specs[name].axes, specs[name].shape, Init("normal", (ctx.init_std,)))
+        return specs
+
+    def cost(self, ctx: Context) -> Cost:
+        """The head's matmul; looking a token up costs nothing."""
+        return Cost(flops=2.0 * ctx.dim * ctx.vocab)
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens, lose."""
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, Stem):
+            return None
+        sources = dict(plain.sources)
+        if parent.tie_embeddings and not self.tie_embeddings:
+            sources["head.weight"] = "emb.weight"
+        tied = self.tie_embeddings and not parent.tie_embeddings
+        exact = not tied and ctx.vocab == parent_ctx.vocab
+        note = "tied the head to the embedding" if tied else ""
+        if ctx.vocab != parent_ctx.vocab:
+            note = f"vocabulary {parent_ctx.vocab} became {ctx.vocab}"
+        return Alignment(sources=sources, exact=exact, note=note, scales=plain.scales, zero=plain.zero)

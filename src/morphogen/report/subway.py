@@ -1,0 +1,294 @@
+"""The lineage as a subway map, drawn by our own layout: one coloured line per survivor, a station per edit.
+
+SVG text that needs nothing outside itself, follows the reader's light or dark theme, and is the same for the same data.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from colorsys import hls_to_rgb
+from typing import Literal
+
+from morphogen.candidate import Candidate, Report, Status
+from morphogen.report.layout import LABEL_SIZE, Layout, Place, label, lay_out
+from morphogen.report.wording import edit_lines, edits_short, number, shorten, story, xml
+
+Objectives = Mapping[str, Literal["min", "max"]]
+
+PALETTE = (
+    "#1f78d1", "#e4453a", "#22a155", "#f0a202", "#8e4ec6", "#00a0b0",
+    "#e26bb0", "#a0683a", "#7f9a1a", "#5366d6", "#ff7a33", "#667788",
+)  # fmt: skip
+
+STYLE = """
+.subway{font-family:"Helvetica Neue",Helvetica,Arial,"DejaVu Sans",sans-serif}
+.subway .bg{fill:#fcfcfa}.subway .stripe{fill:#f2f3f0}
+.subway text{fill:#22272e}.subway .dim{fill:#6a737d}.subway .title{font-size:21px;font-weight:700}
+.subway .head{font-size:11px;font-weight:600;fill:#6a737d}.subway .name{font-size:11px}
+.subway .end{font-size:12px;font-weight:600}.subway .value{font-size:12px}.subway .best{font-weight:700}
+.subway text.halo{fill:none;stroke:#fcfcfa;stroke-width:3.5px;stroke-linejoin:round}
+.subway .route{fill:none;stroke-linecap:round;stroke-linejoin:round}
+.subway .casing{fill:none;stroke:#fcfcfa;stroke-linecap:round;stroke-linejoin:round}
+.subway .twig{fill:none;stroke:#c4cad0;stroke-width:1.1px}.subway .giver{stroke:#8b949e;stroke-width:1.8px}
+.subway .stop{fill:#fff;stroke:#22272e}.subway .lossy{fill:#22272e}
+.subway .dead{fill:#c4cad0}.subway .dead-giver{fill:#8b949e;stroke:#fcfcfa;stroke-width:1.4px}
+.subway .gated{fill:none;stroke:#b4bbc2;stroke-width:1.4px}
+.subway .cross{fill:none;stroke:#b4bbc2;stroke-width:1.6px;stroke-linecap:round}
+.subway .faint{font-size:9.5px;fill:#98a1aa}
+@media (prefers-color-scheme:dark){
+.subway .bg{fill:#14181d}.subway .stripe{fill:#1a1f26}
+.subway text{fill:#e6edf3}.subway .dim,.subway .head{fill:#9aa4af}
+.subway text.halo{stroke:#14181d;fill:none}.subway .casing{stroke:#14181d}
+.subway .twig{stroke:#39414b}.subway .giver{stroke:#77818c}
+.subway .stop{fill:#14181d;stroke:#f0f6fc}.subway .lossy{fill:#f0f6fc}
+.subway .dead{fill:#48515c}.subway .dead-giver{fill:#77818c;stroke:#14181d}.subway .gated,.subway .cross{stroke:#56606b}
+.subway .faint{fill:#727c87}}
+"""
+
+LEFT, TOP, COLUMN = 34.0, 112.0, 104.0
+
+
+def color(lane: int) -> str:
+    """The colour of a line: the palette first, then hues a golden angle apart."""
+    if lane < len(PALETTE):
+        return PALETTE[lane]
+    red, green, blue = hls_to_rgb(lane * 137.508 % 360 / 360, 0.5, 0.62)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def lineage_svg(
+    title: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    survivors: Iterable[str],
+    objectives: Objectives,
+) -> str:
+    """The subway map of a run.
+
+    `survivors` get a line each; their `objectives` stand at its end. Hovering a station tells its operator with what
+    it changed. Ids that are not among the candidates are left out.
+    """
+    plan = lay_out(candidates, survivors)
+    pad = 30.0
+    names = [*objectives]
+    id_width = 24 + max((len(id) for id in plan.survivors), default=0) * 6.9
+    widths = [max(70.0, 8.0 * len(f"{name} ↓") + 14) for name in names]
+    width = LEFT + plan.end + 18 + id_width + sum(widths) + 24 if plan.survivors else LEFT + plan.end + 30
+    width = max(width, 760.0)
+    height = TOP + pad + (plan.bottom - plan.top) + pad + 74
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="subway" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{xml(title)}: lineage">',
+        f"<style>{STYLE}</style>",
+        f'<rect class="bg" width="{width:.0f}" height="{height:.0f}" rx="10"/>',
+        f'<text class="title" x="{LEFT:.0f}" y="40">{xml(title)}</text>',
+        f'<text class="dim" font-size="12.5" x="{LEFT:.0f}" y="61">{xml(_summary(candidates, reports, plan))}</text>',
+        *_stripes(plan, height - 66),
+        f'<g transform="translate({LEFT:.0f},{TOP + pad - plan.top:.1f})">',
+        *_background(plan),
+        *_lines(plan),
+        *_dead_ends(plan, candidates, reports),
+        *_stations(plan, candidates, reports),
+        *_terminals(plan, reports, objectives, id_width, widths),
+        "</g>",
+        *_legend(height - 30),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], survivors: Iterable[str]) -> str:
+    """The same lineage for Graphviz: `dot -Tsvg`."""
+    plan = lay_out(candidates, survivors)
+    lines = ["digraph lineage {", '  rankdir=LR; node [shape=box, style=rounded, fontname="Helvetica"];']
+    for id in sorted(candidates, key=lambda id: candidates[id].index):
+        place, status = plan.places[id], _status(reports, id)
+        look = "" if place.on_line else ", color=gray, fontcolor=gray"
+        lines.append(f"  {json.dumps(id)} [label={json.dumps(id)}, tooltip={json.dumps(status)}{look}];")
+    for id in sorted(candidates, key=lambda id: candidates[id].index):
+        for position, parent in enumerate(parent for parent in candidates[id].parents if parent in candidates):
+            look = ", style=dashed" if position else ""
+            lines.append(
+                f"  {json.dumps(parent)} -> {json.dumps(id)} [label={json.dumps(edits_short(candidates[id]))}{look}];"
+            )
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _status(reports: Mapping[str, Report], id: str) -> Status:
+    return reports[id].status if id in reports else Status.PROPOSED
+
+
+def _summary(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], plan: Layout) -> str:
+    counts = dict.fromkeys(Status, 0)
+    for id in candidates:
+        counts[_status(reports, id)] += 1
+    facts = [
+        f"{len(candidates)} candidates",
+        f"{max(0, len(plan.columns) - 1)} generations",
+        f"{len(plan.survivors)} survivors",
+    ]
+    facts += [f"{counts[status]} {status}" for status in Status if counts[status] and status is not Status.TRAINED]
+    return " · ".join(facts)
+
+
+def _stripes(plan: Layout, bottom: float) -> list[str]:
+    parts = []
+    for number_, column in enumerate(plan.columns):
+        left = 0.0 if number_ == 0 else LEFT + (plan.columns[number_ - 1].after + column.before) / 2
+        after = plan.columns[number_ + 1].before if number_ + 1 < len(plan.columns) else plan.end
+        right = LEFT + (column.after + after) / 2
+        if number_ % 2:
+            parts.append(
+                f'<rect class="stripe" x="{left:.1f}" y="{TOP - 34:.0f}" width="{right - left:.1f}"'
+                f' height="{bottom - TOP + 34:.1f}"/>'
+            )
+        name = ("seed" if number_ == 0 else f"gen {number_}") if plan.scale.labels else str(number_)
+        parts.append(
+            f'<text class="head" x="{LEFT + column.x:.1f}" y="{TOP - 14:.0f}" text-anchor="middle">{name}</text>'
+        )
+    return parts
+
+
+def _background(plan: Layout) -> list[str]:
+    return [f'<path class="twig{" giver" if giver else ""}" d="{path}"/>' for _, giver, path in plan.twigs]
+
+
+def _dead_ends(plan: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
+    """Those that led to no survivor of their own: small marks, with a tooltip each."""
+    parts = []
+    givers = {child for child, giver, _ in plan.twigs if giver}
+    for id, place in plan.places.items():
+        if place.on_line:
+            continue
+        x, y, status = place.x, place.y, _status(reports, id)
+        if status in (Status.FAILED, Status.REJECTED):
+            shape = f'path class="cross" d="M{x - 2.6:.1f} {y - 2.6:.1f}l5.2 5.2m0 -5.2l-5.2 5.2"'
+        elif id in givers:
+            shape = f'circle class="dead-giver" cx="{x:.1f}" cy="{y:.1f}" r="4.2"'
+        else:
+            shape = f'circle class="{"gated" if status is Status.GATED else "dead"}" cx="{x:.1f}" cy="{y:.1f}" r="3"'
+        tip = xml(story(candidates[id], reports.get(id)))
+        parts.append(f"<{shape}><title>{tip}</title></{shape.split()[0]}>")
+        if plan.scale.faint_labels:
+            parts += _text("faint", x + 7, y + 3.2, shorten(edits_short(candidates[id]), 17), "start")
+    return parts
+
+
+def _lines(plan: Layout) -> list[str]:
+    thick = plan.gap * 0.84
+    parts = []
+    for parent, child, lane, path in plan.transfers:
+        stroke = f'stroke="{color(lane)}"' if lane is not None else 'stroke="#8b949e"'
+        tip = f"<title>{xml(f'genes of {parent} enter {child}')}</title>"
+        parts.append(f'<path class="casing" stroke-width="{thick * 0.7 + 2:.2f}" d="{path}"/>')
+        parts.append(f'<path fill="none" {stroke} stroke-width="{thick * 0.7:.2f}" d="{path}">{tip}</path>')
+    for lane, (path, tail) in enumerate(plan.routes):
+        tip = f"<title>{xml(plan.survivors[lane])}</title>"
+        dots = f'stroke-dasharray="0.1 {thick * 1.9:.2f}" stroke-opacity="0.75"'
+        parts.append(f'<path class="casing" stroke-width="{thick + 1.6:.2f}" d="{path}"/>')
+        parts.append(f'<path class="route" stroke="{color(lane)}" stroke-width="{thick:.2f}" d="{path}">{tip}</path>')
+        parts.append(
+            f'<path class="route" stroke="{color(lane)}" stroke-width="{thick:.2f}" {dots} d="{tail}">{tip}</path>'
+        )
+    return parts
+
+
+def _stations(plan: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
+    parts, texts = [], []
+    sides = {child: (1.0 if path_parent.y > plan.places[child].y else -1.0)
+             for parent, child, _, _ in plan.transfers
+             if (path_parent := plan.places[parent]) and plan.places[child].on_line}  # fmt: skip
+    for id, place in plan.places.items():
+        if not place.on_line:
+            continue
+        candidate = candidates[id]
+        for stop, edit in zip(place.stops, candidate.edits, strict=False):
+            tip = xml("\n".join(edit_lines(edit)))
+            parts.append(_station(place, stop, 3.2, not edit.preserves, tip, 0.0, 0.0, 1.5))
+        extra = sides[id] * plan.gap if id in sides else 0.0
+        lossy = bool(candidate.edits) and not candidate.edits[-1].preserves and id not in sides
+        size = (6.4 if id in sides else 5.2) if plan.scale.labels else (4.4 if id in sides else 3.6)
+        tip = xml(story(candidate, reports.get(id)))
+        parts.append(
+            _station(place, place.x, size, lossy, tip, min(0.0, extra), max(0.0, extra), 2.6 if id in sides else 2.0)
+        )
+        if plan.scale.labels:
+            names = [edit.operator for edit in candidate.edits] or [edits_short(candidate)]
+            for back, name in enumerate(reversed(names)):
+                x = place.x if back == 0 else place.stops[-back]
+                low = place.y + place.half + max(0.0, extra) + 18
+                y = place.y - place.half + min(0.0, extra) - 11 if back % 2 == 0 else low
+                texts += _text("name", x, y, label(name), "middle")
+    return parts + texts
+
+
+def _text(look: str, x: float, y: float, text: str, anchor: str) -> list[str]:
+    """A name with a halo of the background's colour, so that it reads over lines."""
+    rest = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{xml(text)}</text>'
+    return [f'<text class="{look} halo" aria-hidden="true" {rest}', f'<text class="{look}" {rest}']
+
+
+def _station(
+    place: Place, x: float, size: float, lossy: bool, tip: str, above: float, below: float, stroke: float
+) -> str:
+    """A round station, or a capsule across the bundle. A filled one is lossy."""
+    top, tall = place.y - place.half + above - size, 2 * (place.half + size) + below - above
+    return (
+        f'<rect class="stop{" lossy" if lossy else ""}" x="{x - size:.1f}" y="{top:.1f}" width="{2 * size:.1f}"'
+        f' height="{tall:.1f}" rx="{size:.1f}" stroke-width="{stroke}"><title>{tip}</title></rect>'
+    )
+
+
+def _terminals(
+    plan: Layout, reports: Mapping[str, Report], objectives: Objectives, id_width: float, widths: list[float]
+) -> list[str]:
+    """Line ends with the survivor's id and its objectives, as a table; the best value of a column is bold."""
+    parts, best = [], {}
+    known = {id: reports[id] for id in plan.survivors if id in reports}
+    for name, direction in objectives.items():
+        values = [value for report in known.values() if (value := report.value(name)) is not None and value == value]
+        best[name] = (min(values) if direction == "min" else max(values)) if values else None
+    left = plan.end + 18
+    if plan.survivors:
+        edge = left + id_width
+        for (name, direction), width in zip(objectives.items(), widths, strict=True):
+            edge += width
+            arrow = "↓" if direction == "min" else "↑"
+            y = plan.top - 44
+            parts.append(f'<text class="head" x="{edge:.1f}" y="{y:.1f}" text-anchor="end">{xml(name)} {arrow}</text>')
+    for lane, (id, y) in enumerate(zip(plan.survivors, plan.lanes, strict=True)):
+        size = min(6.5, plan.scale.pitch / 3)
+        parts.append(
+            f'<circle class="stop" cx="{plan.end:.1f}" cy="{y:.1f}" r="{size:.1f}" style="stroke:{color(lane)}"'
+            f' stroke-width="3.4"/><text class="end" x="{left:.1f}" y="{y + 4:.1f}">{xml(id)}</text>'
+        )
+        edge = left + id_width
+        for name, width in zip(objectives, widths, strict=True):
+            edge += width
+            value = known[id].value(name) if id in known else None
+            look = "value best" if value is not None and value == best[name] else "value"
+            parts.append(
+                f'<text class="{look}" x="{edge:.1f}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+            )
+    return parts
+
+
+def _legend(y: float) -> list[str]:
+    items = [
+        ('<circle class="stop" r="5" stroke-width="2"/>', "edit that keeps the function"),
+        ('<circle class="stop lossy" r="5" stroke-width="2"/>', "lossy edit"),
+        ('<rect class="stop" x="-6" y="-9" width="12" height="18" rx="6" stroke-width="2.6"/>', "crossover"),
+        ('<path class="route" stroke="#667788" stroke-width="4.6" stroke-dasharray="0.1 8" d="M-9 0H8"/>',
+         "survives unchanged"),
+        ('<circle class="dead" r="3"/>', "did not survive"),
+        ('<circle class="dead-giver" r="4.2"/>', "gave genes to a survivor"),
+        ('<circle class="gated" r="3"/>', "gated"),
+        ('<path class="cross" d="M-2.6 -2.6l5.2 5.2m0 -5.2l-5.2 5.2"/>', "failed or rejected"),
+    ]  # fmt: skip
+    parts, x = [], LEFT + 8
+    for shape, text in items:
+        parts.append(
+            f'<g transform="translate({x:.1f},{y:.1f})">{shape}'
+            f'<text class="dim" font-size="11" x="14" y="4">{text}</text></g>'
+        )
+        x += 14 + len(text) * LABEL_SIZE * 0.55 + 24
+    return parts

@@ -1,0 +1,75 @@
+"""How values, edits and candidates are put into words and XML: shared by tables, pictures and pages."""
+
+import json
+import math
+import re
+from html import escape
+from typing import Any
+
+from morphogen.candidate import Candidate, Edit, Report
+
+#: Characters that no XML 1.0 document may hold, escaped or not.
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def xml(text: object) -> str:
+    """`text` escaped for XML and HTML, in text and in attributes; characters XML forbids become U+FFFD."""
+    return escape(_FORBIDDEN.sub("\ufffd", str(text)))
+
+
+def number(value: float | None) -> str:
+    """Four significant digits with k, M, G, T, P above 10,000; a dash for nothing."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= max(unit, 1e4):
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.4g}"
+
+
+def finite(value: Any) -> Any:
+    """`value`, or None for a float that JSON and pictures cannot show."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, or its beginning with an ellipsis, at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def plain(value: Any, limit: int = 60) -> str:
+    """A value of a blueprint as short JSON; nothing stands as ∅."""
+    return "∅" if value is None else shorten(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str), limit)
+
+
+def edit_lines(edit: Edit) -> list[str]:
+    """`operator target (function kept)`, then one line `path: before → after` for each change."""
+    kept = "keeps the function" if edit.preserves else "lossy"
+    return [f"{edit.operator} {edit.target} ({kept})"] + [
+        f"  {change.path}: {plain(change.before)} → {plain(change.after)}" for change in edit.changes
+    ]
+
+
+def edits_short(candidate: Candidate) -> str:
+    """The operators in order, `widen_ffn + swap`; `seed` or `copy` where there are none."""
+    if candidate.edits:
+        return " + ".join(edit.operator for edit in candidate.edits)
+    return "copy" if candidate.parents else "seed"
+
+
+def story(candidate: Candidate, report: Report | None) -> str:
+    """All about a candidate in a few lines, for a tooltip."""
+    lines = [f"{candidate.id} · generation {candidate.generation}"]
+    if candidate.parents:
+        lines.append("from " + " and ".join(candidate.parents))
+    for edit in candidate.edits:
+        lines += edit_lines(edit)
+    if report is not None:
+        lines.append(f"{report.status}: {report.reason}" if report.reason else str(report.status))
+        lines += [f"{name} {number(value)}" for name, value in sorted({**report.costs, **report.metrics}.items())]
+        if report.tokens.own:
+            lines.append(f"tokens {number(report.tokens.own)} own, {number(report.tokens.lineage)} lineage")
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""A run's folder: who may use it, what the run was started with, and the files that follow from its ledger.
+
+Every file is written whole or not at all. All but the ledger and the checkpoints can be made again from the ledger.
+"""
+
+import csv
+import importlib.metadata
+import io
+import os
+import platform
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from morphogen.candidate import Candidate, Report
+from morphogen.errors import RunError
+from morphogen.experiment import Direction
+from morphogen.report.html import report_html
+from morphogen.report.subway import lineage_svg
+from morphogen.store.files import write_atomic
+from morphogen.store.frontier import build_frontier
+from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.ledger import LOCK, Generation
+from morphogen.store.lineage import build_lineage
+
+CHECKPOINTS = "checkpoints"
+LIBRARIES = ("morphogen", "torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
+#: Fields that may differ when a run is resumed: more generations may be added to it.
+MAY_DIFFER = frozenset({"evolution.generations"})
+
+
+def check_usable(folder: Path, resume: bool) -> None:
+    """RunError unless a run may be started in `folder`, or, with `resume`, gone on with there."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file, expected a folder for the run")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if resume and LEDGER in names:
+        return
+    if LEDGER in names:
+        raise RunError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out")
+    if strangers := sorted(name for name in names if name != LOCK):
+        raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of a process that was killed while it wrote. Call only while holding the ledger."""
+    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")]:
+        path.unlink(missing_ok=True)
+
+
+def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
+    """The folder for checkpoints: a real one, or a link to `elsewhere`. RunError where it is another one already."""
+    place = folder / CHECKPOINTS
+    try:
+        if elsewhere is None:
+            place.mkdir(exist_ok=True)
+            return
+        elsewhere.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.symlink_to(elsewhere.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise RunError(f"{place}: cannot be made: {error.strerror}") from None
+    if place.resolve() != elsewhere.resolve():
+        raise RunError(f"{place}: this run keeps its checkpoints in {place.resolve()}, not in {elsewhere}")
+
+
+def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
+    """Deletes every checkpoint that is not among `keep` (paths below the folder); how many they were."""
+    kept = {folder / name for name in keep if name is not None}
+    gone = [path for path in (folder / CHECKPOINTS).glob("*.safetensors") if path not in kept]
+    for path in gone:
+        path.unlink()
+    return len(gone)
+
+
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], may_differ: Collection[str] = MAY_DIFFER, path: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(path, value there, value here) for every leaf of nested data that differs, but those that may."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in sorted(set(there) | set(here)):
+        place = f"{path}.{name}" if path else name
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, may_differ, place)
+        elif old != new and place not in may_differ:
+            found.append((place, old, new))
+    return found
+
+
+def environment(seed: int, device: str, threads: int, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `environment.json` holds: what else a run's numbers depend on."""
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "schema_version": 1,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "data": dict(data),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of morphogen's own sources, `+` when they were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head, changed = (
+            subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True)
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def export(
+    folder: Path,
+    run: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    closed: Sequence[Generation],
+    objectives: Mapping[str, Direction],
+    facts: Mapping[str, str],
+    copies: Mapping[str, Path | None],
+) -> None:
+    """Writes frontier.json, lineage.json, lineage.svg, report.html and events.csv as of the last closed generation.
+
+    copies: file name -> where else to put it.
+    """
+    frontier: Sequence[str] = closed[-1].frontier if closed else ()
+    files = {
+        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
+        "events.csv": events_csv(candidates, reports),
+        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
+    }
+    if closed:
+        volumes = [generation.hypervolume for generation in closed]
+        files["frontier.json"] = build_frontier(run, objectives, volumes[-1], candidates, reports, frontier).to_json()
+        files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
+    for name, text in files.items():
+        write_atomic(folder / name, text.encode())
+        if (copy := copies.get(name)) is not None:
+            write_atomic(copy, text.encode())
+
+
+def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> str:
+    """One line per finished candidate in order of its index: what it is, what became of it, every number known."""
+    done = [(c, reports[c.id]) for c in sorted(candidates.values(), key=lambda c: c.index) if c.id in reports]
+    rows = []
+    for candidate, report in done:
+        row: dict[str, Any] = {
+            "index": candidate.index,
+            "generation": candidate.generation,
+            "id": candidate.id,
+            "parents": "+".join(candidate.parents),
+            "operators": "+".join(edit.operator for edit in candidate.edits),
+            "status": str(report.status),
+            "reason": report.reason,
+            "rung": report.rung,
+            "steps": report.steps,
+            "stop_reason": report.stop_reason.name.lower(),
+            "nan_seen": report.nan_seen,
+            "loss_spike": report.loss_spike,
+            "tokens_own": report.tokens.own,
+            "tokens_lineage": report.tokens.lineage,
+            "tokens_unique": report.tokens.unique,
+            "training_flops": report.flops,
+        }
+        if report.inheritance is not None:
+            parameters = report.inheritance.model_dump(exclude={"notes"})
+            row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
+        rows.append(row | report.metrics | report.costs | report.timed)
+    fixed = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    table = csv.DictWriter(out, fixed, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return out.getvalue()

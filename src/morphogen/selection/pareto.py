@@ -1,0 +1,43 @@
+"""Non-dominated ranks and crowding of a minimised objective matrix F_nm (n candidates, m objectives)."""
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+from morphogen.selection.objectives import Floats
+
+Ints = NDArray[np.int64]
+
+
+def ranks(F_nm: Floats) -> Ints:
+    """The front of each row, shape (n,): 0 for those no other row dominates. Equal rows share a front.
+
+    Raises ValueError for a value that is not finite: sorting can put a NaN row in front 0.
+    """
+    if not np.isfinite(F_nm).all():
+        raise ValueError("ranks: the objective matrix holds values that are not finite")
+    rank_n = np.zeros(len(F_nm), dtype=np.int64)
+    for number, front in enumerate(NonDominatedSorting().do(F_nm)):
+        rank_n[front] = number
+    return rank_n
+
+
+def crowding(F_nm: Floats, rank_n: Ints) -> Floats:
+    """Crowding distance within each front, shape (n,); larger is lonelier, infinite at a front's ends.
+
+    Of rows that are equal the first keeps its distance and the others get 0. Deb et al. 2002, computed by pymoo.
+    """
+    distance_n = np.zeros(len(F_nm))
+    for number in np.unique(rank_n):
+        front = np.flatnonzero(rank_n == number)
+        _, first = np.unique(F_nm[front], axis=0, return_index=True)
+        distinct = front[np.sort(first)]
+        distance_n[distinct] = calc_crowding_distance(F_nm[distinct]) if len(distinct) > 2 else np.inf
+    return distance_n
+
+
+def order(F_nm: Floats) -> Ints:
+    """Row numbers from best to worst, shape (n,): by front, then by crowding, then by position."""
+    rank_n = ranks(F_nm)
+    return np.lexsort((np.arange(len(F_nm)), -crowding(F_nm, rank_n), rank_n))

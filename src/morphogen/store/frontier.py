@@ -1,0 +1,64 @@
+"""`frontier.json`: the Pareto frontier of a run, with all that is known of each candidate."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from morphogen.candidate import Candidate, Edit, Inheritance, Record, Report, Status, Tokens
+from morphogen.store.documents import Document
+
+
+class Entry(Record):
+    """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats."""
+
+    id: str
+    blueprint: dict[str, Any]
+    parents: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    metrics: dict[str, float]
+    timed: dict[str, float]
+    costs: dict[str, float]
+    tokens: Tokens
+    flops: float
+    inheritance: Inheritance | None
+    checkpoint: str | None
+    status: Status
+
+
+class Frontier(Document):
+    """The file. `hypervolume` is that of the last closed generation."""
+
+    title: ClassVar[str] = "frontier"
+    objectives: dict[str, Literal["min", "max"]]
+    hypervolume: float
+    candidates: tuple[Entry, ...]
+
+
+def build_frontier(
+    run: str,
+    objectives: Mapping[str, Literal["min", "max"]],
+    hypervolume: float,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    ids: Sequence[str],
+) -> Frontier:
+    """The frontier of the candidates named by `ids`, in order of candidate index. Each of them must have a report."""
+    entries = []
+    for candidate in sorted((candidates[id] for id in ids), key=lambda candidate: candidate.index):
+        report = reports[candidate.id]
+        entries.append(
+            Entry(
+                id=candidate.id,
+                blueprint=candidate.blueprint,
+                parents=candidate.parents,
+                edits=candidate.edits,
+                metrics=report.metrics,
+                timed=report.timed,
+                costs=report.costs,
+                tokens=report.tokens,
+                flops=report.flops,
+                inheritance=report.inheritance,
+                checkpoint=report.checkpoint,
+                status=report.status,
+            )
+        )
+    return Frontier(run=run, objectives=dict(objectives), hypervolume=hypervolume, candidates=tuple(entries))

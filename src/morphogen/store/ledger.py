@@ -1,0 +1,230 @@
+"""The run's one truth: an append-only list of events in SQLite. Resuming is replaying them.
+
+An event is on disk before `append` returns (WAL, synchronous FULL), whole or not at all. Each row carries a SHA-256
+over its own text and the row before, so that a damaged, edited or missing row is noticed. One process writes; any
+number may read meanwhile.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from morphogen.candidate import Candidate, Record, Report
+from morphogen.errors import RunError
+from morphogen.store.files import canonical_json, sync_folder
+
+FILE = "ledger.sqlite"
+LOCK = "ledger.lock"
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x6D6F7270  # "morp", tells our files from other SQLite databases
+
+
+class Start(Record):
+    """The run begins: its name, seed and experiment as resolved."""
+
+    kind: Literal["start"] = "start"
+    run: str
+    seed: int
+    experiment: dict[str, Any]
+
+
+class Asked(Record):
+    """Candidates the engine proposed for one generation."""
+
+    kind: Literal["asked"] = "asked"
+    generation: int
+    candidates: tuple[Candidate, ...]
+
+
+class Reported(Record):
+    """One candidate's measurement."""
+
+    kind: Literal["report"] = "report"
+    report: Report
+
+
+class Generation(Record):
+    """A generation is closed. `reference` is the run's fixed reference point, per objective in its own units."""
+
+    kind: Literal["generation"] = "generation"
+    generation: int
+    survivors: tuple[str, ...]
+    frontier: tuple[str, ...]
+    hypervolume: float
+    reference: dict[str, float]
+
+
+class Stop(Record):
+    """The run ended, or was interrupted and can be resumed."""
+
+    kind: Literal["stop"] = "stop"
+    reason: str
+
+
+Event = Annotated[Start | Asked | Reported | Generation | Stop, Field(discriminator="kind")]
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class Ledger:
+    """The events of one run folder. Made by `Ledger.open`; a context manager."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: IO[str] | None) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = lock
+        self._seq = 0
+        self._sha = ""
+
+    @classmethod
+    def open(cls, folder: Path, *, create: bool = False, readonly: bool = False) -> Self:
+        """Opens the ledger in `folder`.
+
+        create: start a new one (the folder is made too); an existing one with events in it is refused, not touched.
+        readonly: may be open beside a writer. Raises RunError: missing, foreign, damaged, of another schema version,
+        in use by another writer (names its process and host), or not writable.
+        """
+        path = folder / FILE
+        if create:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
+        elif not path.is_file():
+            raise RunError(f"{folder}: no run here ({FILE} is missing)")
+        with contextlib.ExitStack() as undo:
+            lock = None if readonly else undo.enter_context(_hold(folder))
+            with _reading(path):
+                connection = undo.enter_context(contextlib.closing(_connect(path, readonly)))
+                _prepare(path, connection, create)
+                ledger = cls(path, connection, lock)
+                if not readonly:
+                    for seq, _, _, sha in ledger._rows():
+                        ledger._seq, ledger._sha = seq, sha
+            if create and ledger._seq:
+                raise RunError(f"{folder}: holds a run of {ledger._seq} events; resume it or choose another folder")
+            undo.pop_all()
+            return ledger
+
+    def append(self, event: Event) -> int:
+        """Puts `event` on disk, then returns its number (from 1). Raises RunError when it could not be written."""
+        if self._lock is None:
+            raise RunError(f"{self.path}: opened for reading only")
+        seq = self._seq + 1
+        payload = canonical_json(event.model_dump(mode="json", exclude={"kind"}))
+        sha = _digest(self._sha, event.kind, payload)
+        try:
+            self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (seq, event.kind, payload, sha))
+        except sqlite3.Error as error:
+            raise RunError(f"{self.path}: event {seq} ({event.kind}) could not be written: {error}") from error
+        self._seq, self._sha = seq, sha
+        return seq
+
+    def events(self) -> Iterator[Event]:
+        """Every event in order of writing, each checked. Raises RunError where the ledger is damaged."""
+        for seq, kind, payload, _ in self._rows():
+            try:
+                yield _EVENT.validate_python({"kind": kind, **json.loads(payload)})
+            except ValidationError as error:
+                what = error.errors(include_url=False)[0]
+                place = ".".join(str(step) for step in what["loc"])
+                raise RunError(f"{self.path}: event {seq} ({kind}): {place}: {what['msg']}") from error
+
+    def _rows(self) -> Iterator[tuple[int, str, str, str]]:
+        """(seq, kind, payload as JSON text, sha) of every event, checked against the chain of hashes."""
+        sha = ""
+        with _reading(self.path):
+            for count, (seq, kind, payload, found) in enumerate(
+                self._connection.execute("SELECT seq, kind, payload, sha FROM events ORDER BY seq"), start=1
+            ):
+                sha = _digest(sha, kind, payload)
+                if seq != count or sha != found:
+                    raise RunError(f"{self.path}: damaged at event {count}: its text does not match its hash")
+                yield seq, kind, payload, sha
+
+    def close(self) -> None:
+        """Closes the file and lets another writer in."""
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _digest(before: str, kind: str, payload: str) -> str:
+    return hashlib.sha256(f"{before}\n{kind}\n{payload}".encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise RunError(f"{path}: cannot be used as a run's ledger: {error}") from error
+
+
+def _hold(folder: Path) -> IO[str]:
+    """The writer's lock: `ledger.lock`, freed by the system when its process ends, however it ends."""
+    path = folder / LOCK
+    try:
+        lock = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read()
+        lock.close()
+        if isinstance(error, BlockingIOError):
+            raise RunError(f"{folder}: another writer has this run open ({holder or 'unknown process'})") from error
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return lock
+
+
+def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
+    if not readonly:
+        return sqlite3.connect(path, timeout=30.0, isolation_level=None)
+    # A finished run in a folder that cannot be written has no room for WAL's side files, and needs none.
+    still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{FILE}-wal").exists()
+    address = f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if still else ''}"
+    return sqlite3.connect(address, uri=True, timeout=30.0, isolation_level=None)
+
+
+def _prepare(path: Path, connection: sqlite3.Connection, create: bool) -> None:
+    """Checks that the database is ours and of our version; with `create`, makes it so where it is empty."""
+    if create and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(
+            "BEGIN IMMEDIATE;"
+            "CREATE TABLE events"
+            " (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload TEXT NOT NULL, sha TEXT NOT NULL) STRICT;"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+        sync_folder(path.parent)
+    connection.execute("PRAGMA synchronous = FULL")
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise RunError(f"{path}: is a database, but not a morphogen ledger")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        raise RunError(f"{path}: ledger schema version {version}, this morphogen reads version {SCHEMA_VERSION}")

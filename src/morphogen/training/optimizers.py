@@ -1,0 +1,118 @@
+"""Update rules, and which parameters they decay."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morphogen.errors import InputError
+from morphogen.experiment import Train
+from morphogen.network import LanguageModel, specs
+from morphogen.parts.base import Spec, flat
+
+#: Devices on which torch has AdamW as one kernel.
+FUSED = frozenset({"cpu", "cuda"})
+
+
+class Lion(torch.optim.Optimizer):
+    """θ ← θ − lr·(sign(β₁m + (1−β₁)g) + λθ); m ← β₂m + (1−β₂)g. Ref: arXiv 2302.06675, algorithm 2.
+
+    One moment, in the parameter's shape. Its rate wants to be 3 to 10 times smaller than AdamW's.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        if closure is not None:
+            raise TypeError("Lion takes no closure")
+        for group in self.param_groups:
+            (beta1, beta2), lr = group["betas"], group["lr"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                moment: Tensor = state["exp_avg"]
+                direction = torch.lerp(parameter.grad, moment, beta1).sign_()
+                parameter.mul_(1.0 - lr * group["weight_decay"]).add_(direction, alpha=-lr)
+                moment.lerp_(parameter.grad, 1.0 - beta2)
+
+
+class Updater:
+    """One or two torch optimizers stepped as one. Each parameter group keeps its own rate; a step scales them all."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        self._groups = [(group, float(group["lr"])) for optimizer in optimizers for group in optimizer.param_groups]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Every parameter it updates."""
+        return [parameter for group, _ in self._groups for parameter in group["params"]]
+
+    def state_tensors(self) -> list[Tensor]:
+        """Moments and step counts."""
+        states = (state for optimizer in self.optimizers for state in optimizer.state.values())
+        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+    def step(self, scale: float) -> None:
+        """Update at `scale` × the base rates, then drop the gradients."""
+        for group, lr in self._groups:
+            group["lr"] = lr * scale
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def decays(spec: Spec) -> bool:
+    """Whether weight decay applies: matrices, but no vectors (norms, scales, biases) and nothing indexed by token."""
+    return len(spec.shape) >= 2 and not any("vocab" in factors for factors in flat(spec.axes))
+
+
+def split_parameters(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Every trainable parameter exactly once: (decayed, not decayed), told apart by the parts' specs."""
+    table = specs(model.blueprint)
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if decays(table[name][2]) else plain).append(parameter)
+    return decayed, plain
+
+
+def make_updater(model: LanguageModel, train: Train) -> Updater:
+    """The optimizer that `train.optimizer` names, over the model's trainable parameters.
+
+    AdamW (arXiv 1711.05101) runs fused on CPU and CUDA. Muon (see torch.optim.Muon) takes the decayed 2-D matrices at
+    AdamW's scale of update (arXiv 2502.16982), AdamW the rest. InputError where this torch has no Muon.
+    """
+    chosen = train.optimizer
+    lr = train.lr if chosen.lr is None else chosen.lr
+    weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
+    decayed, plain = split_parameters(model)
+
+    def groups(matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
+        both = [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in both if group["params"]]
+
+    if chosen.name == "lion":
+        return Updater([Lion(groups(decayed), lr, chosen.betas, weight_decay)])
+
+    def adamw(matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
+        fused = model.emb.weight.device.type in FUSED
+        return torch.optim.AdamW(groups(matrices), lr=lr, betas=chosen.betas, eps=chosen.eps, fused=fused)
+
+    if chosen.name == "adamw":
+        return Updater([adamw(decayed)])
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"train.optimizer.name: got 'muon', which needs torch 2.9; this is {torch.__version__}")
+    hidden = [parameter for parameter in decayed if parameter.dim() == 2]
+    muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Updater([muon, adamw([parameter for parameter in decayed if parameter.dim() != 2])])

@@ -1,0 +1,253 @@
+"""Evaluating one candidate: a Job in, a Report out."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from morphogen import cost
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Inheritance, Job, Report, Status, StopReason, Tokens, stream
+from morphogen.data.mixture import Mixture, Trained, unique_tokens
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.errors import DivergedError, InputError
+from morphogen.experiment import Experiment
+from morphogen.inherit import inherit, splice_job
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
+from morphogen.metrics.stability import instability
+from morphogen.metrics.throughput import tokens_per_second
+from morphogen.network import assemble
+from morphogen.training.loop import Progress, StepInfo, Trainer, choose_device
+
+__all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
+
+#: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
+#: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
+SAMPLE_BATCHES = 2
+
+
+def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
+    """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it.
+
+    prepared: the experiment's data where the caller has it ready. Nothing depends on the clock or on global state but
+    `Report.timed`. Out of memory, numbers that are not finite, and unusable input make a report with status FAILED and
+    one line of reason; everything else is raised.
+    """
+    trial = None
+    try:
+        trial = _Trial(job, prepared)
+        return trial.run(progress)
+    except DivergedError as error:
+        return _failed(job, trial, str(error), StopReason.NOT_FINITE)
+    except InputError as error:
+        return _failed(job, trial, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}")
+
+
+def _failed(job: Job, trial: "_Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
+    known = Report(id=job.candidate.id, status=Status.FAILED) if trial is None else trial.report(Status.FAILED)
+    diverged = stop_reason is StopReason.NOT_FINITE
+    return known.replace(reason=reason, stop_reason=stop_reason, nan_seen=known.nan_seen or diverged)
+
+
+class _Trial:
+    """One candidate, built and spliced, on its way from job to report."""
+
+    def __init__(self, job: Job, prepared: PreparedData | None) -> None:
+        self.started = time.perf_counter()
+        self.experiment = Experiment.model_validate(job.experiment)
+        device = choose_device(job.device)
+        self.prepared = prepare(self.experiment.data) if prepared is None else prepared
+        self.job = _with_vocab(job, self.prepared.vocab_size)
+        self.blueprint = Blueprint.model_validate(self.job.candidate.blueprint)
+        self.stages = self._stages()
+        state, self.inheritance = self._weights()
+        self.model = assemble(self.blueprint, state).to(device)
+        self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
+        self.inherits = self.inheritance.inherited + self.inheritance.resized > 0
+        total_steps = self.stages[-1][1]
+        self.healing_steps = 0
+        if self.inherits and not self.inheritance.exact:
+            self.healing_steps = min(self.experiment.data.healing_tokens // self.prepared.tokens_per_step, total_steps)
+        self.trainer = Trainer(
+            self.model,
+            self.experiment.train,
+            total_steps=total_steps,
+            tokens_per_step=self.prepared.tokens_per_step,
+            seed=self._seed("dropout"),
+        )
+        self.rung = -1
+        self.metrics: dict[str, float] = {}
+        self.eval_seconds = 0.0
+
+    def run(self, progress: Progress | None) -> Report:
+        """Train and measure, stage by stage. DivergedError when a number is not finite."""
+        if self.inherits:
+            self.metrics["bpb_inherited"] = shard_metrics(self._score(SAMPLE_BATCHES))["bpb"]
+        threshold = self.experiment.train.ppl_stop_threshold
+        allowed = math.inf if threshold is None else threshold
+        stop: StopReason | None = None
+        for rung, until_step in self.stages:
+            stop = self._train(until_step, progress)
+            at_gate = rung == 1 and threshold is not None
+            if at_gate or stop is not None or until_step == self.stages[-1][1]:
+                self.metrics |= self._measure()
+                self.rung = rung
+            if at_gate and self.metrics["ppl"] > allowed:
+                reason = f"held-out perplexity {self.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
+                return self.report(Status.GATED, reason, StopReason.PPL_GATE)
+            if stop is not None:
+                break
+        return self.report(Status.TRAINED, stop_reason=stop or StopReason.FULL_RUN, checkpoint=self._save())
+
+    def _stages(self) -> list[tuple[int, int]]:
+        """(rung, the step it ends at) of every stage that trains at all, under `train.max_tokens`."""
+        per_step, most_tokens = self.prepared.tokens_per_step, self.experiment.train.max_tokens
+        stages: list[tuple[int, int]] = []
+        budget_tokens = done = 0
+        for stage in self.job.stages:
+            budget_tokens += stage.budget_tokens
+            until = min(budget_tokens, most_tokens) // per_step
+            if until > done:
+                stages.append((stage.rung, until))
+                done = until
+        if not stages:
+            raise InputError(
+                f"evolution.rung1_tokens and rung2_tokens: got {budget_tokens} tokens in all (train.max_tokens is "
+                f"{most_tokens}), expected at least one batch of {per_step}"
+            )
+        return stages
+
+    def _weights(self) -> tuple[dict[str, Tensor], Inheritance]:
+        """What the candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
+        seed = self._seed("weights")
+        mode, path = self.experiment.evolution.weight_inheritance, self.experiment.train.init_checkpoint
+        if mode == "init" and path is None:
+            raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
+        if mode == "parent" and self.job.parents:
+            return splice_job(self.job, seed)
+        if mode == "scratch" or path is None:
+            return splice_job(self.job.replace(parents=()), seed)
+        state, blueprint, _ = load_checkpoint(Path(path))
+        return inherit(self.blueprint, [(blueprint, state)], seed=seed)
+
+    def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
+        """Up to `until_step`: healing text first where it is due, then the mixture."""
+        trainer, healing, mixture = self.trainer, self.healing_steps, self.mixture
+        stop = None
+        if trainer.step < healing:
+            stop = trainer.run(mixture.healing_batch, min(healing, until_step), progress)
+            if trainer.step == healing:
+                trainer.guards.new_text()
+        if stop is None and trainer.step < until_step:
+            stop = trainer.run(lambda step: mixture.batch(step - healing), until_step, progress)
+        if stop is StopReason.NOT_FINITE:
+            loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
+            raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
+        return stop
+
+    def _score(self, limit_batches: int | None = None) -> Mapping[str, list[Score]]:
+        start = time.perf_counter()
+        data, bf16 = self.experiment.data, self.experiment.train.bf16
+        scores = held_out(self.model, self.mixture, data.eval_tokens, limit_batches=limit_batches, bf16=bf16)
+        self.eval_seconds += time.perf_counter() - start
+        return scores
+
+    def _measure(self) -> dict[str, float]:
+        """Everything measured of the model as it is now that the clock has no part in."""
+        scores, trace = self._score(), self.trainer.trace
+        sample = {shard: parts[:SAMPLE_BATCHES] for shard, parts in scores.items()}
+        own_text = slice(self.healing_steps, None)
+        return {
+            **shard_metrics(scores),
+            "bpb_sample": shard_metrics(sample)["bpb"],
+            "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
+        }
+
+    def _save(self) -> str:
+        where = f"checkpoints/{self.job.candidate.id}.safetensors"
+        extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step)}
+        save_checkpoint(Path(self.job.run_dir) / where, self.model.state_dict(), self.blueprint, extra)
+        return where
+
+    def report(
+        self,
+        status: Status,
+        reason: str = "",
+        stop_reason: StopReason = StopReason.FULL_RUN,
+        checkpoint: str | None = None,
+    ) -> Report:
+        """What is known of the candidate. `steps` are those on the training shards, healing left out."""
+        trainer, seq_len, per_step = self.trainer, self.prepared.seq_len, self.prepared.tokens_per_step
+        tokens = self._tokens()
+        timed = {"train_seconds": sum(trainer.trace.seconds), "eval_seconds": self.eval_seconds}
+        if trainer.trace.seconds:
+            timed["throughput"] = tokens_per_second(per_step, trainer.trace.seconds)
+        if trainer.memory.bytes:
+            timed["peak_memory_bytes"] = float(trainer.memory.bytes)
+        return Report(
+            id=self.job.candidate.id,
+            status=status,
+            reason=reason,
+            rung=self.rung,
+            metrics=self.metrics,
+            timed={**timed, "seconds": time.perf_counter() - self.started},
+            costs=cost.costs(self.blueprint, seq_len),
+            tokens=tokens,
+            steps=max(0, trainer.step - self.healing_steps),
+            flops=cost.train_flops(self.blueprint, seq_len, tokens.own),
+            inheritance=self.inheritance,
+            checkpoint=checkpoint,
+            stop_reason=stop_reason,
+            nan_seen=trainer.guards.nan_seen,
+            loss_spike=trainer.guards.loss_spike,
+        )
+
+    def _tokens(self) -> Tokens:
+        """Own, lineage's and unique tokens. Ancestors count where their weights were inherited."""
+        per_step, steps = self.prepared.tokens_per_step, self.trainer.step
+        healing = min(self.healing_steps, steps)
+        ancestors = self.job.ancestors if self.experiment.evolution.weight_inheritance == "parent" else ()
+        runs = [Trained(self._data_seed(self.job.candidate.index), steps - healing, healing)]
+        # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
+        runs += [Trained(self._data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]
+        own = steps * per_step
+        lineage = own + sum(ancestor.tokens for ancestor in ancestors)
+        return Tokens(own=own, lineage=lineage, unique=unique_tokens(self.prepared, runs))
+
+    def _data_seed(self, index: int) -> int:
+        return int(stream(self.job.seed, index, "data").integers(2**63))
+
+    def _seed(self, purpose: str) -> int:
+        """Of one purpose of this candidate; `train.seed` gives other repeats of the same search."""
+        rng = stream(self.job.seed, self.job.candidate.index, f"{purpose}/{self.experiment.train.seed}")
+        return int(rng.integers(2**31))
+
+
+def _with_vocab(job: Job, vocab: int) -> Job:
+    """The job with the tokenizer's vocabulary size filled in where a blueprint leaves it open."""
+
+    def filled(blueprint: Mapping[str, object]) -> dict[str, object]:
+        return Blueprint.model_validate(blueprint).with_vocab(vocab).to_json()
+
+    candidate = job.candidate.replace(blueprint=filled(job.candidate.blueprint))
+    return job.replace(
+        candidate=candidate,
+        parents=tuple(parent.replace(blueprint=filled(parent.blueprint)) for parent in job.parents),
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Python's, an accelerator's, or the CPU allocator's, which torch raises as a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

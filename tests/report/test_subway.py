@@ -1,0 +1,231 @@
+"""The subway map: layout by its promises, SVG by its parts and bytes."""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from made_runs import made_edit, made_report, make_run
+
+from morphogen.candidate import Candidate, Report, Status
+from morphogen.report.layout import lay_out
+from morphogen.report.subway import color, lineage_dot, lineage_svg
+
+OBJECTIVES = {"bpb": "min", "recall": "max"}
+SVG = "{http://www.w3.org/2000/svg}"
+SIZES = {"tiny": (1, 2, 2), "readable": (4, 6, 5), "wide": (12, 40, 8), "deep": (60, 6, 4), "many lines": (4, 60, 40)}
+
+
+def draw(run):
+    return lineage_svg("run", *run, OBJECTIVES)
+
+
+def of_class(svg, name):
+    return [element for element in ElementTree.fromstring(svg).iter() if name in element.get("class", "").split()]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_stations_never_overlap_and_columns_follow_generations(size):
+    candidates, _, survivors = make_run(*size)
+    plan = lay_out(candidates, survivors)
+    assert set(plan.places) == set(candidates)
+    by_column = {}
+    for id, place in plan.places.items():
+        assert place.column == candidates[id].generation
+        by_column.setdefault(place.column, []).append(place)
+    assert all(left.x < right.x for left, right in zip(plan.columns, plan.columns[1:], strict=False))
+    for places in by_column.values():
+        for one, other in combinations(places, 2):
+            if abs(one.x - other.x) < 1:
+                assert abs(one.y - other.y) >= one.half + other.half + 7.0, (one, other)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_every_survivor_has_its_own_lane_and_lines_never_change_sides(size):
+    candidates, _, survivors = make_run(*size)
+    plan = lay_out(candidates, survivors)
+    assert sorted(plan.survivors) == sorted(survivors)
+    assert len(set(plan.lanes)) == len(plan.lanes) == len(plan.routes)
+
+    def path(id):
+        chain = [id]
+        while candidates[chain[-1]].parents:
+            chain.append(candidates[chain[-1]].parents[0])
+        return chain
+
+    for (high, above), (low, below) in combinations(list(zip(plan.lanes, plan.survivors, strict=True)), 2):
+        assert high < low
+        rows_above = {plan.places[id].column: plan.places[id].y for id in path(above)}
+        rows_below = {plan.places[id].column: plan.places[id].y for id in path(below)}
+        assert all(rows_above[c] <= rows_below[c] for c in rows_above.keys() & rows_below.keys())
+
+
+def test_routes_start_at_the_root_pass_their_stations_and_end_at_their_lane():
+    candidates, _, survivors = make_run(4, 6, 5)
+    plan = lay_out(candidates, survivors)
+    root = plan.places["seed-0-9c1e"]
+    for lane, (route, tail) in enumerate(plan.routes):
+        numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", route + tail)]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        assert points[0][0] == pytest.approx(root.x, abs=0.06)
+        assert abs(points[0][1] - root.y) <= root.half + 0.06
+        assert points[-1] == pytest.approx((plan.end, plan.lanes[lane]), abs=0.06)
+        assert [x for x, _ in points] == sorted(x for x, _ in points)  # never backwards
+        station = plan.places[plan.survivors[lane]]
+        assert any(
+            x == pytest.approx(station.x, abs=0.06) and abs(y - station.y) <= station.half + 0.06 for x, y in points
+        )
+
+
+def test_one_station_per_edit_and_one_line_per_survivor():
+    candidates, reports, survivors = make_run(4, 6, 5)
+    on_line = {id for id, place in lay_out(candidates, survivors).places.items() if place.on_line}
+    svg = draw((candidates, reports, survivors))
+    stations = [e for e in of_class(svg, "stop") if e.tag == f"{SVG}rect" and e.find(f"{SVG}title") is not None]
+    assert len(stations) == sum(max(1, len(candidates[id].edits)) for id in on_line)
+    named = [e.text for e in of_class(svg, "name") if "halo" not in e.get("class").split()]
+    wanted = [edit.operator for id in on_line for edit in candidates[id].edits]
+    wanted += ["copy" if candidates[id].parents else "seed" for id in on_line if not candidates[id].edits]
+    assert sorted(named) == sorted(wanted)
+    for lane in range(len(survivors)):
+        lines = [e for e in of_class(svg, "route") if e.get("stroke") == color(lane)]
+        assert len(lines) == 2  # with edits, then on to the end as it is
+    assert len({color(lane) for lane in range(40)}) == 40
+
+
+def test_tooltips_tell_operator_and_before_and_after():
+    svg = draw(make_run(4, 6, 5))
+    titles = [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}title")]
+    assert any("widen_ffn b0 (keeps the function)" in t for t in titles)
+    assert any('blocks.b0.ffn.hidden: 64 → {"a": "<&>", "b": [1, 2]}' in t for t in titles)
+    assert any('gated: ppl 900 > 500 & "gate" <x>' in t for t in titles)
+
+
+def test_terminals_show_objectives_with_the_best_in_bold():
+    reports = {"a": made_report("a", Status.TRAINED, 2.5, 1.0), "b": made_report("b", Status.TRAINED, 2.25, 1.0)}
+    candidates = {id: Candidate(id=id, index=i, generation=0, blueprint={}) for i, id in enumerate("ab")}
+    svg = lineage_svg("two roots", candidates, reports, ["a", "b"], OBJECTIVES)
+    assert [e.text for e in of_class(svg, "end")] == ["a", "b"]
+    assert [e.text for e in of_class(svg, "value")] == ["2.5", "-", "2.25", "-"]
+    assert [e.text for e in of_class(svg, "best")] == ["2.25"]
+    assert {"bpb ↓", "recall ↑"} <= {e.text for e in of_class(svg, "head")}
+
+
+def crossed():
+    """seed -> a, b, c; x = a crossed with b survives; y = a crossed with the dead end c survives."""
+    rows = [("seed", 0, 0, ()), ("a", 1, 1, ("seed",)), ("b", 2, 1, ("seed",)), ("c", 3, 1, ("seed",))]
+    rows += [("x", 4, 2, ("a", "b")), ("y", 5, 2, ("a", "c")), ("lost", 6, 2, ("a",))]
+    candidates = {
+        id: Candidate(id=id, index=i, generation=g, blueprint={}, parents=p, edits=(made_edit(f"op_{id}", True),))
+        for id, i, g, p in rows
+    }
+    return candidates, {id: made_report(id, Status.TRAINED, 2.0, 1.0) for id in candidates}, ["b", "x", "y"]
+
+
+def test_crossovers_are_transfers_in_the_colour_of_the_giving_line():
+    candidates, reports, survivors = crossed()
+    plan = lay_out(candidates, survivors)
+    lanes = {(parent, child): lane for parent, child, lane, _ in plan.transfers}
+    assert lanes == {("b", "x"): plan.survivors.index("b"), ("c", "y"): None}
+    assert {child: giver for child, giver, _ in plan.twigs} == {"c": True, "lost": False}
+    svg = draw((candidates, reports, survivors))
+    titles = [e.text for e in ElementTree.fromstring(svg).iter(f"{SVG}title")]
+    assert "genes of b enter x" in titles
+    assert len(of_class(svg, "dead-giver")) == 2  # the mark and its legend
+
+
+def test_marks_of_those_that_led_nowhere_follow_their_status():
+    candidates, reports, survivors = crossed()
+    for status, name in [
+        (Status.FAILED, "cross"),
+        (Status.REJECTED, "cross"),
+        (Status.GATED, "gated"),
+        (Status.TRAINED, "dead"),
+    ]:
+        reports["lost"] = Report(id="lost", status=status)
+        assert len(of_class(draw((candidates, reports, survivors)), name)) == 2
+    del reports["lost"]  # proposed, nothing known yet
+    assert len(of_class(draw((candidates, reports, survivors)), "dead")) == 2
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ({}, {}, []),
+        (*make_run(2, 3, 2)[:2], []),
+        (*make_run(0, 0, 1)[:2], ["seed-0-9c1e"]),
+        (*make_run(2, 3, 2)[:2], ["no-such-candidate"]),
+        ({"orphan": Candidate(id="orphan", index=3, generation=4, blueprint={}, parents=("gone",))}, {}, ["orphan"]),
+        (
+            {
+                id: Candidate(id=id, index=i, generation=0, blueprint={}, parents=("a",) if i else ())
+                for i, id in enumerate("ab")
+            },
+            {},
+            ["b"],
+        ),
+    ],
+    ids=[
+        "nothing",
+        "no survivors",
+        "only the seed",
+        "unknown survivor",
+        "missing parent",
+        "child in its parent's generation",
+    ],
+)
+def test_odd_lineages_still_draw(run):
+    ElementTree.fromstring(draw(run))
+    assert lineage_dot(*run).endswith("}\n")
+
+
+def test_hostile_text_stays_valid_xml():
+    id = 'x"><script>&\x00\x1b\ud800'
+    candidates = {id: Candidate(id=id, index=0, generation=0, blueprint={})}
+    svg = lineage_svg("</svg>\x07", candidates, {}, [id], {'<"&': "min"})
+    assert not of_class(svg, "script")
+    assert [e.text for e in of_class(svg, "end")] == ['x"><script>&' + "\ufffd" * 3]
+    assert [e.text for e in of_class(svg, "title")] == ["</svg>\ufffd"]
+
+
+def test_bytes_do_not_depend_on_insertion_order_or_hash_seed():
+    candidates, reports, survivors = make_run(6, 12, 5)
+    want = draw((candidates, reports, survivors))
+    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), survivors[::-1])
+    assert draw(backwards) == want
+    assert lineage_dot(*backwards) == lineage_dot(candidates, reports, survivors)
+    code = (
+        "import sys; from made_runs import make_run; from morphogen.report.subway import lineage_svg;"
+        "sys.stdout.buffer.write(lineage_svg('run', *make_run(6, 12, 5), {'bpb': 'min', 'recall': 'max'}).encode())"
+    )
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": places}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+        assert done.stdout.decode() == want
+
+
+def test_large_lineages_leave_names_to_tooltips_and_stay_valid():
+    small, large = draw(make_run(4, 6, 5)), draw(make_run(30, 60, 10))
+    assert of_class(small, "name")
+    assert not of_class(large, "name")
+    assert len(of_class(large, "twig")) > 1000
+
+
+def test_a_picture_needs_nothing_from_outside_and_follows_the_theme():
+    svg = draw(make_run(3, 6, 3))
+    assert "prefers-color-scheme:dark" in svg
+    assert not re.search(r"(href|src|url\(|@import)", svg)
+    assert re.findall(r"https?://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
+
+
+def test_dot_text_names_every_candidate_and_edge():
+    candidates, reports, survivors = crossed()
+    dot = lineage_dot(candidates, reports, survivors)
+    assert all(f'"{id}" [label="{id}"' in dot for id in candidates)
+    assert '"a" -> "x" [label="op_x"];' in dot
+    assert '"b" -> "x" [label="op_x", style=dashed];' in dot

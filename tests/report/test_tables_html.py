@@ -1,0 +1,158 @@
+"""Tables in three forms, and the one-page report."""
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_runs import make_run
+from rich.console import Console
+
+from morphogen.candidate import Candidate, Report, Status
+from morphogen.report.html import _ticks, report_html
+from morphogen.report.tables import as_json, as_table, as_text, frontier_rows, operator_rows, reason_rows
+from morphogen.report.wording import number, plain
+
+OBJECTIVES = {"bpb": "min", "flops_per_token": "min"}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run(4, 6, 5)
+
+
+def test_frontier_rows_are_sorted_by_the_first_objective_in_its_direction(run):
+    candidates, reports, ids = run
+    rows = frontier_rows(candidates, reports, ids[::-1], OBJECTIVES)
+    assert [row["bpb"] for row in rows] == sorted(reports[id].metrics["bpb"] for id in ids)
+    assert list(rows[0]) == [
+        "id",
+        "generation",
+        "bpb",
+        "flops_per_token",
+        "params",
+        "tokens",
+        "lineage_tokens",
+        "edits",
+    ]
+    most = frontier_rows(candidates, reports, ids, {"flops_per_token": "max"})
+    assert [row["flops_per_token"] for row in most] == sorted((row["flops_per_token"] for row in most), reverse=True)
+
+
+def test_missing_and_nan_objectives_come_last_and_json_stays_strict():
+    candidates = {id: Candidate(id=id, index=i, generation=0, blueprint={}) for i, id in enumerate("abc")}
+    values = {"a": {}, "b": {"bpb": math.nan}, "c": {"bpb": 2.0}}
+    reports = {id: Report(id=id, status=Status.TRAINED, metrics=metrics) for id, metrics in values.items()}
+    rows = frontier_rows(candidates, reports, "abc", {"bpb": "min"})
+    assert [row["id"] for row in rows] == ["c", "a", "b"]
+    assert [row["bpb"] for row in json.loads(as_json(rows), parse_constant=pytest.fail)] == [2.0, None, None]
+
+
+def test_operator_rows_count_children_by_fate(run):
+    candidates, reports, survivors = run
+    rows = {row["operator"]: row for row in operator_rows(candidates, reports, survivors)}
+    children = [id for id, c in candidates.items() if any(edit.operator == "widen_ffn" for edit in c.edits)]
+    row = rows["widen_ffn"]
+    assert row["children"] == len(children) == sum(row[name] for name in ("trained", "gated", "failed", "rejected"))
+    assert row["survivors"] == len(set(children) & set(survivors))
+    assert row["exact"] is True
+    assert rows["xover"]["exact"] is False
+    assert list(rows) == sorted(rows)
+
+
+def test_reason_rows_list_the_lost_with_why(run):
+    candidates, reports, _ = run
+    rows = reason_rows(candidates, reports)
+    assert {row["id"] for row in rows} == {id for id, r in reports.items() if r.status is not Status.TRAINED}
+    assert all(row["reason"] for row in rows)
+
+
+def test_text_is_aligned_and_rich_shows_the_same_cells(run):
+    rows = frontier_rows(*run, OBJECTIVES)
+    lines = as_text(rows).splitlines()
+    assert len(lines) == len(rows) + 1
+    edge = lines[0].index("bpb") + 3
+    assert all(line[edge - 1].isdigit() and line[edge] == " " for line in lines[1:])
+    console = Console(file=io.StringIO(), width=200)
+    console.print(as_table(rows, "Frontier [bold]"))
+    shown = console.file.getvalue()
+    assert all(row["id"] in shown and number(row["bpb"]) in shown for row in rows)
+    assert as_text([]) == ""
+    assert json.loads(as_json([])) == []
+
+
+def test_ids_are_not_read_as_markup():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(as_table([{"id": "[red]x[/red]"}], "t"))
+    assert "[red]x[/red]" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0"), (2.31415, "2.314"), (9999, "9999"), (12_345, "12.35k"), (1.2e6, "1.2M"),
+     (-3.4e9, "-3.4G"), (1e18, "1000P"), (math.nan, "nan"), (1e-7, "1e-07")],
+)  # fmt: skip
+def test_numbers_read_well(value, text):
+    assert number(value) == text
+
+
+def test_values_of_blueprints_are_short():
+    assert plain(None) == "∅"
+    assert plain({"b": 1, "a": "é"}) == '{"a": "é", "b": 1}'
+    assert len(plain("x" * 500)) == 60
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [-3.0, 5.0], [1e-9, 2e-9], [1e12, 1.1e12], [2.3, 2.31, 9.7]])
+def test_ticks_are_few_rising_and_enclose_the_values(values):
+    ticks = _ticks(values)
+    assert 2 <= len(ticks) <= 9
+    assert ticks == sorted(set(ticks))
+    slack = 1e-6 * (ticks[-1] - ticks[0])
+    assert ticks[0] <= min(values) + slack
+    assert ticks[-1] >= max(values) - slack
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is not closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_balanced_complete_and_self_contained(run):
+    candidates, reports, survivors = run
+    page = report_html("run <1>", *run, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
+    checker = Balance()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.seen.count("svg") == 3  # hypervolume, one scatter, lineage
+    assert "script" not in checker.seen
+    assert not re.search(r"(href|src|url\(|@import)", page)
+    assert "&lt;stdlib&gt;" in page
+    assert "<stdlib>" not in page
+    assert all(page.count(id) >= 2 for id in survivors)
+    trained = sum(report.status is Status.TRAINED for report in reports.values())
+    assert page.count('class="front"') + page.count('class="other"') == trained
+    assert page.count('class="dot"') == 3
+    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), survivors)
+    again = report_html("run <1>", *backwards, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
+    assert again == page
+
+
+def test_an_empty_run_still_makes_a_page():
+    page = report_html("empty", {}, {}, [], {"bpb": "min", "a": "max", "b": "max"}, [], {})
+    assert page.count("nothing measured") == 3
+    assert page.count(">none<") == 3

@@ -1,0 +1,110 @@
+"""Hypothesis strategies, kept once: small valid blueprints over every registered kind and field, and generators.
+
+`PARTS` has one strategy per registered kind of attn and ffn; tests/variation proves that none is missing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.parts.attention import SPARSITIES, Attention
+from morphogen.parts.base import Part
+from morphogen.parts.gating import LayerScale
+from morphogen.parts.mlp import MLP
+
+VOCAB = 37
+
+
+def rngs() -> st.SearchStrategy[np.random.Generator]:
+    """Seeded numpy generators."""
+    return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@st.composite
+def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
+    """Attention of one kind: every RoPE, bias, norm, gate and sparsity pattern, with knobs small against 16 tokens."""
+    kv_heads = 1 if kind == "MQA" else draw(st.integers(1, 3))
+    groups = 1 if kind == "MHA" else draw(st.sampled_from([1, 2, 3, 4]))
+    rope = draw(st.sampled_from(["none", "standard", "yarn", "partial"]))
+    factors = {"yarn": [None, 1.0, 2.0, 8.0], "partial": [None, 0.5, 1.0]}
+    sparsity = draw(st.sampled_from(SPARSITIES))
+    return Attention(
+        kind=kind,
+        heads=kv_heads * groups,
+        kv_groups=groups,
+        head_dim=draw(st.sampled_from([3, 4, 8, 10] if rope == "none" else [4, 6, 8, 12])),
+        rope=rope,
+        rope_theta=draw(st.sampled_from([100.0, 10_000.0])),
+        rope_factor=draw(st.sampled_from(factors.get(rope, [None]))),
+        rope_context=draw(st.sampled_from([16, 2048])),
+        alibi=draw(st.booleans()),
+        qk_norm=draw(st.sampled_from(["none", "rms", "layer"])),
+        softcap=draw(st.sampled_from([None, 5.0, 50.0])),
+        gating_pos=draw(st.sampled_from(["none", "output", "value"])),
+        gating_op=draw(st.sampled_from(["dense", "diagonal"])),
+        sparsity=sparsity,
+        sliding_window=draw(st.integers(1, 12)),
+        block_size=draw(st.integers(1, 8)),
+        block_stride=draw(st.integers(1 if sparsity == "local_block" else 0, 3)),
+        global_stride=draw(st.integers(1, 6)),
+        dilation=draw(st.integers(1, 4)),
+    )
+
+
+@st.composite
+def mlps(draw: st.DrawFn) -> MLP:
+    """A feed-forward layer, its size not always a multiple of 8."""
+    activation = draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]))
+    return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation)
+
+
+@st.composite
+def layer_scales(draw: st.DrawFn, slots: tuple[str, ...] = ("attn", "ffn")) -> LayerScale:
+    """A learned scale on some of the block's branches."""
+    targets = draw(st.lists(st.sampled_from(slots), min_size=1, unique=True))
+    return LayerScale(targets=tuple(sorted(targets)), init=draw(st.sampled_from([1.0, 0.5])))
+
+
+#: (slot, kind) -> strategy, for parts that are branches
+PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
+    ("attn", "MHA"): lambda: attentions("MHA"),
+    ("attn", "GQA"): lambda: attentions("GQA"),
+    ("attn", "MQA"): lambda: attentions("MQA"),
+    ("ffn", "dense"): mlps,
+}
+
+#: (slot, kind) -> strategy of the block's slots, for parts that act on the block's branches
+MODIFIERS: dict[tuple[str, str], Callable[[tuple[str, ...]], st.SearchStrategy[Any]]] = {
+    ("extra", "layer_scale"): layer_scales,
+}
+
+
+def parts(slot: str) -> st.SearchStrategy[Part]:
+    """Any branch that may stand in `slot`."""
+    return st.one_of([make() for (where, _), make in PARTS.items() if where == slot])
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> Block:
+    """A block without an id: attention, feed-forward or both, with up to one modifier."""
+    slots = draw(st.sampled_from([("attn", "ffn"), ("attn", "ffn"), ("attn",), ("ffn",)]))
+    branches = {slot: draw(parts(slot)) for slot in slots}
+    modifiers = [make(slots) for make in MODIFIERS.values()]
+    extras = draw(st.lists(st.one_of(modifiers), max_size=1))
+    return Block(**branches, extras=tuple(extras), parallel=draw(st.booleans()))
+
+
+@st.composite
+def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab: int | None = VOCAB) -> Blueprint:
+    """A small valid blueprint over all registered kinds, in fp32 a few thousand parameters."""
+    ids = [f"b{i}" for i in range(draw(st.integers(min_blocks, max_blocks)))]
+    return Blueprint(
+        name="drawn",
+        emb={"dim": draw(st.sampled_from([8, 9, 12, 16, 24, 33, 48])), "vocab": vocab},
+        norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
+        blocks=tuple(draw(blocks()).model_copy(update={"id": id}) for id in ids),
+        head={"tie_embeddings": draw(st.booleans())},
+    )

@@ -1,0 +1,162 @@
+"""The import rule: downwards only, heavy libraries only where they belong, and a package that is cheap to import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src"
+FILES = sorted((SRC / "morphogen").rglob("*.py"))
+
+#: Unit (module or sub-package) -> the units it may import. `candidate` and `errors` are open to all.
+OPEN = {"candidate", "errors"}
+ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "candidate": set(),
+    "ops": set(),
+    "parts": {"ops"},
+    "blueprint": {"parts"},
+    "experiment": {"blueprint", "parts"},
+    "network": {"blueprint", "parts"},
+    "cost": {"network", "blueprint", "parts"},
+    "inherit": ARCHITECTURE,
+    "variation": ARCHITECTURE,
+    "data": {"experiment"},
+    "metrics": ARCHITECTURE | {"data"},
+    "training": ARCHITECTURE | {"data", "metrics", "inherit"},
+    "selection": set(),
+    "store": set(),
+    "report": set(),
+    "search": ARCHITECTURE | {"variation", "selection", "store"},
+    "execution": ARCHITECTURE | {"training", "metrics", "inherit"},
+}
+#: The joining layer: may import anything below, and from each other only downwards in this order.
+JOINING = ["options", "runfolder", "explain", "evolve", "status", "console", "cli"]
+for position, name in enumerate(JOINING):
+    ALLOWED[name] = {unit for unit in list(ALLOWED) if unit not in JOINING} | set(JOINING[:position])
+
+#: Library -> the only modules that may import it, at any depth of their code.
+HOMES = {
+    "transformers": {"parts/foreign.py", "data/tokenizers.py"},
+    "ray": {"execution/ray.py"},
+    "rich": {"console.py", "cli.py"},
+    "typer": {"cli.py"},
+    "datasets": {"data/corpora.py"},
+}
+NO_TORCH = {"errors", "candidate", "selection", "store", "report", "console"}
+
+
+def unit(path: Path) -> str:
+    first = path.relative_to(SRC / "morphogen").parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of all that a file imports, wherever in the file, type-checking blocks included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            if node.module == "morphogen":
+                yield from (f"morphogen.{alias.name}" for alias in node.names)
+
+
+def top_level(path: Path) -> Iterator[str]:
+    """Absolute names of what importing the file imports."""
+    pending: list[ast.stmt] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            pending += node.orelse
+        elif isinstance(node, ast.If | ast.Try | ast.With):
+            pending += node.body
+
+
+def internal(names: Iterator[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("morphogen.")}
+
+
+def violations(path: Path, names: set[str]) -> set[str]:
+    here = unit(path)
+    return {name for name in names if name not in ALLOWED[here] | OPEN | {here}}
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if unit(f) != "__init__"], ids=lambda p: str(p.relative_to(SRC)))
+def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
+    assert unit(path) in ALLOWED, f"{path}: a unit the import rule does not know; say where it stands"
+    assert violations(path, internal(imports(path))) == set()
+
+
+def test_the_rule_notices_an_upward_import() -> None:
+    assert violations(SRC / "morphogen/parts/mlp.py", {"network", "ops", "errors"}) == {"network"}
+    assert violations(SRC / "morphogen/store/ledger.py", {"experiment", "candidate"}) == {"experiment"}
+    assert violations(SRC / "morphogen/evolve.py", {"cli", "search"}) == {"cli"}
+
+
+def test_the_rule_has_no_cycle() -> None:
+    done: set[str] = set()
+    while ready := {name for name, below in ALLOWED.items() if name not in done and below - {name} <= done}:
+        done |= ready
+    assert set(ALLOWED) - done == set()
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_are_imported_only_at_home(library: str) -> None:
+    users = {
+        path.relative_to(SRC / "morphogen").as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert users <= HOMES[library]
+
+
+def test_records_files_and_pictures_know_no_torch() -> None:
+    users = {
+        str(path)
+        for path in FILES
+        if unit(path) in NO_TORCH and any(name.split(".")[0] == "torch" for name in imports(path))
+    }
+    assert users == set()
+
+
+def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
+    names = set(top_level(SRC / "morphogen/cli.py")) | set(top_level(SRC / "morphogen/__init__.py"))
+    assert {name for name in names if name.startswith("morphogen.")} <= {"morphogen.errors", "morphogen.candidate"}
+
+
+HEAVY = "sorted({'torch', 'transformers', 'datasets', 'ray', 'numpy', 'pymoo', 'tokenizers'} & set(sys.modules))"
+
+
+def loaded_after(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint({HEAVY})"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_importing_morphogen_loads_nothing_heavy() -> None:
+    assert loaded_after("import morphogen; morphogen.MorphogenError") == "[]"
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "from morphogen.cli import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
+    assert loaded_after(code) == "[]"
+
+
+def test_storing_and_selecting_load_no_torch() -> None:
+    code = "import importlib\nfor name in NAMES: importlib.import_module(name)".replace(
+        "NAMES", repr(["morphogen.store.ledger", "morphogen.store.lineage", "morphogen.selection.survival"])
+    )
+    assert "torch" not in loaded_after(code)

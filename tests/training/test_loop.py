@@ -1,0 +1,170 @@
+"""The training loop: schedule, clipping, stages, checkpointing, randomness."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import StopReason
+from morphogen.errors import InputError
+from morphogen.experiment import Optimizer, Train
+from morphogen.network import LanguageModel, build
+from morphogen.training.guards import CHECK_EVERY
+from morphogen.training.loop import FINAL_SCALE, StepInfo, Trainer, choose_device, lr_scale, warmup_steps
+
+VOCAB, LENGTH, BATCH = 23, 16, 4
+
+
+def blueprint(dropout: float = 0.0) -> Blueprint:
+    block = {
+        "attn": {"kind": "MHA", "heads": 2, "head_dim": 16, "dropout": dropout},
+        "ffn": {"kind": "dense", "hidden": 48},
+    }
+    return Blueprint.model_validate({"emb": {"dim": 32, "vocab": VOCAB, "dropout": dropout}, "blocks": [block, block]})
+
+
+def counting(step: int) -> NDArray[np.int64]:
+    """Sequences that count upwards modulo the vocabulary from random starts: learnable at once."""
+    start_B = np.random.default_rng(step).integers(VOCAB, size=BATCH)
+    return (start_B[:, None] + np.arange(LENGTH + 1)) % VOCAB
+
+
+def make(model: LanguageModel, train: Train | None = None, steps: int = 30, seed: int = 0) -> Trainer:
+    return Trainer(model, train or Train(warmup=4), total_steps=steps, tokens_per_step=BATCH * LENGTH, seed=seed)
+
+
+def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_the_schedule_warms_up_then_falls_to_a_tenth() -> None:
+    scales = [lr_scale(step, 100, 20) for step in range(100)]
+    assert scales[:21] == sorted(scales[:21])
+    assert scales[20] == 1.0
+    assert scales[20:] == sorted(scales[20:], reverse=True)
+    assert scales[-1] == pytest.approx(FINAL_SCALE)
+    assert scales[0] > 0
+
+
+def test_a_short_run_warms_up_for_at_most_half() -> None:
+    assert [warmup_steps(Train(warmup=20), steps) for steps in (1, 10, 100)] == [0, 5, 20]
+    assert lr_scale(0, 1, 0) == 1.0
+
+
+def test_training_learns_what_there_is_to_learn() -> None:
+    trainer = make(build(blueprint()), Train(lr=1e-2, warmup=4), steps=60)
+    assert trainer.run(counting, 60) is None
+    assert trainer.trace.losses[0] == pytest.approx(math.log(VOCAB), rel=0.1)
+    assert trainer.trace.losses[-1] < 0.5
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_every_optimizer_lowers_the_loss(name: str) -> None:
+    lr = 3e-3 if name == "lion" else 1e-2
+    trainer = make(build(blueprint()), Train(warmup=4, optimizer=Optimizer.model_validate({"name": name, "lr": lr})))
+    trainer.run(counting, 30)
+    assert trainer.trace.losses[-1] < 0.75 * trainer.trace.losses[0]
+
+
+def test_two_stages_are_one_run() -> None:
+    """Same optimizer, schedule, data and dropout wherever the cut is."""
+    whole, parts = build(blueprint(0.2)), build(blueprint(0.2))
+    make(whole).run(counting, 30)
+    trainer = make(parts)
+    for until in (7, 30):
+        trainer.run(counting, until)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(parts)[name]), name
+
+
+def test_dropout_depends_on_the_seed_and_leaves_the_global_stream_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    losses = []
+    for seed in (1, 1, 2):
+        trainer = make(build(blueprint(0.2)), seed=seed)
+        trainer.run(counting, 3)
+        losses.append(trainer.trace.losses)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_gradient_checkpointing_changes_memory_but_no_number() -> None:
+    plain, saving = make(build(blueprint(0.2))), make(build(blueprint(0.2)), Train(warmup=4, grad_ckpt=True))
+    plain.run(counting, 4)
+    saving.run(counting, 4)
+    assert saving.trace.losses == plain.trace.losses
+    assert saving.memory.bytes < plain.memory.bytes
+
+
+def test_bf16_trains_as_well_with_fp32_weights() -> None:
+    model = build(blueprint())
+    trainer = make(model, Train(lr=1e-2, warmup=4, bf16=True), steps=60)
+    trainer.run(counting, 60)
+    assert trainer.trace.losses[-1] < 0.5
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_norm_on_record_is_that_before_clipping() -> None:
+    def first(clip: float) -> tuple[float, dict[str, torch.Tensor]]:
+        model = build(blueprint())
+        train = Train(lr=1e-2, weight_decay=0.0, warmup=0, clip=clip, optimizer=Optimizer(eps=1.0))
+        trainer = make(model, train)
+        trainer.run(counting, 1)
+        return trainer.trace.grad_norms[0], weights(model)
+
+    start = weights(build(blueprint()))
+    (norm, free), (same, clipped) = first(1e6), first(1e-3)
+    assert norm == same > 1e-3
+
+    def moved(after: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(sum(float((after[name] - start[name]).square().sum()) for name in start))
+
+    assert moved(clipped) < 0.1 * moved(free)  # eps = 1 makes AdamW nearly linear in the gradient
+
+
+def test_progress_tells_every_step() -> None:
+    seen: list[StepInfo] = []
+    make(build(blueprint())).run(counting, 2 * CHECK_EVERY, seen.append)
+    assert [info.step for info in seen] == list(range(1, 2 * CHECK_EVERY + 1))
+    assert [info.tokens for info in seen] == [64 * info.step for info in seen]
+    assert [info.step for info in seen if info.entropy is not None] == [CHECK_EVERY, 2 * CHECK_EVERY]
+    assert 0 < (seen[CHECK_EVERY - 1].entropy or 0) <= math.log(VOCAB)
+    assert all(info.seconds > 0 and info.steps == 30 for info in seen)
+
+
+def test_a_guard_ends_the_run_where_it_trips() -> None:
+    trainer = make(build(blueprint()), Train(warmup=0, instability_threshold=1e-6), steps=50)
+    assert trainer.run(counting, 50) is StopReason.HIGH_GRAD
+    assert trainer.step == len(trainer.trace.losses) < 50
+
+
+def test_weights_that_are_not_finite_stop_at_once() -> None:
+    model = build(blueprint())
+    with torch.no_grad():
+        model.get_parameter("blocks.0.ffn.up.weight")[0, 0] = math.inf
+    trainer = make(model)
+    assert trainer.run(counting, 30) is StopReason.NOT_FINITE
+    assert trainer.step == 1
+    assert trainer.guards.nan_seen
+
+
+def test_peak_memory_holds_weights_gradients_and_moments() -> None:
+    model = build(blueprint())
+    trainer = make(model)
+    trainer.run(counting, 3)
+    assert trainer.memory.bytes > 16 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_bad_input(name: str) -> None:
+    with pytest.raises(InputError, match="device: got"):
+        choose_device(name)
+
+
+def test_devices_that_are() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")

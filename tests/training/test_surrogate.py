@@ -1,0 +1,334 @@
+"""From job to report: weights, stages, gate, accounting, failures, and the same report every time."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from morphogen import cost
+from morphogen.blueprint.diff import changes as changes_between
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import (
+    TIMED,
+    Ancestor,
+    Candidate,
+    Edit,
+    Job,
+    ParentRef,
+    Report,
+    Stage,
+    Status,
+    StopReason,
+    stream,
+)
+from morphogen.data.mixture import Mixture, Trained, unique_tokens
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.experiment import Experiment
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.metrics.perplexity import evaluate
+from morphogen.network import assemble, build
+from morphogen.training.loop import StepInfo
+from morphogen.training.surrogate import run_surrogate
+
+SEQ, BATCH = 32, 4
+STEP = SEQ * BATCH
+WORDS = ["the", "a", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "then", "it", "sleeps", "under"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of documents of random words: `a` and `heal`; and the cache."""
+    root = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for folder, count in (("a", 120), ("heal", 30)):
+        (root / folder).mkdir()
+        for k in range(count):
+            words = " ".join(WORDS[i] for i in rng.integers(len(WORDS), size=80))
+            (root / folder / f"{k}.txt").write_text(f"{folder} {k}: {words}")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _cache(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(text / "cache"))
+
+
+@pytest.fixture
+def make(text: Path, tmp_path: Path) -> Callable[..., Job]:
+    def job(index: int = 0, steps: tuple[int, ...] = (4, 6), **sections: dict[str, Any]) -> Job:
+        attn = {"kind": "MHA", "heads": 2, "head_dim": 8, "dropout": 0.1}
+        experiment = {
+            "model": {"emb": {"dim": 16}, "blocks": [{"attn": attn, "ffn": {"kind": "dense", "hidden": 32}}]},
+            "train": {"lr": 1e-2, "warmup": 2, **sections.get("train", {})},
+            "data": {
+                "seq_len": SEQ,
+                "batch_size": BATCH,
+                "eval_tokens": 20 * STEP,
+                "split": {"train": 0.7, "eval": 0.2},
+                "shards": [{"source": str(text / "a")}],
+                **sections.get("data", {}),
+            },
+            "evolution": sections.get("evolution", {}),
+        }
+        blueprint = Experiment.model_validate(experiment).model.with_vocab(257).to_json()
+        return Job(
+            experiment=experiment,
+            candidate=Candidate(id=f"c-{index}", index=index, generation=0, blueprint=blueprint),
+            parents=(),
+            ancestors=(),
+            stages=tuple(Stage(rung=k + 1, budget_tokens=n * STEP) for k, n in enumerate(steps)),
+            seed=3,
+            run_dir=str(tmp_path),
+            device="cpu",
+        )
+
+    return job
+
+
+def data_of(job: Job) -> PreparedData:
+    return prepare(Experiment.model_validate(job.experiment).data)
+
+
+def seed_of(job: Job, index: int) -> int:
+    """Of the data order of candidate `index`."""
+    return int(stream(job.seed, index, "data").integers(2**63))
+
+
+def child_of(job: Job, report: Report, index: int = 1, **changes: Any) -> Job:
+    """A job whose candidate changes the FFN of the trained parent."""
+    parent = Blueprint.model_validate(job.candidate.blueprint)
+    block = parent.blocks[0]
+    assert block.ffn is not None
+    child = parent.evolve(blocks=(block.evolve(ffn=block.ffn.evolve(**changes)),))
+    assert child is not None
+    assert report.checkpoint is not None
+    edit = Edit(operator="by_hand", target="b0", preserves=False, changes=changes_between(parent, child))
+    return job.replace(
+        candidate=Candidate(
+            id=f"c-{index}", index=index, generation=1, blueprint=child.to_json(), parents=(report.id,), edits=(edit,)
+        ),
+        parents=(ParentRef(id=report.id, blueprint=parent.to_json(), checkpoint=report.checkpoint),),
+        ancestors=(Ancestor(index=job.candidate.index, steps=report.steps, tokens=report.tokens.own),),
+    )
+
+
+def repeatable(report: Report) -> dict[str, Any]:
+    return report.model_dump(mode="json", exclude={"timed"})
+
+
+def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make()
+    seen: list[StepInfo] = []
+    report = run_surrogate(job, seen.append)
+    assert (report.status, report.stop_reason) == (Status.TRAINED, StopReason.FULL_RUN)
+    assert (report.rung, report.steps) == (2, 10)
+    assert [info.step for info in seen] == list(range(1, 11))
+    assert set(report.metrics) == {"ppl", "bpb", *(f"{m}_{data_of(job).shards[0].name}" for m in ("ppl", "bpb")),
+                                   "bpb_sample", "instability"}  # fmt: skip
+    assert set(report.timed) == TIMED
+    assert all(value > 0 for value in report.timed.values())
+    blueprint = Blueprint.model_validate(job.candidate.blueprint)
+    assert report.costs == cost.costs(blueprint, SEQ)
+    assert report.flops == cost.train_flops(blueprint, SEQ, 10 * STEP)
+    assert report.tokens.own == report.tokens.lineage == report.tokens.unique == 10 * STEP
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["c-0.safetensors"]
+
+
+def test_the_report_measures_the_checkpoint_on_the_eval_split(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make()
+    report = run_surrogate(job)
+    assert report.checkpoint is not None
+    state, blueprint, _ = load_checkpoint(tmp_path / report.checkpoint)
+    again = evaluate(assemble(blueprint, state), Mixture(data_of(job), seed=99), 20 * STEP)
+    assert again == {name: report.metrics[name] for name in again}
+    assert report.metrics["bpb"] < 8.0  # 8 bits per byte is to know nothing
+
+
+def test_the_same_job_gives_the_same_report_whatever_ran_before(make: Callable[..., Job]) -> None:
+    first = run_surrogate(make())
+    run_surrogate(make(index=1))
+    torch.manual_seed(1234)
+    assert repeatable(run_surrogate(make())) == repeatable(first)
+
+
+def test_the_same_report_in_another_process_under_another_hash_seed(make: Callable[..., Job]) -> None:
+    job = make()
+    here = repeatable(run_surrogate(job))
+    script = (
+        "import sys\nfrom morphogen.candidate import Job\nfrom morphogen.training.surrogate import run_surrogate\n"
+        "print(run_surrogate(Job.model_validate_json(sys.stdin.read())).model_dump_json(exclude={'timed'}))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=job.model_dump_json(), capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == here
+
+
+def test_seeds_make_different_candidates(make: Callable[..., Job]) -> None:
+    bpb = {run_surrogate(job).metrics["bpb"] for job in (make(), make(index=1), make(train={"seed": 1}))}
+    assert len(bpb) == 3
+
+
+def test_an_exact_child_starts_where_its_parent_ended(make: Callable[..., Job]) -> None:
+    job = make()
+    parent = run_surrogate(job)
+    child = run_surrogate(child_of(job, parent, hidden=48))
+    assert child.inheritance is not None
+    assert child.inheritance.exact
+    assert child.inheritance.fresh > 0
+    assert child.metrics["bpb_inherited"] == pytest.approx(parent.metrics["bpb_sample"], rel=1e-5)
+    assert child.metrics["bpb"] < parent.metrics["bpb"]
+    assert child.tokens.lineage == 20 * STEP
+    assert child.tokens.own == 10 * STEP
+
+
+def test_unique_tokens_are_the_windows_that_child_and_ancestors_saw(make: Callable[..., Job]) -> None:
+    job = make(steps=(20, 40))
+    parent = run_surrogate(job)
+    child = run_surrogate(child_of(job, parent, hidden=48))
+    prepared = data_of(job)
+    windows = prepared.shards[0].windows("train", SEQ)
+    assert windows * 2 > 60 * BATCH  # enough steps to overlap, too few to see everything for certain
+
+    def seen(index: int) -> set[tuple[int, int]]:
+        return {(int(shard), int(window)) for shard, window in Mixture(prepared, seed_of(job, index)).windows(0, 60)}
+
+    both = seen(0) | seen(1)
+    assert len(both) < 2 * 60 * BATCH
+    assert child.tokens.unique == len(both) * SEQ
+
+
+def test_a_lossy_child_is_healed_first_and_an_exact_one_is_not(make: Callable[..., Job], text: Path) -> None:
+    job = make(data={"healing_shards": [{"source": str(text / "heal")}], "healing_tokens": 3 * STEP})
+    parent = run_surrogate(job)
+    assert parent.steps == 10  # nothing inherited, nothing to heal
+    lossy = run_surrogate(child_of(job, parent, activation="gelu"))
+    exact = run_surrogate(child_of(job, parent, index=3, hidden=48))
+    assert lossy.inheritance is not None
+    assert not lossy.inheritance.exact
+    assert (lossy.steps, lossy.tokens.own) == (7, 10 * STEP)
+    assert (exact.steps, exact.tokens.own) == (10, 10 * STEP)
+    heirs = child_of(job, parent, activation="gelu")
+    grandchild = child_of(heirs, lossy, index=2, hidden=40)
+    report = run_surrogate(grandchild.replace(ancestors=(*heirs.ancestors, *grandchild.ancestors)))
+    assert report.tokens.lineage == 30 * STEP
+    assert report.tokens.unique == unique_tokens(
+        data_of(job), [(seed_of(job, 0), 10), Trained(seed_of(job, 1), 7, 3), (seed_of(job, 2), 10)]
+    )
+
+
+def test_the_gate_after_rung_one(make: Callable[..., Job], tmp_path: Path) -> None:
+    strict = run_surrogate(make(train={"ppl_stop_threshold": 1.5}))
+    assert (strict.status, strict.stop_reason, strict.rung, strict.steps) == (Status.GATED, StopReason.PPL_GATE, 1, 4)
+    assert strict.metrics["ppl"] > 1.5
+    assert "1.5" in strict.reason
+    assert strict.checkpoint is None
+    assert not (tmp_path / "checkpoints").exists()
+    lenient, none = run_surrogate(make(train={"ppl_stop_threshold": 1e6})), run_surrogate(make())
+    assert lenient.status is Status.TRAINED
+    assert lenient.metrics == none.metrics
+
+
+def test_max_tokens_caps_the_candidates_own(make: Callable[..., Job]) -> None:
+    report = run_surrogate(make(train={"max_tokens": 5 * STEP + 1}))
+    assert (report.status, report.steps, report.tokens.own, report.rung) == (Status.TRAINED, 5, 5 * STEP, 2)
+    capped = run_surrogate(make(train={"max_tokens": 3 * STEP}))
+    assert (capped.status, capped.steps, capped.rung) == (Status.TRAINED, 3, 1)
+
+
+def test_a_guard_stops_and_the_candidate_is_measured_as_it_is(make: Callable[..., Job]) -> None:
+    report = run_surrogate(make(steps=(30, 30), train={"instability_threshold": 1e-6}))
+    assert (report.status, report.stop_reason, report.rung) == (Status.TRAINED, StopReason.HIGH_GRAD, 1)
+    assert report.steps < 30
+    assert math.isfinite(report.metrics["bpb"])
+
+
+def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make()
+    parent = run_surrogate(job)
+    seed_weights = tmp_path / "seed.safetensors"
+    blueprint = Blueprint.model_validate(job.candidate.blueprint)
+    save_checkpoint(seed_weights, build(blueprint, seed=5).state_dict(), blueprint, {})
+
+    def child(mode: str, path: Path | None) -> Report:
+        train = {"init_checkpoint": str(path) if path else None}
+        return run_surrogate(child_of(make(evolution={"weight_inheritance": mode}, train=train), parent, hidden=48))
+
+    scratch = child("scratch", seed_weights)
+    assert scratch.inheritance is not None
+    assert scratch.inheritance.inherited + scratch.inheritance.resized == 0
+    assert "bpb_inherited" not in scratch.metrics
+    assert scratch.tokens.lineage == scratch.tokens.own
+    init = child("init", seed_weights)
+    assert init.inheritance is not None
+    assert init.inheritance.exact
+    assert init.metrics["bpb_inherited"] > parent.metrics["bpb_sample"] + 0.5
+    assert child("parent", None).metrics["bpb_inherited"] < init.metrics["bpb_inherited"]
+    nothing = child("init", None)
+    assert (nothing.status, nothing.reason[:21]) == (Status.FAILED, "train.init_checkpoint")
+
+
+def test_a_damaged_parent_fails_the_candidate_with_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make()
+    parent = run_surrogate(job)
+    child = child_of(job, parent, hidden=48)
+    path = tmp_path / "checkpoints" / "c-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    report = run_surrogate(child)
+    assert report.status is Status.FAILED
+    assert "c-0.safetensors" in report.reason
+    assert "\n" not in report.reason
+
+
+def test_divergence_fails_the_candidate(make: Callable[..., Job]) -> None:
+    report = run_surrogate(make(train={"optimizer": {"lr": 1e30}}))
+    assert (report.status, report.stop_reason, report.nan_seen) == (Status.FAILED, StopReason.NOT_FINITE, True)
+    assert report.tokens.own > 0
+    assert report.checkpoint is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_fails_the_candidate(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    report = run_surrogate(make(), _raising(error))
+    assert report.status is Status.FAILED
+    assert report.reason.startswith("out of memory on cpu: ")
+    assert report.tokens.own == STEP
+
+
+def test_mistakes_of_the_program_and_interrupts_are_raised(make: Callable[..., Job]) -> None:
+    for error in (RuntimeError("shapes do not match"), KeyboardInterrupt(), KeyError("x")):
+        with pytest.raises(type(error)):
+            run_surrogate(make(), _raising(error))
+
+
+def test_a_budget_below_one_batch_is_bad_input(make: Callable[..., Job]) -> None:
+    job = make(steps=()).replace(stages=(Stage(rung=1, budget_tokens=STEP - 1),))
+    report = run_surrogate(job)
+    assert report.status is Status.FAILED
+    assert f"expected at least one batch of {STEP}" in report.reason
+
+
+def _raising(error: BaseException) -> Callable[[StepInfo], None]:
+    def progress(info: StepInfo) -> None:
+        raise error
+
+    return progress

@@ -1,0 +1,204 @@
+"""Operators lifted to blueprints: valid, different, recorded, exact exactly when they say so."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from morphogen.blueprint.diff import apply, digest
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.errors import InputError, OperatorError
+from morphogen.inherit.plan import plan
+from morphogen.parts.attention import Attention
+from morphogen.parts.base import OPERATORS, REGISTRY, find_operator
+from morphogen.parts.gating import LayerScale
+from morphogen.parts.mlp import MLP
+from morphogen.variation.operator import (
+    apply_operator,
+    describe_operators,
+    mutate,
+    named_edit,
+    operator_weights,
+    targets,
+)
+from strategies import MODIFIERS, PARTS, blueprints, rngs
+
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def small(**changes):
+    """Two blocks: attention with layer scale and feed-forward; feed-forward alone."""
+    attn = Attention(kind="GQA", heads=4, head_dim=8, kv_groups=2)
+    blocks = (
+        Block(id="b0", attn=attn, ffn=MLP(hidden=16), extras=(LayerScale(targets=("attn", "ffn")),)),
+        Block(id="b1", ffn=MLP(hidden=24)),
+    )
+    return Blueprint(emb={"dim": 16, "vocab": 37}, blocks=blocks).model_copy(update=changes)
+
+
+def only(*names):
+    """Weights that leave just these operators."""
+    return {name: float(name in names) for name in OPERATORS}
+
+
+def test_strategies_cover_every_registered_kind():
+    assert set(PARTS) | set(MODIFIERS) == {key for key in REGISTRY if key[0] != "stem"}
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_drawn_blueprints_survive_json(data):
+    blueprint = data.draw(blueprints())
+    assert Blueprint.model_validate(blueprint.to_json()) == blueprint
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+@given(blueprint=blueprints(), rng=rngs())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_operator_gives_a_valid_changed_child_and_a_replayable_edit(name, blueprint, rng):
+    before = blueprint.to_json()
+    made = apply_operator(blueprint, name, rng)
+    assert blueprint.to_json() == before
+    if made is None:
+        return
+    child, edit = made
+    assert Blueprint.model_validate(child.to_json()) == child
+    assert digest(child) != digest(blueprint)
+    assert edit.operator == name
+    assert apply(blueprint, edit.changes) == child
+    assert edit.target in {target.name for target in targets(blueprint, find_operator(name))}
+    assert plan(child, [blueprint]).exact == edit.preserves
+
+
+@given(blueprint=blueprints(), seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 5))
+@many
+def test_mutate_never_repeats_an_architecture_and_its_edits_lead_to_the_child(blueprint, seed, steps):
+    child, edits = mutate(blueprint, np.random.default_rng(seed), steps, {})
+    assert 1 <= len(edits) <= steps
+    here, seen = blueprint, [digest(blueprint)]
+    for edit in edits:
+        here = apply(here, edit.changes)
+        seen.append(digest(here))
+    assert here == child
+    assert len(set(seen)) == len(seen)
+    assert mutate(blueprint, np.random.default_rng(seed), steps, {}) == (child, edits)
+
+
+def test_every_operator_applies_to_some_drawn_blueprint():
+    applied = set()
+
+    @given(blueprint=blueprints())
+    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    def collect(blueprint):
+        applied.update(info["name"] for info in describe_operators(blueprint) if info["applies"])
+
+    collect()
+    assert applied == set(OPERATORS)
+
+
+def test_targets_name_blocks_by_gene_id():
+    names = {name: [target.name for target in targets(small(), find_operator(name))] for name in OPERATORS}
+    assert names["widen_ffn"] == ["blocks[b0].ffn", "blocks[b1].ffn"]
+    assert names["add_heads"] == ["blocks[b0].attn"]
+    assert names["tune_layer_scale"] == ["blocks[b0].extras[0]"]
+    assert names["toggle_parallel"] == ["blocks[b0]", "blocks[b1]"]
+    assert names["widen_dim"] == ["model"]
+
+
+def test_an_operator_that_applies_in_one_place_only_finds_it():
+    for seed in range(20):
+        child, edit = named_edit(small(), "toggle_parallel", seed)  # b1 has a single branch
+        assert edit.target == "blocks[b0]"
+        assert child.blocks[0].parallel
+        assert child.blocks[1] == small().blocks[1]
+
+
+def test_edit_in_an_extra_changes_that_extra_alone():
+    child, edit = named_edit(small(), "tune_layer_scale", 0)
+    assert edit.target == "blocks[b0].extras[0]"
+    assert len(child.blocks[0].extras[0].targets) == 1
+    assert child.blocks[0].ffn == small().blocks[0].ffn
+
+
+def test_preserves_is_resolved_for_the_target():
+    plain = small()
+    gated = named_edit(plain, "tune_attn_gating", 0)
+    assert gated[1].preserves
+    assert not named_edit(gated[0], "tune_attn_gating", 0)[1].preserves
+
+
+def test_all_operators_reach_every_place():
+    edits = [named_edit(small(), "widen_ffn", seed)[1].target for seed in range(40)]
+    assert set(edits) == {"blocks[b0].ffn", "blocks[b1].ffn"}
+
+
+def test_named_edit_refuses_what_does_not_exist_or_apply():
+    with pytest.raises(OperatorError, match="did you mean 'widen_ffn'"):
+        named_edit(small(), "widen_fnn", 0)
+    with pytest.raises(OperatorError, match="insert_ffn does not apply"):
+        named_edit(small(), "insert_ffn", 0)
+
+
+def test_the_way_back_to_the_parent_is_barred():
+    one = small(blocks=(small().blocks[0],))
+    for seed in range(20):
+        child, edits = mutate(one, np.random.default_rng(seed), 6, only("toggle_parallel"))
+        assert len(edits) == 1
+        assert child.blocks[0].parallel
+
+
+def test_weight_zero_disables_and_a_large_weight_prevails():
+    rng = np.random.default_rng(0)
+    weights = {"widen_ffn": 0.0, "change_norm": 1000.0}
+    drawn = [edit.operator for _ in range(60) for edit in mutate(small(), rng, 1, weights).edits]
+    assert "widen_ffn" not in drawn
+    assert drawn.count("change_norm") > 50
+
+
+def test_equal_weights_draw_evenly():
+    rng = np.random.default_rng(1)
+    names = ("change_norm", "untie_head", "delete_block", "insert_block")
+    drawn = [mutate(small(), rng, 1, only(*names)).edits[0].operator for _ in range(400)]
+    assert all(60 < drawn.count(name) < 140 for name in names)
+
+
+def test_the_number_of_steps_is_even_up_to_the_limit():
+    rng = np.random.default_rng(2)
+    counts = [len(mutate(small(), rng, 3, {}).edits) for _ in range(150)]
+    assert {1, 2, 3} == set(counts)
+    assert min(counts.count(n) for n in (1, 2, 3)) > 25
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"widen_fnn": 1.0}, "did you mean 'widen_ffn'"),
+        ({"widen_ffn": -1.0}, "mutation_weights.widen_ffn: got -1.0"),
+        ({"widen_ffn": float("nan")}, "got nan"),
+        (only(), "mutation_steps to 0"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(InputError, match=message):
+        operator_weights(weights)
+
+
+def test_mutate_says_when_nothing_applies_or_no_step_is_asked_for():
+    with pytest.raises(OperatorError, match="no operator of positive weight applies"):
+        mutate(small(), np.random.default_rng(0), 2, only("insert_ffn"))
+    with pytest.raises(InputError, match="mutation_steps: got 0"):
+        mutate(small(), np.random.default_rng(0), 0, {})
+
+
+@given(blueprint=blueprints(vocab=None))
+@example(blueprint=small(emb=small().emb.model_copy(update={"vocab": None})))
+@settings(max_examples=5, deadline=None)
+def test_operators_are_described_without_a_tokenizer(blueprint):
+    table = {info["name"]: info for info in describe_operators(blueprint)}
+    assert list(table) == sorted(OPERATORS)
+    assert all(info["summary"].endswith(".") or "Ref:" in info["summary"] for info in table.values())
+    assert table["widen_dim"]["preserves"] is True
+    assert table["change_norm"]["preserves"] is False
+    assert table["widen_head_dim"]["preserves"] is None
+    assert table["delete_block"]["applies"] == (len(blueprint.blocks) > 1)
+    assert table["untie_head"]["applies"] == blueprint.head.tie_embeddings
