@@ -1,9 +1,9 @@
 """Whole training steps (forward, loss, backward, clipping, AdamW) against transformers' Llama and GPT-2, one thread.
 
 Models of the same width, depth and vocabulary, built here from their configurations; batches of random ids. Each peer
-meets morphogen twice: in the same precision with the same fused AdamW, and as shipped on a CPU (fp32 and AdamW's default
-loop), which is what `Trainer` does with `bf16: true` set against. Contestants take turns, times are medians over
-rounds; a ratio above 1 means that morphogen is the faster.
+is met in fp32 and in bf16, both with fused AdamW as morphogen has it, and as shipped on a CPU (fp32, AdamW's default
+loop) by morphogen's bf16. Contestants take turns, times are medians over rounds; above 1 means that morphogen is the
+faster.
 
     python benchmarks/training_step.py [--quick] [--lengths 256 512]
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,8 +37,8 @@ LR, CLIP = 1e-3, 1.0
 Step = Callable[[], object]
 
 
-def ids_BT1(batch: int, length: int, step: int) -> np.ndarray:
-    """Random token ids."""
+def random_ids(batch: int, length: int, step: int) -> NDArray[np.int64]:
+    """Random token ids of shape (B, T1)."""
     return np.random.default_rng(step).integers(VOCAB, size=(batch, length + 1))
 
 
@@ -101,7 +102,7 @@ def our_step(blueprint: Blueprint, batch: int, length: int, *, bf16: bool) -> St
     """One step of morphogen's own `Trainer`, its reading back of losses and guards included."""
     train = Train(lr=LR, clip=CLIP, warmup=0, bf16=bf16, no_improve_patience=10**6)
     trainer = Trainer(build(blueprint), train, total_steps=10**6, tokens_per_step=batch * length, seed=0)
-    return lambda: trainer.run(lambda step: ids_BT1(batch, length, step), trainer.step + 1)
+    return lambda: trainer.run(lambda step: random_ids(batch, length, step), trainer.step + 1)
 
 
 def peer_step(model: nn.Module, batch: int, length: int, *, bf16: bool, fused: bool) -> Step:
@@ -112,7 +113,7 @@ def peer_step(model: nn.Module, batch: int, length: int, *, bf16: bool, fused: b
     steps = itertools.count()
 
     def step() -> None:
-        ids = torch.from_numpy(ids_BT1(batch, length, next(steps)))
+        ids = torch.from_numpy(random_ids(batch, length, next(steps)))
         with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
             logits_BTV = model(input_ids=ids[:, :-1]).logits
             loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids[:, 1:].flatten())
@@ -164,7 +165,7 @@ def main() -> None:
             for theirs, ours in (("fp32", "fp32"), ("bf16", "bf16"), ("as shipped", "bf16")):
                 peer_s, our_s = taken[f"{kind} {theirs}"], taken[f"ours {kind} {ours}"]
                 tokens = batch * length
-                row = (f"{tokens / peer_s:,.0f}", f"{tokens / our_s:,.0f} ({ours})", f"{peer_s / our_s:.2f}×")
+                row = (f"{tokens / peer_s:,.0f}", f"{tokens / our_s:,.0f} ({ours})", f"{peer_s / our_s:.2f}")
                 table.add_row(f"HF {kind}, {theirs}", *row)
         Console().print(table)
 

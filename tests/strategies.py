@@ -47,7 +47,7 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
         gating_op=draw(st.sampled_from(["dense", "diagonal"])),
         sparsity=sparsity,
         sliding_window=draw(st.integers(1, 12)),
-        block_size=draw(st.integers(1, 8)),
+        block_size=draw(st.integers(2, 8)),
         block_stride=draw(st.integers(1 if sparsity == "local_block" else 0, 3)),
         global_stride=draw(st.integers(1, 6)),
         dilation=draw(st.integers(1, 4)),

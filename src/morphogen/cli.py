@@ -73,7 +73,7 @@ def run(
     from morphogen.options import named_weights, with_options
 
     experiment = with_options(
-        _experiment(config),
+        read_experiment(config),
         generations=generations,
         steps=steps,
         eval_batches=eval_batches,
@@ -87,6 +87,14 @@ def run(
         rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
     else:
         carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+
+
+def read_experiment(file: str) -> "Experiment":
+    """The experiment in a YAML file; InputError with one line per mistake."""
+    from morphogen.blueprint.yaml import read
+    from morphogen.experiment import Experiment
+
+    return read(file).parse(Experiment)
 
 
 def carry_out(
@@ -113,14 +121,14 @@ def carry_out(
 def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
     """Checks all that a run would check before its first step, reads its text, and says what it would do."""
     from morphogen import explain, runfolder
-    from morphogen.evolve import check_measured, settle
+    from morphogen.evolve import check_possible, settle
     from morphogen.search.engine import Engine
     from morphogen.training.loop import choose_device
 
     runfolder.check_usable(folder, resume)
     choose_device(device)
     experiment, prepared = settle(experiment)
-    check_measured(experiment)
+    check_possible(experiment)
     root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
     plan = explain.plan(experiment)
     told = {
@@ -147,7 +155,7 @@ def validate(
     told: dict[str, Any] = {}
     for file in files:
         try:
-            found = blueprint_costs(_experiment(file))
+            found = blueprint_costs(read_experiment(file))
             told[file] = f"ok, {found['layers']:.0f} blocks, {found['params']:,.0f} parameters"
         except MorphogenError as error:
             mistakes.append(str(error))
@@ -167,7 +175,7 @@ def explain(
     from morphogen import explain as explaining
     from morphogen.console import duration
 
-    experiment = _experiment(config)
+    experiment = read_experiment(config)
     found = explaining.blueprint_costs(experiment)
     plan = explaining.plan(experiment)
     told: dict[str, Any] = {name: int(value) for name, value in found.items()}
@@ -198,7 +206,7 @@ def diff(
     from morphogen.blueprint.diff import changes, digest, distance
     from morphogen.runfolder import differences
 
-    one, other = _experiment(a), _experiment(b)
+    one, other = read_experiment(a), read_experiment(b)
     found = changes(one.model, other.model)
     rest = differences(
         one.model_dump(mode="json", exclude={"model"}), other.model_dump(mode="json", exclude={"model"}), may_differ=()
@@ -245,7 +253,7 @@ def operators(
     from morphogen.variation.operator import describe_operators
 
     if config is not None:
-        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(_experiment(config).model)]
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(read_experiment(config).model)]
     else:
         rows = [
             {"name": op.name, "summary": op.summary, "level": op.level, "preserves": _preserves(op.preserves)}
@@ -291,23 +299,24 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point: runs one command and exits with its code."""
-    command = typer.main.get_command(app)
+    execute(app, "morphogen", args)
+
+
+def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted."""
+    command = typer.main.get_command(commands)
     # typer's usage errors have no public name of their own, but this public one is among them
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
-    code: int
     try:
-        code = int(command.main(args=args, prog_name="morphogen", standalone_mode=False) or 0)
+        code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
     except MorphogenError as error:
-        print(f"morphogen: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         code = error.exit_code
     except usage_error as error:
-        print(f"morphogen: {_usage(error)}", file=sys.stderr)
+        print(f"{name}: {_usage(error)}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 1
     sys.exit(code)
 
 
@@ -320,13 +329,6 @@ def _usage(error: Any) -> str:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _experiment(file: str) -> "Experiment":
-    from morphogen.blueprint.yaml import read
-    from morphogen.experiment import Experiment
-
-    return read(file).parse(Experiment)
 
 
 def _run(folder: str) -> Path:

@@ -7,7 +7,7 @@ and goes on with the same candidates, edits and repeatable metrics as if it had 
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 import torch
 
 from morphogen import runfolder
-from morphogen.blueprint.yaml import dumps, read
+from morphogen.blueprint.yaml import read
 from morphogen.candidate import TIMED, Candidate, Report
 from morphogen.cost import costs
 from morphogen.data.prepare import PreparedData, prepare
@@ -23,12 +23,14 @@ from morphogen.errors import InputError, RunError, unknown
 from morphogen.execution.base import Executor
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
+from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.selection.objectives import resolve
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Event, Generation, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
@@ -161,18 +163,23 @@ def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
     return experiment.model_copy(update={"model": model}), prepared
 
 
-def check_measured(experiment: Experiment) -> None:
-    """InputError for an objective or a score weight that nothing measures, before anything is trained."""
+def check_possible(experiment: Experiment) -> None:
+    """What can be known before anything is trained. InputError for an objective or a score weight that nothing
+    measures, a checkpoint to start from that is missing or damaged, or one that would not be read."""
+    train, evolution = experiment.train, experiment.evolution
     shards = [shard.name for shard in experiment.data.measured_shards]
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", NOVELTY, *TIMED, *costs(experiment.model, experiment.data.seq_len)}
-    evolution = experiment.evolution
     for name in evolution.objectives:
         if name not in known:
             raise InputError(unknown(f"evolution.objectives.{name}", name, known))
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
-            raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): not measured", value, known))
+            raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
+    if train.init_checkpoint is not None:
+        load_checkpoint(Path(train.init_checkpoint))
+    elif evolution.weight_inheritance == "init":
+        raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
 
 
 def evolve(
@@ -201,7 +208,7 @@ def evolve(
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     seed = experiment.train.seed if seed is None else seed
     experiment, prepared = settle(experiment)
-    check_measured(experiment)
+    check_possible(experiment)
     with _Session.open(folder, experiment, seed, device, prepared, keep, observer) as session:
         session.loop(executor or InProcess(prepared))
     return Run(folder, experiment, seed, device)
@@ -239,8 +246,8 @@ class _Session:
     ) -> Self:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
         engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
-        ledger = Ledger.open(folder, create=not (folder / "ledger.sqlite").exists())
-        try:
+        with ExitStack() as undo:
+            ledger = undo.enter_context(Ledger.open(folder, create=not (folder / LEDGER).exists()))
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
@@ -249,19 +256,17 @@ class _Session:
             else:
                 told = runfolder.environment(seed, device, torch.get_num_threads(), prepared.environment())
                 write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
-            write_atomic(folder / "experiment.yaml", dumps(experiment).encode())
+            write_atomic(folder / "experiment.yaml", runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
             for event in events[1:]:
                 engine.apply(event)
             if torch.get_num_threads() != told["threads"]:
                 torch.set_num_threads(told["threads"])  # sums depend on how they are split
-            log = _open_log(folder)
-        except BaseException:
-            ledger.close()
-            raise
-        facts = {"seed": str(seed), "device": device, "morphogen": str(told["commit"] or told["versions"]["morphogen"])}
-        finished = bool(events) and events[-1] == Stop(reason=FINISHED)
+            log = undo.enter_context(_open_log(folder))
+            facts = {"seed": str(seed), "device": device, "morphogen": told["commit"] or told["versions"]["morphogen"]}
+            finished = bool(events) and events[-1] == Stop(reason=FINISHED)
+            undo.pop_all()
         return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished)
 
     def __enter__(self) -> Self:

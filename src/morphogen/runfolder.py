@@ -14,6 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
+from morphogen import __version__
 from morphogen.candidate import Candidate, Report
 from morphogen.errors import RunError
 from morphogen.experiment import Direction
@@ -26,7 +29,7 @@ from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 
 CHECKPOINTS = "checkpoints"
-LIBRARIES = ("morphogen", "torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
+LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
 #: Fields that may differ when a run is resumed: more generations may be added to it.
 MAY_DIFFER = frozenset({"evolution.generations"})
 
@@ -92,7 +95,7 @@ def differences(
 
 def environment(seed: int, device: str, threads: int, data: Mapping[str, Any]) -> dict[str, Any]:
     """What `environment.json` holds: what else a run's numbers depend on."""
-    versions = {}
+    versions = {"morphogen": __version__}
     for name in LIBRARIES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
@@ -108,6 +111,13 @@ def environment(seed: int, device: str, threads: int, data: Mapping[str, Any]) -
         "versions": versions,
         "data": dict(data),
     }
+
+
+def resolved_yaml(experiment: Mapping[str, Any]) -> str:
+    """The experiment as YAML with every default written out."""
+    out = io.StringIO()
+    YAML().dump(dict(experiment), out)
+    return out.getvalue()
 
 
 def _commit() -> str | None:

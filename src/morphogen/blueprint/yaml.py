@@ -2,7 +2,7 @@
 
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -38,7 +38,10 @@ class Document:
         try:
             return cls.model_validate(self.plain())
         except ValidationError as error:
-            lines = [describe(cls, detail, self.file, self.tree) for detail in error.errors()]
+            details = error.errors()
+            # A tuple whose items are wrong is also reported as too short, which misleads.
+            details = [d for d in details if d["type"] != "too_short" or not _deeper(details, d["loc"])]
+            lines = [describe(cls, detail, self.file, self.tree) for detail in details]
             raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -78,8 +81,8 @@ def loads(text: str, file: str = "<text>") -> Document:
 
 def dumps(model: BaseModel, like: Document | None = None) -> str:
     """`model` as YAML. With `like`, its comments, key order and layout are kept wherever the keys still exist."""
-    data = model.model_dump(mode="json", exclude_defaults=True)
     full = model.model_dump(mode="json")
+    data = _with_kinds(model.model_dump(mode="json", exclude_defaults=True), full)
     tree = _merge(like.tree, data, full) if like else _fresh(data)
     out = StringIO()
     yaml = YAML()
@@ -93,6 +96,10 @@ def describe(cls: type[BaseModel], error: ErrorDetails, file: str, tree: Any) ->
     loc = error["loc"]
     line, column, path = _place(tree, loc)
     return f"{file}:{line}:{column} {path}: {_what(cls, error, loc)}"
+
+
+def _deeper(details: Sequence[ErrorDetails], loc: Loc) -> bool:
+    return any(len(d["loc"]) > len(loc) and d["loc"][: len(loc)] == loc for d in details)
 
 
 def _what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
@@ -192,6 +199,16 @@ def _plain(value: Any) -> Any:
         if isinstance(value, plain):
             return plain(value)
     return value
+
+
+def _with_kinds(data: Any, full: Any) -> Any:
+    """`data` with every `kind` that `full` has: it may be a default, but no part can be read without it."""
+    if isinstance(data, dict):
+        kinds = {"kind": full["kind"]} if "kind" in full else {}
+        return kinds | {key: _with_kinds(value, full[key]) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_with_kinds(value, whole) for value, whole in zip(data, full, strict=True)]
+    return data
 
 
 def _fresh(data: Any) -> Any:

@@ -268,6 +268,10 @@ class Modifier(Part):
         return ()
 
 
+#: What a branch remembers of a sequence while decoding, by name; empty at the start. Batch is the first dimension.
+State = dict[str, Tensor]
+
+
 class Branch(nn.Module):
     """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width."""
 
@@ -277,9 +281,17 @@ class Branch(nn.Module):
         """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""
         raise NotImplementedError  # every kind has its own
 
+    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
+        """As `mix`, for tokens that follow those `state` remembers; updates `state` in place."""
+        raise NotImplementedError  # every kind has its own
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """`mix(norm(x))`; the caller adds the residual."""
         return self.mix(self.norm(x_BTD))
+
+    def extend(self, x_BTD: Tensor, state: State) -> Tensor:
+        """`forward` for the next tokens of a sequence."""
+        return self.mix_on(self.norm(x_BTD), state)
 
 
 class Modulation(nn.Module):

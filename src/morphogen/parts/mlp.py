@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
-from morphogen.parts.base import Axes, Branch, Context, Cost, Part, operator, pick
+from morphogen.parts.base import Axes, Branch, Context, Cost, Part, State, operator, pick
 from morphogen.parts.layers import Linear, make_norm
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
@@ -62,6 +62,10 @@ class FeedForward(Branch):
         self.up = Linear(ctx.dim, part.hidden)
         self.gate = Linear(ctx.dim, part.hidden) if part.activation in GATED else None
         self.down = Linear(part.hidden, ctx.dim)
+
+    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
+        """Remembers nothing."""
+        return self.mix(x_BTD)
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""

@@ -1,0 +1,82 @@
+"""Runs an experiment again and again, killing it (SIGKILL) at given moments, until one run comes through.
+
+usage: kills.py CONFIG OUT MOMENT...   A moment is a number of seconds after the start, or `NAME:N`: at the N-th call of
+a place in the loop. Every trial is a fork of this process, so that torch is imported once. Prints how each trial ended.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from morphogen import runfolder
+from morphogen.evolve import Training, evolve, load
+from morphogen.experiment import Experiment
+from morphogen.inherit import checkpoint
+from morphogen.search.engine import Engine
+from morphogen.store.ledger import Ledger
+
+#: Name -> (holder, attribute): killed before the N-th call goes on.
+PLACES: dict[str, tuple[Any, str]] = {
+    "append": (Ledger, "append"),  # asked, trained or closed, but not on disk
+    "tell": (Engine, "tell"),  # on disk, but not in memory
+    "export": (runfolder, "export"),  # a generation is closed, but its files are old
+    "rename": (os, "replace"),  # a file is written, but not in its place
+    "checkpoint": (checkpoint, "save"),
+}
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly(call: Callable[..., Any], left: int) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            die()
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
+def attempt(experiment: Experiment, out: Path, moment: str | None) -> int:
+    """The wait status of one trial in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        name, _, count = (moment or "").partition(":")
+        steps = int(count) if name == "step" else 0
+        if name in PLACES:
+            holder, attribute = PLACES[name]
+            import morphogen.training.surrogate  # noqa: F401  (everything is imported before its places are changed)
+
+            setattr(holder, attribute, deadly(getattr(holder, attribute), int(count)))
+
+        def watch(notice: object) -> None:
+            nonlocal steps
+            if isinstance(notice, Training):
+                steps -= 1
+                if steps == 0:
+                    die()
+
+        evolve(experiment, out, resume=True, observer=watch)
+        os._exit(0)
+    if moment is not None and ":" not in moment:
+        time.sleep(float(moment))
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def main() -> None:
+    config, out, *moments = sys.argv[1:]
+    experiment = load(config)
+    for moment in [*moments, None]:
+        print(moment, os.waitstatus_to_exitcode(attempt(experiment, Path(out), moment)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The part contract (DESIGN section 4): one suite over every registered kind. B batch, T tokens, D model dim."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import MODIFIERS, PARTS, VOCAB, blueprints
+
+from morphogen.blueprint.diff import digest
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.blueprint.yaml import dumps, loads
+from morphogen.inherit import inherit, plan
+from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
+from morphogen.parts.base import OPERATORS, REGISTRY, Modifier, Part, flat
+from morphogen.variation.operator import apply_operator
+
+KINDS = sorted(REGISTRY)
+FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
+TOKENS = 63
+
+
+def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """A state as after training: no gain is one, no gate is zero."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    state = {}
+    for name, tensor in initial_state(blueprint, seed).items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        stir = name.endswith(("eps", "slopes"))
+        state[name] = (tensor if stir else tensor * (1 + 0.1 * noise) + 0.02 * noise).to(dtype)
+    return state
+
+
+def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return assemble(blueprint, state).eval()(ids_BT)
+
+
+def jump(parent: Blueprint, child: Blueprint, dtype: torch.dtype, seed: int = 0) -> tuple[float, bool]:
+    """max |Δlogit| over max |logit|, and whether the splice called itself exact."""
+    state = stirred(parent, seed, dtype)
+    child_state, report = inherit(child, [(parent, state)], seed=seed)
+    before, after = logits(parent, state, ids_of(seed)), logits(child, child_state, ids_of(seed))
+    return float((before - after).abs().max() / before.abs().max()), report.exact
+
+
+def rounding(blueprint: Blueprint, seed: int) -> float:
+    """How far the same weights' logits in fp32 and fp64 lie apart."""
+    state = stirred(blueprint, seed, torch.float32)
+    single = logits(blueprint, state, ids_of(seed))
+    double = logits(blueprint, {name: tensor.double() for name, tensor in state.items()}, ids_of(seed))
+    return float((single - double).abs().max() / double.abs().max())
+
+
+@st.composite
+def around(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
+    """A two-block blueprint in which the first block holds a part of the given kind."""
+    rest = draw(blueprints(min_blocks=1, max_blocks=1))
+    if issubclass(REGISTRY[slot, kind], Modifier):
+        others = draw(PARTS["ffn", "dense"]())
+        block = Block(id="probe", ffn=others, extras=(draw(MODIFIERS[slot, kind](("ffn",))),))
+    else:
+        part = draw(PARTS[slot, kind]())
+        block = Block(id="probe", extras=(part,)) if slot == "extra" else Block(id="probe", **{slot: part})
+    return Blueprint.model_validate({**dict(rest), "blocks": (block, *rest.blocks)})
+
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_axes_cover_exactly_the_parameters_and_give_their_shapes(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    for gene in blueprint.genes():
+        if gene.slot == "stem":
+            continue
+        with torch.device("meta"):
+            module = gene.part.build(gene.ctx)
+        specs = gene.part.specs(gene.ctx)
+        real = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        assert real == {name: spec.shape for name, spec in specs.items()}
+        sizes = gene.part.sizes(gene.ctx)
+        for name, spec in specs.items():
+            assert spec.shape == tuple(math.prod(sizes[a] for a in factors) for factors in flat(spec.axes)), name
+        trained = {name for name, _ in module.named_parameters()}
+        assert trained == {name for name, spec in specs.items() if not spec.buffer}
+        declared = set(gene.part.axes)
+        assert set(gene.part.zero_init) | gene.part.writers | gene.part.buffers <= declared
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_yaml_round_trip(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    again = loads(dumps(blueprint)).parse(Blueprint)
+    assert again == blueprint
+    assert digest(again) == digest(blueprint)
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_output_shape_no_future_and_no_neighbour(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    state = stirred(blueprint)
+    ids_BT = ids_of(1)
+    base_BTV = logits(blueprint, state, ids_BT)
+    assert base_BTV.shape == (2, TOKENS, VOCAB)
+    at = data.draw(st.integers(0, TOKENS - 1))
+    changed_BT = ids_BT.clone()
+    changed_BT[0, at] = (changed_BT[0, at] + 1) % VOCAB
+    moved_BT = (logits(blueprint, state, changed_BT) - base_BTV).abs().amax(-1)
+    assert float(moved_BT[0, :at].max()) <= 1e-5 if at else True
+    assert float(moved_BT[1].max()) <= 1e-5
+    assert float(moved_BT[0, at]) > 0.0
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_a_prefix_gives_the_same_logits(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    state, ids_BT = stirred(blueprint), ids_of(2)
+    cut = data.draw(st.integers(1, TOKENS))
+    whole, prefix = logits(blueprint, state, ids_BT)[:, :cut], logits(blueprint, state, ids_BT[:, :cut])
+    assert float((whole - prefix).abs().max()) <= 1e-10 * max(1.0, float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    model = assemble(blueprint, stirred(blueprint)).train()
+    loss_of(model, ids_of(3)).backward()
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert not dead
+
+
+def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
+    logits_BTV = model(ids_BT[:, :-1])
+    return torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_cost_is_positive_and_grows_with_width(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    wider = Blueprint.model_validate({**dict(blueprint), "emb": {**dict(blueprint.emb), "dim": blueprint.emb.dim * 2}})
+    assert 0 < parameter_count(blueprint) < parameter_count(wider)
+    for small, large in zip(blueprint.genes(), wider.genes(), strict=True):
+        assert 0 < small.part.cost(small.ctx).flops < large.part.cost(large.ctx).flops
+    with torch.device("meta"):
+        model = LanguageModel(blueprint)
+    assert parameter_count(blueprint) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+@settings(max_examples=25)
+@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
+    made = apply_operator(blueprint, name, np.random.default_rng(seed))
+    if made is None:
+        return
+    child, edit = made
+    assert digest(child) != digest(blueprint)
+    drawn = plan(child, [blueprint])
+    assert sorted(t.tensor for t in drawn.tensors) == sorted(initial_state(child, 0))
+    distance, called_exact = jump(blueprint, child, torch.float64, seed=seed % 1000)
+    assert called_exact == edit.preserves, (edit.target, drawn.notes)
+    if edit.preserves:
+        assert distance <= FP64_BOUND
+        # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child.
+        bound = max(FP32_BOUND, 3 * rounding(blueprint, seed % 1000))
+        assert jump(blueprint, child, torch.float32, seed=seed % 1000)[0] <= bound
+
+
+@pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is False))
+def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
+    found = 0.0
+    for seed in range(40):
+        blueprint = LOSSY_GROUND[seed % len(LOSSY_GROUND)]
+        made = apply_operator(blueprint, name, np.random.default_rng(seed))
+        if made is not None:
+            found = max(found, jump(blueprint, made[0], torch.float64, seed)[0])
+    assert found > 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is not False))
+@settings(max_examples=8)
+@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
+    """After two optimizer steps at least 99 % of the fresh entries have a gradient that is not zero."""
+    made = apply_operator(blueprint, name, np.random.default_rng(seed))
+    if made is None or not made[1].preserves:
+        return
+    child, _ = made
+    parent_state = stirred(blueprint, 0)
+    child_state, report = inherit(child, [(blueprint, parent_state)], seed=seed % 1000)
+    if report.fresh == 0:
+        return
+    model = assemble(child, child_state).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids_BT = ids_of(4, batch=4)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model, ids_BT).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    loss_of(model, ids_BT).backward()
+    fresh = fresh_entries(child, blueprint)
+    alive = sum(int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None)
+    total = sum(int(mask.sum()) for n, mask in fresh.items() if n in dict(model.named_parameters()))
+    assert alive >= 0.99 * total, f"{alive} of {total}"
+
+
+def fresh_entries(child: Blueprint, parent: Blueprint) -> dict[str, torch.Tensor]:
+    """Masks of the entries that a splice initialises, found by splicing a parent of NaNs."""
+    nans = {name: torch.full_like(t, torch.nan, dtype=torch.float64) for name, t in initial_state(parent, 0).items()}
+    state, _ = inherit(child, [(parent, nans)])
+    return {name: ~t.isnan() for name, t in state.items() if bool((~t.isnan()).any())}
+
+
+LOSSY_GROUND = [
+    Blueprint.model_validate(
+        {
+            "emb": {"dim": 24, "vocab": VOCAB},
+            "norm": norm,
+            "head": {"tie_embeddings": tied},
+            "blocks": [
+                {
+                    "attn": {"kind": "GQA", "heads": 4, "head_dim": 8, "kv_groups": 2, "sparsity": sparsity, "sw": 16,
+                             "block_size": 16, "block_stride": 2, "global_stride": 8, "dilation": 4, "alibi": tied},
+                    "ffn": {"kind": "dense", "hidden": 40},
+                    "extras": [{"kind": "layer_scale", "init": 0.7}],
+                },
+                {
+                    "attn": {"kind": "MHA", "heads": 4, "head_dim": 16, "gating_pos": "value", "rope": "none"},
+                    "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
+                },
+                {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+            ],
+        }
+    )
+    for norm in ("rmsnorm", "layernorm")
+    for tied in (True, False)
+    for sparsity in ("none", "sliding", "block", "local_global", "dilated", "local_block")
+]

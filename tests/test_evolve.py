@@ -1,0 +1,282 @@
+"""The loop from end to end on real (if tiny) training: what it leaves behind, resuming, kills, repeatability."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import events, untimed, write_config
+
+import morphogen as mg
+from morphogen.candidate import Job, Report, Status
+from morphogen.errors import InputError, RunError
+from morphogen.evolve import Closed, Ended, Keep, Measured, Notice, Training, evolve, load
+from morphogen.execution.base import Progress
+from morphogen.execution.local import InProcess
+from morphogen.experiment import Experiment
+from morphogen.store.ledger import Ledger, Stop
+
+FILES = {
+    "checkpoints",
+    "environment.json",
+    "events.csv",
+    "experiment.yaml",
+    "frontier.json",
+    "ledger.lock",
+    "ledger.sqlite",
+    "lineage.json",
+    "lineage.svg",
+    "report.html",
+    "run.log",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("evolve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(folder / "cache"))
+        yield write_config(folder)
+
+
+@pytest.fixture(scope="module")
+def experiment(config: Path) -> Experiment:
+    return load(config)
+
+
+@pytest.fixture(scope="module")
+def whole(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    evolve(experiment, folder)
+    return folder
+
+
+def same_run(a: Path, b: Path) -> None:
+    assert events(a) == events(b)
+    for name in ("lineage.json", "frontier.json"):
+        assert untimed(a / name) == untimed(b / name)
+
+
+def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experiment: Experiment) -> None:
+    assert {path.name for path in whole.iterdir()} == FILES
+    lineage = mg.evolve(experiment, whole, resume=True).lineage
+    assert [node.generation for node in lineage.nodes] == [0, 1, 1, 1, 2, 2, 2]
+    assert {node.status for node in lineage.nodes} == {Status.TRAINED}
+    assert all(node.tokens.own == 384 for node in lineage.nodes)
+    told = json.loads((whole / "environment.json").read_bytes())
+    assert told["seed"] == 0
+    assert told["data"]["corpora"]["shards"][0]["digest"]
+    assert "finished with 7 candidates" in (whole / "run.log").read_text()
+    assert (whole / "events.csv").read_text().count("\n") == 8
+    with Ledger.open(whole, readonly=True) as ledger:
+        assert [event for event in ledger.events() if isinstance(event, Stop)] == [Stop(reason="finished")]
+
+
+def test_the_resolved_experiment_is_the_experiment(whole: Path, experiment: Experiment) -> None:
+    assert load(whole / "experiment.yaml") == experiment
+    assert experiment.model.emb.vocab == 257
+
+
+def test_the_surface_of_the_package(experiment: Experiment, tmp_path: Path) -> None:
+    model = mg.build(experiment.model, seed=0)
+    assert model(torch.zeros(1, 5, dtype=torch.int64)).shape == (1, 5, 257)
+    assert {"name", "summary", "preserves", "applies"} <= mg.operators(experiment.model)[0].keys()
+    child, edit = mg.mutate(experiment.model, "widen_ffn", seed=1)
+    assert edit.operator == "widen_ffn"
+    state, report = mg.inherit(child, [(experiment.model, model.state_dict())])
+    assert report.exact
+    assert report.fresh > 0
+    assert state.keys() == mg.build(child, seed=0).state_dict().keys()
+    run = mg.evolve(experiment, out=tmp_path / "demo", generations=1)
+    assert {entry.id for entry in run.frontier.candidates} == set(run.lineage.frontier)
+    more = run.resume(generations=2)
+    assert more.lineage.nodes[: len(run.lineage.nodes)] != ()
+    assert max(node.generation for node in more.lineage.nodes) == 2
+
+
+def test_functions_stay_functions_although_modules_share_their_names() -> None:
+    import morphogen.evolve
+    import morphogen.inherit  # noqa: F401
+
+    assert callable(mg.evolve)
+    assert callable(mg.inherit)
+    with pytest.raises(AttributeError, match="no attribute 'evlove'"):
+        mg.evlove  # noqa: B018
+
+
+def test_observers_hear_of_everything_in_order(experiment: Experiment, tmp_path: Path) -> None:
+    heard: list[Notice] = []
+    evolve(experiment, tmp_path / "run", generations=1, observer=heard.append)
+    measured = [notice for notice in heard if isinstance(notice, Measured)]
+    assert [(notice.position, notice.total) for notice in measured] == [(1, 1), (1, 3), (2, 3), (3, 3)]
+    assert sum(isinstance(notice, Training) for notice in heard) == 4 * 3
+    assert [notice.generation.generation for notice in heard if isinstance(notice, Closed)] == [0, 1]
+    assert isinstance(heard[-1], Ended)
+
+
+def test_more_generations_may_be_added_and_equal_those_of_a_longer_run(
+    whole: Path, experiment: Experiment, tmp_path: Path
+) -> None:
+    evolve(experiment, tmp_path / "run", generations=1)
+    evolve(experiment, tmp_path / "run", resume=True)
+    assert events(tmp_path / "run")[1:] == events(whole)[1:]
+
+
+def test_a_candidate_that_raises_is_recorded_and_costs_nothing_else(experiment: Experiment, tmp_path: Path) -> None:
+    class Broken(InProcess):
+        def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+            def spoil(candidate: object, step: object) -> None:
+                raise ZeroDivisionError("on purpose")
+
+            for job in jobs:
+                yield from super().map([job], spoil if job.candidate.index == 2 else progress)
+
+    run = evolve(experiment, tmp_path / "run", executor=Broken())
+    (failed,) = [node for node in run.lineage.nodes if node.status is Status.FAILED]
+    assert failed.index == 2
+    assert failed.reason.startswith("ZeroDivisionError: on purpose (")
+    assert len(run.lineage.nodes) == 7
+
+
+def test_checkpoints_are_kept_where_and_as_long_as_asked(experiment: Experiment, tmp_path: Path) -> None:
+    keep = Keep(
+        checkpoint_dir=tmp_path / "weights",
+        lineage_out=tmp_path / "copy.json",
+        frontier_out=tmp_path / "front.json",
+        cleanup=True,
+        prune=True,
+    )
+    seen: list[int] = []
+
+    def count(notice: Notice) -> None:
+        if isinstance(notice, Measured):
+            seen.append(len(list((tmp_path / "weights").glob("*.safetensors"))))
+
+    run = evolve(experiment, tmp_path / "run", keep=keep, observer=count)
+    entries = run.frontier.candidates
+    assert {path.stem for path in (tmp_path / "weights").iterdir()} == {entry.id for entry in entries}
+    assert all((tmp_path / "run" / (entry.checkpoint or "")).is_file() for entry in entries)
+    assert max(seen) < 7
+    for copy, name in (("copy.json", "lineage.json"), ("front.json", "frontier.json")):
+        assert (tmp_path / copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    with pytest.raises(RunError, match="keeps its checkpoints in"):
+        evolve(experiment, tmp_path / "run", resume=True, keep=Keep(checkpoint_dir=tmp_path / "other"))
+
+
+def test_an_interrupt_leaves_a_run_that_goes_on(whole: Path, experiment: Experiment, tmp_path: Path) -> None:
+    steps = iter(range(8))
+
+    def stop(notice: Notice) -> None:
+        if isinstance(notice, Training) and next(steps, None) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(experiment, tmp_path / "run", observer=stop)
+    with Ledger.open(tmp_path / "run", readonly=True) as ledger:
+        assert list(ledger.events())[-1] == Stop(reason="interrupted")
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": {"lr": 0.5}}, r"train.lr is 0.01 there and 0.5 here"),
+        ({"evolution": {"population": 4}}, r"evolution.population is 3 there and 4 here"),
+        ({"model": {"norm": "layernorm"}}, r'model.norm is "rmsnorm" there and "layernorm" here'),
+    ],
+)
+def test_another_experiment_is_not_mixed_in(
+    whole: Path, experiment: Experiment, change: dict[str, dict[str, object]], said: str
+) -> None:
+    before = events(whole)
+    plain = experiment.model_dump(mode="json")
+    other = Experiment.model_validate({**plain, **{name: {**plain[name], **new} for name, new in change.items()}})
+    with pytest.raises(RunError, match=said):
+        evolve(other, whole, resume=True)
+    with pytest.raises(RunError, match="the seed is 0 there and 1 here"):
+        evolve(experiment, whole, resume=True, seed=1)
+    assert events(whole) == before
+
+
+def test_other_text_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    experiment = load(write_config(tmp_path))
+    run = evolve(experiment, tmp_path / "run", generations=0)
+    (tmp_path / "corpus" / "new.txt").write_text("a document that was not there when the run began\n")
+    with pytest.raises(RunError, match="the text or the tokenizer has changed"):
+        run.resume(generations=1)
+
+
+def test_what_nothing_measures_is_refused_before_training(experiment: Experiment, tmp_path: Path) -> None:
+    for change in ({"objectives": {"long_recall": "max"}}, {"weights": {"moe": 1.0}}, {"weight_inheritance": "init"}):
+        evolution = experiment.evolution.model_copy(update=change)
+        with pytest.raises(InputError, match=r"long_recall|moe_blocks|init_checkpoint"):
+            evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def run_kills(config: Path, out: Path, moments: list[str]) -> list[list[str]]:
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(config), str(out), *moments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def no_leftovers(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} - {"ledger.sqlite-wal", "ledger.sqlite-shm"} == FILES
+    assert all(path.name.endswith(".safetensors") for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_run_killed_at_awkward_places_goes_on_as_if_it_had_not_been(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Also under another PYTHONHASHSEED than the run it is compared with."""
+    moments = ["append:1", "append:2", "step:2", "checkpoint:1", "rename:3", "tell:1", "append:5", "export:1", "rename:9"]
+    ended = run_kills(config, tmp_path / "run", moments)
+    assert [code for _, code in ended] == ["-9"] * len(moments) + ["0"]
+    no_leftovers(tmp_path / "run")
+    same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_goes_on_as_if_it_had_not_been(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    began = time.perf_counter()
+    assert run_kills(config, tmp_path / "timed", []) == [["None", "0"]]
+    longest = max(0.3, (time.perf_counter() - began) / 6)
+    ended = run_kills(config, tmp_path / "run", [f"{rng.uniform(0.01, longest):.3f}" for _ in range(10)])
+    assert sum(code == "-9" for _, code in ended) >= 5
+    assert ended[-1][1] == "0"
+    no_leftovers(tmp_path / "run")
+    same_run(tmp_path / "run", whole)
+
+
+def test_sigterm_ends_the_command_with_130_and_it_can_be_resumed(config: Path, whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from morphogen.cli import main; main()", "run", str(config)]
+    command += ["--out", str(tmp_path / "run"), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "closed":
+                break
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.count("\n") == 1
+    assert "--resume" in said
+    evolve(load(config), tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
