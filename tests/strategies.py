@@ -10,11 +10,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.parts.attention import SPARSITIES, Attention
+from morphogen.parts.attention import Attention
 from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
 from morphogen.parts.kv_policy import KVPolicy
+from morphogen.parts.latent_attention import LatentAttention
 from morphogen.parts.mlp import MLP
+from morphogen.parts.sparsity import SPARSITIES
 
 VOCAB = 37
 
@@ -32,6 +34,19 @@ def kv_policies(draw: st.DrawFn, kinds: tuple[str, ...] = ("full", "window")) ->
     return KVPolicy(kind=kind, window=window, quant=draw(st.sampled_from(["none", "int8"])))
 
 
+def selectors() -> st.SearchStrategy[dict[str, Any]]:
+    """The fields of a selector, mostly none; it picks from few tokens to more than there are."""
+    return st.fixed_dictionaries(
+        {
+            "selector": st.sampled_from(["none", "none", "dsa"]),
+            "selector_topk": st.sampled_from([2, 5, 16, 100]),
+            "selector_heads": st.integers(1, 3),
+            "selector_dim": st.sampled_from([2, 6, 8]),
+            "selector_loss": st.sampled_from(["align", "task"]),
+        }
+    )
+
+
 @st.composite
 def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
     """Attention of one kind: every RoPE, bias, norm, gate and sparsity pattern, with knobs small against 16 tokens."""
@@ -39,7 +54,8 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
     groups = 1 if kind == "MHA" else draw(st.sampled_from([1, 2, 3, 4]))
     rope = draw(st.sampled_from(["none", "standard", "yarn", "partial"]))
     factors = {"yarn": [None, 1.0, 2.0, 8.0], "partial": [None, 0.5, 1.0]}
-    sparsity = draw(st.sampled_from(SPARSITIES))
+    selector = draw(selectors())
+    sparsity = draw(st.sampled_from(SPARSITIES)) if selector["selector"] == "none" else "none"
     return Attention(
         kind=kind,
         heads=kv_heads * groups,
@@ -61,6 +77,29 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
         global_stride=draw(st.integers(1, 6)),
         dilation=draw(st.integers(1, 4)),
         kv_policy=draw(kv_policies()),
+        **selector,
+    )
+
+
+@st.composite
+def latent_attentions(draw: st.DrawFn) -> LatentAttention:
+    """MLA with and without a rotated head, of every sparsity pattern."""
+    selector = draw(selectors())
+    sparsity = draw(st.sampled_from(SPARSITIES)) if selector["selector"] == "none" else "none"
+    return LatentAttention(
+        heads=draw(st.integers(1, 4)),
+        head_dim=draw(st.sampled_from([3, 4, 8])),
+        kv_latent_dim=draw(st.sampled_from([3, 5, 8, 12])),
+        rope_head_dim=draw(st.sampled_from([0, 2, 4, 6])),
+        rope_theta=draw(st.sampled_from([100.0, 10_000.0])),
+        sparsity=sparsity,
+        sliding_window=draw(st.integers(1, 12)),
+        block_size=draw(st.integers(2, 8)),
+        block_stride=draw(st.integers(1 if sparsity == "local_block" else 0, 3)),
+        global_stride=draw(st.integers(1, 6)),
+        dilation=draw(st.integers(1, 4)),
+        kv_policy=draw(kv_policies(("full", "window", "latent"))),
+        **selector,
     )
 
 
@@ -83,6 +122,7 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "MHA"): lambda: attentions("MHA"),
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
+    ("attn", "MLA"): latent_attentions,
     ("ffn", "dense"): mlps,
 }
 

@@ -22,7 +22,7 @@ from morphogen.variation.operator import apply_operator
 KINDS = sorted(REGISTRY)
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
 TOKENS = 63
-FULL = KVPolicy()
+FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
 
 
 def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
@@ -158,7 +158,7 @@ def uncut(blueprint: Blueprint) -> Blueprint:
     """The same, with caches that keep all there is to see: what others leave out has tests of its own."""
     blocks = [
         block.model_copy(update={"attn": block.attn.model_copy(update={"kv_policy": FULL})})
-        if isinstance(block.attn, Cached)
+        if isinstance(block.attn, Cached) and block.attn.kv_policy not in (FULL, LATENT)
         else block
         for block in blueprint.blocks
     ]
@@ -177,8 +177,12 @@ def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObje
 
 
 def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    logits_BTV = model(ids_BT[:, :-1])
-    return torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+    """What training minimises: the language model's loss and what branches add to it."""
+    with model.recording() as record:
+        logits_BTV = model(ids_BT[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+    auxiliary = record.loss({})
+    return loss if auxiliary is None else loss + auxiliary
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)

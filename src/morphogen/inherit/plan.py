@@ -9,7 +9,7 @@ from typing import Literal
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
-from morphogen.parts.base import ZEROS, Alignment, AxisMap, Frozen, Init, Modifier, Spec, flat
+from morphogen.parts.base import ZEROS, Alignment, Axes, AxisMap, Derived, Frozen, Init, Modifier, Spec, flat
 
 
 class PlannedAxis(Frozen):
@@ -51,13 +51,24 @@ class TensorPlan(Frozen):
         return self.source is not None and whole and self.scale == 1.0 and not self.clear
 
 
+class DerivedPlan(Frozen):
+    """A tensor to compute from several of a parent's before any is carried; `name` is then a source like theirs."""
+
+    name: str
+    parent: int
+    transform: str
+    sources: tuple[str, ...]
+    args: tuple[int, ...]
+
+
 class Plan(Frozen):
     """A child's tensors, each exactly once, and whether the child computes its parent's function.
 
-    notes: why it does not, in words.
+    derived: what to compute of the parents' tensors first. notes: why the function is another, in words.
     """
 
     tensors: tuple[TensorPlan, ...]
+    derived: tuple[DerivedPlan, ...] = ()
     exact: bool
     notes: tuple[str, ...] = ()
 
@@ -67,6 +78,7 @@ class _Draft:
     """What accumulates while a plan is drawn up."""
 
     tensors: list[TensorPlan] = field(default_factory=list)
+    derived: list[DerivedPlan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -95,7 +107,8 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
         draft.notes += _structure(child, parents[0])
         if len(parents) > 1:
             draft.notes.append("blocks of two parents")
-    return Plan(tensors=tuple(draft.tensors), exact=bool(parents) and not draft.notes, notes=tuple(draft.notes))
+    exact = bool(parents) and not draft.notes
+    return Plan(tensors=tuple(draft.tensors), derived=tuple(draft.derived), exact=exact, notes=tuple(draft.notes))
 
 
 def _find(gene: Gene, parents: Sequence[Blueprint], sources: Mapping[str, int]) -> tuple[int | None, bool, str]:
@@ -150,7 +163,9 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
             init = ZEROS if writes else init
             draft.tensors.append(TensorPlan(**common, init=init.name, init_args=init.args))
             continue
-        dims = _dims(gene, name, spec, specs[origin], aligned, which, sizes, their_sizes)
+        made = aligned.derived.get(name)
+        dims = _dims(gene, name, spec, made.axes if made else specs[origin].axes, aligned, which, sizes, their_sizes)
+        full = _derive(draft, gene, source, which, name, made) if made else source.tensor(origin)
         shrunk = {p.axis for dim in dims for p in dim if p.take.how in ("largest", "mean")}
         lossy += sorted(shrunk)
         zero, mean = aligned.zero.get(name, ()), aligned.mean.get(name, ())
@@ -162,7 +177,7 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
         draft.tensors.append(
             TensorPlan(
                 **common,
-                source=source.tensor(origin),
+                source=full,
                 parent=which,
                 dims=dims,
                 scale=aligned.scales.get(name, 1.0),
@@ -182,11 +197,21 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
         draft.notes.append(f"{gene.key}: {aligned.note or 'another function'}")
 
 
+def _derive(draft: _Draft, gene: Gene, source: Gene, which: int, name: str, made: Derived) -> str:
+    """Plan a derived tensor; the name it will have among the parent's."""
+    full = f"{made.transform} for {gene.tensor(name)}"
+    sources = tuple(source.tensor(each) for each in made.sources)
+    draft.derived.append(
+        DerivedPlan(name=full, parent=which, transform=made.transform, sources=sources, args=made.args)
+    )
+    return full
+
+
 def _dims(
     gene: Gene,
     name: str,
     spec: Spec,
-    theirs: Spec,
+    theirs: Axes,
     aligned: Alignment,
     which: int,
     sizes: Mapping[str, int],
@@ -194,15 +219,17 @@ def _dims(
 ) -> tuple[tuple[PlannedAxis, ...], ...]:
     """Every factor of every dimension of one tensor."""
     axes = aligned.axes.get(name, spec.axes)
-    if aligned.parent_axes.get(name, theirs.axes) != axes:
-        raise ValueError(f"{gene.key}.{name}: axes {theirs.axes} cannot be aligned with {axes}")
+    if aligned.parent_axes.get(name, theirs) != axes:
+        raise ValueError(f"{gene.key}.{name}: axes {theirs} cannot be aligned with {axes}")
     out = []
     for factors in flat(axes):
         planned = []
         for axis in factors:
-            size, parent_size = sizes[axis], their_sizes[axis]
-            how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
-            take = aligned.maps.get(axis) or AxisMap(how=how, size=size, parent_size=parent_size)
+            take = aligned.maps.get(axis)
+            if take is None:
+                size, parent_size = sizes[axis], their_sizes[axis]
+                how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
+                take = AxisMap(how=how, size=size, parent_size=parent_size)
             group = f"dim/{which}" if axis == "dim" else f"{gene.key}/{axis}"
             planned.append(PlannedAxis(axis=axis, group=group, take=take))
         out.append(tuple(planned))

@@ -17,6 +17,7 @@ from morphogen.inherit.plan import Plan, TensorPlan, plan
 from morphogen.network import initial_state
 from morphogen.parts.base import AxisMap, Init
 from morphogen.parts.initial import draw
+from morphogen.parts.transforms import transform
 
 State = dict[str, Tensor]
 
@@ -137,12 +138,29 @@ def splice_edits(
 
 def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
     """Carry out a plan. Fresh entries derive from `seed` and the gene; every tensor of the result is a new one."""
+    parents = _with_derived(drawn, parents)
     kept = _survivors(drawn, parents)
     dtype = next(iter(parents[0].state.values())).dtype if parents else torch.float32
     out = Spliced({})
     for item in drawn.tensors:
         out.state[item.tensor], out.marks[item.tensor] = _tensor(item, parents, kept, seed, dtype)
     return out
+
+
+def _with_derived(drawn: Plan, parents: Sequence[Spliced]) -> Sequence[Spliced]:
+    """The parents, with what the plan wants computed of their tensors beside these."""
+    if not drawn.derived:
+        return parents
+    made = [Spliced(dict(parent.state), dict(parent.marks)) for parent in parents]
+    for item in drawn.derived:
+        parent = parents[item.parent]
+        tensors = [parent.state[name] for name in item.sources]
+        tensor = transform(item.transform, tensors, item.args).to(tensors[0].dtype)
+        whole = all(parent.marks[name].carried is None for name in item.sources)
+        carried = None if whole else torch.zeros(tensor.shape, dtype=torch.bool)
+        made[item.parent].state[item.name] = tensor
+        made[item.parent].marks[item.name] = Marks(carried, resized=True)
+    return made
 
 
 def _tensor(

@@ -3,7 +3,6 @@
 B batch, T tokens, D model dim, K kv heads, G query heads per kv head, H = K·G query heads, E head dim.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -11,12 +10,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from morphogen.ops.elementwise import apply_rope, rope_rotations
+from morphogen.ops.elementwise import apply_rope
 from morphogen.ops.kv_cache import attend_on, remember, seen
-from morphogen.ops.sparse_attention import Pattern, alibi_slopes, attend
+from morphogen.ops.selection import Scoring
+from morphogen.ops.sparse_attention import alibi_slopes, attend
 from morphogen.parts.base import (
     ZEROS,
     Alignment,
@@ -33,26 +33,21 @@ from morphogen.parts.base import (
     operator,
     pick,
 )
-from morphogen.parts.kv_policy import Cached
-from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.layers import Linear, make_norm, rotations
+from morphogen.parts.selector import (
+    SELECTOR_AXES,
+    SELECTOR_INITIAL,
+    SELECTOR_SIZES,
+    SELECTOR_ZERO_INIT,
+    Selective,
+    Selector,
+)
 
 Rope = Literal["none", "standard", "yarn", "partial"]
-Sparsity = Literal["none", "sliding", "block", "local_global", "dilated", "local_block"]
-SPARSITIES: tuple[Sparsity, ...] = ("none", "sliding", "block", "local_global", "dilated", "local_block")
-#: The knobs each pattern reads; the others have no effect.
-KNOBS: Mapping[Sparsity, tuple[str, ...]] = {
-    "none": (),
-    "sliding": ("sliding_window",),
-    "block": ("block_size", "block_stride"),
-    "local_global": ("sliding_window", "global_stride"),
-    "dilated": ("dilation",),
-    "local_block": ("sliding_window", "block_size", "block_stride"),
-}
-ALL_KNOBS = frozenset({"sliding_window", "block_size", "block_stride", "global_stride", "dilation"})
 QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}
 
 
-class Attention(Cached):
+class Attention(Selective):
     """softmax(q kᵀ / √E) v over the keys that `sparsity` lets a query see, always causal.
 
     MHA: arXiv 1706.03762, MQA: 1911.02150, GQA: 2305.13245, RoPE: 2104.09864, YaRN: 2309.00071, ALiBi: 2108.12409,
@@ -74,12 +69,13 @@ class Attention(Cached):
         "value_gate.weight": (("kv_heads", "v_dim"), "dim"),
         "value_gate.diagonal": (("kv_heads", "v_dim"),),
         "slopes": (("kv_heads", "group"),),
+        **SELECTOR_AXES,
     }
-    initial: ClassVar = {name: ZEROS for name in axes if "gate" in name}
-    zero_init: ClassVar = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",)}
+    initial: ClassVar = {name: ZEROS for name in axes if "gate" in name} | {**SELECTOR_INITIAL}
+    zero_init: ClassVar = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",), **SELECTOR_ZERO_INIT}
     writers: ClassVar = frozenset({"o.weight"})
     buffers: ClassVar = frozenset({"slopes"})
-    size_fields: ClassVar = frozenset({"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"})
+    size_fields: ClassVar = SELECTOR_SIZES | {"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"}
 
     kind: Literal["MHA", "GQA", "MQA"]
     heads: PositiveInt
@@ -95,12 +91,6 @@ class Attention(Cached):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     gating_pos: Literal["none", "output", "value"] = "none"
     gating_op: Literal["dense", "diagonal"] = "dense"
-    sparsity: Sparsity = "none"
-    sliding_window: PositiveInt = Field(default=64, validation_alias=AliasChoices("sliding_window", "sw"))
-    block_size: PositiveInt = 64
-    block_stride: NonNegativeInt = 2
-    global_stride: PositiveInt = 32
-    dilation: PositiveInt = 2
 
     @model_validator(mode="before")
     @classmethod
@@ -125,8 +115,6 @@ class Attention(Cached):
             raise ValueError(f"rope_factor is {self.rope_factor}, expected a share of at most 1 with partial")
         if self.rope == "yarn" and self.rope_scale < 1:
             raise ValueError(f"rope_factor is {self.rope_factor}, expected at least 1 with yarn")
-        if self.sparsity == "local_block" and self.block_stride == 0:
-            raise ValueError("block_stride is 0, expected at least 1 with local_block")
         return self
 
     @property
@@ -146,21 +134,9 @@ class Attention(Cached):
             return 2 * max(1, int(self.rope_scale * self.head_dim) // 2)
         return self.head_dim
 
-    @property
-    def pattern(self) -> Pattern:
-        """Which keys a query sees."""
-        return Pattern(
-            kind=self.sparsity,
-            window=self.sliding_window,
-            block_size=self.block_size,
-            block_stride=self.block_stride,
-            global_stride=self.global_stride,
-            dilation=self.dilation,
-        )
-
     def inert(self) -> frozenset[str]:
-        """Knobs of other patterns, of an unused RoPE and of an unused gate."""
-        unused = ALL_KNOBS - set(KNOBS[self.sparsity])
+        """Knobs of other patterns, of an unused selector, of an unused RoPE and of an unused gate."""
+        unused = super().inert()
         if self.rope == "none":
             unused |= {"rope_theta"}
         if self.rope not in ("partial", "yarn"):
@@ -169,10 +145,10 @@ class Attention(Cached):
             unused |= {"rope_context"}
         if self.gating_pos == "none":
             unused |= {"gating_op"}
-        return frozenset(unused)
+        return unused
 
     def absent(self, ctx: Context) -> frozenset[str]:
-        """All but the one gate in use, and the ALiBi slopes without ALiBi."""
+        """All but the one gate in use, the ALiBi slopes without ALiBi, the indexer without one."""
         gates = {
             ("output", "dense"): "out_gate.weight",
             ("output", "diagonal"): "out_gate.diagonal",
@@ -180,11 +156,11 @@ class Attention(Cached):
             ("value", "diagonal"): "value_gate.diagonal",
         }
         gone = set(gates.values()) - {gates.get((self.gating_pos, self.gating_op))}
-        return frozenset(gone if self.alibi else gone | {"slopes"})
+        return super().absent(ctx) | (gone if self.alibi else gone | {"slopes"})
 
     def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
         """The branch's norm, and those of queries and keys."""
-        norms: dict[str, tuple[str, NormKind]] = {"norm": ("dim", ctx.norm)}
+        norms = dict(super().norms(ctx))
         if self.qk_norm != "none":
             kind = QK_NORMS[self.qk_norm]
             norms |= {"q_norm": ("q_dim", kind), "k_norm": ("k_dim", kind)}
@@ -199,7 +175,7 @@ class Attention(Cached):
             "q_dim": self.head_dim,
             "k_dim": self.head_dim,
             "v_dim": self.head_dim,
-            "dim": ctx.dim,
+            **super().sizes(ctx),
         }
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
@@ -219,15 +195,17 @@ class Attention(Cached):
         projections = ctx.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         if self.gating_pos != "none" and self.gating_op == "dense":
             projections += ctx.dim * self.head_dim * (self.heads if self.gating_pos == "output" else self.kv_heads)
-        keys = seen_pairs(self.pattern, ctx.seq_len) / ctx.seq_len
+        keys = self.keys_read(ctx)
         cached = self.kv_policy.cost(self.pattern, ctx.seq_len, 2 * self.kv_heads, self.head_dim)
-        return Cost(flops=2.0 * projections + 4.0 * self.heads * self.head_dim * keys) + cached
+        return (
+            Cost(flops=2.0 * projections + 4.0 * self.heads * self.head_dim * keys) + cached + self.selection_cost(ctx)
+        )
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the default: kv heads that split or merge, and head_dim, which changes the softmax scale and RoPE."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Attention):
-            return None
+            return plain
         exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
         scales, zero = dict(plain.scales), dict(plain.zero)
         mean: dict[str, tuple[str, ...]] = {}
@@ -294,55 +272,6 @@ class Attention(Cached):
         )
 
 
-@functools.lru_cache(maxsize=1024)
-def seen_pairs(pattern: Pattern, length: int) -> int:
-    """(query, key) pairs that attention computes on over a sequence of `length` tokens."""
-    i = np.arange(length)
-    window = np.minimum(i, pattern.window) + 1
-    if pattern.kind == "none":
-        keys = i + 1
-    elif pattern.kind == "sliding":
-        keys = window
-    elif pattern.kind == "local_global":
-        keys = window + -(-np.maximum(i - pattern.window, 0) // pattern.global_stride)
-    elif pattern.kind == "dilated":
-        keys = i // pattern.dilation + 1
-    else:
-        size, stride = pattern.block_size, pattern.block_stride
-        stations = i // size // stride if stride else np.zeros_like(i)
-        if pattern.kind == "block":
-            keys = i % size + 1 + size * stations
-        else:
-            keys = window + size * stations
-            for back in range(stride, pattern.window // size + 1 + stride, stride):
-                start = (i // size - back) * size
-                overlap = np.minimum(start + size, i) - np.maximum(start, i - pattern.window)
-                keys = keys - np.where(start >= 0, np.maximum(overlap, 0), 0)
-    return int(keys.sum())
-
-
-def _rotations(part: Attention, start: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """RoPE's rotations for `length` tokens from `start` on, (T, pairs) complex."""
-    stop = start + length
-    table = stop if start == 0 else 1 << (stop - 1).bit_length()  # a decoder would else need another one every token
-    return _rotation_table(part, table, dtype, device)[start:stop]
-
-
-@functools.lru_cache(maxsize=64)
-def _rotation_table(part: Attention, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """RoPE's rotations for `length` tokens, (T, pairs) complex, the factor on queries and keys included."""
-    yarn_factor = part.rope_scale if part.rope == "yarn" else None
-    cis_TF, magnitude = rope_rotations(
-        length,
-        part.rotated_dims,
-        theta=part.rope_theta,
-        yarn_factor=yarn_factor,
-        context=part.rope_context,
-        device=device,
-    )
-    return (cis_TF * magnitude).to(dtype.to_complex())
-
-
 def _by_head(axes: Axes) -> Axes:
     """The same axes with (kv_heads, group) as one, for parts with equal query heads in other groups."""
     out: list[str | tuple[str, ...]] = []
@@ -389,7 +318,6 @@ class AttentionBranch(Branch):
     def __init__(self, part: Attention, ctx: Context) -> None:
         super().__init__()
         self.part = part
-        self.pattern = part.pattern
         width, kv_width = part.heads * part.head_dim, part.kv_heads * part.head_dim
         self.norm = make_norm(ctx.norm, ctx.dim)
         self.q = Linear(ctx.dim, width)
@@ -402,41 +330,39 @@ class AttentionBranch(Branch):
         self.out_gate = Gate(ctx.dim, width, dense) if part.gating_pos == "output" else None
         self.value_gate = Gate(ctx.dim, kv_width, dense) if part.gating_pos == "value" else None
         self.register_buffer("slopes", torch.empty(part.heads) if part.alibi else None)
+        theta = None if part.rope == "none" else part.rope_theta
+        self.selector = Selector(part, ctx, theta) if part.selector != "none" else None
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         part = self.part
         q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, 0)
-        y_BHTE = attend(
-            q_BHTE,
-            k_BKTE,
-            v_BKTE,
-            self.pattern,
-            softcap=part.softcap,
-            slopes_H=self.slopes,
-            dropout=part.dropout if self.training else 0.0,
-        )
+        dropout, scoring = part.dropout if self.training else 0.0, self._scoring()
+        if self.selector is not None:
+            y_BHTE = self.selector.attend(x_BTD, q_BHTE, k_BKTE, v_BKTE, scoring, self.record, dropout=dropout)
+        else:
+            y_BHTE = attend(q_BHTE, k_BKTE, v_BKTE, part.pattern, dropout=dropout, **vars(scoring))
         return self._out(y_BHTE, x_BTD)
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix` without dropout, over the keys and values that `kv_policy` keeps."""
         part, policy = self.part, self.part.kv_policy
-        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, seen(state))
-        kept, places_S, places_T = remember(
-            state, {"k": k_BKTE, "v": v_BKTE}, self.pattern, policy.window, policy.quant
-        )
-        y_BHTE = attend_on(
-            q_BHTE,
-            kept["k"],
-            kept["v"],
-            places_T,
-            places_S,
-            self.pattern,
-            window=policy.window,
-            softcap=part.softcap,
-            slopes_H=self.slopes,
-        )
+        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, start := seen(state))
+        new = {"k": k_BKTE, "v": v_BKTE}
+        if self.selector is not None:
+            index = self.selector.index(x_BTD, start)
+            new["selector_k"] = index[1]
+        kept, places_S, places_T = remember(state, new, part.pattern, policy.window, policy.quant)
+        scoring = self._scoring()
+        if self.selector is not None:
+            y_BHTE = self.selector.attend_on(index, q_BHTE, kept, places_T, places_S, scoring)
+        else:
+            k_BKSE, v_BKSE, window = kept["k"], kept["v"], policy.window
+            y_BHTE = attend_on(q_BHTE, k_BKSE, v_BKSE, places_T, places_S, part.pattern, window=window, **vars(scoring))
         return self._out(y_BHTE, x_BTD)
+
+    def _scoring(self) -> Scoring:
+        return Scoring(1.0 / math.sqrt(self.part.head_dim), self.part.softcap, self.slopes)
 
     def _heads(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens that stand at `start` and after, normed, gated and rotated."""
@@ -450,7 +376,14 @@ class AttentionBranch(Branch):
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         if part.rope != "none":
-            cis_TF = _rotations(part, start, length, torch.promote_types(q_BHTE.dtype, torch.float32), x_BTD.device)
+            cis_TF = rotations(
+                range(start, start + length),
+                part.rotated_dims,
+                part.rope_theta,
+                q_BHTE,
+                yarn_factor=part.rope_scale if part.rope == "yarn" else None,
+                context=part.rope_context,
+            )
             q_BHTE, k_BKTE = apply_rope(q_BHTE, cis_TF), apply_rope(k_BKTE, cis_TF)
         return q_BHTE, k_BKTE, v_BKTE
 
@@ -515,23 +448,6 @@ def widen_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> A
 def narrow_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
     """Half the head dim; the channels of largest norm stay."""
     return part.evolve(head_dim=part.head_dim // 2) if part.head_dim % 4 == 0 and part.head_dim > 8 else None
-
-
-@operator(Attention, preserves=False)
-def change_sparsity(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Another sparsity pattern."""
-    return part.evolve(sparsity=pick(rng, [s for s in SPARSITIES if s != part.sparsity]))
-
-
-@operator(Attention, preserves=False)
-def tune_sparsity(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """One knob of the sparsity pattern, halved or doubled."""
-    knob = pick(rng, KNOBS[part.sparsity])
-    if knob is None:
-        return None
-    old = dict(part)[knob]
-    least = {"sliding_window": 8, "block_size": 8, "global_stride": 4, "dilation": 2, "block_stride": 2}[knob]
-    return part.evolve(**{knob: pick(rng, [n for n in (old // 2, old * 2) if n >= least and n <= 4096])})
 
 
 @operator(Attention, preserves=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor, nn
 
@@ -114,13 +115,28 @@ class AxisMap(Frozen):
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A tensor computed from several of the parent's, to be aligned like one of the parent's own.
+
+    transform: its name in `parts.transforms`. sources: the parent's tensors; args: whole numbers: what it is called
+    with. axes: of the result.
+    """
+
+    transform: str
+    sources: tuple[str, ...]
+    args: tuple[int, ...]
+    axes: Axes
+
+
+@dataclass(frozen=True)
 class Alignment:
     """How a child part finds its tensors in a parent part.
 
     sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
     from the declared ones. maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
     zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
-    init: how fresh entries start, where not as in a new part.
+    init: how fresh entries start, where not as in a new part. derived: child tensor -> what it is carried from in place
+    of a tensor of the parent.
     exact: whether this part computes the same function after the splice, given that fresh entries are placed so.
     """
 
@@ -134,6 +150,7 @@ class Alignment:
     zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mean: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     init: Mapping[str, Init] = field(default_factory=dict)
+    derived: Mapping[str, Derived] = field(default_factory=dict)
 
 
 class Part(Frozen):
@@ -218,6 +235,10 @@ class Part(Frozen):
                 out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
         return out
 
+    def bequeath(self, child: "Part", ctx: Context, child_ctx: Context) -> Alignment | None:
+        """How a child of another class, that knows nothing of this one, inherits; None where it cannot."""
+        return None
+
     def align(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
         """How this part inherits from `parent`; None when the kinds have nothing in common.
 
@@ -225,7 +246,7 @@ class Part(Frozen):
         runs over an axis that grew, and exactness exactly when only sizes changed.
         """
         if type(parent) is not type(self):
-            return None
+            return parent.bequeath(self, parent_ctx, ctx)
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
         changed = sorted(
             name
@@ -245,7 +266,7 @@ class Part(Frozen):
         sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
         scales: dict[str, float] = {}
         for name, (axis, _) in self.norms(ctx).items():
-            ratio = theirs[axis] / sizes[axis]
+            ratio = theirs.get(axis, sizes[axis]) / sizes[axis]
             if ratio < 1:
                 scales[f"{name}.weight"] = math.sqrt(ratio)
                 scales[f"{name}.eps"] = ratio
@@ -272,10 +293,61 @@ class Modifier(Part):
 State = dict[str, Tensor]
 
 
+class Record:
+    """What branches report of the forward passes made while it is open (`LanguageModel.recording`).
+
+    losses: auxiliary losses by name, with their graph, so a record must not outlive its step. figures: numbers to
+    watch, by name. tallies: counts that a branch wants back after the optimizer's step.
+    """
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[Tensor]] = {}
+        self.figures: dict[str, list[Tensor]] = {}
+        self.tallies: dict[Branch, Tensor] = {}
+
+    def add_loss(self, name: str, loss: Tensor) -> None:
+        """One branch's auxiliary loss, a scalar times its coefficient in the blueprint."""
+        self.losses.setdefault(name, []).append(loss)
+
+    def add_figure(self, name: str, value: Tensor) -> None:
+        """One branch's figure, a scalar."""
+        self.figures.setdefault(name, []).append(value.detach())
+
+    def add_tally(self, branch: "Branch", counts: Tensor) -> None:
+        """Counts, added up over the passes of a branch that runs more than once."""
+        self.tallies[branch] = self.tallies[branch] + counts if branch in self.tallies else counts
+
+    def loss(self, coefficients: Mapping[str, float]) -> Tensor | None:
+        """The sum of all losses, each times the coefficient of its name (1 where none is given); None without any."""
+        terms = [
+            coefficients.get(name, 1.0) * torch.stack(losses).sum()
+            for name, losses in self.losses.items()
+            if coefficients.get(name, 1.0) != 0.0
+        ]
+        return torch.stack(terms).sum() if terms else None
+
+    def means(self) -> dict[str, Tensor]:
+        """Every figure, the mean over branches, in order of name."""
+        return {name: torch.stack(values).mean() for name, values in sorted(self.figures.items())}
+
+    def settle(self) -> None:
+        """Give the branches their tallies; after the optimizer's step, once."""
+        for branch, counts in self.tallies.items():
+            branch.settle(counts)
+
+
 class Branch(nn.Module):
-    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width."""
+    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width.
+
+    record: where to report auxiliary losses and figures while a recording is open, else None.
+    """
 
     norm: nn.Module
+    record: Record | None = None
+
+    def settle(self, counts: Tensor) -> None:
+        """Change buffers by what was tallied over a training step."""
+        raise NotImplementedError  # only for kinds that tally
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""

@@ -1,13 +1,17 @@
-"""The layers parts are made of: norms and the linear map. All leave their tensors uninitialised: `Part.specs` says how.
+"""The layers parts are made of: norms, the linear map, rotary tables.
+
+All leave their tensors uninitialised: `Part.specs` says how.
 
 A norm's eps is a buffer, not a setting: growth in width changes it, so it is part of the state.
 """
+
+import functools
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphogen.ops.elementwise import layer_norm, rms_norm
+from morphogen.ops.elementwise import layer_norm, rms_norm, rope_rotations
 from morphogen.parts.base import NormKind
 
 
@@ -57,3 +61,32 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         return F.linear(x, self.weight)
+
+
+def rotations(
+    places: range, channels: int, theta: float, like: Tensor, *, yarn_factor: float | None = None, context: int = 2048
+) -> Tensor:
+    """RoPE's rotations of consecutive tokens, (T, pairs) complex, the factor on queries and keys included.
+
+    On the device of `like`, in the complex dtype of its precision, at least fp32. Tables are kept.
+    """
+    # a decoder that starts in mid-sequence would else need another table every token
+    length = places.stop if places.start == 0 else 1 << (places.stop - 1).bit_length()
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return _table(length, channels, theta, yarn_factor, context, dtype, like.device)[places.start : places.stop]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(
+    length: int,
+    channels: int,
+    theta: float,
+    yarn_factor: float | None,
+    context: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    cis_TF, magnitude = rope_rotations(
+        length, channels, theta=theta, yarn_factor=yarn_factor, context=context, device=device
+    )
+    return (cis_TF * magnitude).to(dtype.to_complex())
