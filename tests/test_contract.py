@@ -283,6 +283,9 @@ LOSSY_GROUND = [
                     "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
                 },
                 {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+                {"attn": {"kind": "MLA", "heads": 3, "head_dim": 8, "kv_latent_dim": 16, "rope_head_dim": 4}},
+                {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8, "selector": "dsa", "selector_topk": 16,
+                          "selector_heads": 2, "selector_dim": 16}},
             ],
         }
     )

@@ -142,8 +142,7 @@ class LatentAttention(Selective):
         if plain is None or not isinstance(parent, LatentAttention):
             return plain
         exact, note, init = plain.exact, plain.note, dict(plain.init)
-        rotating = parent.rope_head_dim == 0 < self.rope_head_dim
-        if rotating:
+        if parent.rope_head_dim == 0 < self.rope_head_dim and self.selector == "none":
             init["k_rope.weight"] = ZEROS
             like_parent = self.evolve(rope_head_dim=0) or self
             unrotated = Selective.align(like_parent, parent, ctx, parent_ctx)
@@ -357,9 +356,9 @@ def narrow_mla_head_dim(part: LatentAttention, ctx: Context, rng: np.random.Gene
     return part.evolve(head_dim=part.head_dim // 2) if part.head_dim >= 8 else None
 
 
-@operator(LatentAttention, preserves=True)
+@operator(LatentAttention, preserves=lambda part, ctx: part.selector == "none")
 def add_mla_rope(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """A rotated head, where there is none; its key starts at zero."""
+    """A rotated head, where there is none; its key starts at zero. A selector is rotated too, which is lossy."""
     return part.evolve(rope_head_dim=pick(rng, [8, 16, 32])) if part.rope_head_dim == 0 else None
 
 
