@@ -247,6 +247,9 @@ LOSSY_GROUND = [
                     "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
                 },
                 {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+                {"ffn": {"kind": "moe", "hidden": 24, "n_experts": 5, "k": 2, "shared": 1, "router_bias": "aux_free"}},
+                {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 5, "k": 2, "twins": [1],
+                         "experts": [{"kind": "dense", "hidden": 8}]}},
             ],
         }
     )
