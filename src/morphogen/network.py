@@ -1,7 +1,6 @@
 """Blueprint to LanguageModel. B batch, T tokens, D model dim, V vocabulary."""
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
@@ -13,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
 from morphogen.parts.base import Branch, Context, Modulation, Record, Spec, State
-from morphogen.parts.initial import draw
+from morphogen.parts.initial import draw, stream
 from morphogen.parts.layers import Linear, make_norm
 
 #: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict.
@@ -216,8 +215,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def fresh(gene: Gene, name: str, spec: Spec, seed: int) -> Tensor:
     """A fresh fp32 tensor. Its stream derives from the seed and the gene, so that position and order do not matter."""
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(f"{gene.key}/{name}".encode()))
-    return draw(spec.init, spec.shape, generator)
+    return draw(spec.init, spec.shape, stream(seed, gene.key, name))
 
 
 def initial_state(blueprint: Blueprint, seed: int) -> dict[str, Tensor]:

@@ -63,7 +63,8 @@ def compare(part: Part, peer: nn.Module, weights_of: Callable[[Weights], Weights
     mine_BTD = branch.mix(x_BTD)
     bias_TT = torch.full((TOKENS, TOKENS), torch.finfo(torch.float32).min).triu(1)
     weights = weights_of({**params, **fixed})
-    theirs_BTD = functional_call(peer.eval(), weights, (x_BTD,), {"attention_mask": bias_TT.expand(2, 1, -1, -1)} | inputs)[0]
+    options = {"attention_mask": bias_TT.expand(2, 1, -1, -1)} | inputs
+    theirs_BTD = functional_call(peer.eval(), weights, (x_BTD,), options)[0]
     assert (mine_BTD - theirs_BTD).abs().max() <= 1e-5 * theirs_BTD.abs().max()
     dy_BTD = torch.randn(mine_BTD.shape, generator=torch.Generator().manual_seed(2))
     want = torch.autograd.grad(theirs_BTD, list(params.values()), dy_BTD)
@@ -178,8 +179,7 @@ def test_latent_attention_equals_deepseek_v3() -> None:
 def test_the_selector_equals_deepseek_v32(topk: int) -> None:
     """Its low-rank queries are made plain: an identity, and a norm that leaves inputs of unit mean square alone.
 
-    There are enough indexer heads that no two scores are equal (all heads' ReLU at zero): the peer's choice among equals
-    is torch's.
+    With so many indexer heads no two scores are equal, all ReLUs at zero: among equals the peer leaves it to torch.
     """
     config = latent_config(
         DeepseekV32Config, q_lora_rank=DIM, index_topk=topk, index_n_heads=32, index_head_dim=ROTATED

@@ -37,7 +37,7 @@ class Scoring:
 
     scale: float
     softcap: float | None = None
-    slopes_H: Tensor | None = None  # noqa: N815
+    slopes_H: Tensor | None = None
 
     def __call__(self, dots_BHTS: Tensor, age_BTS: Tensor) -> Tensor:
         """Scores of dot products whose queries were scaled, (B, H, T, S)."""
@@ -60,7 +60,7 @@ class Picks:
 
     length: int
     width: int
-    index_BRS: Tensor  # noqa: N815
+    index_BRS: Tensor
     _readers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property

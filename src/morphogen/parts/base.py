@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
 from morphogen.errors import OperatorError, unknown
@@ -28,7 +29,7 @@ Axes = tuple[str | tuple[str, ...], ...]
 class Frozen(BaseModel):
     """Frozen, strict data. `evolve` is how operators make a changed copy."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     def evolve(self, **changes: Any) -> Self | None:
         """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""
@@ -133,7 +134,8 @@ class Alignment:
     """How a child part finds its tensors in a parent part.
 
     sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
-    from the declared ones. maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
+    from the declared ones; the same names in any order. Names that `sizes` does not know take theirs from `maps`.
+    maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
     zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
     init: how fresh entries start, where not as in a new part. derived: child tensor -> what it is carried from in place
     of a tensor of the parent.
@@ -159,7 +161,8 @@ class Part(Frozen):
     slot: where it may stand. axes: every tensor it can have, with its factored axes. initial: how tensors start, where
     not `NORMAL`. zero_init: tensor -> inner axes along which new entries start at zero so that a new unit changes
     nothing. writers: tensors whose `dim` axis is added to the residual stream. buffers: tensors training leaves alone.
-    size_fields: fields that set sizes or names only; any other field's change changes the function.
+    size_fields: fields that set sizes or names only; any other field's change changes the function. pointwise: whether
+    a token's output depends on that token alone.
     """
 
     slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem"]]
@@ -169,6 +172,7 @@ class Part(Frozen):
     writers: ClassVar[frozenset[str]] = frozenset()
     buffers: ClassVar[frozenset[str]] = frozenset()
     size_fields: ClassVar[frozenset[str]] = frozenset()
+    pointwise: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -230,10 +234,14 @@ class Part(Frozen):
         for name, axes in self.axes.items():
             if name not in gone:
                 init = self.initial.get(name, NORMAL)
-                if name in self.writers and init == NORMAL:
+                if self.writes(name) and init == NORMAL:
                     init = Init("fan_in_normal", (1.0 / math.sqrt(2 * max(1, ctx.branches)),))
                 out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
         return out
+
+    def writes(self, name: str) -> bool:
+        """Whether a tensor's `dim` axis is added to the residual stream."""
+        return name in self.writers
 
     def bequeath(self, child: "Part", ctx: Context, child_ctx: Context) -> Alignment | None:
         """How a child of another class, that knows nothing of this one, inherits; None where it cannot."""
@@ -387,6 +395,41 @@ def registered(slot: str) -> dict[str, type[Part]]:
     return {kind: cls for (where, kind), cls in REGISTRY.items() if where == slot}
 
 
+#: How a union's tag looks in a pydantic error location, so that messages can leave it out.
+TAG = "kind="
+
+
+@dataclass(frozen=True)
+class PartIn:
+    """Marks a field that holds a registered part, told apart by `kind` (or `type`).
+
+    slot: where it may stand. also: further slots whose branches it may be. without: kinds that it may not be. A class
+    that has such a field itself is built late, when every kind is registered (pydantic's `defer_build`).
+    """
+
+    slot: str
+    also: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+
+    def choices(self) -> dict[str, type[Part]]:
+        """kind -> class."""
+        more = {
+            kind: cls for slot in self.also for kind, cls in registered(slot).items() if not issubclass(cls, Modifier)
+        }
+        return {kind: cls for kind, cls in (registered(self.slot) | more).items() if kind not in self.without}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {TAG + kind: handler.generate_schema(cls) for kind, cls in self.choices().items()}
+
+        def tag(value: Any) -> str | None:
+            if isinstance(value, Part):
+                return TAG + value.label
+            kind = value.get("kind", value.get("type")) if isinstance(value, Mapping) else None
+            return None if kind is None else TAG + str(kind)
+
+        return core_schema.tagged_union_schema(choices, tag)
+
+
 def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
     """Each dimension's factors, slowest first."""
     for axis in axes:
@@ -439,7 +482,7 @@ OPERATORS: dict[str, Operator] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P", bound=Part)
 T = TypeVar("T")
-PartAct = Callable[[P, Context, np.random.Generator], P | None]
+PartAct = Callable[[P, Context, np.random.Generator], Part | None]
 
 
 def find_operator(name: str) -> Operator:
@@ -463,7 +506,10 @@ def _add(
 
 
 def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
-    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply."""
+    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
+
+    What it gives may be a part of another class for the same slot.
+    """
     return _add("part", preserves, target)
 
 
