@@ -42,7 +42,7 @@ def selectors() -> st.SearchStrategy[dict[str, Any]]:
             "selector": st.sampled_from(["none", "none", "dsa"]),
             "selector_topk": st.sampled_from([2, 5, 16, 100]),
             "selector_heads": st.integers(1, 3),
-            "selector_dim": st.sampled_from([2, 6, 8]),
+            "selector_dim": st.sampled_from([4, 6, 8]),
             "selector_loss": st.sampled_from(["align", "task"]),
         }
     )

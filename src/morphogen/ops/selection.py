@@ -61,7 +61,7 @@ class Picks:
     length: int
     width: int
     index_BRS: Tensor
-    _readers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _readers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device(self) -> torch.device:

@@ -61,7 +61,7 @@ class Selective(Sparse):
     selector: Literal["none", "dsa"] = "none"
     selector_topk: Annotated[int, Field(ge=2)] = 64
     selector_heads: PositiveInt = 4
-    selector_dim: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    selector_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 32
     selector_loss: Literal["align", "task"] = "align"
 
     @model_validator(mode="after")
