@@ -163,9 +163,21 @@ def test_cost_is_positive_and_grows_with_width(slot: str, kind: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+@settings(max_examples=60)
+@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+def test_an_operator_is_exact_as_declared_on_many_blueprints(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None:
         return
