@@ -156,7 +156,7 @@ def validate(
     for file in files:
         try:
             found = blueprint_costs(read_experiment(file))
-            told[file] = f"ok, {found['layers']:.0f} blocks, {found['params']:,.0f} parameters"
+            told[file] = f"ok, {found['params']:,.0f} parameters"
         except MorphogenError as error:
             mistakes.append(str(error))
     _say(told, as_json)

@@ -30,11 +30,12 @@ from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.selection.objectives import resolve
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Frontier
-from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Event, Generation, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
 
+#: The experiment as resolved.
+RESOLVED = "experiment.yaml"
 #: Reasons in the ledger's stop events.
 FINISHED, INTERRUPTED = "finished", "interrupted"
 
@@ -209,8 +210,11 @@ def evolve(
     seed = experiment.train.seed if seed is None else seed
     experiment, prepared = settle(experiment)
     check_possible(experiment)
-    with _Session.open(folder, experiment, seed, device, prepared, keep, observer) as session:
-        session.loop(executor or InProcess(prepared))
+    try:
+        with _Session.open(folder, experiment, seed, device, prepared, keep, observer) as session:
+            session.loop(executor or InProcess(prepared))
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, seed, device)
 
 
@@ -247,7 +251,8 @@ class _Session:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
         engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
         with ExitStack() as undo:
-            ledger = undo.enter_context(Ledger.open(folder, create=not (folder / LEDGER).exists()))
+            begun = (folder / RESOLVED).exists()  # it is written before the first event
+            ledger = undo.enter_context(Ledger.open(folder, create=not begun))
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
@@ -256,7 +261,7 @@ class _Session:
             else:
                 told = runfolder.environment(seed, device, torch.get_num_threads(), prepared.environment())
                 write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
-            write_atomic(folder / "experiment.yaml", runfolder.resolved_yaml(_plain(experiment)).encode())
+            write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
             for event in events[1:]:
