@@ -258,7 +258,7 @@ def _tiles(length: int, tile: int) -> list[slice]:
 
 def _contract(left: Tensor, right: Tensor) -> Tensor:
     """(B, t, i, j) @ (B, t, j, k) to (B, t, i, k)."""
-    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).view(*left.shape[:3], -1)
 
 
 class _SelectiveScan(torch.autograd.Function):
