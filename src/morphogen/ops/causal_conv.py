@@ -15,14 +15,11 @@ CPU_TILE_BYTES = 2**20
 DEVICE_TILE_BYTES = 2**28
 
 
-def causal_conv(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor, past_BKF: Tensor | None = None) -> Tensor:
+def causal_conv(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor) -> Tensor:
     """y[t, f] = bias[f] + Σ_k taps[f, K−1−k]·x[t−k, f], every channel by itself; y_BTF in x's dtype.
 
-    past_BKF: the K−1 inputs before the first; None means zeros.
+    Before the first token come zeros.
     """
-    if past_BKF is not None:
-        count = past_BKF.shape[1]
-        return causal_conv(torch.cat([past_BKF.to(x_BTF.dtype), x_BTF], 1), taps_FK, bias_F)[:, count:]
     y_BTF = _CausalConv.apply(x_BTF, taps_FK, bias_F)  # type: ignore[no-untyped-call]
     assert isinstance(y_BTF, Tensor)
     return y_BTF

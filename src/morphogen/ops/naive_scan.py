@@ -7,17 +7,14 @@ import torch
 from torch import Tensor
 
 
-def causal_conv(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor, past_BKF: Tensor | None = None) -> Tensor:
-    """y[t, f] = bias[f] + Σ_k taps[f, K−1−k]·x[t−k, f]; before the first token come `past_BKF`, or zeros."""
+def causal_conv(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor) -> Tensor:
+    """y[t, f] = bias[f] + Σ_k taps[f, K−1−k]·x[t−k, f]; before the first token come zeros."""
     rows = []
     for t in range(x_BTF.shape[1]):
-        y_BF = bias_F
-        for back in range(taps_FK.shape[1]):
-            if t >= back:
-                y_BF = y_BF + taps_FK[:, -1 - back] * x_BTF[:, t - back]
-            elif past_BKF is not None:
-                y_BF = y_BF + taps_FK[:, -1 - back] * past_BKF[:, t - back]
-        rows.append(y_BF.expand(x_BTF.shape[0], -1))
+        y_BF = bias_F.expand(x_BTF.shape[0], -1)
+        for back in range(min(t + 1, taps_FK.shape[1])):
+            y_BF = y_BF + taps_FK[:, -1 - back] * x_BTF[:, t - back]
+        rows.append(y_BF)
     return torch.stack(rows, 1)
 
 
