@@ -278,6 +278,8 @@ LOSSY_GROUND = [
                     "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
                 },
                 {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+                {"ssm": {"kind": "mamba2", "head_dim": 8}},
+                {"ssm": {"kind": "mamba", "dt_rank": 4}},
             ],
         }
     )
