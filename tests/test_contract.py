@@ -280,6 +280,9 @@ LOSSY_GROUND = [
                 {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
                 {"ssm": {"kind": "mamba2", "head_dim": 8}},
                 {"ssm": {"kind": "mamba", "dt_rank": 4}},
+                {"ffn": {"kind": "moe", "hidden": 24, "n_experts": 5, "k": 2, "shared": 1, "router_bias": "aux_free"}},
+                {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 5, "k": 2, "twins": [1],
+                         "experts": [{"kind": "dense", "hidden": 8}]}},
             ],
         }
     )

@@ -30,6 +30,7 @@ class MLP(Part):
     zero_init: ClassVar = {"down.weight": ("hidden",)}
     writers: ClassVar = frozenset({"down.weight"})
     size_fields: ClassVar = frozenset({"hidden"})
+    pointwise: ClassVar = True
 
     kind: Literal["dense"] = "dense"
     hidden: PositiveInt
