@@ -281,8 +281,16 @@ LOSSY_GROUND = [
                 {"ssm": {"kind": "mamba2", "head_dim": 8}},
                 {"ssm": {"kind": "mamba", "dt_rank": 4}},
                 {"ffn": {"kind": "moe", "hidden": 24, "n_experts": 5, "k": 2, "shared": 1, "router_bias": "aux_free"}},
-                {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 5, "k": 2, "twins": [1],
-                         "experts": [{"kind": "dense", "hidden": 8}]}},
+                {
+                    "ffn": {
+                        "kind": "moe",
+                        "hidden": 16,
+                        "n_experts": 5,
+                        "k": 2,
+                        "twins": [1],
+                        "experts": [{"kind": "dense", "hidden": 8}],
+                    }
+                },
             ],
         }
     )
