@@ -24,7 +24,7 @@ from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
 from morphogen.parts.moe_layer import BIAS_STEP, Experts
 from morphogen.training.loop import Trainer
-from morphogen.variation.operator import named_edit
+from morphogen.variation.operator import edit as named_edit
 from strategies import VOCAB
 
 DIM = 16
