@@ -13,7 +13,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
-from morphogen.parts.base import OPERATORS, REGISTRY, Modifier, flat
+from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
 from morphogen.variation.operator import apply_operator
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
@@ -130,6 +130,23 @@ def test_a_prefix_gives_the_same_logits(slot: str, kind: str, data: st.DataObjec
     cut = data.draw(st.integers(1, TOKENS))
     whole, prefix = logits(blueprint, state, ids_BT)[:, :cut], logits(blueprint, state, ids_BT[:, :cut])
     assert float((whole - prefix).abs().max()) <= 1e-10 * max(1.0, float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_a_sequence_fed_in_pieces_gives_the_same_output(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    model = assemble(blueprint, stirred(blueprint)).eval()
+    first, second = data.draw(st.integers(1, TOKENS - 2)), data.draw(st.integers(1, 3))
+    x_BTD = torch.randn(2, TOKENS, blueprint.emb.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for module in (m for m in model.modules() if isinstance(m, Branch)):
+        with torch.no_grad():
+            state: dict[str, torch.Tensor] = {}
+            cuts = [first, min(second, TOKENS - first), TOKENS - first - min(second, TOKENS - first)]
+            pieces = [module.extend(piece, state) for piece in torch.split(x_BTD, cuts, 1) if piece.shape[1]]
+            whole_BTD = module(x_BTD)
+        assert float((torch.cat(pieces, 1) - whole_BTD).abs().max()) <= 1e-10 * max(1.0, float(whole_BTD.abs().max()))
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
