@@ -206,8 +206,9 @@ def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int)
     assert called_exact == edit.preserves, (edit.target, drawn.notes)
     if edit.preserves:
         assert distance <= FP64_BOUND
-        # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child.
-        bound = max(FP32_BOUND, 3 * rounding(blueprint, seed % 1000))
+        # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child;
+        # fp64 above tells rounding from a jump.
+        bound = max(FP32_BOUND, 8 * rounding(blueprint, seed % 1000))
         assert jump(blueprint, child, torch.float32, seed=seed % 1000)[0] <= bound
 
 
