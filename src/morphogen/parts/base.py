@@ -448,6 +448,7 @@ class BlockLike(Protocol):
     """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
 
     attn: Part | None
+    ssm: Part | None
     extras: tuple[Part, ...]
     ffn: Part | None
     parallel: bool
