@@ -13,6 +13,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention import SPARSITIES, Attention
 from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
+from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.mlp import MLP
 
 VOCAB = 37
@@ -21,6 +22,14 @@ VOCAB = 37
 def rngs() -> st.SearchStrategy[np.random.Generator]:
     """Seeded numpy generators."""
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@st.composite
+def kv_policies(draw: st.DrawFn, kinds: tuple[str, ...] = ("full", "window")) -> KVPolicy:
+    """What a decoder caches, with windows small against 16 tokens."""
+    kind = draw(st.sampled_from(kinds))
+    window = draw(st.integers(1, 12)) if kind == "window" else None
+    return KVPolicy(kind=kind, window=window, quant=draw(st.sampled_from(["none", "int8"])))
 
 
 @st.composite
@@ -51,6 +60,7 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
         block_stride=draw(st.integers(1 if sparsity == "local_block" else 0, 3)),
         global_stride=draw(st.integers(1, 6)),
         dilation=draw(st.integers(1, 4)),
+        kv_policy=draw(kv_policies()),
     )
 
 
