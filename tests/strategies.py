@@ -15,6 +15,7 @@ from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
 from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.mlp import MLP
+from morphogen.parts.recurrence import Recurrence
 
 VOCAB = 37
 
@@ -108,6 +109,32 @@ def blocks(draw: st.DrawFn) -> Block:
 
 
 @st.composite
+def recurrences(draw: st.DrawFn, start: int, end: int, id: str = "r0") -> Recurrence:
+    """Blocks `[start, end)` looped a few times, with every adapter and curriculum."""
+    most = draw(st.integers(2, 4))
+    return Recurrence(
+        id=id,
+        start=start,
+        end=end,
+        adapter=draw(st.sampled_from(["linear", "gated"])),
+        concat_prelude=draw(st.booleans()),
+        train_recurrence=draw(st.integers(1, most)),
+        max_train_recurrence=most,
+        curriculum_fraction=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        test_recurrences=draw(st.sampled_from([(), (1, 3), (1, 2, 4)])),
+        start_state=draw(st.sampled_from(["zero", "noise"])),
+    )
+
+
+@st.composite
+def loops(draw: st.DrawFn, blocks: int) -> tuple[Recurrence, ...]:
+    """Up to two recurrences over a model of so many blocks; more often none than not."""
+    cuts = sorted(draw(st.lists(st.integers(0, blocks), max_size=4, unique=True)))
+    spans = list(zip(cuts[::2], cuts[1::2], strict=False)) if draw(st.integers(0, 2)) == 0 else []
+    return tuple(draw(recurrences(start, end, f"r{i}")) for i, (start, end) in enumerate(spans))
+
+
+@st.composite
 def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab: int | None = VOCAB) -> Blueprint:
     """A small valid blueprint over all registered kinds, in fp32 a few thousand parameters."""
     ids = [f"b{i}" for i in range(draw(st.integers(min_blocks, max_blocks)))]
@@ -117,4 +144,5 @@ def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab:
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
         blocks=tuple(draw(blocks()).model_copy(update={"id": id}) for id in ids),
         head={"tie_embeddings": draw(st.booleans())},
+        recurrences=draw(loops(len(ids))),
     )

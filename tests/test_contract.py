@@ -267,6 +267,7 @@ LOSSY_GROUND = [
             "emb": {"dim": 24, "vocab": VOCAB},
             "norm": norm,
             "head": {"tie_embeddings": tied},
+            "recurrences": [{"start": 1, "end": 2, "adapter": "gated" if tied else "linear", "test_recurrences": [1]}],
             "blocks": [
                 {
                     "attn": {"kind": "GQA", "heads": 4, "head_dim": 8, "kv_groups": 2, "sparsity": sparsity, "sw": 16,

@@ -170,7 +170,7 @@ def check_possible(experiment: Experiment) -> None:
     train, evolution = experiment.train, experiment.evolution
     shards = [shard.name for shard in experiment.data.measured_shards]
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"bpb_sample", "instability", "kv_bytes", NOVELTY, *TIMED}
+    known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED}
     known |= costs(experiment.model, experiment.data.seq_len).keys()
     for name in evolution.objectives:
         if name not in known:

@@ -152,7 +152,8 @@ class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`.
+    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`; `min_layers` and
+    `min_recurrences` turn away what has fewer.
     """
 
     generations: NonNegativeInt = 3
@@ -167,6 +168,7 @@ class Evolution(Frozen):
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
     min_layers: PositiveInt = 1
+    min_recurrences: NonNegativeInt = 0
     mutation_steps: NonNegativeInt = 2
     mutation_weights: dict[str, NonNegativeFloat] = {}
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"

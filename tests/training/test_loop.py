@@ -168,3 +168,20 @@ def test_a_device_that_is_not_there_is_bad_input(name: str) -> None:
 def test_devices_that_are() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_recurrences_take_more_steps_as_training_goes_on_and_memory_is_measured_at_the_most(name: str) -> None:
+    loop = {"start": 0, "end": 1, "adapter": "gated", "max_train_recurrence": 3, "curriculum_fraction": 0.5}
+    looping = Blueprint.model_validate({**blueprint().to_json(), "recurrences": [loop]})
+    train = Train(warmup=1, optimizer=Optimizer.model_validate({"name": name}))
+    trainer = make(model := build(looping), train, steps=8)
+    calls: list[int] = []
+    model.recurrences[0].register_forward_hook(lambda *_: calls.append(trainer.step))
+    trainer.run(counting, 4)
+    assert trainer.memory.bytes == 0
+    trainer.run(counting, 8)
+    assert [calls.count(step) for step in range(8)] == [1, 1, 2, 2, 3, 3, 3, 3]
+    flat = make(build(looping.evolve(recurrences=({**loop, "curriculum_fraction": 0.0},)) or looping), train, steps=8)
+    flat.run(counting, 2)
+    assert trainer.memory.bytes == pytest.approx(flat.memory.bytes, rel=0.02)

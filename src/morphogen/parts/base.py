@@ -9,16 +9,19 @@ the transfer of optimizer state. Adding a kind means adding one file to this pac
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from morphogen.errors import OperatorError, unknown
 
 NormKind = Literal["rmsnorm", "layernorm"]
 NORM_EPS = 1e-5
+
+#: The stable name of a block or a recurrence within a lineage.
+GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 #: One entry per tensor dimension: an axis name, or several when the dimension is a product (slowest first).
 Axes = tuple[str | tuple[str, ...], ...]
@@ -92,6 +95,9 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.flops + other.flops, self.kv_bytes + other.kv_bytes, self.state_bytes + other.state_bytes)
 
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(self.flops * times, self.kv_bytes * times, self.state_bytes * times)
+
 
 class AxisMap(Frozen):
     """Where the entries along one axis of a child's tensor come from.
@@ -145,7 +151,7 @@ class Part(Frozen):
     size_fields: fields that set sizes or names only; any other field's change changes the function.
     """
 
-    slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem"]]
+    slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem", "recurrence"]]
     axes: ClassVar[Mapping[str, Axes]] = {}
     initial: ClassVar[Mapping[str, Init]] = {}
     zero_init: ClassVar[Mapping[str, tuple[str, ...]]] = {}

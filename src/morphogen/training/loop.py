@@ -27,7 +27,7 @@ FINAL_SCALE = 0.1
 ENTROPY_STRIDE = 8
 #: On an accelerator, losses are read back only every so many steps, so that the host runs ahead.
 READ_EVERY = 10
-#: The step whose memory is measured: the first at which the optimizer's state is already there.
+#: The first step at which the optimizer's state is already there, so that its memory is typical.
 MEMORY_STEP = 1
 
 Batches = Callable[[int], NDArray[np.int64]]
@@ -90,8 +90,8 @@ def lr_scale(step: int, total_steps: int, warmup: int) -> float:
 class Trainer:
     """Trains one model over one schedule, in one or several calls of `run`.
 
-    total_steps: of all calls together; the schedule spans them. seed: of dropout. Step k does the same whatever the
-    calls were, because its dropout derives from (seed, k) and its batch from k.
+    total_steps: of all calls together; the schedule spans them. seed: of dropout and of recurrences'
+    noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
     """
 
     def __init__(
@@ -113,6 +113,9 @@ class Trainer:
         self.trace = Trace()
         self.step = 0
         self._parameters = self.updater.parameters
+        # memory is measured where the recurrences take all their steps
+        risen = max((math.ceil(loop.ramp * total_steps) for loop in model.blueprint.recurrences), default=0)
+        self._memory_step = min(max(MEMORY_STEP, risen), total_steps - 1)
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
     def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
@@ -127,6 +130,7 @@ class Trainer:
         with torch.random.fork_rng(devices=cuda):
             while self.step < until_step:
                 torch.manual_seed(_mix(self.seed, self.step))
+                self.model.set_progress(self.step / self.total_steps)
                 unread.append(self._step(self._on_device(batches(self.step))))
                 self.step += 1
                 if len(unread) == self._read_every or self.step == until_step:
@@ -146,7 +150,7 @@ class Trainer:
 
     def _step(self, ids_BT1: Tensor) -> Tensor:
         """One update: (loss, gradient norm, entropy or NaN), still on the device."""
-        if self.step == min(MEMORY_STEP, self.total_steps - 1):
+        if self.step == self._memory_step:
             with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
                 return self._update(ids_BT1)
         return self._update(ids_BT1)

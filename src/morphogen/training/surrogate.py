@@ -19,6 +19,7 @@ from morphogen.inherit import inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
+from morphogen.metrics.recurrence import recurrence_metrics
 from morphogen.metrics.stability import instability
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
@@ -172,6 +173,7 @@ class _Trial:
         return {
             **shard_metrics(scores),
             "bpb_sample": shard_metrics(sample)["bpb"],
+            **recurrence_metrics(self.model, scores, self._score),
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
             "kv_bytes": self._decode(),
         }

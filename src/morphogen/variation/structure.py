@@ -30,8 +30,8 @@ def plain_ffn(dim: int) -> MLP:
 
 
 def with_blocks(blueprint: Blueprint, blocks: Sequence[Block]) -> Blueprint | None:
-    """The blueprint with other blocks, validated; None where nothing differs."""
-    return blueprint.evolve(blocks=tuple(blocks))
+    """The blueprint with other blocks, its recurrences moved with theirs; None where nothing differs."""
+    return blueprint.with_blocks(blocks)
 
 
 # ------------------------------------------------------------------------------------------------------- depth
