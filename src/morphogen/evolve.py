@@ -172,6 +172,7 @@ def check_possible(experiment: Experiment) -> None:
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED}
     known |= costs(experiment.model, experiment.data.seq_len).keys()
+    known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
     for name in evolution.objectives:
         if name not in known:
             raise InputError(unknown(f"evolution.objectives.{name}", name, known))

@@ -82,9 +82,18 @@ class Split(Frozen):
         return self
 
 
+#: A recall probe; data/probes.py says what it is.
+_PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
+_PAIRS = 8
+
+
 def _source(source: str) -> str:
     if not source.strip():
-        raise ValueError("empty, expected stdlib-code, stdlib-docs, a file or folder, or hf:NAME[:CONFIG]")
+        raise ValueError(
+            "empty, expected stdlib-code, stdlib-docs, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
+        )
+    if source.startswith("probe:") and not _PROBE.fullmatch(source):
+        raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
     return source
 
 
@@ -93,7 +102,8 @@ def _tokenizer_tag(value: Any) -> str:
 
 
 class Shard(Frozen):
-    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`.
+    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
+    `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
 
     weight: share of training sequences, relative to the other shards'. split, revision: of a Hugging Face data set.
     cache_path: where its tokens are kept, instead of the common cache. max_documents: how many documents to take from
@@ -112,9 +122,19 @@ class Shard(Frozen):
         """The source as it stands in metric names: `ppl_<name>`."""
         return re.sub(r"[^A-Za-z0-9]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower()
 
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs a recall probe has; None for text."""
+        found = _PROBE.fullmatch(self.source)
+        return int(found[1] or _PAIRS) if found else None
+
 
 class Data(Frozen):
-    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split."""
+    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split.
+
+    A probe among `shards` is trained on at its weight and measured apart from the text, one among `eval_shards` is only
+    measured.
+    """
 
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
@@ -139,10 +159,31 @@ class Data(Frozen):
             raise ValueError("healing_tokens is set, but there are no healing_shards")
         return self
 
+    @model_validator(mode="after")
+    def _probes(self) -> Self:
+        if not self.text_shards:
+            raise ValueError("shards: there are only probes, expected at least one source of text")
+        if any(shard.pairs for shard in self.healing_shards):
+            raise ValueError("healing_shards: a probe does not heal, expected sources of text")
+        pairs = [shard.pairs for shard in self.shards + self.eval_shards if shard.pairs]
+        if len(set(pairs)) > 1 or sum(shard.pairs is not None for shard in self.shards) > 1:
+            raise ValueError(f"shards, eval_shards: got probes of {pairs} pairs, expected one probe at most")
+        return self
+
+    @property
+    def text_shards(self) -> tuple[Shard, ...]:
+        """The training shards that are text."""
+        return tuple(shard for shard in self.shards if shard.pairs is None)
+
+    @property
+    def probe(self) -> Shard | None:
+        """The recall probe, from `shards` where it is among them; None when there is none."""
+        return next((shard for shard in self.shards + self.eval_shards if shard.pairs is not None), None)
+
     @property
     def measured_shards(self) -> tuple[Shard, ...]:
-        """The shards that metrics are reported on."""
-        return self.eval_shards or self.shards
+        """The text that metrics are reported on."""
+        return tuple(shard for shard in self.eval_shards if shard.pairs is None) or self.text_shards
 
 
 Direction = Literal["min", "max"]

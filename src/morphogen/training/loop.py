@@ -121,6 +121,8 @@ class Trainer:
     def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
         """Train on `batches(step)`, of shape (B, T1), up to `until_step`; why a guard stopped it earlier, or None.
 
+        A negative id −1 − i is token i, which is read but not scored as a target.
+
         On an accelerator a guard may be heard up to `READ_EVERY` − 1 steps late; those steps are counted like others.
         """
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -158,8 +160,8 @@ class Trainer:
     def _update(self, ids_BT1: Tensor) -> Tensor:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
         with bf16:
-            logits_BTV = self.model(ids_BT1[:, :-1])
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT1[:, 1:].flatten())
+            logits_BTV = self.model(torch.where(ids_BT1 < 0, -1 - ids_BT1, ids_BT1)[:, :-1])
+            loss = sequence_loss(logits_BTV, ids_BT1[:, 1:])
         entropy = _entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else loss.new_full((), math.nan)
         del logits_BTV  # the backward pass frees it early
         loss.backward()  # type: ignore[no-untyped-call]
@@ -182,6 +184,18 @@ class Trainer:
                 tokens = (step + 1) * self.tokens_per_step
                 progress(StepInfo(step + 1, self.total_steps, loss, norm, scale, tokens, seconds, entropy))
         return stop
+
+
+def sequence_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean over sequences of the mean cross-entropy, in nats, of their targets; negative ones are not scored.
+
+    Sequences weigh the same however many of their targets are scored, so that a probe has its share of the gradient.
+    """
+    scored_BT = targets_BT >= 0
+    nats_N = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.clamp_min(-1).flatten(), ignore_index=-1, reduction="none"
+    )
+    return (nats_N.view_as(targets_BT).sum(1) / scored_BT.sum(1)).mean()
 
 
 @torch.no_grad()
