@@ -1,15 +1,14 @@
 """Probes: sequences made on the spot that test one ability. `mqar` is multi-query associative recall.
 
-A sequence of `mqar` (Arora et al., Zoology, arXiv 2312.04927) begins with K pairs of a key and its value. Keys are drawn
-from the lower half of the token range and values from the upper half, both without replacement. After them, every key
-comes once again, followed by its value. The rest is cut into slots of two tokens, and the K slots are drawn without
-replacement with probability p(i) ∝ a·i^(a−1) for the i-th, a = 0.01, so that most questions come soon. Other slots hold
-tokens that are none of the sequence's keys and values. Only values are scored, where they answer.
+A sequence of `mqar` (Arora et al., Zoology, arXiv 2312.04927) begins with K pairs of a key and its value. Keys are
+drawn from the lower half of the token range and values from the upper half, both without replacement. After them, every
+key comes once again, followed by its value: the rest is cut into slots of two tokens, and the keys' slots are drawn
+without replacement with probability p(i) ∝ a·i^(a−1) for the i-th, a = 0.01, so that most questions come soon. Other
+slots hold tokens that are none of the sequence's keys and values. Only values are scored, where they answer.
 
 Shapes: B sequences, T1 tokens of a sequence (T is T1 − 1 targets), K pairs, S slots, N filler tokens, V vocabulary.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -36,8 +35,8 @@ class Probe:
         """InputError when the sequences are too short or the tokens too few."""
         if self.slots < self.pairs:
             raise InputError(
-                f"data: probe:mqar:{self.pairs} needs a seq_len of at least {4 * self.pairs - 1} (twice two tokens a pair, "
-                f"less one), got {self.seq_len}"
+                f"data: probe:mqar:{self.pairs} needs a seq_len of at least {4 * self.pairs - 1} (two "
+                f"times two tokens a pair, less one), got {self.seq_len}"
             )
         if self.vocab_size // 2 <= self.pairs:
             raise InputError(
@@ -73,11 +72,11 @@ class Probe:
 
 
 class Recall(NamedTuple):
-    """One sequence: its tokens, where each key is asked for again, and how many tokens after its first place."""
+    """One sequence: its tokens (T1,), where each key comes again (K,), and how many tokens after its first place (K,)."""
 
-    ids_T1: Ids
-    asked_K: Ids
-    distance_K: Ids
+    ids: Ids
+    asked: Ids
+    distance: Ids
 
 
 def slot_law(slots: int) -> NDArray[np.float64]:
@@ -97,6 +96,6 @@ def _others(rng: np.random.Generator, vocab: int, taken: Ids, count: int) -> Ids
 
 def scored_only(recall: Recall) -> Ids:
     """ids_T1 as training reads them: −1 − id where the token is not scored (see `data.mixture`)."""
-    ids_T1 = -1 - recall.ids_T1
-    ids_T1[recall.asked_K + 1] = recall.ids_T1[recall.asked_K + 1]
+    ids_T1 = -1 - recall.ids
+    ids_T1[recall.asked + 1] = recall.ids[recall.asked + 1]
     return ids_T1

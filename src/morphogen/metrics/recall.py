@@ -20,10 +20,10 @@ _EVAL = 2
 def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = False) -> dict[str, float]:
     """`long_recall`, `recall_nll` and `recall_chance` over `SEQUENCES` sequences of the probe.
 
-    long_recall: the share of questions whose likeliest next token, of the whole vocabulary, is the right value: in each
-    bucket of distances [2ⁿ, 2ⁿ⁺¹) between a key's two places, in tokens, and then the mean over buckets. recall_nll: the
-    same mean of −ln p(value), in nats. recall_chance: the accuracy of a model that knows only which tokens are values;
-    its nll is −ln of that. (One that knows which values a sequence has, but not whose they are, gets 1 / K.)
+    long_recall: the share of questions whose likeliest next token, of the whole vocabulary, is the right value: in
+    each bucket of distances [2ⁿ, 2ⁿ⁺¹) between a key's two places, in tokens; then the mean over buckets.
+    recall_nll: the same mean of −ln p(value), in nats. recall_chance: the accuracy of a model that knows only which
+    tokens are values; its nll is −ln of that. (One that knows which values a sequence has, but not whose, gets 1 / K.)
     Raises DivergedError where the loss is not finite. The model is left in the mode it was in.
     """
     device = next(model.parameters()).device
@@ -34,16 +34,16 @@ def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = Fals
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for first in range(0, SEQUENCES, batch_size):
             chosen = questions[first : first + batch_size]
-            ids_BT = torch.from_numpy(np.stack([one.ids_T1[:-1] for one in chosen])).to(device)
-            asked_BK = torch.from_numpy(np.stack([one.asked_K for one in chosen])).to(device)
-            values_BK = torch.from_numpy(np.stack([one.ids_T1[one.asked_K + 1] for one in chosen])).to(device)
+            ids_BT = torch.from_numpy(np.stack([one.ids[:-1] for one in chosen])).to(device)
+            asked_BK = torch.from_numpy(np.stack([one.asked for one in chosen])).to(device)
+            values_BK = torch.from_numpy(np.stack([one.ids[one.asked + 1] for one in chosen])).to(device)
             logits_BTV = model(ids_BT)
             logits_NV = logits_BTV[torch.arange(len(chosen), device=device)[:, None], asked_BK].flatten(0, 1).float()
             right.append(logits_NV.argmax(-1) == values_BK.flatten())
             nats.append(F.cross_entropy(logits_NV, values_BK.flatten(), reduction="none"))
     model.train(training)
     buckets: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-    distances = np.concatenate([one.distance_K for one in questions]).tolist()
+    distances = np.concatenate([one.distance for one in questions]).tolist()
     answers = zip(distances, torch.cat(right).tolist(), torch.cat(nats).tolist(), strict=True)
     for distance, is_right, nll in answers:
         buckets[distance.bit_length()].append((float(is_right), nll))
