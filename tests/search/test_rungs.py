@@ -17,7 +17,8 @@ def test_a_cost_at_its_limit_passes_and_one_above_does_not():
 
 
 def test_every_reason_is_given():
-    reason = rejection(COSTS, Evolution(rung0_thresholds={"params": 1, "flops_per_token": 2}, min_layers=3, min_recurrences=2))
+    limits = {"params": 1, "flops_per_token": 2}
+    reason = rejection(COSTS, Evolution(rung0_thresholds=limits, min_layers=3, min_recurrences=2))
     assert reason.split("; ") == [
         "params is 1000, above rung0_thresholds.params 1",
         "flops_per_token is 50, above rung0_thresholds.flops_per_token 2",

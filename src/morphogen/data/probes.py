@@ -72,7 +72,7 @@ class Probe:
 
 
 class Recall(NamedTuple):
-    """One sequence: its tokens (T1,), where each key comes again (K,), and how many tokens after its first place (K,)."""
+    """One sequence: its tokens (T1,), where each key comes again (K,), how many tokens after its first place (K,)."""
 
     ids: Ids
     asked: Ids

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from morphogen.ops.elementwise import apply_rope, rope_rotations
 from morphogen.ops.kv_cache import attend_on, remember, seen
@@ -377,7 +378,7 @@ class Gate(nn.Module):
 
     def forward(self, x_BTD: Tensor, y_BTF: Tensor) -> Tensor:
         """Input (B, T, D) and gated tensor (B, T, F) to (B, T, F)."""
-        logits = nn.functional.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
+        logits = F.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
         return (2.0 * torch.sigmoid(logits)).to(y_BTF.dtype) * y_BTF
 
 

@@ -35,8 +35,9 @@ Batches = Callable[[int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One finished step. step: counted from 1, of `steps`. loss: nats per token. grad_norm: before clipping.
-    tokens: trained on so far. seconds: that this step took. entropy: of the predictions, in nats, where sampled."""
+    """One finished step. step: counted from 1, of `steps`. loss: nats per token of text. grad_norm: before
+    clipping. tokens: trained on so far. seconds: that this step took. entropy: of the predictions, in nats, where it
+    was sampled."""
 
     step: int
     steps: int
@@ -53,11 +54,13 @@ Progress = Callable[[StepInfo], None]
 
 @dataclass
 class Trace:
-    """Step by step: loss (nats per token), gradient norm before clipping, seconds."""
+    """Step by step: loss (nats per token of text, without auxiliary losses), gradient norm before clipping, seconds,
+    and the figures that branches report, by name."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
 
 
 def choose_device(name: str) -> torch.device:
@@ -116,6 +119,7 @@ class Trainer:
         # memory is measured where the recurrences take all their steps
         risen = max((math.ceil(loop.ramp * total_steps) for loop in model.blueprint.recurrences), default=0)
         self._memory_step = min(max(MEMORY_STEP, risen), total_steps - 1)
+        self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
     def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
@@ -151,7 +155,7 @@ class Trainer:
         return on_host.to(self.device, non_blocking=True)
 
     def _step(self, ids_BT1: Tensor) -> Tensor:
-        """One update: (loss, gradient norm, entropy or NaN), still on the device."""
+        """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
         if self.step == self._memory_step:
             with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
                 return self._update(ids_BT1)
@@ -159,25 +163,34 @@ class Trainer:
 
     def _update(self, ids_BT1: Tensor) -> Tensor:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
-        with bf16:
+        with bf16, self.model.recording() as record:
             logits_BTV = self.model(torch.where(ids_BT1 < 0, -1 - ids_BT1, ids_BT1)[:, :-1])
-            loss = sequence_loss(logits_BTV, ids_BT1[:, 1:])
+            nats_B = sequence_losses(logits_BTV, ids_BT1[:, 1:])
+            loss = nats_B.mean()
         entropy = _entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else loss.new_full((), math.nan)
         del logits_BTV  # the backward pass frees it early
-        loss.backward()  # type: ignore[no-untyped-call]
+        auxiliary = record.loss(
+            {"balance": self.train.router_lb_coeff, "router_entropy": -self.train.router_entropy_coeff}
+        )
+        (loss if auxiliary is None else loss + auxiliary).backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._parameters, self.train.clip)
         self.updater.step(lr_scale(self.step, self.total_steps, self.warmup))
-        return torch.stack([loss.detach(), norm, entropy])
+        record.settle()
+        means = record.means()
+        self._figures = tuple(means)
+        return torch.stack([_text_loss(nats_B.detach(), ids_BT1[:, 1:]), norm, entropy, *means.values()])
 
     def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
         """Hand the steps just finished to the trace, the guards and whoever watches."""
         stop: StopReason | None = None
-        for k, (loss, norm, sampled) in enumerate(rows):
+        for k, (loss, norm, sampled, *figures) in enumerate(rows):
             step = self.step - len(rows) + k
             entropy = None if math.isnan(sampled) else sampled
             self.trace.losses.append(loss)
             self.trace.grad_norms.append(norm)
             self.trace.seconds.append(seconds)
+            for name, value in zip(self._figures, figures, strict=True):
+                self.trace.figures.setdefault(name, []).append(value)
             stop = stop or self.guards.observe(loss, norm, entropy)
             if progress is not None:
                 scale = lr_scale(step, self.total_steps, self.warmup)
@@ -186,16 +199,22 @@ class Trainer:
         return stop
 
 
-def sequence_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean over sequences of the mean cross-entropy, in nats, of their targets; negative ones are not scored.
+def sequence_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of each sequence's targets, in nats, (B,); negative targets are not scored.
 
-    Sequences weigh the same however many of their targets are scored, so that a probe has its share of the gradient.
+    Training descends on the mean over sequences, so that a probe, few of whose targets are scored, has its share.
     """
-    scored_BT = targets_BT >= 0
     nats_N = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), targets_BT.clamp_min(-1).flatten(), ignore_index=-1, reduction="none"
     )
-    return (nats_N.view_as(targets_BT).sum(1) / scored_BT.sum(1)).mean()
+    return nats_N.view_as(targets_BT).sum(1) / (targets_BT >= 0).sum(1)
+
+
+def _text_loss(nats_B: Tensor, targets_BT: Tensor) -> Tensor:
+    """The mean loss of the sequences that are scored throughout; of all where there are none."""
+    text_B = (targets_BT >= 0).all(1)
+    text_B = text_B | ~text_B.any()
+    return (nats_B * text_B).sum() / text_B.sum()
 
 
 @torch.no_grad()
