@@ -90,7 +90,7 @@ def test_outputs_and_all_gradients_are_those_of_the_equation(
         e_TD, w_DD = prelude_TD.clone().requires_grad_(), mix_DD.clone().requires_grad_()
 
         def core(x_TD: torch.Tensor, w_DD: torch.Tensor = w_DD) -> torch.Tensor:
-            return x_TD + torch.tanh(x_TD @ w_DD)
+            return x_TD + torch.tanh(x_TD @ w_DD / DIM**0.5)
 
         if naive:
             out_TD = looped(core, e_TD, torch.zeros_like(e_TD), 3, leaves)
