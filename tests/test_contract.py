@@ -63,8 +63,9 @@ def around(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
     """A two-block blueprint in which the first block holds a part of the given kind."""
     rest = draw(blueprints(min_blocks=1, max_blocks=1))
     if issubclass(REGISTRY[slot, kind], Modifier):
-        others = draw(PARTS["ffn", "dense"]())
-        block = Block(id="probe", ffn=others, extras=(draw(MODIFIERS[slot, kind](("ffn",))),))
+        modifier = draw(MODIFIERS[slot, kind](("attn", "ffn")))
+        attn, ffn = draw(PARTS["attn", "MHA"]()), draw(PARTS["ffn", "dense"]())
+        block = Block(id="probe", attn=attn, ffn=ffn, extras=(modifier,))
     else:
         part = draw(PARTS[slot, kind]())
         block = Block(id="probe", extras=(part,)) if slot == "extra" else Block(id="probe", **{slot: part})
@@ -240,13 +241,25 @@ LOSSY_GROUND = [
                     "attn": {"kind": "GQA", "heads": 4, "head_dim": 8, "kv_groups": 2, "sparsity": sparsity, "sw": 16,
                              "block_size": 16, "block_stride": 2, "global_stride": 8, "dilation": 4, "alibi": tied},
                     "ffn": {"kind": "dense", "hidden": 40},
-                    "extras": [{"kind": "layer_scale", "init": 0.7}],
+                    "extras": [{"kind": "layer_scale", "init": 0.7}, {"kind": "gated"}],
                 },
                 {
                     "attn": {"kind": "MHA", "heads": 4, "head_dim": 16, "gating_pos": "value", "rope": "none"},
                     "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
+                    "extras": [
+                        {"kind": "retro", "memory_tokens": 4, "stride": 4, "heads": 2, "head_dim": 8},
+                        {"kind": "chunk_memory", "chunk_size": 8, "stride": 4, "heads": 2, "head_dim": 8},
+                        {"kind": "branch_router", "targets": ["attn", "extra", "ffn"]},
+                    ],
                 },
-                {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+                {
+                    "ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"},
+                    "extras": [
+                        {"kind": "assoc_memory", "heads": 2, "head_dim": 8},
+                        {"kind": "memory_tokens", "tokens": 8, "heads": 2, "head_dim": 8},
+                        {"kind": "short_conv"},
+                    ],
+                },
             ],
         }
     )

@@ -295,10 +295,14 @@ class Branch(nn.Module):
 
 
 class Modulation(nn.Module):
-    """A modifier's module."""
+    """A modifier's module. What it does to a token may depend on that token of the block's input, on no other."""
 
-    def modulate(self, slot: str, y_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        """The changed output `y` of branch `slot`, whose input was `x`."""
+    def look(self, x_BTD: Tensor) -> Tensor | None:
+        """What it takes from the block's input, once for all branches; None when that is nothing."""
+        return None
+
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """The changed output `y` of branch `slot`; `seen` is what `look` returned."""
         raise NotImplementedError  # every kind has its own
 
 
