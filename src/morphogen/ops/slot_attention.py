@@ -5,7 +5,7 @@ B batch, H heads, T tokens, S slots, N learned slots, E width of q and k, V widt
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,11 +101,9 @@ def _tiles(
     """How many of the first queries read nothing, and the tiles of the others, counted from the first of those."""
     skip = 0 if before else min(length, max(0, slots.size - start))
     tiles = []
-    for first in range(skip, length, ROWS):
-        last = min(first + ROWS, length)
+    for first, last, keys in _spans(slots, skip, start, before, length):
         seen_C1 = torch.tensor([before + slots.complete(start + t) for t in range(first, last)])[:, None]
-        low_C1 = torch.zeros_like(seen_C1) if slots.keep is None else (seen_C1 - slots.keep).clamp(min=0)
-        keys = slice(int(low_C1[0]), int(seen_C1[-1]))
+        low_C1 = torch.zeros_like(seen_C1) if slots.keep is None else seen_C1 - slots.keep
         at_M = torch.arange(keys.start, keys.stop)
         hidden_CM = (at_M < low_C1) | (at_M >= seen_C1)
         bias_CM = torch.zeros(hidden_CM.shape, dtype=dtype).masked_fill_(hidden_CM, -torch.inf)
@@ -113,11 +111,19 @@ def _tiles(
     return skip, tiles
 
 
+def _spans(slots: Slots, skip: int, start: int, before: int, length: int) -> Iterator[tuple[int, int, slice]]:
+    """First and last + 1 query of each tile, and the slots that one of its queries at least reads."""
+    for first in range(skip, length, ROWS):
+        last = min(first + ROWS, length)
+        low = 0 if slots.keep is None else max(0, before + slots.complete(start + first) - slots.keep)
+        yield first, last, slice(low, before + slots.complete(start + last - 1))
+
+
 @functools.lru_cache(maxsize=1024)
 def read_pairs(slots: Slots, length: int) -> int:
-    """(token, slot) pairs read over a sequence of `length` tokens."""
-    counts = (slots.complete(t) for t in range(length))
-    return sum(count if slots.keep is None else min(count, slots.keep) for count in counts)
+    """(token, slot) pairs that `attend_slots` computes on over a sequence of `length` tokens."""
+    spans = _spans(slots, min(length, slots.size), 0, 0, length)
+    return sum((last - first) * (keys.stop - keys.start) for first, last, keys in spans)
 
 
 def attend_learned(q_BTHE: Tensor, k_HNE: Tensor, v_HNV: Tensor) -> Tensor:

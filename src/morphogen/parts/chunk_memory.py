@@ -56,7 +56,7 @@ def insert_chunk_memory(block: Any, ctx: Context, rng: np.random.Generator) -> A
     """A memory of mean summaries of all the past; its output starts at zero. Ref: arXiv 1911.05507."""
     if any(isinstance(extra, ChunkMemory) for extra in block.extras):
         return None
-    stride = pick(rng, [8, 16, 32]) or 16
+    stride = int(rng.choice([8, 16]))
     new = ChunkMemory(chunk_size=stride * int(rng.integers(1, 3)), stride=stride, **plain_heads(ctx.dim))
     return block.evolve(extras=(*block.extras, new))
 

@@ -39,7 +39,8 @@ class MemoryTokens(Reader):
         "keys": ("heads", "tokens", "k_dim"),
         "values": ("heads", "tokens", "v_dim"),
     }
-    initial: ClassVar = {"keys": Init("normal", (1.0,)), "values": Init("normal", (1.0,))}
+    #: Values start small: most of what they add is the same for every token, and would drown the embedding.
+    initial: ClassVar = {"keys": Init("normal", (1.0,)), "values": Init("normal", (0.02,))}
     zero_init: ClassVar = {"o.weight": ("heads", "v_dim"), "keys": ("k_dim",), "values": ("tokens",)}
     size_fields: ClassVar = frozenset({"heads", "head_dim", "tokens"})
 

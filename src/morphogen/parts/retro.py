@@ -111,7 +111,7 @@ def insert_retro_module(block: Any, ctx: Context, rng: np.random.Generator) -> A
         return None
     new = Retro(
         memory_tokens=pick(rng, [16, 32, 64]),
-        stride=pick(rng, [8, 16, 32]),
+        stride=pick(rng, [8, 16]),
         aggregator=pick(rng, AGGREGATORS),
         **plain_heads(ctx.dim),
     )
