@@ -71,10 +71,11 @@ def delta_memory(
         own_BHNCV, seen_BHNCF = both.split([values, wide], -1)
         read_BHNCC = (q_BHNCF @ k_BHNCF.mT).tril()
         out = []
-        for n in range(k_BHNCF.shape[2]):
-            write_BHCV = own_BHNCV[:, :, n] - seen_BHNCF[:, :, n] @ state_BHFV
-            out.append(q_BHNCF[:, :, n] @ state_BHFV + read_BHNCC[:, :, n] @ write_BHCV)
-            state_BHFV = state_BHFV + k_BHNCF[:, :, n].mT @ write_BHCV
+        chunks = (x.unbind(2) for x in (q_BHNCF, k_BHNCF, own_BHNCV, seen_BHNCF, read_BHNCC))
+        for q_BHCF, k_BHCF, own_BHCV, seen_BHCF, read_BHCC in zip(*chunks, strict=True):
+            write_BHCV = own_BHCV - seen_BHCF @ state_BHFV
+            out.append(q_BHCF @ state_BHFV + read_BHCC @ write_BHCV)
+            state_BHFV = state_BHFV + k_BHCF.mT @ write_BHCV
     return torch.cat(out, 2)[:, :, : v_BHTV.shape[2]], state_BHFV
 
 
