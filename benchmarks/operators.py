@@ -23,17 +23,16 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from strategies import blueprints  # noqa: E402
-
-from morphogen.blueprint.schema import Blueprint  # noqa: E402
-from morphogen.data.mixture import Mixture  # noqa: E402
-from morphogen.data.prepare import prepare  # noqa: E402
-from morphogen.experiment import Data, Train  # noqa: E402
-from morphogen.inherit import inherit  # noqa: E402
-from morphogen.network import assemble, build  # noqa: E402
-from morphogen.parts.base import OPERATORS  # noqa: E402
-from morphogen.training.loop import Trainer  # noqa: E402
-from morphogen.variation.operator import apply_operator  # noqa: E402
+from morphogen.blueprint.schema import Blueprint
+from morphogen.data.mixture import Mixture
+from morphogen.data.prepare import prepare
+from morphogen.experiment import Data, Train
+from morphogen.inherit import inherit
+from morphogen.network import assemble, build
+from morphogen.parts.base import OPERATORS
+from morphogen.training.loop import Trainer
+from morphogen.variation.operator import apply_operator
+from strategies import blueprints
 
 BOUND, BOUND_FP64 = 2e-6, 1e-12
 STEPS, SEQ_LEN, BATCH = 40, 64, 16

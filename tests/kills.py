@@ -1,7 +1,8 @@
 """Runs an experiment again and again, killing it (SIGKILL) at given moments, until one run comes through.
 
 usage: kills.py CONFIG OUT MOMENT...   A moment is a share of the time that a whole run takes, or `NAME:N`: at the N-th
-call of a place in the loop. Every trial is a fork of this process, so that torch is imported once. Prints how each trial ended.
+call of a place in the loop. Every trial is a fork of this process, so that torch is imported once.
+Prints the exit code of each trial.
 """
 
 import os
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from morphogen import runfolder
-from morphogen.evolve import Training, evolve, load
+from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
+from morphogen.notices import Training
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
 

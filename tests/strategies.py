@@ -16,8 +16,11 @@ from morphogen.parts.base import Part
 from morphogen.parts.chunk_memory import ChunkMemory
 from morphogen.parts.custom import Custom
 from morphogen.parts.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mamba import Mamba
+from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.memory_tokens import MemoryTokens
 from morphogen.parts.mlp import MLP
+from morphogen.parts.moe import MoE
 from morphogen.parts.retro import AGGREGATORS, Retro
 from morphogen.parts.short_conv import ShortConv
 
@@ -65,6 +68,55 @@ def mlps(draw: st.DrawFn) -> MLP:
     """A feed-forward layer, its size not always a multiple of 8."""
     activation = draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]))
     return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation)
+
+
+def ssm_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of either kind of state-space layer: odd sizes, chunks shorter and longer than the tests' sequences."""
+    return {
+        "d_state": draw(st.sampled_from([1, 3, 8, 16])),
+        "d_conv": draw(st.integers(1, 5)),
+        "expand": draw(st.sampled_from([0.5, 1.0, 1.5, 2.0])),
+        "chunk": draw(st.sampled_from([None, 1, 5, 16, 64])),
+        "gate": draw(st.booleans()),
+    }
+
+
+@st.composite
+def mamba2s(draw: st.DrawFn) -> Mamba2:
+    """Mamba-2, its heads not always dividing the inner channels."""
+    return Mamba2(**ssm_fields(draw), head_dim=draw(st.sampled_from([1, 3, 4, 8])))
+
+
+@st.composite
+def mambas(draw: st.DrawFn) -> Mamba:
+    """Mamba."""
+    return Mamba(**ssm_fields(draw), dt_rank=draw(st.sampled_from([None, 1, 3])))
+
+
+@st.composite
+def moes(draw: st.DrawFn) -> MoE:
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, other kinds."""
+    own = draw(st.integers(2, 4))
+    others = draw(st.lists(mlps(), max_size=1))
+    twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
+    greedy = draw(st.booleans())
+    return MoE(
+        hidden=draw(st.sampled_from([1, 7, 8, 16])),
+        n_experts=own + len(others) + len(twins),
+        k=draw(st.integers(1, 3 if own + len(others) > 2 else 2)),
+        activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"])),
+        shared=draw(st.integers(0, 2)),
+        shared_hidden=draw(st.sampled_from([None, 5, 8])),
+        router_type=draw(st.sampled_from(["softmax", "sigmoid"])),
+        router_temperature=draw(st.sampled_from([0.5, 1.0])),
+        router_bias=draw(st.sampled_from(["none", "aux_free"])),
+        balance=draw(st.sampled_from([0.0, 0.01])),
+        z_loss=draw(st.sampled_from([0.0, 1e-3])),
+        capacity_factor=draw(st.sampled_from([1.0, 1.5])) if greedy else None,
+        drop_policy="greedy" if greedy else "none",
+        experts=tuple(others),
+        twins=tuple(twins),
+    )
 
 
 def head_sizes() -> st.SearchStrategy[dict[str, int]]:
@@ -151,7 +203,10 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "MHA"): lambda: attentions("MHA"),
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
+    ("ssm", "mamba2"): mamba2s,
+    ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,
+    ("ffn", "moe"): moes,
     ("extra", "retro"): retros,
     ("extra", "chunk_memory"): chunk_memories,
     ("extra", "memory_tokens"): memory_tokens,
@@ -175,8 +230,9 @@ def parts(slot: str) -> st.SearchStrategy[Part]:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Block:
-    """A block without an id: attention, feed-forward, an extra or several of them, with up to one modifier."""
-    slots = draw(st.sampled_from([("attn", "ffn"), ("attn", "ffn"), ("attn",), ("ffn",), ()]))
+    """A block without an id: attention, state space, an extra, feed-forward or several, with up to one modifier."""
+    both, three = ("attn", "ffn"), ("attn", "ssm", "ffn")
+    slots = draw(st.sampled_from([both, both, ("ssm", "ffn"), three, ("attn",), ("ssm",), ("ffn",), ()]))
     branches = {slot: draw(parts(slot)) for slot in slots}
     memories = draw(st.lists(parts("extra"), min_size=0 if slots else 1, max_size=1))
     modifiers = [make((*slots, "extra") if memories else slots) for make in MODIFIERS.values()]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, events, write_config, write_corpus
 
 from morphogen.candidate import Candidate
-from morphogen.cli import main
+from morphogen.cli import execute, main
 from morphogen.evolve import evolve, load
 from morphogen.store.ledger import Ledger
+from tiny import CONFIG, events, run_live, write_config, write_corpus
 
 Failure = Callable[..., str]
 
@@ -75,21 +75,29 @@ BAD_FILES = {
     "unknown field": ("lr: 0.01", "lrr: 0.01", ":7:9 train.lrr: unknown field, did you mean 'lr'?"),
     "unknown field of a part": ("heads: 2", "heads: 2, spasity: block", "model.blocks[0].attn.spasity: unknown field"),
     "wrong type": ("lr: 0.01", "lr: fast", "train.lr: got 'fast', expected"),
-    "wrong kind": ("kind: dense", "kind: dens", "model.blocks[0].ffn: got 'dens', expected one of dense"),
+    "wrong kind": ("kind: dense", "kind: dens", "model.blocks[0].ffn.kind: got 'dens', expected one of dense"),
     "no kind": ("kind: dense, ", "", "model.blocks[0].ffn: got"),
     "negative size": ("hidden: 32", "hidden: -32", "model.blocks[0].ffn.hidden: got -32, expected"),
     "heads that cannot be shared out": ("kind: MHA, heads: 2", "kind: GQA, heads: 6, kv_groups: 4", "kv_groups 4"),
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),
     "YAML syntax": ("{dim: 16}", "{dim: 16", "not valid YAML"),
     "no model": ("model:", "modle:", "model: required field is missing"),
-    "no blocks": ("  blocks:\n    - attn: {kind: MHA, heads: 2, head_dim: 8}\n      ffn", "  blocks: []\n  ffn", "blocks"),
+    "no blocks": (
+        "  blocks:\n    - attn: {kind: MHA, heads: 2, head_dim: 8}\n      ffn",
+        "  blocks: []\n  ffn",
+        "blocks",
+    ),
     "an empty block": ("kind: MHA", "id: x, kind: MHA", "unknown field"),
     "a repeated gene id": (
         "- attn: {kind: MHA",
         "- {id: g, ffn: {kind: dense, hidden: 8}}\n    - id: g\n      attn: {kind: MHA",
         "blocks share the id g",
     ),
-    "no tokens to train on": ("rung1_tokens: 128, rung2_tokens: 256", "rung1_tokens: 0, rung2_tokens: 0", "nothing would"),
+    "no tokens to train on": (
+        "rung1_tokens: 128, rung2_tokens: 256",
+        "rung1_tokens: 0, rung2_tokens: 0",
+        "nothing would",
+    ),
     "an unknown selection": ("topk_keep: 2", "parent_selection: lexicas", "did you mean 'lexicase'?"),
     "an unknown direction": ("topk_keep: 2", "objectives: {bpb: minimum}", "expected one of min, max"),
 }
@@ -166,24 +174,27 @@ def test_unknown_commands_and_names_come_with_the_nearest(failure: Failure, plac
     assert "expected .svg or .dot" in failure("lineage", place / "run", "--out", place / "a.png")
 
 
-def test_what_is_not_measured_cannot_be_weighed_or_sought(failure: Failure, place: Path) -> None:
+def test_what_is_not_measured_cannot_be_weighed_or_sought(
+    failure: Failure, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = place / "tiny.yaml"
     good = config.read_text()
     config.write_text(good.replace("topk_keep: 2", "objectives: {bbp: min}"))
     assert "did you mean 'bpb'?" in failure("run", config, "--out", place / "new")
     config.write_text(good.replace("topk_keep: 2", "rung0_thresholds: {parms: 100}"))
     assert "did you mean 'params'?" in failure("run", config, "--out", place / "new")
-    script = Path(__file__).parent.parent / "scripts" / "run_live.py"
+    config.write_text(good)
     for flags, said in (
         (["--score-weight-long-recall", "1"], "weights.long_recall (--score-weight-*): nothing measures it"),
         (["--score-weight-ppl", "1", "--parent-selection", "lexicase"], "only --parent-selection weighted"),
     ):
-        command = [sys.executable, str(script), str(config), "--out", str(place / "new"), *flags]
-        config.write_text(good)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(SystemExit) as end:
+            execute(run_live().app, "run_live.py", [str(config), "--out", str(place / "new"), *flags])
+        assert end.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith("run_live.py: ")
+        assert said in err
+        assert err.count("\n") == 1
     assert not (place / "new").exists()
 
 
@@ -342,7 +353,13 @@ def test_a_ledger_that_was_only_just_being_made_is_made(beginnings: str, place: 
 
 
 def test_the_real_command_prints_one_line_and_exits_2(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from morphogen.cli import main; main()", "run", str(tmp_path / "nothing.yaml")]
+    command = [
+        sys.executable,
+        "-c",
+        "from morphogen.cli import main; main()",
+        "run",
+        str(tmp_path / "nothing.yaml"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -1,7 +1,6 @@
 """The command line: what each command prints, what it leaves behind, and its exit codes."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import untimed, write_config
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import main
+from morphogen.cli import execute, main
 from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
 from morphogen.network import LanguageModel
 from morphogen.options import with_options
+from tiny import run_live, untimed, write_config
 
 ROOT = Path(__file__).parent.parent
 Cli = Callable[..., tuple[int, str, str]]
@@ -197,12 +196,20 @@ def test_the_time_left_is_that_of_the_candidates_left(config: Path, tmp_path: Pa
 def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:
     """--out ending in .json: the frontier there, the run in the folder of that name beside it."""
     out = tmp_path / "frontier_tiny.json"
-    command = [sys.executable, str(ROOT / "scripts" / "run_live.py"), str(config), "--generations", "1", "--steps", "3"]
-    command += ["--device", "cpu", "--out", str(out), "--checkpoint-dir", str(tmp_path / "weights"), "--eval-batches", "1"]
-    command += ["--lineage-out", str(tmp_path / "lineage.json"), "--mutation-weight", "widen_ffn=3", "--mutation-steps", "1"]
-    command += ["--score-weight-ppl", "1.0", "--score-weight-novelty", "0.5", "--seed", "5", "--cleanup-old-checkpoints"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    args = [str(config), "--generations", "1", "--steps", "3", "--device", "cpu", "--out", str(out)]
+    args += ["--checkpoint-dir", str(tmp_path / "weights"), "--eval-batches", "1", "--seed", "5"]
+    args += [
+        "--lineage-out",
+        str(tmp_path / "lineage.json"),
+        "--mutation-weight",
+        "widen_ffn=3",
+        "--mutation-steps",
+        "1",
+    ]
+    args += ["--score-weight-ppl", "1.0", "--score-weight-novelty", "0.5", "--cleanup-old-checkpoints"]
+    with pytest.raises(SystemExit) as end:
+        execute(run_live().app, "run_live.py", args)
+    assert end.value.code == 0
     run = tmp_path / "frontier_tiny"
     assert out.read_bytes() == (run / "frontier.json").read_bytes()
     assert (tmp_path / "lineage.json").read_bytes() == (run / "lineage.json").read_bytes()
@@ -213,6 +220,14 @@ def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:
     assert resolved.evolution.mutation_weights == {"widen_ffn": 3.0}
     assert resolved.data.eval_tokens == 128
     assert {node["steps"] for node in json.loads((run / "lineage.json").read_bytes())["nodes"]} == {3}
+
+
+def test_the_script_is_a_program_of_its_own() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "run_live.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--steps", "--lineage-out", "--parent-selection", "--score-weight-long-recall", "--mutation-weight"):
+        assert flag in done.stdout
 
 
 @pytest.mark.parametrize(("steps", "rungs"), [(1, (0, 1)), (2, (1, 1)), (40, (13, 27)), (5000, (1667, 3333))])

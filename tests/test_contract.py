@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
-from morphogen.parts.base import OPERATORS, REGISTRY, Modifier, Part, flat
+from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
 from morphogen.variation.operator import apply_operator
+from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 KINDS = sorted(REGISTRY)
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
@@ -70,7 +70,6 @@ def around(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
         part = draw(PARTS[slot, kind]())
         block = Block(id="probe", extras=(part,)) if slot == "extra" else Block(id="probe", **{slot: part})
     return Blueprint.model_validate({**dict(rest), "blocks": (block, *rest.blocks)})
-
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
@@ -137,6 +136,23 @@ def test_a_prefix_gives_the_same_logits(slot: str, kind: str, data: st.DataObjec
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
 @settings(max_examples=6)
 @given(data=st.data())
+def test_a_sequence_fed_in_pieces_gives_the_same_output(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    model = assemble(blueprint, stirred(blueprint)).eval()
+    first, second = data.draw(st.integers(1, TOKENS - 2)), data.draw(st.integers(1, 3))
+    x_BTD = torch.randn(2, TOKENS, blueprint.emb.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for module in (m for m in model.modules() if isinstance(m, Branch)):
+        with torch.no_grad():
+            state: dict[str, torch.Tensor] = {}
+            cuts = [first, min(second, TOKENS - first), TOKENS - first - min(second, TOKENS - first)]
+            pieces = [module.extend(piece, state) for piece in torch.split(x_BTD, cuts, 1) if piece.shape[1]]
+            whole_BTD = module(x_BTD)
+        assert float((torch.cat(pieces, 1) - whole_BTD).abs().max()) <= 1e-10 * max(1.0, float(whole_BTD.abs().max()))
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=6)
+@given(data=st.data())
 def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObject) -> None:
     blueprint = data.draw(around(slot, kind))
     model = assemble(blueprint, stirred(blueprint)).train()
@@ -165,9 +181,21 @@ def test_cost_is_positive_and_grows_with_width(slot: str, kind: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+@settings(max_examples=60)
+@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+def test_an_operator_is_exact_as_declared_on_many_blueprints(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None:
         return
@@ -179,8 +207,9 @@ def test_an_operator_changes_something_and_is_exact_as_declared(name: str, bluep
     assert called_exact == edit.preserves, (edit.target, drawn.notes)
     if edit.preserves:
         assert distance <= FP64_BOUND
-        # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child.
-        bound = max(FP32_BOUND, 3 * rounding(blueprint, seed % 1000))
+        # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child;
+        # fp64 above tells rounding from a jump.
+        bound = max(FP32_BOUND, 8 * rounding(blueprint, seed % 1000))
         assert jump(blueprint, child, torch.float32, seed=seed % 1000)[0] <= bound
 
 
@@ -200,6 +229,7 @@ def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
     """After two optimizer steps at least 99 % of the fresh entries have a gradient that is not zero."""
+    blueprint = without_relu(blueprint)
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None or not made[1].preserves:
         return
@@ -218,9 +248,17 @@ def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
     optimizer.zero_grad()
     loss_of(model, ids_BT).backward()
     fresh = fresh_entries(child, blueprint)
-    alive = sum(int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None)
+    alive = sum(
+        int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None
+    )
     total = sum(int(mask.sum()) for n, mask in fresh.items() if n in dict(model.named_parameters()))
     assert alive >= 0.99 * total, f"{alive} of {total}"
+
+
+def without_relu(blueprint: Blueprint) -> Blueprint:
+    """The same with gelu for relu and relu2, whose units may be dead by nature on the few tokens of a test."""
+    text = blueprint.model_dump_json().replace('"relu2"', '"gelu"').replace('"relu"', '"gelu"')
+    return Blueprint.model_validate_json(text)
 
 
 def fresh_entries(child: Blueprint, parent: Blueprint) -> dict[str, torch.Tensor]:
@@ -238,8 +276,19 @@ LOSSY_GROUND = [
             "head": {"tie_embeddings": tied},
             "blocks": [
                 {
-                    "attn": {"kind": "GQA", "heads": 4, "head_dim": 8, "kv_groups": 2, "sparsity": sparsity, "sw": 16,
-                             "block_size": 16, "block_stride": 2, "global_stride": 8, "dilation": 4, "alibi": tied},
+                    "attn": {
+                        "kind": "GQA",
+                        "heads": 4,
+                        "head_dim": 8,
+                        "kv_groups": 2,
+                        "sparsity": sparsity,
+                        "sw": 16,
+                        "block_size": 16,
+                        "block_stride": 2,
+                        "global_stride": 8,
+                        "dilation": 4,
+                        "alibi": tied,
+                    },
                     "ffn": {"kind": "dense", "hidden": 40},
                     "extras": [{"kind": "layer_scale", "init": 0.7}, {"kind": "gated"}],
                 },
@@ -259,6 +308,19 @@ LOSSY_GROUND = [
                         {"kind": "memory_tokens", "tokens": 8, "heads": 2, "head_dim": 8},
                         {"kind": "short_conv"},
                     ],
+                },
+                {"ssm": {"kind": "mamba2", "head_dim": 8}},
+                {"ssm": {"kind": "mamba", "dt_rank": 4}},
+                {"ffn": {"kind": "moe", "hidden": 24, "n_experts": 5, "k": 2, "shared": 1, "router_bias": "aux_free"}},
+                {
+                    "ffn": {
+                        "kind": "moe",
+                        "hidden": 16,
+                        "n_experts": 5,
+                        "k": 2,
+                        "twins": [1],
+                        "experts": [{"kind": "dense", "hidden": 8}],
+                    }
                 },
             ],
         }

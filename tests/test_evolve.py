@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import events, untimed, write_config
 
 import morphogen as mg
 from morphogen.candidate import Job, Report, Status
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import Closed, Ended, Keep, Measured, Notice, Training, evolve, load
+from morphogen.evolve import Keep, evolve, load
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
+from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.store.ledger import Ledger, Stop
+from tiny import events, untimed, write_config
 
 FILES = {
     "checkpoints",

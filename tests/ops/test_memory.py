@@ -1,4 +1,4 @@
-"""Memories and the short convolution, fast against the references. B batch, H heads, T tokens, S slots, E width."""
+"""Memories, fast against the references. B batch, H heads, T tokens, S slots, E width."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from torch import Tensor
 from morphogen.errors import InputError
 from morphogen.ops import naive_memory as naive
 from morphogen.ops.fast_weights import FEATURES, delta_memory, features
-from morphogen.ops.short_conv import short_conv
 from morphogen.ops.slot_attention import (
     ROWS,
     Slots,
@@ -127,17 +126,6 @@ def test_features_have_length_one_and_no_infinite_gradient_at_zero() -> None:
         features(zero, kind).sum().backward()
         assert zero.grad is not None
         assert bool(zero.grad.isfinite().all())
-
-
-def test_short_convolution_equals_the_reference_and_continues_from_its_past() -> None:
-    for length, kernel, (dtype, rtol) in itertools.product(LENGTHS, (1, 4, 9), DTYPES):
-        leaves = drawn(dtype, (2, length, 5), (5, kernel))
-        want = results(naive.short_conv, leaves)
-        assert_close(want, results(short_conv, leaves), rtol)
-        cut = length // 2
-        known = max(0, cut - kernel + 1)
-        rest = short_conv(leaves[0][:, cut:], leaves[1], leaves[0][:, known:cut])
-        assert_close([want[0][:, cut:]], [rest.detach()], rtol)
 
 
 @pytest.mark.parametrize("slots", SLOTS, ids=str)

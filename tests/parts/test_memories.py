@@ -142,7 +142,7 @@ def test_short_conv_equals_the_transformers_class_in_output_and_every_gradient()
     with torch.no_grad():
         for name, own in pairs.items():
             theirs[name].copy_(as_theirs(name, ours[own]))
-    for length in (1, 7, 63):
+    for length in (1, 7, 63, 130):
         x_BTD, dy_BTD = inputs(length, torch.float32).requires_grad_(), inputs(length + 1, torch.float32)[:, 1:]
         want, got = peer(x_BTD), branch.mix(x_BTD)
         assert float((want - got).abs().max()) <= 1e-5

@@ -1,6 +1,6 @@
 """Slow references of the memories, one token and one slot at a time.
 
-B batch, H heads, T tokens, S slots, N learned slots, E width of q and k, F features of a key, V width of v, W channels
+B batch, H heads, T tokens, S slots, N learned slots, E width of q and k, F features of a key, V width of v
 """
 
 import math
@@ -59,10 +59,3 @@ def delta_memory(
         state_BHFV = state_BHFV + k[..., None] * (beta[..., None] * (v - held_BHV))[:, :, None]
         out.append((state_BHFV * q[..., None]).sum(2))
     return torch.stack(out, 2), state_BHFV
-
-
-def short_conv(x_BTW: Tensor, taps_WK: Tensor) -> Tensor:
-    """y_t = Σ_l taps[:, l] ⊙ x_{t−l}, nothing before the start; y_BTW."""
-    taps = range(taps_WK.shape[1])
-    rows = [sum(taps_WK[:, lag] * x_BTW[:, t - lag] for lag in taps if lag <= t) for t in range(x_BTW.shape[1])]
-    return torch.stack([row + 0 * x_BTW[:, 0] for row in rows], 1)

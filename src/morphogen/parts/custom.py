@@ -85,9 +85,18 @@ class Custom(Part):
         return self._plugin.writers
 
     @property
+    def pointwise(self) -> bool:  # type: ignore[override]
+        """The plug-in's."""
+        return self._plugin.pointwise
+
+    @property
     def buffers(self) -> frozenset[str]:  # type: ignore[override]
         """The plug-in's."""
         return self._plugin.buffers
+
+    def writes(self, name: str) -> bool:
+        """The plug-in's."""
+        return self._plugin.writes(name)
 
     def neutral(self) -> bool:
         """The plug-in's."""

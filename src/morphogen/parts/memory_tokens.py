@@ -43,6 +43,7 @@ class MemoryTokens(Reader):
     initial: ClassVar = {"keys": Init("normal", (1.0,)), "values": Init("normal", (0.02,))}
     zero_init: ClassVar = {"o.weight": ("heads", "v_dim"), "keys": ("k_dim",), "values": ("tokens",)}
     size_fields: ClassVar = frozenset({"heads", "head_dim", "tokens"})
+    pointwise: ClassVar = True
 
     kind: Literal["memory_tokens"] = "memory_tokens"
     tokens: PositiveInt = 32

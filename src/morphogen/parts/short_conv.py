@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from morphogen.ops.short_conv import short_conv
+from morphogen.ops.causal_conv import causal_conv
 from morphogen.parts.base import Alignment, Axes, AxisMap, Branch, Context, Cost, Part, State, block_operator, operator
 from morphogen.parts.layers import Linear, make_norm
 
@@ -82,11 +82,12 @@ class ShortConvBranch(Branch):
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix`, after what `state` remembers."""
         b_BTW, c_BTW, h_BTW = self.bch(x_BTD).chunk(3, -1)
-        h_BTW = b_BTW * h_BTW
-        y_BTW = c_BTW * short_conv(h_BTW, self.taps, state.get("past"))
-        known_BTW = torch.cat([state["past"], h_BTW], 1) if state else h_BTW
-        state["past"] = known_BTW[:, max(0, known_BTW.shape[1] - self.taps.shape[1] + 1) :].clone()
-        return cast(Tensor, self.o(y_BTW))
+        known_BtW = h_BTW = b_BTW * h_BTW
+        if state:
+            known_BtW = torch.cat([state["past"], h_BTW], 1)
+        y_BtW = causal_conv(known_BtW, self.taps.flip(1), self.taps.new_zeros(len(self.taps)))
+        state["past"] = known_BtW[:, max(0, known_BtW.shape[1] - self.taps.shape[1] + 1) :].clone()
+        return cast(Tensor, self.o(c_BTW * y_BtW[:, known_BtW.shape[1] - h_BTW.shape[1] :]))
 
 
 # --------------------------------------------------------------------------------------------------- operators
