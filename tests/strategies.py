@@ -16,6 +16,7 @@ from morphogen.parts.gating import LayerScale
 from morphogen.parts.mamba import Mamba
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP
+from morphogen.parts.moe import MoE
 
 VOCAB = 37
 
@@ -87,6 +88,32 @@ def mambas(draw: st.DrawFn) -> Mamba:
 
 
 @st.composite
+def moes(draw: st.DrawFn) -> MoE:
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, other kinds."""
+    own = draw(st.integers(2, 4))
+    others = draw(st.lists(mlps(), max_size=1))
+    twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
+    greedy = draw(st.booleans())
+    return MoE(
+        hidden=draw(st.sampled_from([1, 7, 8, 16])),
+        n_experts=own + len(others) + len(twins),
+        k=draw(st.integers(1, 3 if own + len(others) > 2 else 2)),
+        activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"])),
+        shared=draw(st.integers(0, 2)),
+        shared_hidden=draw(st.sampled_from([None, 5, 8])),
+        router_type=draw(st.sampled_from(["softmax", "sigmoid"])),
+        router_temperature=draw(st.sampled_from([0.5, 1.0])),
+        router_bias=draw(st.sampled_from(["none", "aux_free"])),
+        balance=draw(st.sampled_from([0.0, 0.01])),
+        z_loss=draw(st.sampled_from([0.0, 1e-3])),
+        capacity_factor=draw(st.sampled_from([1.0, 1.5])) if greedy else None,
+        drop_policy="greedy" if greedy else "none",
+        experts=tuple(others),
+        twins=tuple(twins),
+    )
+
+
+@st.composite
 def layer_scales(draw: st.DrawFn, slots: tuple[str, ...] = ("attn", "ffn")) -> LayerScale:
     """A learned scale on some of the block's branches."""
     targets = draw(st.lists(st.sampled_from(slots), min_size=1, unique=True))
@@ -101,6 +128,7 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("ssm", "mamba2"): mamba2s,
     ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,
+    ("ffn", "moe"): moes,
 }
 
 #: (slot, kind) -> strategy of the block's slots, for parts that act on the block's branches

@@ -6,34 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, GetCoreSchemaHandler, PositiveFloat, PositiveInt, model_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
 from morphogen.errors import InputError
-from morphogen.parts.base import Context, Frozen, Modifier, NormKind, Part, registered
+from morphogen.parts.base import Context, Frozen, Modifier, NormKind, Part, PartIn
 from morphogen.parts.stem import Stem
-
-#: How a union's tag looks in a pydantic error location, so that messages can leave it out.
-TAG = "kind="
-
-
-@dataclass(frozen=True)
-class PartIn:
-    """Marks a field that holds any registered part of a slot, told apart by `kind` (or `type`)."""
-
-    slot: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {TAG + kind: handler.generate_schema(cls) for kind, cls in registered(self.slot).items()}
-
-        def tag(value: Any) -> str | None:
-            if isinstance(value, Part):
-                return TAG + value.label
-            kind = value.get("kind", value.get("type")) if isinstance(value, Mapping) else None
-            return None if kind is None else TAG + str(kind)
-
-        return core_schema.tagged_union_schema(choices, tag)
 
 
 class Embedding(Frozen):

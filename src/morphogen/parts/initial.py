@@ -1,6 +1,7 @@
 """Initialisers by name, so that a plan can say as plain data how fresh entries are drawn."""
 
 import math
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -62,6 +63,11 @@ INITIALISERS: dict[str, Initialiser] = {
     f.__name__: f
     for f in (fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse)
 }
+
+
+def stream(seed: int, gene: str, name: str) -> torch.Generator:
+    """The generator of one tensor's fresh entries. All of the seed counts: torch's own reads its lower 32 bits only."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{gene}/{name}".encode()))
 
 
 def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
 #: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
 #: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
 SAMPLE_BATCHES = 2
+
+#: What branches report of themselves (router entropy, load, overflow) is the mean over the last so many training steps.
+FIGURE_STEPS = 50
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -169,6 +173,7 @@ class _Trial:
             **shard_metrics(scores),
             "bpb_sample": shard_metrics(sample)["bpb"],
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
+            **{name: fmean(values[-FIGURE_STEPS:]) for name, values in trace.figures.items()},
         }
 
     def _save(self) -> str:
