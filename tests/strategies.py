@@ -13,6 +13,8 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention import SPARSITIES, Attention
 from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
+from morphogen.parts.mamba import Mamba
+from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
 
@@ -62,6 +64,29 @@ def mlps(draw: st.DrawFn) -> MLP:
     return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation)
 
 
+def ssm_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of either kind of state-space layer: odd sizes, chunks shorter and longer than the tests' sequences."""
+    return {
+        "d_state": draw(st.sampled_from([1, 3, 8, 16])),
+        "d_conv": draw(st.integers(1, 5)),
+        "expand": draw(st.sampled_from([0.5, 1.0, 1.5, 2.0])),
+        "chunk": draw(st.sampled_from([None, 1, 5, 16, 64])),
+        "gate": draw(st.booleans()),
+    }
+
+
+@st.composite
+def mamba2s(draw: st.DrawFn) -> Mamba2:
+    """Mamba-2, its heads not always dividing the inner channels."""
+    return Mamba2(**ssm_fields(draw), head_dim=draw(st.sampled_from([1, 3, 4, 8])))
+
+
+@st.composite
+def mambas(draw: st.DrawFn) -> Mamba:
+    """Mamba."""
+    return Mamba(**ssm_fields(draw), dt_rank=draw(st.sampled_from([None, 1, 3])))
+
+
 @st.composite
 def moes(draw: st.DrawFn) -> MoE:
     """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, other kinds."""
@@ -100,6 +125,8 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "MHA"): lambda: attentions("MHA"),
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
+    ("ssm", "mamba2"): mamba2s,
+    ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,
     ("ffn", "moe"): moes,
 }
@@ -117,8 +144,12 @@ def parts(slot: str) -> st.SearchStrategy[Part]:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Block:
-    """A block without an id: attention, feed-forward or both, with up to one modifier."""
-    slots = draw(st.sampled_from([("attn", "ffn"), ("attn", "ffn"), ("attn",), ("ffn",)]))
+    """A block without an id: attention, state space, feed-forward or several, with up to one modifier."""
+    slots = draw(
+        st.sampled_from(
+            [("attn", "ffn"), ("attn", "ffn"), ("ssm", "ffn"), ("attn", "ssm", "ffn"), ("attn",), ("ssm",), ("ffn",)]
+        )
+    )
     branches = {slot: draw(parts(slot)) for slot in slots}
     modifiers = [make(slots) for make in MODIFIERS.values()]
     extras = draw(st.lists(st.one_of(modifiers), max_size=1))

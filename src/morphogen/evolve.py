@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 import torch
 
 from morphogen import runfolder
+from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import TIMED, Candidate
 from morphogen.cost import costs
@@ -29,12 +30,14 @@ from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, 
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.search.novelty import NAME as NOVELTY
+from morphogen.search.rungs import check_thresholds
 from morphogen.selection.objectives import resolve
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
+from morphogen.variation.operator import check_weights
 
 #: The experiment as resolved.
 RESOLVED = "experiment.yaml"
@@ -104,19 +107,29 @@ def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
     return experiment.model_copy(update={"model": model}), prepared
 
 
-def check_possible(experiment: Experiment) -> None:
-    """What can be known before anything is trained. InputError for an objective or a score weight that nothing
-    measures, a checkpoint to start from that is missing or damaged, or one that would not be read."""
-    train, evolution = experiment.train, experiment.evolution
+def check_settings(experiment: Experiment, model: Blueprint) -> None:
+    """What the file alone can tell. InputError for an objective or a score weight that nothing measures, an operator
+    or a cost that does not exist. `model` is the experiment's, its vocabulary filled in."""
+    evolution = experiment.evolution
     shards = [shard.name for shard in experiment.data.measured_shards]
+    found = costs(model, experiment.data.seq_len)
+    check_weights(evolution.mutation_weights)
+    check_thresholds(evolution, found)
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"bpb_sample", "instability", NOVELTY, *TIMED, *costs(experiment.model, experiment.data.seq_len)}
+    known |= {"bpb_sample", "instability", NOVELTY, *TIMED, *found}
     for name in evolution.objectives:
         if name not in known:
             raise InputError(unknown(f"evolution.objectives.{name}", name, known))
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
             raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
+
+
+def check_possible(experiment: Experiment) -> None:
+    """What can be known before anything is trained: `check_settings`, and InputError for a checkpoint to start from
+    that is missing or damaged, or one that would not be read."""
+    train, evolution = experiment.train, experiment.evolution
+    check_settings(experiment, experiment.model)
     if train.init_checkpoint is not None:
         load_checkpoint(Path(train.init_checkpoint))
     elif evolution.weight_inheritance == "init":

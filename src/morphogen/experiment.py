@@ -42,7 +42,8 @@ class Train(Frozen):
     the mean entropy of the predicted next-token distribution from below for `entropy_patience` checks in a row
     (low_entropy); `no_improve_patience` checks without a relative gain of `improvement_tolerance` in the training loss
     (no_improve). `router_lb_coeff` multiplies the load-balance losses that the blueprint's routers ask for;
-    `router_entropy_coeff` times the entropy of routing (nats) is taken off the loss. `ppl_stop_threshold` is the gate after rung 1: held-out perplexity above it ends the candidate.
+    `router_entropy_coeff` times the entropy of routing (nats) is taken off the loss. `ppl_stop_threshold` is the gate
+    after rung 1: held-out perplexity above it ends the candidate.
     """
 
     lr: PositiveFloat = 3e-3

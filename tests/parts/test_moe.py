@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import VOCAB
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,7 +24,8 @@ from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
 from morphogen.parts.moe_layer import BIAS_STEP, Experts
 from morphogen.training.loop import Trainer
-from morphogen.variation.operator import named_edit
+from morphogen.variation.operator import edit as named_edit
+from strategies import VOCAB
 
 DIM = 16
 
@@ -308,7 +308,9 @@ def test_coefficients_reach_the_gradient_and_the_loss_on_record_is_that_of_the_t
 
 @pytest.mark.parametrize("router_type", ["softmax", "sigmoid"])
 def test_the_bias_moves_against_the_load_in_training_only(router_type: Any) -> None:
-    model = build(blueprint(**moe(router_bias="aux_free", router_type=router_type, experts=[{"kind": "dense", "hidden": 4}])))
+    model = build(
+        blueprint(**moe(router_bias="aux_free", router_type=router_type, experts=[{"kind": "dense", "hidden": 4}]))
+    )
     experts = model.blocks[1].get_submodule("ffn")
     assert isinstance(experts, Experts)
     assert experts.router is not None

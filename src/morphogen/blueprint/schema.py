@@ -33,7 +33,7 @@ GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
 class Block(Frozen):
-    """An ordered list of residual branches: attn, extras, ffn.
+    """An ordered list of residual branches: attn, ssm, extras, ffn.
 
     id: stable gene id, assigned when absent. origin: the gene this block was copied from; a child without a parent
     block of its own id inherits from that one. parallel: all branches read the block's input.
@@ -42,6 +42,7 @@ class Block(Frozen):
     id: GeneId = ""
     origin: GeneId | None = None
     attn: Annotated[Part, PartIn("attn")] | None = None
+    ssm: Annotated[Part, PartIn("ssm")] | None = None
     extras: tuple[Annotated[Part, PartIn("extra")], ...] = ()
     ffn: Annotated[Part, PartIn("ffn")] | None = None
     parallel: bool = False
@@ -50,7 +51,9 @@ class Block(Frozen):
     def _something_to_do(self) -> Self:
         slots = self.slots()
         if not slots:
-            raise ValueError("block has no branch, expected at least one of attn, ffn or an extra that is a branch")
+            raise ValueError(
+                "block has no branch, expected at least one of attn, ssm, ffn or an extra that is a branch"
+            )
         for extra in self.extras:
             if isinstance(extra, Modifier):
                 missing = sorted(set(extra.acts_on()) - slots)
@@ -72,6 +75,8 @@ class Block(Frozen):
         """(slot, path below the block, part) in the order they run."""
         if self.attn is not None:
             yield "attn", "attn", self.attn
+        if self.ssm is not None:
+            yield "ssm", "ssm", self.ssm
         for i, extra in enumerate(self.extras):
             yield "extra", f"extras.{i}", extra
         if self.ffn is not None:

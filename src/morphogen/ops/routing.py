@@ -164,7 +164,7 @@ def expert_ffn(
 
 
 def grouped_matmul(x_AI: Tensor, w_EIO: Tensor, counts_E: Tensor) -> Tensor:
-    """x[rows of expert e] @ w[e] for every expert, y_AO: by torch's grouped matmul where it can, else slice by slice."""
+    """x[rows of expert e] @ w[e] for every expert, y_AO: by torch's grouped matmul where it can, else by slices."""
     step = GROUPED_ALIGNMENT // x_AI.element_size()
     aligned = w_EIO.shape[1] % step == 0 and w_EIO.shape[2] % step == 0
     if len(x_AI) and aligned and grouped_mm_works(x_AI.device.type, x_AI.dtype):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from morphogen.ops.elementwise import apply_rope, rope_rotations
 from morphogen.ops.sparse_attention import Pattern, alibi_slopes, attend
@@ -28,6 +29,7 @@ from morphogen.parts.base import (
     NormKind,
     Part,
     Spec,
+    State,
     operator,
     pick,
 )
@@ -369,7 +371,7 @@ class Gate(nn.Module):
 
     def forward(self, x_BTD: Tensor, y_BTF: Tensor) -> Tensor:
         """Input (B, T, D) and gated tensor (B, T, F) to (B, T, F)."""
-        logits = nn.functional.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
+        logits = F.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
         return (2.0 * torch.sigmoid(logits)).to(y_BTF.dtype) * y_BTF
 
 
@@ -397,6 +399,21 @@ class AttentionBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
+        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, 0)
+        return self._out(x_BTD, self._attend(q_BHTE, k_BKTE, v_BKTE))
+
+    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
+        """Remembers every key and value. The new queries stand behind empty ones, so that a pattern sees the places."""
+        past = state["k"].shape[2] if state else 0
+        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, past)
+        if past:
+            k_BKTE, v_BKTE = torch.cat([state["k"], k_BKTE], 2), torch.cat([state["v"], v_BKTE], 2)
+            q_BHTE = F.pad(q_BHTE, (0, 0, past, 0))
+        state["k"], state["v"] = k_BKTE, v_BKTE
+        return self._out(x_BTD, self._attend(q_BHTE, k_BKTE, v_BKTE)[:, :, past:])
+
+    def _heads(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, E), k and v (B, K, T, E) of tokens at places `start` and on, normalised and rotated."""
         part, (batch, length, _) = self.part, x_BTD.shape
         q_BHTE = self.q(x_BTD).view(batch, length, part.heads, part.head_dim).transpose(1, 2)
         k_BKTE = self.k(x_BTD).view(batch, length, part.kv_heads, part.head_dim).transpose(1, 2)
@@ -407,18 +424,25 @@ class AttentionBranch(Branch):
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         if part.rope != "none":
-            cis_TF = _rotations(part, length, torch.promote_types(q_BHTE.dtype, torch.float32), x_BTD.device)
+            exact = torch.promote_types(q_BHTE.dtype, torch.float32)
+            cis_TF = _rotations(part, start + length, exact, x_BTD.device)[start:]
             q_BHTE, k_BKTE = apply_rope(q_BHTE, cis_TF), apply_rope(k_BKTE, cis_TF)
-        y_BHTE = attend(
+        return q_BHTE, k_BKTE, v_BKTE
+
+    def _attend(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        return attend(
             q_BHTE,
             k_BKTE,
             v_BKTE,
             self.pattern,
-            softcap=part.softcap,
+            softcap=self.part.softcap,
             slopes_H=self.slopes,
-            dropout=part.dropout if self.training else 0.0,
+            dropout=self.part.dropout if self.training else 0.0,
         )
-        y_BTF = y_BHTE.transpose(1, 2).reshape(batch, length, part.heads * part.head_dim)
+
+    def _out(self, x_BTD: Tensor, y_BHTE: Tensor) -> Tensor:
+        """The heads' outputs, gated and projected, (B, T, D)."""
+        y_BTF = y_BHTE.transpose(1, 2).flatten(2)
         if self.out_gate is not None:
             y_BTF = self.out_gate(x_BTD, y_BTF)
         return cast(Tensor, self.o(y_BTF))

@@ -120,7 +120,8 @@ class Alignment:
     """How a child part finds its tensors in a parent part.
 
     sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
-    from the declared ones; the same names in any order. Names that `sizes` does not know take theirs from `maps`. maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
+    from the declared ones; the same names in any order. Names that `sizes` does not know take theirs from `maps`.
+    maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
     zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
     init: how fresh entries start, where not as in a new part.
     exact: whether this part computes the same function after the splice, given that fresh entries are placed so.
@@ -431,6 +432,7 @@ class BlockLike(Protocol):
     """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
 
     attn: Part | None
+    ssm: Part | None
     extras: tuple[Part, ...]
     ffn: Part | None
     parallel: bool

@@ -79,9 +79,11 @@ class FeedForward(Branch):
 
 
 def scaled(size: int, factor: float, multiple: int = 8) -> int:
-    """`size` times `factor`, rounded to a multiple, at least one multiple and never `size` itself."""
-    new = max(multiple, round(size * factor / multiple) * multiple)
-    return new if new != size else size + (multiple if factor > 1 else -min(multiple, size - 1))
+    """`size` times `factor`, rounded to a multiple but always larger for a factor above 1, else smaller (0 below 1)."""
+    new = round(size * factor / multiple) * multiple
+    if factor > 1:
+        return new if new > size else (size // multiple + 1) * multiple
+    return new if 0 < new < size else (size - 1) // multiple * multiple or size // 2
 
 
 @operator(MLP, preserves=True)
