@@ -10,10 +10,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.ops.linear_attention import FEATURE_MAPS
 from morphogen.parts.attention import SPARSITIES, Attention
 from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
 from morphogen.parts.kv_policy import KVPolicy
+from morphogen.parts.linear_attention import DECAYS, LinearAttention
 from morphogen.parts.mlp import MLP
 
 VOCAB = 37
@@ -65,6 +67,21 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
 
 
 @st.composite
+def linear_attentions(draw: st.DrawFn) -> LinearAttention:
+    """Linear attention with every decay and feature map."""
+    groups = draw(st.sampled_from([1, 2, 3]))
+    return LinearAttention(
+        heads=groups * draw(st.integers(1, 3)),
+        kv_groups=groups,
+        head_dim=draw(st.sampled_from([3, 4, 8])),
+        value_dim=draw(st.sampled_from([None, 2, 5, 12])),
+        feature_map=draw(st.sampled_from(sorted(FEATURE_MAPS))),
+        decay=draw(st.sampled_from(DECAYS)),
+        gate=draw(st.sampled_from(["none", "swish"])),
+    )
+
+
+@st.composite
 def mlps(draw: st.DrawFn) -> MLP:
     """A feed-forward layer, its size not always a multiple of 8."""
     activation = draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]))
@@ -83,6 +100,7 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "MHA"): lambda: attentions("MHA"),
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
+    ("attn", "LINEAR"): linear_attentions,
     ("ffn", "dense"): mlps,
 }
 

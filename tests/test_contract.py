@@ -279,6 +279,7 @@ LOSSY_GROUND = [
                     "ffn": {"kind": "dense", "hidden": 24, "activation": "gelu"},
                 },
                 {"ffn": {"kind": "dense", "hidden": 32, "activation": "relu2"}},
+                {"attn": {"kind": "LINEAR", "heads": 2, "head_dim": 8, "gate": "swish" if tied else "none"}},
             ],
         }
     )

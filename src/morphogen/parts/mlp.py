@@ -80,7 +80,9 @@ class FeedForward(Branch):
 def scaled(size: int, factor: float, multiple: int = 8) -> int:
     """`size` times `factor`, rounded to a multiple, at least one, and on the side of `size` that `factor` says."""
     new = max(multiple, round(size * factor / multiple) * multiple)
-    return new if new != size and (new > size) == (factor > 1) else size + (multiple if factor > 1 else -min(multiple, size - 1))
+    if new != size and (new > size) == (factor > 1):
+        return new
+    return size + (multiple if factor > 1 else -min(multiple, size - 1))
 
 
 @operator(MLP, preserves=True)
