@@ -80,8 +80,7 @@ def linear_attention(
         decay = _Decay(log_decay_BKT, size, length, full, q_BKGTE.device)
         kv_BKNEV = (k_BKNCE * decay.to_end.to(dtype)).mT @ v_BKNCV
         states_BKNEV, last_BKEV = _scan(decay.whole, kv_BKNEV.to(full), state_BKEV)
-        y_BKNRV = _weighted(q_BKNRE @ k_BKNCE.mT, decay.between.to(dtype)) @ v_BKNCV
-        y_BKNRV = y_BKNRV + _from_start(q_BKNRE, decay.from_start.to(dtype)) @ states_BKNEV.to(dtype)
+        y_BKNRV = _read(q_BKNRE, k_BKNCE, v_BKNCV, states_BKNEV.to(dtype), decay)
         return _joined(y_BKNRV, size, length), last_BKEV
 
 
@@ -97,7 +96,8 @@ def gated_delta(
 
     What token t writes is u_t = β_t (v_t − exp(Γ_t) Sᵀ k_t − Σ_{j<t} exp(Γ_t − Γ_j) (k_t·k_j) u_j), Γ summed from the
     chunk's start: one triangular solve per chunk gives all u, as a part that does not depend on the state and one that
-    is linear in it. All of it is computed in fp32 at least, also under autocast; y has q's dtype, or autocast's.
+    is linear in it. What is written is computed in fp32 at least, also under autocast, what is read in q's dtype or
+    autocast's, which is y's.
 
     log_decay, state: as in `linear_attention`. beta: in (0, 1), or (0, 2) for negative eigenvalues. Keys should be of
     unit length. Raises InputError for shapes that do not fit together. Ref: arXiv 2406.06484, 2412.06464.
@@ -107,19 +107,24 @@ def gated_delta(
     full, length = torch.promote_types(dtype, torch.float32), k_BKTE.shape[2]
     size = min(CHUNK, length)
     with no_autocast(q_BKGTE.device):
-        q_BKNRE = _query_chunks(q_BKGTE.to(full), size)
+        q_BKNRE = _query_chunks(q_BKGTE.to(dtype), size)
         k_BKNCE, v_BKNCV, beta_BKNC1 = _chunks(size, k_BKTE.to(full), v_BKTV.to(full), beta_BKT.to(full)[..., None])
         decay = _Decay(log_decay_BKT, size, length, full, q_BKGTE.device)
-        lower_BKNCC = (beta_BKNC1 * k_BKNCE) @ k_BKNCE.mT * decay.between
-        given = torch.cat([v_BKNCV, k_BKNCE * decay.from_start], -1) * beta_BKNC1
-        solved = torch.linalg.solve_triangular(lower_BKNCC, given, upper=False, unitriangular=True)
-        write_BKNCV, erase_BKNCE = solved.split([v_BKNCV.shape[-1], k_BKNCE.shape[-1]], -1)
+        scaled_BKNCE = k_BKNCE * beta_BKNC1
+        lower_BKNCC = scaled_BKNCE @ k_BKNCE.mT * decay.between
+        write_BKNCV = _solved(lower_BKNCC, v_BKNCV * beta_BKNC1)
+        erase_BKNCE = _solved(lower_BKNCC, scaled_BKNCE * decay.from_start)
         u_BKNCV, states_BKNEV, last_BKEV = _delta_scan(
             decay.whole, write_BKNCV, erase_BKNCE, k_BKNCE * decay.to_end, state_BKEV
         )
-        y_BKNRV = _weighted(q_BKNRE @ k_BKNCE.mT, decay.between) @ u_BKNCV
-        y_BKNRV = y_BKNRV + _from_start(q_BKNRE, decay.from_start) @ states_BKNEV
-        return _joined(y_BKNRV, size, length).to(dtype), last_BKEV
+        y_BKNRV = _read(q_BKNRE, k_BKNCE.to(dtype), u_BKNCV.to(dtype), states_BKNEV.to(dtype), decay)
+        return _joined(y_BKNRV, size, length), last_BKEV
+
+
+def _solved(lower_BKNCC: Tensor, given_BKNCV: Tensor) -> Tensor:
+    """(1 + lower)⁻¹ given; what stands on the diagonal of `lower` and above is not read."""
+    solved: Tensor = torch.linalg.solve_triangular(lower_BKNCC, given_BKNCV, upper=False, unitriangular=True)
+    return solved
 
 
 def _check(q_BKGTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, state_BKEV: Tensor | None) -> None:
@@ -187,14 +192,12 @@ def _by_group(x_BKNRE: Tensor, size: int) -> Tensor:
     return x_BKNRE.view(*x_BKNRE.shape[:3], -1, size, x_BKNRE.shape[-1])
 
 
-def _weighted(scores_BKNRC: Tensor, between: Tensor) -> Tensor:
-    """Scores times the decay from key to query."""
-    return (_by_group(scores_BKNRC, between.shape[-1]) * between[..., None, :, :]).flatten(3, 4)
-
-
-def _from_start(q_BKNRE: Tensor, from_start: Tensor) -> Tensor:
-    """Queries times the decay from the chunk's start."""
-    return (_by_group(q_BKNRE, from_start.shape[-2]) * from_start[..., None, :, :]).flatten(3, 4)
+def _read(q_BKNRE: Tensor, k_BKNCE: Tensor, u_BKNCV: Tensor, states_BKNEV: Tensor, decay: _Decay) -> Tensor:
+    """What the queries of each chunk find: written by its own tokens up to theirs, and before it."""
+    dtype, size = q_BKNRE.dtype, k_BKNCE.shape[3]
+    scores_BKNGCC = _by_group(q_BKNRE @ k_BKNCE.mT, size) * decay.between[..., None, :, :].to(dtype)
+    before_BKNGCE = _by_group(q_BKNRE, size) * decay.from_start[..., None, :, :].to(dtype)
+    return scores_BKNGCC.flatten(3, 4) @ u_BKNCV + before_BKNGCE.flatten(3, 4) @ states_BKNEV
 
 
 def _scan(decay: Tensor, given_BKNEV: Tensor, start_BKEV: Tensor | None) -> tuple[Tensor, Tensor]:
