@@ -1,21 +1,24 @@
 """Runs an experiment again and again, killing it (SIGKILL) at given moments, until one run comes through.
 
-usage: kills.py CONFIG OUT MOMENT...   A moment is a number of seconds after the start, or `NAME:N`: at the N-th call of
-a place in the loop. Every trial is a fork of this process, so that torch is imported once. Prints how each trial ended.
+usage: kills.py CONFIG OUT MOMENT...   A moment is a share of the time that a whole run takes, or `NAME:N`: at the N-th
+call of a place in the loop. Every trial is a fork of this process, so that torch is imported once.
+Prints the exit code of each trial.
 """
 
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from morphogen import runfolder
-from morphogen.evolve import Training, evolve, load
+from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
+from morphogen.notices import Training
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
 
@@ -44,16 +47,14 @@ def deadly(call: Callable[..., Any], left: int) -> Callable[..., Any]:
     return wrapped
 
 
-def attempt(experiment: Experiment, out: Path, moment: str | None) -> int:
-    """The wait status of one trial in a process of its own."""
+def attempt(experiment: Experiment, out: Path, moment: str | None, whole_seconds: float) -> int:
+    """The exit code of one trial in a process of its own; -9 where it was killed."""
     pid = os.fork()
     if pid == 0:
         name, _, count = (moment or "").partition(":")
         steps = int(count) if name == "step" else 0
         if name in PLACES:
             holder, attribute = PLACES[name]
-            import morphogen.training.surrogate  # noqa: F401  (everything is imported before its places are changed)
-
             setattr(holder, attribute, deadly(getattr(holder, attribute), int(count)))
 
         def watch(notice: object) -> None:
@@ -66,16 +67,21 @@ def attempt(experiment: Experiment, out: Path, moment: str | None) -> int:
         evolve(experiment, out, resume=True, observer=watch)
         os._exit(0)
     if moment is not None and ":" not in moment:
-        time.sleep(float(moment))
+        time.sleep(float(moment) * whole_seconds)
         os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def main() -> None:
     config, out, *moments = sys.argv[1:]
     experiment = load(config)
+    with tempfile.TemporaryDirectory() as folder:
+        evolve(experiment, Path(folder) / "first", generations=0)  # whatever torch imports only now, it imports once
+        began = time.perf_counter()
+        attempt(experiment, Path(folder) / "whole", None, 0.0)
+        whole_seconds = time.perf_counter() - began
     for moment in [*moments, None]:
-        print(moment, os.waitstatus_to_exitcode(attempt(experiment, Path(out), moment)), flush=True)
+        print(moment, attempt(experiment, Path(out), moment, whole_seconds), flush=True)
 
 
 if __name__ == "__main__":

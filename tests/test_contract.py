@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Block, Blueprint
@@ -18,6 +17,7 @@ from morphogen.network import LanguageModel, assemble, initial_state, parameter_
 from morphogen.parts.base import OPERATORS, REGISTRY, Modifier, flat
 from morphogen.parts.kv_policy import Cached, KVPolicy
 from morphogen.variation.operator import apply_operator
+from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 KINDS = sorted(REGISTRY)
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
@@ -72,7 +72,6 @@ def around(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
         part = draw(PARTS[slot, kind]())
         block = Block(id="probe", extras=(part,)) if slot == "extra" else Block(id="probe", **{slot: part})
     return Blueprint.model_validate({**dict(rest), "blocks": (block, *rest.blocks)})
-
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
@@ -196,9 +195,21 @@ def test_cost_is_positive_and_grows_with_width(slot: str, kind: str, data: st.Da
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+@settings(max_examples=60)
+@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+def test_an_operator_is_exact_as_declared_on_many_blueprints(name: str, blueprint: Blueprint, seed: int) -> None:
+    changes_and_is_exact_as_declared(name, blueprint, seed)
+
+
+def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None:
         return
@@ -231,6 +242,7 @@ def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
     """After two optimizer steps at least 99 % of the fresh entries have a gradient that is not zero."""
+    blueprint = without_relu(blueprint)
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None or not made[1].preserves:
         return
@@ -249,9 +261,17 @@ def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
     optimizer.zero_grad()
     loss_of(model, ids_BT).backward()
     fresh = fresh_entries(child, blueprint)
-    alive = sum(int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None)
+    alive = sum(
+        int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None
+    )
     total = sum(int(mask.sum()) for n, mask in fresh.items() if n in dict(model.named_parameters()))
     assert alive >= 0.99 * total, f"{alive} of {total}"
+
+
+def without_relu(blueprint: Blueprint) -> Blueprint:
+    """The same with gelu for relu and relu2, whose units may be dead by nature on the few tokens of a test."""
+    text = blueprint.model_dump_json().replace('"relu2"', '"gelu"').replace('"relu"', '"gelu"')
+    return Blueprint.model_validate_json(text)
 
 
 def fresh_entries(child: Blueprint, parent: Blueprint) -> dict[str, torch.Tensor]:
@@ -269,8 +289,19 @@ LOSSY_GROUND = [
             "head": {"tie_embeddings": tied},
             "blocks": [
                 {
-                    "attn": {"kind": "GQA", "heads": 4, "head_dim": 8, "kv_groups": 2, "sparsity": sparsity, "sw": 16,
-                             "block_size": 16, "block_stride": 2, "global_stride": 8, "dilation": 4, "alibi": tied},
+                    "attn": {
+                        "kind": "GQA",
+                        "heads": 4,
+                        "head_dim": 8,
+                        "kv_groups": 2,
+                        "sparsity": sparsity,
+                        "sw": 16,
+                        "block_size": 16,
+                        "block_stride": 2,
+                        "global_stride": 8,
+                        "dilation": 4,
+                        "alibi": tied,
+                    },
                     "ffn": {"kind": "dense", "hidden": 40},
                     "extras": [{"kind": "layer_scale", "init": 0.7}],
                 },

@@ -6,22 +6,22 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import events, untimed, write_config
 
 import morphogen as mg
 from morphogen.candidate import Job, Report, Status
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import Closed, Ended, Keep, Measured, Notice, Training, evolve, load
+from morphogen.evolve import Keep, evolve, load
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
+from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.store.ledger import Ledger, Stop
+from tiny import events, untimed, write_config
 
 FILES = {
     "checkpoints",
@@ -241,7 +241,7 @@ def test_a_run_killed_at_awkward_places_goes_on_as_if_it_had_not_been(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Also under another PYTHONHASHSEED than the run it is compared with."""
-    moments = ["append:1", "append:2", "step:2", "checkpoint:1", "rename:3", "tell:1", "append:5", "export:1", "rename:9"]
+    moments = ["append:1", "append:2", "step:2", "rename:7", "export:1", "tell:3", "checkpoint:2"]
     ended = run_kills(config, tmp_path / "run", moments)
     assert [code for _, code in ended] == ["-9"] * len(moments) + ["0"]
     no_leftovers(tmp_path / "run")
@@ -253,10 +253,7 @@ def test_a_run_killed_at_ten_random_moments_goes_on_as_if_it_had_not_been(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    began = time.perf_counter()
-    assert run_kills(config, tmp_path / "timed", []) == [["None", "0"]]
-    longest = max(0.3, (time.perf_counter() - began) / 6)
-    ended = run_kills(config, tmp_path / "run", [f"{rng.uniform(0.01, longest):.3f}" for _ in range(10)])
+    ended = run_kills(config, tmp_path / "run", [f"{rng.uniform(0.0, 0.3):.3f}" for _ in range(10)])
     assert sum(code == "-9" for _, code in ended) >= 5
     assert ended[-1][1] == "0"
     no_leftovers(tmp_path / "run")

@@ -1,5 +1,6 @@
 """An experiment that trains in milliseconds, and runs of it."""
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_corpus(folder: Path, documents: int = 40) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for i in range(documents):
-        words = " ".join(rng.choice("alpha beta gamma delta epsilon zeta".split()) for _ in range(40))
+        words = " ".join(rng.choice(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]) for _ in range(40))
         (folder / f"{i:03}.txt").write_text(f"{i} {words}\n")
     return folder
 
@@ -43,6 +44,17 @@ def write_config(folder: Path, **replace: str) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(text)
     return path
+
+
+def run_live() -> Any:
+    """`scripts/run_live.py` as a module."""
+    path = Path(__file__).parent.parent / "scripts" / "run_live.py"
+    spec = importlib.util.spec_from_file_location("run_live", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def untimed(path: Path) -> Any:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from morphogen.inherit import inherit
     from morphogen.network import build
     from morphogen.variation.operator import describe_operators as operators
-    from morphogen.variation.operator import mutate
+    from morphogen.variation.operator import edit as mutate
 
 __version__ = "0.1.0"
 __all__ = ["MorphogenError", "build", "evolve", "inherit", "load", "mutate", "operators"]
@@ -30,7 +30,7 @@ _HOMES = {
     "evolve": ("morphogen.evolve", "evolve"),
     "inherit": ("morphogen.inherit", "inherit"),
     "load": ("morphogen.evolve", "load"),
-    "mutate": ("morphogen.variation.operator", "mutate"),
+    "mutate": ("morphogen.variation.operator", "edit"),
     "operators": ("morphogen.variation.operator", "describe_operators"),
 }
 

@@ -149,14 +149,17 @@ def validate(
     files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")], as_json: AsJson = False
 ) -> None:
     """Check experiment files: every mistake with its line and column."""
-    from morphogen.explain import blueprint_costs
+    from morphogen.evolve import check_settings
+    from morphogen.explain import blueprint_costs, with_nominal_vocab
 
     mistakes: list[str] = []
     told: dict[str, Any] = {}
     for file in files:
         try:
-            found = blueprint_costs(read_experiment(file))
-            told[file] = f"ok, {found['layers']:.0f} blocks, {found['params']:,.0f} parameters"
+            experiment = read_experiment(file)
+            found = blueprint_costs(experiment)
+            check_settings(experiment, with_nominal_vocab(experiment))
+            told[file] = f"ok, {found['params']:,.0f} parameters"
         except MorphogenError as error:
             mistakes.append(str(error))
     _say(told, as_json)
@@ -185,6 +188,7 @@ def explain(
         seconds = plan.seconds(probe.tokens_per_second)
         told["measured"] = {
             "sequences": probe.sequences,
+            "sequence_tokens": probe.sequence_tokens,
             "tokens_per_second": round(probe.tokens_per_second, 1),
             "peak_memory_bytes": probe.peak_memory_bytes,
         }

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from morphogen.candidate import Status
-from morphogen.evolve import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
 from morphogen.experiment import Experiment
+from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
 from morphogen.report.tables import as_table, as_text, frontier_rows
 
 #: Whole lines of training progress are printed at most this often.

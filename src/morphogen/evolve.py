@@ -5,9 +5,10 @@ and goes on with the same candidates, edits and repeatable metrics as if it had 
 """
 
 import json
+import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -15,8 +16,9 @@ from typing import IO, Any, Self
 import torch
 
 from morphogen import runfolder
+from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.candidate import TIMED, Candidate, Report
+from morphogen.candidate import TIMED, Candidate
 from morphogen.cost import costs
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError, unknown
@@ -24,81 +26,23 @@ from morphogen.execution.base import Executor
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.search.novelty import NAME as NOVELTY
+from morphogen.search.rungs import check_thresholds
 from morphogen.selection.objectives import resolve
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Frontier
-from morphogen.store.ledger import FILE as LEDGER
-from morphogen.store.ledger import Event, Generation, Ledger, Reported, Start, Stop
+from morphogen.store.ledger import Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
+from morphogen.variation.operator import check_weights
 
+#: The experiment as resolved.
+RESOLVED = "experiment.yaml"
 #: Reasons in the ledger's stop events.
 FINISHED, INTERRUPTED = "finished", "interrupted"
-
-# ------------------------------------------------------------------------------------------- what observers are told
-
-
-@dataclass(frozen=True)
-class Began:
-    """The run starts, or goes on after `done` candidates."""
-
-    run: str
-    folder: Path
-    experiment: Experiment
-    done: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training step of one candidate; `position` of `total` in its generation, from 1."""
-
-    candidate: Candidate
-    position: int
-    total: int
-    step: StepInfo
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One candidate is finished."""
-
-    candidate: Candidate
-    position: int
-    total: int
-    report: Report
-
-
-@dataclass(frozen=True)
-class Closed:
-    """A generation is closed. All candidates and reports so far are given, to be read only."""
-
-    generation: Generation
-    candidates: dict[str, Candidate]
-    reports: dict[str, Report]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The run is over: all its generations are closed."""
-
-    folder: Path
-    closed: tuple[Generation, ...]
-    candidates: dict[str, Candidate]
-    reports: dict[str, Report]
-
-
-Notice = Began | Training | Measured | Closed | Ended
-Observer = Callable[[Notice], None]
-
-
-def nobody(notice: Notice) -> None:
-    """The observer that looks away."""
-
-
-# --------------------------------------------------------------------------------------------------------- the surface
 
 
 @dataclass(frozen=True)
@@ -163,20 +107,29 @@ def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
     return experiment.model_copy(update={"model": model}), prepared
 
 
-def check_possible(experiment: Experiment) -> None:
-    """What can be known before anything is trained. InputError for an objective or a score weight that nothing
-    measures, a checkpoint to start from that is missing or damaged, or one that would not be read."""
-    train, evolution = experiment.train, experiment.evolution
+def check_settings(experiment: Experiment, model: Blueprint) -> None:
+    """What the file alone can tell. InputError for an objective or a score weight that nothing measures, an operator
+    or a cost that does not exist. `model` is the experiment's, its vocabulary filled in."""
+    evolution = experiment.evolution
     shards = [shard.name for shard in experiment.data.measured_shards]
+    found = costs(model, experiment.data.seq_len)
+    check_weights(evolution.mutation_weights)
+    check_thresholds(evolution, found)
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"bpb_sample", "instability", "kv_bytes", NOVELTY, *TIMED}
-    known |= costs(experiment.model, experiment.data.seq_len).keys()
+    known |= {"bpb_sample", "instability", "kv_bytes", NOVELTY, *TIMED, *found}
     for name in evolution.objectives:
         if name not in known:
             raise InputError(unknown(f"evolution.objectives.{name}", name, known))
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
             raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
+
+
+def check_possible(experiment: Experiment) -> None:
+    """What can be known before anything is trained: `check_settings`, and InputError for a checkpoint to start from
+    that is missing or damaged, or one that would not be read."""
+    train, evolution = experiment.train, experiment.evolution
+    check_settings(experiment, experiment.model)
     if train.init_checkpoint is not None:
         load_checkpoint(Path(train.init_checkpoint))
     elif evolution.weight_inheritance == "init":
@@ -210,12 +163,33 @@ def evolve(
     seed = experiment.train.seed if seed is None else seed
     experiment, prepared = settle(experiment)
     check_possible(experiment)
-    with _Session.open(folder, experiment, seed, device, prepared, keep, observer) as session:
-        session.loop(executor or InProcess(prepared))
+    try:
+        session = _Session.open(folder, experiment, seed, device, prepared, keep, observer)
+        with session, threads(session.threads):
+            session.loop(executor or InProcess(prepared))
+    except OSError as error:
+        raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, seed, device)
 
 
-# ------------------------------------------------------------------------------------------------------------ the loop
+def default_threads() -> int:
+    """Threads that torch computes with: one, unless OMP_NUM_THREADS says otherwise.
+
+    One is what every worker of a pool has, and how sums are split over threads changes their last bits. On a machine
+    that others use too, two threads took 2 to 9 times as long as one for models of this size.
+    """
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -231,6 +205,7 @@ class _Session:
     facts: dict[str, str]
     log: IO[str]
     finished: bool
+    threads: int
     position: int = 0
     total: int = 0
 
@@ -248,27 +223,26 @@ class _Session:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
         engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
         with ExitStack() as undo:
-            ledger = undo.enter_context(Ledger.open(folder, create=not (folder / LEDGER).exists()))
+            begun = (folder / RESOLVED).exists()  # it is written before the first event
+            ledger = undo.enter_context(Ledger.open(folder, create=not begun))
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
             if events:
                 told = _check_same(folder, events[0], experiment, seed, prepared)
             else:
-                told = runfolder.environment(seed, device, torch.get_num_threads(), prepared.environment())
+                told = runfolder.environment(seed, device, default_threads(), prepared.environment())
                 write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
-            write_atomic(folder / "experiment.yaml", runfolder.resolved_yaml(_plain(experiment)).encode())
+            write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
             for event in events[1:]:
                 engine.apply(event)
-            if torch.get_num_threads() != told["threads"]:
-                torch.set_num_threads(told["threads"])  # sums depend on how they are split
             log = undo.enter_context(_open_log(folder))
             facts = {"seed": str(seed), "device": device, "morphogen": told["commit"] or told["versions"]["morphogen"]}
             finished = bool(events) and events[-1] == Stop(reason=FINISHED)
             undo.pop_all()
-        return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished)
+        return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished, told["threads"])
 
     def __enter__(self) -> Self:
         return self
@@ -351,27 +325,6 @@ class _Session:
             self.log.flush()
         except OSError as error:
             raise RunError(f"{self.folder / 'run.log'}: cannot be written: {error.strerror}") from None
-
-
-def log_line(notice: Notice) -> str:
-    """What run.log says of a notice; empty for a single training step."""
-    match notice:
-        case Began():
-            after = f", after {notice.done} candidates" if notice.done else ""
-            return f"run {notice.run} begins{after}"
-        case Measured(candidate, position, total, report):
-            place = f"generation {candidate.generation} [{position}/{total}]"
-            said = report.reason or ", ".join(
-                f"{name} {report.metrics[name]:.4g}" for name in ("bpb", "ppl") if name in report.metrics
-            )
-            return f"{place} {candidate.id} {report.status}: {said}"
-        case Closed(generation):
-            volume = f"hypervolume {generation.hypervolume:.6g}"
-            return f"generation {generation.generation} closed: {len(generation.frontier)} on the frontier, {volume}"
-        case Ended():
-            return f"finished with {len(notice.reports)} candidates"
-        case Training():
-            return ""
 
 
 def _check_same(

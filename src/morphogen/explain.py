@@ -12,16 +12,19 @@ from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.training.loop import Trainer, choose_device
 
-#: The probe takes at most this many FLOPs a step, by using fewer sequences than a real batch, but at least one.
+#: The probe takes about this many FLOPs a step: fewer sequences than a real batch, of a large model one shorter one.
 PROBE_FLOPS = 4e10
+#: The shortest sequence it is shortened to.
+PROBE_TOKENS = 32
 PROBE_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few training steps on random tokens: their number and length, median speed, peak bytes."""
+    """A few training steps on random tokens: sequences of how many tokens, median speed, peak bytes."""
 
     sequences: int
+    sequence_tokens: int
     tokens_per_second: float
     peak_memory_bytes: int
 
@@ -68,13 +71,14 @@ def blueprint_costs(experiment: Experiment) -> dict[str, float]:
 
 def probe(experiment: Experiment, device: str = "cpu") -> Probe:
     """Train the blueprint for `PROBE_STEPS` steps on random tokens and time them."""
-    blueprint, length = with_nominal_vocab(experiment), experiment.data.seq_len
-    flops = TRAIN_FACTOR * costs(blueprint, length)["flops_per_token"] * length
-    sequences = int(min(max(PROBE_FLOPS / flops, 1), experiment.data.batch_size))
+    blueprint, whole = with_nominal_vocab(experiment), experiment.data.seq_len
+    affordable = PROBE_FLOPS / (TRAIN_FACTOR * costs(blueprint, whole)["flops_per_token"])
+    sequences = int(min(max(affordable / whole, 1), experiment.data.batch_size))
+    length = int(min(max(affordable, PROBE_TOKENS), whole))
     model = build(blueprint, seed=0).to(choose_device(device))
     shape = (PROBE_STEPS, sequences, length + 1)
     ids_SBT1 = np.random.default_rng(0).integers(blueprint.context().vocab, size=shape)
     tokens = sequences * length
     trainer = Trainer(model, experiment.train, total_steps=PROBE_STEPS, tokens_per_step=tokens, seed=0)
     trainer.run(lambda step: ids_SBT1[step], PROBE_STEPS)
-    return Probe(sequences, tokens_per_second(tokens, trainer.trace.seconds), int(trainer.memory.bytes))
+    return Probe(sequences, length, tokens_per_second(tokens, trainer.trace.seconds), int(trainer.memory.bytes))

@@ -45,6 +45,7 @@ def test_genes_of_one_parent_alone_travel_with_their_stretch():
 
 
 def test_homology_is_by_id_whatever_the_position():
+    assert mosaics(one_point, of("abc", 0), of("cab", 500)) == {"aB", "abC"}
     children = mosaics(aligned_span, of("abc", 0), of("cab", 500))
     assert "abC" in children
     assert all(len(set(child.lower())) == len(child) for child in children)

@@ -17,9 +17,11 @@ from morphogen.variation.operator import (
     apply_operator,
     describe_operators,
     mutate,
-    named_edit,
     operator_weights,
     targets,
+)
+from morphogen.variation.operator import (
+    edit as named_edit,
 )
 from strategies import MODIFIERS, PARTS, blueprints, rngs
 

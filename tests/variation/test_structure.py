@@ -13,7 +13,8 @@ from morphogen.parts.attention import Attention
 from morphogen.parts.base import OPERATORS
 from morphogen.parts.gating import LayerScale
 from morphogen.parts.mlp import MLP
-from morphogen.variation.operator import apply_operator, named_edit
+from morphogen.variation.operator import apply_operator
+from morphogen.variation.operator import edit as named_edit
 from morphogen.variation.structure import plain_attention, plain_ffn
 from strategies import VOCAB, blueprints, rngs
 

@@ -94,7 +94,7 @@ def dumps(model: BaseModel, like: Document | None = None) -> str:
 def describe(cls: type[BaseModel], error: ErrorDetails, file: str, tree: Any) -> str:
     """One line for one mistake: `file:line:column path: what was found, what is allowed`."""
     loc = error["loc"]
-    line, column, path = _place(tree, loc)
+    line, column, path = _place(tree, (*loc, "kind") if error["type"] == "union_tag_invalid" else loc)
     return f"{file}:{line}:{column} {path}: {_what(cls, error, loc)}"
 
 

@@ -105,6 +105,4 @@ def evaluate(
     bf16: bool = False,
 ) -> dict[str, float]:
     """`held_out` as metrics: what a trained model is measured by."""
-    return shard_metrics(
-        held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16)
-    )
+    return shard_metrics(held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16))

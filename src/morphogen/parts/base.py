@@ -27,7 +27,7 @@ Axes = tuple[str | tuple[str, ...], ...]
 class Frozen(BaseModel):
     """Frozen, strict data. `evolve` is how operators make a changed copy."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     def evolve(self, **changes: Any) -> Self | None:
         """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""

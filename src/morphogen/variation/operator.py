@@ -128,7 +128,7 @@ def _with_part(block: Block, path: str, part: Any) -> Block | None:
     return block.evolve(extras=tuple(extras))
 
 
-def named_edit(blueprint: Blueprint, name: str, seed: int) -> tuple[Blueprint, Edit]:
+def edit(blueprint: Blueprint, name: str, seed: int) -> tuple[Blueprint, Edit]:
     """The child of one named operator. OperatorError when the operator does not exist or applies nowhere."""
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None:

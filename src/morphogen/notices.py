@@ -1,0 +1,88 @@
+"""What a run tells those who watch it, and how each of it reads in `run.log`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from morphogen.candidate import Candidate, Report
+from morphogen.experiment import Experiment
+from morphogen.store.ledger import Generation
+from morphogen.training.loop import StepInfo
+
+
+@dataclass(frozen=True)
+class Began:
+    """The run starts, or goes on after `done` candidates."""
+
+    run: str
+    folder: Path
+    experiment: Experiment
+    done: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training step of one candidate; `position` of `total` in its generation, from 1."""
+
+    candidate: Candidate
+    position: int
+    total: int
+    step: StepInfo
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate is finished."""
+
+    candidate: Candidate
+    position: int
+    total: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A generation is closed. All candidates and reports so far are given, to be read only."""
+
+    generation: Generation
+    candidates: dict[str, Candidate]
+    reports: dict[str, Report]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The run is over: all its generations are closed."""
+
+    folder: Path
+    closed: tuple[Generation, ...]
+    candidates: dict[str, Candidate]
+    reports: dict[str, Report]
+
+
+Notice = Began | Training | Measured | Closed | Ended
+Observer = Callable[[Notice], None]
+
+
+def nobody(notice: Notice) -> None:
+    """The observer that looks away."""
+
+
+def log_line(notice: Notice) -> str:
+    """What run.log says of a notice; empty for a single training step."""
+    match notice:
+        case Began():
+            after = f", after {notice.done} candidates" if notice.done else ""
+            return f"run {notice.run} begins{after}"
+        case Measured(candidate, position, total, report):
+            place = f"generation {candidate.generation} [{position}/{total}]"
+            said = report.reason or ", ".join(
+                f"{name} {report.metrics[name]:.4g}" for name in ("bpb", "ppl") if name in report.metrics
+            )
+            return f"{place} {candidate.id} {report.status}: {said}"
+        case Closed(generation):
+            volume = f"hypervolume {generation.hypervolume:.6g}"
+            return f"generation {generation.generation} closed: {len(generation.frontier)} on the frontier, {volume}"
+        case Ended():
+            return f"finished with {len(notice.reports)} candidates"
+        case Training():
+            return ""

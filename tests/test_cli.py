@@ -1,0 +1,258 @@
+"""The command line: what each command prints, what it leaves behind, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.yaml import read
+from morphogen.cli import execute, main
+from morphogen.console import Lines, Live, duration, observer_for
+from morphogen.cost import costs
+from morphogen.evolve import evolve, load
+from morphogen.experiment import Experiment
+from morphogen.network import LanguageModel
+from morphogen.options import with_options
+from tiny import run_live, untimed, write_config
+
+ROOT = Path(__file__).parent.parent
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    evolve(load(config), folder)
+    return folder
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(arg) for arg in args])
+        assert isinstance(end.value.code, int)
+        return (end.value.code, *capsys.readouterr())
+
+    return call
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    code, out, _ = cli("--help")
+    assert code == 0
+    for command in ("run", "validate", "explain", "diff", "schema", "operators", "lineage", "status"):
+        assert command in out
+
+
+def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config: Path, tmp_path: Path) -> None:
+    assert cli("validate", config)[:2] == (0, f"{config}  ok, 6,720 parameters\n")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(config.read_text().replace("heads: 2", "heads: two").replace("lr:", "lrr:"))
+    code, out, err = cli("validate", config, bad)
+    assert code == 2
+    assert f"{config}  ok" in out
+    assert err.count(f"{bad}:") == 2
+    assert f"{bad}:7:9 train.lrr: unknown field, did you mean 'lr'?" in err
+
+
+def test_explain_counts_and_estimates(cli: Cli, config: Path) -> None:
+    code, out, _ = cli("explain", config, "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["params"] == 6720
+    assert told["candidates"] == 7
+    assert told["tokens_each"] == 384
+    speed = told["measured"]["tokens_per_second"]
+    assert told["estimated_seconds"] == pytest.approx(7 * (384 + 128 / 3) / speed, rel=0.05, abs=0.06)
+    code, out, _ = cli("explain", config)
+    assert "estimate" in out
+    code, out, _ = cli("explain", config, "--no-measure")
+    assert "estimate" not in out
+
+
+def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("hidden: 32", "hidden: 48").replace("lr: 0.01", "lr: 0.02"))
+    code, out, _ = cli("diff", config, other)
+    assert code == 0
+    assert out.splitlines()[:2] == ["blocks.b0.ffn.hidden: 32 -> 48", "train.lr: 0.01 -> 0.02"]
+    assert "different architectures" in out
+    told = json.loads(cli("diff", config, config, "--json")[1])
+    assert told == {"changes": [], "others": [], "distance": 0.0, "same": True}
+
+
+@pytest.mark.parametrize("which", ["experiment", "blueprint", "frontier", "lineage"])
+def test_schemas_are_json(cli: Cli, which: str) -> None:
+    code, out, _ = cli("schema", which)
+    assert code == 0
+    assert json.loads(out)["type"] == "object"
+
+
+def test_operators_with_and_without_an_experiment(cli: Cli, config: Path) -> None:
+    rows: list[dict[str, Any]] = json.loads(cli("operators", config, "--json")[1])
+    assert {row["name"]: row["applies"] for row in rows}["widen_ffn"] is True
+    plain = json.loads(cli("operators", "--json")[1])
+    assert [row["name"] for row in plain] == [row["name"] for row in rows]
+    assert "exact" in cli("operators")[1]
+
+
+def test_status_and_lineage_of_a_finished_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    told = json.loads(cli("status", finished, "--json")[1])
+    assert told["state"] == "finished"
+    assert told["candidates"] == {"trained": 7, "pending": 0}
+    code, out, _ = cli("lineage", finished)
+    assert code == 0
+    assert out.startswith("root-0-")
+    assert json.loads(cli("lineage", finished, "--json")[1])["run"] == "tiny-0"
+    for name, start in (("a.svg", "<svg"), ("a.dot", "digraph")):
+        assert cli("lineage", finished, "--out", tmp_path / name)[0] == 0
+        assert start in (tmp_path / name).read_text()[:200]
+
+
+def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path) -> None:
+    def stop(notice: object) -> None:
+        if type(notice).__name__ == "Measured":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(load(config), tmp_path / "run", observer=stop)
+    told = json.loads(cli("status", tmp_path / "run", "--json")[1])
+    assert told["state"] == "interrupted; --resume goes on"
+    assert told["generation"] == 0
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(cli: Cli, config: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("run", config, "--out", tmp_path / "run", "--dry-run", "--json", "--steps", 7)
+    assert code == 0
+    told = json.loads(out)
+    assert told["steps_each"] == 7
+    assert told["vocab"] == 257
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_lines_and_plain_lines(cli: Cli, config: Path, tmp_path: Path) -> None:
+    args = ("run", config, "--generations", 1, "--steps", 2, "--out")
+    code, out, _ = cli(*args, tmp_path / "a", "--json")
+    assert code == 0
+    told = [json.loads(line) for line in out.splitlines()]
+    kinds = [line["event"] for line in told]
+    assert kinds[0] == "began"
+    assert kinds[-1] == "ended"
+    assert kinds.count("measured") == 4
+    assert kinds.count("step") == 8
+    code, out, _ = cli(*args, tmp_path / "b")
+    assert code == 0
+    assert "generation 1 [3/3]" in out
+    assert "bpb" in out
+    assert str(tmp_path / "b" / "lineage.svg") in out
+    assert "\x1b" not in out
+    assert untimed(tmp_path / "a" / "lineage.json") == untimed(tmp_path / "b" / "lineage.json")
+
+
+def test_a_terminal_shows_bars_and_the_frontier(config: Path, tmp_path: Path) -> None:
+    with (tmp_path / "screen").open("w+") as screen:
+        console = Console(file=screen, force_terminal=True, width=160)
+        observer = observer_for(console, as_json=False)
+        assert isinstance(observer, Live)
+        evolve(load(config), tmp_path / "run", generations=0, observer=observer)
+        screen.seek(0)
+        text = screen.read()
+    assert "candidates" in text
+    assert "flops_per_token" in text
+    assert "lineage.svg" in text
+
+
+def test_the_time_left_is_that_of_the_candidates_left(config: Path, tmp_path: Path) -> None:
+    now = iter(float(second) for second in range(10_000))
+    said: list[str] = []
+    evolve(load(config), tmp_path / "run", generations=1, observer=Lines(said.append, lambda: next(now)))
+    measured = [line for line in said if "trained" in line]
+    assert "left" in measured[0]
+    assert "left" not in measured[-1]
+    assert [duration(s) for s in (5, 600, 9000, 400_000)] == ["5 s", "10 min", "2.5 h", "4.6 days"]
+
+
+def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:
+    """--out ending in .json: the frontier there, the run in the folder of that name beside it."""
+    out = tmp_path / "frontier_tiny.json"
+    args = [str(config), "--generations", "1", "--steps", "3", "--device", "cpu", "--out", str(out)]
+    args += ["--checkpoint-dir", str(tmp_path / "weights"), "--eval-batches", "1", "--seed", "5"]
+    args += [
+        "--lineage-out",
+        str(tmp_path / "lineage.json"),
+        "--mutation-weight",
+        "widen_ffn=3",
+        "--mutation-steps",
+        "1",
+    ]
+    args += ["--score-weight-ppl", "1.0", "--score-weight-novelty", "0.5", "--cleanup-old-checkpoints"]
+    with pytest.raises(SystemExit) as end:
+        execute(run_live().app, "run_live.py", args)
+    assert end.value.code == 0
+    run = tmp_path / "frontier_tiny"
+    assert out.read_bytes() == (run / "frontier.json").read_bytes()
+    assert (tmp_path / "lineage.json").read_bytes() == (run / "lineage.json").read_bytes()
+    assert list((tmp_path / "weights").glob("*.safetensors"))
+    resolved = load(run / "experiment.yaml")
+    assert resolved.evolution.parent_selection == "weighted"
+    assert resolved.evolution.weights == {"ppl": 1.0, "novelty": 0.5}
+    assert resolved.evolution.mutation_weights == {"widen_ffn": 3.0}
+    assert resolved.data.eval_tokens == 128
+    assert {node["steps"] for node in json.loads((run / "lineage.json").read_bytes())["nodes"]} == {3}
+
+
+def test_the_script_is_a_program_of_its_own() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "run_live.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--steps", "--lineage-out", "--parent-selection", "--score-weight-long-recall", "--mutation-weight"):
+        assert flag in done.stdout
+
+
+@pytest.mark.parametrize(("steps", "rungs"), [(1, (0, 1)), (2, (1, 1)), (40, (13, 27)), (5000, (1667, 3333))])
+def test_steps_are_shared_out_over_both_rungs(config: Path, steps: int, rungs: tuple[int, int]) -> None:
+    experiment = with_options(read(config).parse(Experiment), steps=steps)
+    assert (experiment.evolution.rung1_tokens, experiment.evolution.rung2_tokens) == (rungs[0] * 128, rungs[1] * 128)
+    assert experiment.train.max_tokens >= steps * 128
+
+
+def test_configs_are_valid_and_of_the_size_they_say() -> None:
+    smoke = read(ROOT / "configs" / "live_smoke.yaml").parse(Experiment)
+    evolution = smoke.evolution
+    assert evolution.generations >= 3
+    assert evolution.generations * evolution.population >= 18
+    phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
+    blueprint = phi.model.with_vocab(32768)
+    assert 95e6 < costs(blueprint, phi.data.seq_len)["params"] < 110e6
+    assert phi.train.bf16
+
+
+def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
+    phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
+    blueprint: Blueprint = phi.model.with_vocab(32768)
+    with torch.device("meta"):
+        model = LanguageModel(blueprint)
+        logits_BTV = model(torch.zeros(2, 1024, dtype=torch.int64))
+    assert logits_BTV.shape == (2, 1024, 32768)
+    assert sum(parameter.numel() for parameter in model.parameters()) == costs(blueprint, 1024)["params"]
