@@ -16,7 +16,10 @@ from morphogen.parts.base import Part
 from morphogen.parts.gating import LayerScale
 from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.linear_attention import DECAYS, LinearAttention
+from morphogen.parts.mamba import Mamba
+from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP
+from morphogen.parts.moe import MoE
 
 VOCAB = 37
 
@@ -88,6 +91,55 @@ def mlps(draw: st.DrawFn) -> MLP:
     return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation)
 
 
+def ssm_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of either kind of state-space layer: odd sizes, chunks shorter and longer than the tests' sequences."""
+    return {
+        "d_state": draw(st.sampled_from([1, 3, 8, 16])),
+        "d_conv": draw(st.integers(1, 5)),
+        "expand": draw(st.sampled_from([0.5, 1.0, 1.5, 2.0])),
+        "chunk": draw(st.sampled_from([None, 1, 5, 16, 64])),
+        "gate": draw(st.booleans()),
+    }
+
+
+@st.composite
+def mamba2s(draw: st.DrawFn) -> Mamba2:
+    """Mamba-2, its heads not always dividing the inner channels."""
+    return Mamba2(**ssm_fields(draw), head_dim=draw(st.sampled_from([1, 3, 4, 8])))
+
+
+@st.composite
+def mambas(draw: st.DrawFn) -> Mamba:
+    """Mamba."""
+    return Mamba(**ssm_fields(draw), dt_rank=draw(st.sampled_from([None, 1, 3])))
+
+
+@st.composite
+def moes(draw: st.DrawFn) -> MoE:
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, other kinds."""
+    own = draw(st.integers(2, 4))
+    others = draw(st.lists(mlps(), max_size=1))
+    twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
+    greedy = draw(st.booleans())
+    return MoE(
+        hidden=draw(st.sampled_from([1, 7, 8, 16])),
+        n_experts=own + len(others) + len(twins),
+        k=draw(st.integers(1, 3 if own + len(others) > 2 else 2)),
+        activation=draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"])),
+        shared=draw(st.integers(0, 2)),
+        shared_hidden=draw(st.sampled_from([None, 5, 8])),
+        router_type=draw(st.sampled_from(["softmax", "sigmoid"])),
+        router_temperature=draw(st.sampled_from([0.5, 1.0])),
+        router_bias=draw(st.sampled_from(["none", "aux_free"])),
+        balance=draw(st.sampled_from([0.0, 0.01])),
+        z_loss=draw(st.sampled_from([0.0, 1e-3])),
+        capacity_factor=draw(st.sampled_from([1.0, 1.5])) if greedy else None,
+        drop_policy="greedy" if greedy else "none",
+        experts=tuple(others),
+        twins=tuple(twins),
+    )
+
+
 @st.composite
 def layer_scales(draw: st.DrawFn, slots: tuple[str, ...] = ("attn", "ffn")) -> LayerScale:
     """A learned scale on some of the block's branches."""
@@ -101,7 +153,10 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
     ("attn", "LINEAR"): linear_attentions,
+    ("ssm", "mamba2"): mamba2s,
+    ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,
+    ("ffn", "moe"): moes,
 }
 
 #: (slot, kind) -> strategy of the block's slots, for parts that act on the block's branches
@@ -117,8 +172,12 @@ def parts(slot: str) -> st.SearchStrategy[Part]:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Block:
-    """A block without an id: attention, feed-forward or both, with up to one modifier."""
-    slots = draw(st.sampled_from([("attn", "ffn"), ("attn", "ffn"), ("attn",), ("ffn",)]))
+    """A block without an id: attention, state space, feed-forward or several, with up to one modifier."""
+    slots = draw(
+        st.sampled_from(
+            [("attn", "ffn"), ("attn", "ffn"), ("ssm", "ffn"), ("attn", "ssm", "ffn"), ("attn",), ("ssm",), ("ffn",)]
+        )
+    )
     branches = {slot: draw(parts(slot)) for slot in slots}
     modifiers = [make(slots) for make in MODIFIERS.values()]
     extras = draw(st.lists(st.one_of(modifiers), max_size=1))

@@ -76,7 +76,7 @@ BAD_FILES = {
     "unknown field of a part": ("heads: 2", "heads: 2, spasity: block", "model.blocks[0].attn.spasity: unknown field"),
     "wrong type": ("lr: 0.01", "lr: fast", "train.lr: got 'fast', expected"),
     "wrong kind": ("kind: dense", "kind: dens", "model.blocks[0].ffn.kind: got 'dens', expected one of dense"),
-    "no kind": ("kind: dense, ", "", "model.blocks[0].ffn.kind: got"),
+    "no kind": ("kind: dense, ", "", "model.blocks[0].ffn: got"),
     "negative size": ("hidden: 32", "hidden: -32", "model.blocks[0].ffn.hidden: got -32, expected"),
     "heads that cannot be shared out": ("kind: MHA, heads: 2", "kind: GQA, heads: 6, kv_groups: 4", "kv_groups 4"),
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),

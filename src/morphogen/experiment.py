@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from morphogen.blueprint.schema import TAG, Blueprint
-from morphogen.parts.base import Frozen
+from morphogen.blueprint.schema import Blueprint
+from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -41,7 +41,9 @@ class Train(Frozen):
     Guards: `instability_threshold` bounds the gradient norm (stop reason high_grad); `entropy_threshold` (nats) bounds
     the mean entropy of the predicted next-token distribution from below for `entropy_patience` checks in a row
     (low_entropy); `no_improve_patience` checks without a relative gain of `improvement_tolerance` in the training loss
-    (no_improve). `ppl_stop_threshold` is the gate after rung 1: held-out perplexity above it ends the candidate.
+    (no_improve). `router_lb_coeff` multiplies the load-balance losses that the blueprint's routers ask for;
+    `router_entropy_coeff` times the entropy of routing (nats) is taken off the loss. `ppl_stop_threshold` is the gate
+    after rung 1: held-out perplexity above it ends the candidate.
     """
 
     lr: PositiveFloat = 3e-3
@@ -53,6 +55,8 @@ class Train(Frozen):
     weight_decay: NonNegativeFloat = 0.1
     seed: NonNegativeInt = 0
     init_checkpoint: str | None = None
+    router_lb_coeff: NonNegativeFloat = 1.0
+    router_entropy_coeff: NonNegativeFloat = 0.0
     entropy_threshold: NonNegativeFloat = 0.5
     entropy_patience: PositiveInt = 3
     instability_threshold: PositiveFloat = 5.0

@@ -1,7 +1,7 @@
 """Blueprint to LanguageModel. B batch, T tokens, D model dim, V vocabulary."""
 
-import zlib
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
-from morphogen.parts.base import Branch, Context, Modulation, Spec, State
-from morphogen.parts.initial import draw
+from morphogen.parts.base import Branch, Context, Modulation, Record, Spec, State
+from morphogen.parts.initial import draw, stream
 from morphogen.parts.layers import Linear, make_norm
 
 #: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict.
@@ -67,6 +67,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.blueprint = blueprint
         self.recompute = False
+        self.record: Record | None = None
         ctx = blueprint.context()
         self.emb = nn.Embedding(ctx.vocab, ctx.dim, _weight=torch.empty(ctx.vocab, ctx.dim))
         self.dropout = nn.Dropout(blueprint.emb.dropout)
@@ -80,8 +81,36 @@ class LanguageModel(nn.Module):
         """Normalised final hidden states, (B, T, D)."""
         x_BTD = self.dropout(self.emb(ids_BT))
         for block in self.blocks:
-            x_BTD = checkpoint(block, x_BTD, use_reentrant=False) if self.recompute and self.training else block(x_BTD)
+            x_BTD = self._recomputed(block, x_BTD) if self.recompute and self.training else block(x_BTD)
         return cast(Tensor, self.norm(x_BTD))
+
+    def _recomputed(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
+        """The block, run again in the backward pass. What it reports then goes to a record that nobody reads."""
+        if self.record is None:
+            return cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False))
+        contexts = (contextlib.nullcontext(), self.recording())
+        return cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False, context_fn=lambda: contexts))
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[Record]:
+        """A record that branches report to in the forward passes made in this context.
+
+        >>> with model.recording() as record:
+        ...     loss = loss_of(model(ids_BT))
+        >>> auxiliary = record.loss({"balance": 1.0})
+        """
+        record, outer = Record(), self.record
+        self._report_to(record)
+        try:
+            yield record
+        finally:
+            self._report_to(outer)
+
+    def _report_to(self, record: Record | None) -> None:
+        self.record = record
+        for module in self.modules():
+            if isinstance(module, Branch):
+                module.record = record
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V); position t sees tokens 0..t."""
@@ -186,8 +215,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def fresh(gene: Gene, name: str, spec: Spec, seed: int) -> Tensor:
     """A fresh fp32 tensor. Its stream derives from the seed and the gene, so that position and order do not matter."""
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(f"{gene.key}/{name}".encode()))
-    return draw(spec.init, spec.shape, generator)
+    return draw(spec.init, spec.shape, stream(seed, gene.key, name))
 
 
 def initial_state(blueprint: Blueprint, seed: int) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ EXACT = (
     "widen_dim",
     "untie_head",
     "insert_attn",
+    "insert_ssm",
     "insert_ffn",
 )
 LOSSY = (
@@ -36,6 +37,7 @@ LOSSY = (
     "tie_head",
     "remove_branch",
     "toggle_parallel",
+    "toggle_ssm",
 )
 
 

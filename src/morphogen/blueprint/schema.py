@@ -6,34 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import Field, GetCoreSchemaHandler, PositiveFloat, PositiveInt, model_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
 from morphogen.errors import InputError
-from morphogen.parts.base import Context, Frozen, Modifier, NormKind, Part, registered
+from morphogen.parts.base import Context, Frozen, Modifier, NormKind, Part, PartIn
 from morphogen.parts.stem import Stem
-
-#: How a union's tag looks in a pydantic error location, so that messages can leave it out.
-TAG = "kind="
-
-
-@dataclass(frozen=True)
-class PartIn:
-    """Marks a field that holds any registered part of a slot, told apart by `kind` (or `type`)."""
-
-    slot: str
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {TAG + kind: handler.generate_schema(cls) for kind, cls in registered(self.slot).items()}
-
-        def tag(value: Any) -> str | None:
-            if isinstance(value, Part):
-                return TAG + value.label
-            kind = value.get("kind", value.get("type")) if isinstance(value, Mapping) else None
-            return None if kind is None else TAG + str(kind)
-
-        return core_schema.tagged_union_schema(choices, tag)
 
 
 class Embedding(Frozen):
@@ -55,7 +33,7 @@ GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
 class Block(Frozen):
-    """An ordered list of residual branches: attn, extras, ffn.
+    """An ordered list of residual branches: attn, ssm, extras, ffn.
 
     id: stable gene id, assigned when absent. origin: the gene this block was copied from; a child without a parent
     block of its own id inherits from that one. parallel: all branches read the block's input.
@@ -64,6 +42,7 @@ class Block(Frozen):
     id: GeneId = ""
     origin: GeneId | None = None
     attn: Annotated[Part, PartIn("attn")] | None = None
+    ssm: Annotated[Part, PartIn("ssm")] | None = None
     extras: tuple[Annotated[Part, PartIn("extra")], ...] = ()
     ffn: Annotated[Part, PartIn("ffn")] | None = None
     parallel: bool = False
@@ -72,7 +51,9 @@ class Block(Frozen):
     def _something_to_do(self) -> Self:
         slots = self.slots()
         if not slots:
-            raise ValueError("block has no branch, expected at least one of attn, ffn or an extra that is a branch")
+            raise ValueError(
+                "block has no branch, expected at least one of attn, ssm, ffn or an extra that is a branch"
+            )
         for extra in self.extras:
             if isinstance(extra, Modifier):
                 missing = sorted(set(extra.acts_on()) - slots)
@@ -94,6 +75,8 @@ class Block(Frozen):
         """(slot, path below the block, part) in the order they run."""
         if self.attn is not None:
             yield "attn", "attn", self.attn
+        if self.ssm is not None:
+            yield "ssm", "ssm", self.ssm
         for i, extra in enumerate(self.extras):
             yield "extra", f"extras.{i}", extra
         if self.ffn is not None:

@@ -14,9 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from morphogen.blueprint.schema import TAG, PartIn
 from morphogen.errors import InputError, nearest
-from morphogen.parts.base import registered
+from morphogen.parts.base import TAG, PartIn
 
 M = TypeVar("M", bound=BaseModel)
 Loc = tuple[int | str, ...]
@@ -159,16 +158,16 @@ def _place(tree: Any, loc: Loc) -> tuple[int, int, str]:
 def _fields(cls: type[BaseModel], loc: Loc) -> set[str]:
     """Field names allowed in the mapping at `loc`."""
     models: set[type[BaseModel]] = {cls}
-    slots: set[str] = set()
+    marks: list[PartIn] = []
     for step in loc:
         if isinstance(step, int):
             continue
         if step.startswith(TAG):
             tag = step.removeprefix(TAG)
-            models = {c for slot in slots for kind, c in registered(slot).items() if kind == tag} or models
+            models = {c for mark in marks for kind, c in mark.choices().items() if kind == tag} or models
             continue
         found = [m.model_fields[step] for m in models if step in m.model_fields]
-        slots = {m.slot for f in found for m in (*f.metadata, *_metadata(f.annotation)) if isinstance(m, PartIn)}
+        marks = [m for f in found for m in (*f.metadata, *_metadata(f.annotation)) if isinstance(m, PartIn)]
         models = {m for f in found for m in _models(f.annotation)}
     return {name for m in models for name in m.model_fields}
 

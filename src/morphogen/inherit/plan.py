@@ -9,7 +9,7 @@ from typing import Literal
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
-from morphogen.parts.base import ZEROS, Alignment, AxisMap, Frozen, Init, Modifier, Spec, flat
+from morphogen.parts.base import ZEROS, Alignment, Axes, AxisMap, Frozen, Init, Modifier, Spec, flat
 
 
 class PlannedAxis(Frozen):
@@ -24,6 +24,7 @@ class TensorPlan(Frozen):
     """Where one child tensor comes from.
 
     source: the parent tensor's name, None for a fresh one. parent: which parent. dims: per dimension, its factors.
+    order: for each of them, which of the source's factors it is, where the source has them in another order.
     scale: multiplies carried entries. init, init_args: how fresh entries are drawn. zero, mean: axes along which fresh
     entries are zero, or the mean of the carried ones (weighted by the product of the vectors `weights`).
     clear: the whole tensor is zero. gene, name: the stream fresh entries are drawn from.
@@ -36,6 +37,7 @@ class TensorPlan(Frozen):
     source: str | None = None
     parent: int | None = None
     dims: tuple[tuple[PlannedAxis, ...], ...] = ()
+    order: tuple[int, ...] = ()
     scale: float = 1.0
     init: str
     init_args: tuple[float, ...] = ()
@@ -48,7 +50,7 @@ class TensorPlan(Frozen):
     def verbatim(self) -> bool:
         """True when the tensor is carried over bit for bit."""
         whole = all(planned.take.identity for dim in self.dims for planned in dim)
-        return self.source is not None and whole and self.scale == 1.0 and not self.clear
+        return self.source is not None and whole and self.scale == 1.0 and not self.clear and not self.order
 
 
 class Plan(Frozen):
@@ -126,7 +128,7 @@ def _same(a: Block, b: Block) -> bool:
 
 def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
     for name, spec in gene.part.specs(gene.ctx).items():
-        init = ZEROS if clear_writers and name in gene.part.writers else spec.init
+        init = ZEROS if clear_writers and gene.part.writes(name) else spec.init
         draft.tensors.append(
             TensorPlan(
                 tensor=gene.tensor(name),
@@ -145,14 +147,15 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
     lossy: list[str] = []
     for name, spec in part.specs(gene.ctx).items():
         origin = aligned.sources.get(name)
-        writes = name in part.writers
+        writes = part.writes(name)
         init: Init = aligned.init.get(name, spec.init)
         common = {"tensor": gene.tensor(name), "gene": gene.key, "name": name, "shape": spec.shape}
         if origin is None:
             init = ZEROS if writes else init
             draft.tensors.append(TensorPlan(**common, init=init.name, init_args=init.args))
             continue
-        dims = _dims(gene, name, spec, specs[origin], aligned, which, sizes, their_sizes)
+        dims = _dims(gene, name, spec, aligned, which, sizes, their_sizes)
+        order = _order(gene, name, dims, aligned.parent_axes.get(name, specs[origin].axes))
         shrunk = {p.axis for dim in dims for p in dim if p.take.how in ("largest", "mean")}
         lossy += sorted(shrunk)
         zero, mean = aligned.zero.get(name, ()), aligned.mean.get(name, ())
@@ -167,6 +170,7 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
                 source=source.tensor(origin),
                 parent=which,
                 dims=dims,
+                order=order,
                 scale=aligned.scales.get(name, 1.0),
                 init=init.name,
                 init_args=init.args,
@@ -188,27 +192,36 @@ def _dims(
     gene: Gene,
     name: str,
     spec: Spec,
-    theirs: Spec,
     aligned: Alignment,
     which: int,
     sizes: Mapping[str, int],
     their_sizes: Mapping[str, int],
 ) -> tuple[tuple[PlannedAxis, ...], ...]:
     """Every factor of every dimension of one tensor."""
-    axes = aligned.axes.get(name, spec.axes)
-    if aligned.parent_axes.get(name, theirs.axes) != axes:
-        raise ValueError(f"{gene.key}.{name}: axes {theirs.axes} cannot be aligned with {axes}")
     out = []
-    for factors in flat(axes):
+    for factors in flat(aligned.axes.get(name, spec.axes)):
         planned = []
         for axis in factors:
-            size, parent_size = sizes[axis], their_sizes[axis]
-            how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
-            take = aligned.maps.get(axis) or AxisMap(how=how, size=size, parent_size=parent_size)
+            take = aligned.maps.get(axis)
+            if take is None:
+                size, parent_size = sizes[axis], their_sizes[axis]
+                how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
+                take = AxisMap(how=how, size=size, parent_size=parent_size)
             group = f"dim/{which}" if axis == "dim" else f"{gene.key}/{axis}"
             planned.append(PlannedAxis(axis=axis, group=group, take=take))
         out.append(tuple(planned))
     return tuple(out)
+
+
+def _order(gene: Gene, name: str, dims: tuple[tuple[PlannedAxis, ...], ...], parent_axes: Axes) -> tuple[int, ...]:
+    """For each of the child's factors, its place among the parent's; empty when that is the same."""
+    mine = [planned.axis for dim in dims for planned in dim]
+    theirs = [axis for factors in flat(parent_axes) for axis in factors]
+    if mine == theirs:
+        return ()
+    if sorted(mine) != sorted(theirs) or len(set(mine)) < len(mine):
+        raise ValueError(f"{gene.key}.{name}: axes {parent_axes} cannot be aligned with {mine}")
+    return tuple(theirs.index(axis) for axis in mine)
 
 
 def _channel_scales(source: Gene) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Carrying a plan out on tensors, with a count of what was carried and what was drawn afresh."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.plan import Plan, TensorPlan, plan
 from morphogen.network import initial_state
 from morphogen.parts.base import AxisMap, Init
-from morphogen.parts.initial import draw
+from morphogen.parts.initial import draw, stream
 
 State = dict[str, Tensor]
 
@@ -151,18 +150,17 @@ def _tensor(
     if item.source is None or item.parent is None:
         return _drawn(item, seed).to(dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
     source, marks = parents[item.parent].state[item.source].detach().cpu(), parents[item.parent].marks[item.source]
-    if item.verbatim:
+    if item.verbatim and tuple(source.shape) == item.shape:
         return source.clone(memory_format=torch.contiguous_format), marks
     if item.clear:
         return torch.zeros(item.shape, dtype=dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
-    their_sizes = [planned.take.parent_size for dim in item.dims for planned in dim]
     sizes = [axis.size for axis in axes]
     whole = all(not axis.fresh for axis in axes)
     out = torch.empty(sizes, dtype=dtype) if whole else _drawn(item, seed).to(dtype).reshape(sizes)
-    carried = source.to(dtype).reshape(their_sizes)
-    flags = torch.ones(their_sizes, dtype=torch.bool) if marks.carried is None else marks.carried.reshape(their_sizes)
+    carried = _factored(source.to(dtype), item)
+    flags = torch.ones(carried.shape, dtype=torch.bool) if marks.carried is None else _factored(marks.carried, item)
     for k, axis in enumerate(axes):
         carried, flags = _take(carried, k, axis), _take(flags, k, axis)
     if item.scale != 1.0:
@@ -182,9 +180,17 @@ def _tensor(
     return out.reshape(item.shape), Marks(done, resized)
 
 
+def _factored(source: Tensor, item: TensorPlan) -> Tensor:
+    """A parent's tensor with one dimension per factor, in the child's order."""
+    sizes = [planned.take.parent_size for dim in item.dims for planned in dim]
+    if not item.order:
+        return source.reshape(sizes)
+    theirs = [size for _, size in sorted(zip(item.order, sizes, strict=True))]
+    return source.reshape(theirs).permute(item.order)
+
+
 def _drawn(item: TensorPlan, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(f"{item.gene}/{item.name}".encode()))
-    return draw(Init(item.init, item.init_args), item.shape, generator)
+    return draw(Init(item.init, item.init_args), item.shape, stream(seed, item.gene, item.name))
 
 
 def _take(x: Tensor, k: int, axis: Axis) -> Tensor:
@@ -246,7 +252,7 @@ def _survivors(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, 
                 continue
             sizes[planned.group] = planned.take.size
             source = parents[item.parent].state[item.source].detach()
-            view = source.reshape([p.take.parent_size for p in factors]).double()
+            view = _factored(source, item).double()
             norm = view.square().sum([i for i in range(view.dim()) if i != k])
             scores[planned.group] = scores[planned.group] + norm if planned.group in scores else norm
     return {

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import AliasChoices, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from morphogen.ops.elementwise import apply_rope, rope_rotations
 from morphogen.ops.kv_cache import attend_on, remember, seen
@@ -227,7 +228,7 @@ class Attention(Cached):
         """Beyond the default: kv heads that split or merge, and head_dim, which changes the softmax scale and RoPE."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Attention):
-            return plain
+            return plain or self.in_common(parent, ctx, parent_ctx)
         exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
         scales, zero = dict(plain.scales), dict(plain.zero)
         mean: dict[str, tuple[str, ...]] = {}
@@ -377,7 +378,7 @@ class Gate(nn.Module):
 
     def forward(self, x_BTD: Tensor, y_BTF: Tensor) -> Tensor:
         """Input (B, T, D) and gated tensor (B, T, F) to (B, T, F)."""
-        logits = nn.functional.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
+        logits = F.linear(x_BTD, self.weight) if self.dense else self.diagonal * y_BTF
         return (2.0 * torch.sigmoid(logits)).to(y_BTF.dtype) * y_BTF
 
 

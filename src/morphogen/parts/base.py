@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import torch
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
 from morphogen.errors import OperatorError, unknown
@@ -118,7 +120,8 @@ class Alignment:
     """How a child part finds its tensors in a parent part.
 
     sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
-    from the declared ones. maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
+    from the declared ones; the same names in any order. Names that `sizes` does not know take theirs from `maps`.
+    maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
     zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
     init: how fresh entries start, where not as in a new part.
     exact: whether this part computes the same function after the splice, given that fresh entries are placed so.
@@ -142,7 +145,8 @@ class Part(Frozen):
     slot: where it may stand. axes: every tensor it can have, with its factored axes. initial: how tensors start, where
     not `NORMAL`. zero_init: tensor -> inner axes along which new entries start at zero so that a new unit changes
     nothing. writers: tensors whose `dim` axis is added to the residual stream. buffers: tensors training leaves alone.
-    size_fields: fields that set sizes or names only; any other field's change changes the function.
+    size_fields: fields that set sizes or names only; any other field's change changes the function. pointwise: whether
+    a token's output depends on that token alone.
     """
 
     slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem"]]
@@ -152,6 +156,7 @@ class Part(Frozen):
     writers: ClassVar[frozenset[str]] = frozenset()
     buffers: ClassVar[frozenset[str]] = frozenset()
     size_fields: ClassVar[frozenset[str]] = frozenset()
+    pointwise: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -213,19 +218,27 @@ class Part(Frozen):
         for name, axes in self.axes.items():
             if name not in gone:
                 init = self.initial.get(name, NORMAL)
-                if name in self.writers and init == NORMAL:
+                if self.writes(name) and init == NORMAL:
                     init = Init("fan_in_normal", (1.0 / math.sqrt(2 * max(1, ctx.branches)),))
                 out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
         return out
 
+    def writes(self, name: str) -> bool:
+        """Whether a tensor's `dim` axis is added to the residual stream."""
+        return name in self.writers
+
+    def bequeath(self, child: "Part", ctx: Context, child_ctx: Context) -> Alignment | None:
+        """How a child of another class, that knows nothing of this one, inherits; None where it cannot."""
+        return None
+
     def align(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
         """How this part inherits from `parent`; None when the kinds have nothing in common.
 
-        The default is, for a parent of the same class: tensors by name, axes by name, the norm rule wherever a norm
-        runs over an axis that grew, and exactness exactly when only sizes changed. For one of another: `shared`.
+        The default is for a parent of the same class: tensors by name, axes by name, the norm rule wherever a norm
+        runs over an axis that grew, and exactness exactly when only sizes changed.
         """
         if type(parent) is not type(self):
-            return self.shared(parent, ctx, parent_ctx)
+            return parent.bequeath(self, parent_ctx, ctx)
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
         changed = sorted(
             name
@@ -240,7 +253,7 @@ class Part(Frozen):
             zero=self.zero_init,
         )
 
-    def shared(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
+    def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
         common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
@@ -288,10 +301,61 @@ class Modifier(Part):
 State = dict[str, Tensor]
 
 
+class Record:
+    """What branches report of the forward passes made while it is open (`LanguageModel.recording`).
+
+    losses: auxiliary losses by name, with their graph, so a record must not outlive its step. figures: numbers to
+    watch, by name. tallies: counts that a branch wants back after the optimizer's step.
+    """
+
+    def __init__(self) -> None:
+        self.losses: dict[str, list[Tensor]] = {}
+        self.figures: dict[str, list[Tensor]] = {}
+        self.tallies: dict[Branch, Tensor] = {}
+
+    def add_loss(self, name: str, loss: Tensor) -> None:
+        """One branch's auxiliary loss, a scalar times its coefficient in the blueprint."""
+        self.losses.setdefault(name, []).append(loss)
+
+    def add_figure(self, name: str, value: Tensor) -> None:
+        """One branch's figure, a scalar."""
+        self.figures.setdefault(name, []).append(value.detach())
+
+    def add_tally(self, branch: "Branch", counts: Tensor) -> None:
+        """Counts, added up over the passes of a branch that runs more than once."""
+        self.tallies[branch] = self.tallies[branch] + counts if branch in self.tallies else counts
+
+    def loss(self, coefficients: Mapping[str, float]) -> Tensor | None:
+        """The sum of all losses, each times the coefficient of its name (1 where none is given); None without any."""
+        terms = [
+            coefficients.get(name, 1.0) * torch.stack(losses).sum()
+            for name, losses in self.losses.items()
+            if coefficients.get(name, 1.0) != 0.0
+        ]
+        return torch.stack(terms).sum() if terms else None
+
+    def means(self) -> dict[str, Tensor]:
+        """Every figure, the mean over branches, in order of name."""
+        return {name: torch.stack(values).mean() for name, values in sorted(self.figures.items())}
+
+    def settle(self) -> None:
+        """Give the branches their tallies; after the optimizer's step, once."""
+        for branch, counts in self.tallies.items():
+            branch.settle(counts)
+
+
 class Branch(nn.Module):
-    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width."""
+    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width.
+
+    record: where to report auxiliary losses and figures while a recording is open, else None.
+    """
 
     norm: nn.Module
+    record: Record | None = None
+
+    def settle(self, counts: Tensor) -> None:
+        """Change buffers by what was tallied over a training step."""
+        raise NotImplementedError  # only for kinds that tally
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""
@@ -331,6 +395,41 @@ def registered(slot: str) -> dict[str, type[Part]]:
     return {kind: cls for (where, kind), cls in REGISTRY.items() if where == slot}
 
 
+#: How a union's tag looks in a pydantic error location, so that messages can leave it out.
+TAG = "kind="
+
+
+@dataclass(frozen=True)
+class PartIn:
+    """Marks a field that holds a registered part, told apart by `kind` (or `type`).
+
+    slot: where it may stand. also: further slots whose branches it may be. without: kinds that it may not be. A class
+    that has such a field itself is built late, when every kind is registered (pydantic's `defer_build`).
+    """
+
+    slot: str
+    also: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+
+    def choices(self) -> dict[str, type[Part]]:
+        """kind -> class."""
+        more = {
+            kind: cls for slot in self.also for kind, cls in registered(slot).items() if not issubclass(cls, Modifier)
+        }
+        return {kind: cls for kind, cls in (registered(self.slot) | more).items() if kind not in self.without}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {TAG + kind: handler.generate_schema(cls) for kind, cls in self.choices().items()}
+
+        def tag(value: Any) -> str | None:
+            if isinstance(value, Part):
+                return TAG + value.label
+            kind = value.get("kind", value.get("type")) if isinstance(value, Mapping) else None
+            return None if kind is None else TAG + str(kind)
+
+        return core_schema.tagged_union_schema(choices, tag)
+
+
 def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
     """Each dimension's factors, slowest first."""
     for axis in axes:
@@ -349,6 +448,7 @@ class BlockLike(Protocol):
     """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
 
     attn: Part | None
+    ssm: Part | None
     extras: tuple[Part, ...]
     ffn: Part | None
     parallel: bool
@@ -383,7 +483,7 @@ OPERATORS: dict[str, Operator] = {}
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P", bound=Part)
 T = TypeVar("T")
-PartAct = Callable[[P, Context, np.random.Generator], P | None]
+PartAct = Callable[[P, Context, np.random.Generator], Part | None]
 
 
 def find_operator(name: str) -> Operator:
@@ -407,7 +507,10 @@ def _add(
 
 
 def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
-    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply."""
+    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
+
+    What it gives may be a part of another class for the same slot.
+    """
     return _add("part", preserves, target)
 
 

@@ -25,14 +25,14 @@ from morphogen.parts.base import (
     pick,
 )
 
-Target = Literal["attn", "extra", "ffn"]
+Target = Literal["attn", "ssm", "extra", "ffn"]
 
 
 class LayerScale(Modifier):
     """`x + s ⊙ branch(x)` with a learned vector s per target, starting at `init`. Ref: arXiv 2103.17239."""
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {"attn": ("dim",), "extra": ("dim",), "ffn": ("dim",)}
+    axes: ClassVar[Mapping[str, Axes]] = dict.fromkeys(("attn", "ssm", "extra", "ffn"), ("dim",))
     size_fields: ClassVar = frozenset({"targets", "init"})
 
     kind: Literal["layer_scale"] = "layer_scale"
@@ -103,7 +103,7 @@ class Scales(Modulation):
 
 def present(block: BlockLike) -> list[str]:
     """The block's slots that hold a branch."""
-    slots = [slot for slot, part in (("attn", block.attn), ("ffn", block.ffn)) if part]
+    slots = [slot for slot, part in (("attn", block.attn), ("ssm", block.ssm), ("ffn", block.ffn)) if part]
     if any(not isinstance(extra, Modifier) for extra in block.extras):
         slots.append("extra")
     return slots

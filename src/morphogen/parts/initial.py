@@ -1,6 +1,7 @@
 """Initialisers by name, so that a plan can say as plain data how fresh entries are drawn."""
 
 import math
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -41,7 +42,32 @@ def vector(shape: tuple[int, ...], generator: torch.Generator, *values: float) -
     return torch.tensor(values).reshape(shape)
 
 
-INITIALISERS: dict[str, Initialiser] = {f.__name__: f for f in (fan_in_normal, normal, zeros, ones, constant, vector)}
+def log_uniform(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:
+    """The logarithms of values uniform in [low, high)."""
+    return torch.log(low + (high - low) * torch.rand(shape, generator=generator))
+
+
+def log_count(shape: tuple[int, ...], generator: torch.Generator, count: float) -> Tensor:
+    """The logarithms of 1 to `count`, each for an equal share of the entries, in order. S4D-real, 2206.11893."""
+    steps = torch.arange(1, int(count) + 1, dtype=torch.float32).log()
+    return steps.repeat_interleave(math.prod(shape) // int(count)).reshape(shape)
+
+
+def softplus_inverse(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:
+    """What a softplus turns into values log-uniform in [low, high)."""
+    value = torch.exp(math.log(low) + math.log(high / low) * torch.rand(shape, generator=generator))
+    return value + torch.log(-torch.expm1(-value))
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    f.__name__: f
+    for f in (fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse)
+}
+
+
+def stream(seed: int, gene: str, name: str) -> torch.Generator:
+    """The generator of one tensor's fresh entries. All of the seed counts: torch's own reads its lower 32 bits only."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{gene}/{name}".encode()))
 
 
 def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -175,7 +175,7 @@ class LinearAttention(Part):
         """Beyond the default: new value channels under an output norm are silent, and more key channels rescale q."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, LinearAttention):
-            return plain
+            return plain or self.in_common(parent, ctx, parent_ctx)
         zero, scales, exact, note = dict(plain.zero), dict(plain.scales), plain.exact, plain.note
         if not self.normalised:
             zero |= {"o.weight": ("kv_heads", "group"), "v.weight": ("v_dim",)}

@@ -30,6 +30,7 @@ class MLP(Part):
     zero_init: ClassVar = {"down.weight": ("hidden",)}
     writers: ClassVar = frozenset({"down.weight"})
     size_fields: ClassVar = frozenset({"hidden"})
+    pointwise: ClassVar = True
 
     kind: Literal["dense"] = "dense"
     hidden: PositiveInt
@@ -78,11 +79,11 @@ class FeedForward(Branch):
 
 
 def scaled(size: int, factor: float, multiple: int = 8) -> int:
-    """`size` times `factor`, rounded to a multiple, at least one, and on the side of `size` that `factor` says."""
-    new = max(multiple, round(size * factor / multiple) * multiple)
-    if new != size and (new > size) == (factor > 1):
-        return new
-    return size + (multiple if factor > 1 else -min(multiple, size - 1))
+    """`size` times `factor`, rounded to a multiple but always larger for a factor above 1, else smaller (0 below 1)."""
+    new = round(size * factor / multiple) * multiple
+    if factor > 1:
+        return new if new > size else (size // multiple + 1) * multiple
+    return new if 0 < new < size else (size - 1) // multiple * multiple or size // 2
 
 
 @operator(MLP, preserves=True)

@@ -53,11 +53,13 @@ Progress = Callable[[StepInfo], None]
 
 @dataclass
 class Trace:
-    """Step by step: loss (nats per token), gradient norm before clipping, seconds."""
+    """Step by step: loss (nats per token, without auxiliary losses), gradient norm before clipping, seconds, and the
+    figures that branches report, by name."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    figures: dict[str, list[float]] = field(default_factory=dict)
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,6 +115,7 @@ class Trainer:
         self.trace = Trace()
         self.step = 0
         self._parameters = self.updater.parameters
+        self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
     def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
@@ -145,7 +148,7 @@ class Trainer:
         return on_host.to(self.device, non_blocking=True)
 
     def _step(self, ids_BT1: Tensor) -> Tensor:
-        """One update: (loss, gradient norm, entropy or NaN), still on the device."""
+        """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
         if self.step == min(MEMORY_STEP, self.total_steps - 1):
             with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
                 return self._update(ids_BT1)
@@ -153,25 +156,33 @@ class Trainer:
 
     def _update(self, ids_BT1: Tensor) -> Tensor:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
-        with bf16:
+        with bf16, self.model.recording() as record:
             logits_BTV = self.model(ids_BT1[:, :-1])
             loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT1[:, 1:].flatten())
         entropy = _entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else loss.new_full((), math.nan)
         del logits_BTV  # the backward pass frees it early
-        loss.backward()  # type: ignore[no-untyped-call]
+        auxiliary = record.loss(
+            {"balance": self.train.router_lb_coeff, "router_entropy": -self.train.router_entropy_coeff}
+        )
+        (loss if auxiliary is None else loss + auxiliary).backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self._parameters, self.train.clip)
         self.updater.step(lr_scale(self.step, self.total_steps, self.warmup))
-        return torch.stack([loss.detach(), norm, entropy])
+        record.settle()
+        means = record.means()
+        self._figures = tuple(means)
+        return torch.stack([loss.detach(), norm, entropy, *means.values()])
 
     def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
         """Hand the steps just finished to the trace, the guards and whoever watches."""
         stop: StopReason | None = None
-        for k, (loss, norm, sampled) in enumerate(rows):
+        for k, (loss, norm, sampled, *figures) in enumerate(rows):
             step = self.step - len(rows) + k
             entropy = None if math.isnan(sampled) else sampled
             self.trace.losses.append(loss)
             self.trace.grad_norms.append(norm)
             self.trace.seconds.append(seconds)
+            for name, value in zip(self._figures, figures, strict=True):
+                self.trace.figures.setdefault(name, []).append(value)
             stop = stop or self.guards.observe(loss, norm, entropy)
             if progress is not None:
                 scale = lr_scale(step, self.total_steps, self.warmup)

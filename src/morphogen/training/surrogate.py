@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
 SAMPLE_BATCHES = 2
 #: Tokens decoded one by one when decoding is measured: enough for a median, some milliseconds each.
 DECODED_TOKENS = 16
+
+#: What branches report of themselves (router entropy, load, overflow) is the mean over the last so many training steps.
+FIGURE_STEPS = 50
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -174,6 +178,7 @@ class _Trial:
             "bpb_sample": shard_metrics(sample)["bpb"],
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
             "kv_bytes": self._decode(),
+            **{name: fmean(values[-FIGURE_STEPS:]) for name, values in trace.figures.items()},
         }
 
     def _decode(self) -> float:

@@ -3,7 +3,7 @@
 Those on a block are registered as block operators, the others as model operators.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import Context, Modifier, Part, block_operator, model_operator, pick
+from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP
 
 #: Widths that operators give are multiples of this.
@@ -22,6 +23,11 @@ def plain_attention(dim: int) -> Attention:
     head_dim = next((size for size in (32, 16, 8) if dim >= 2 * size), MULTIPLE)
     heads = 2 * max(1, dim // (2 * head_dim))
     return Attention(kind="GQA", heads=heads, head_dim=head_dim, kv_groups=2)
+
+
+def plain_ssm(dim: int) -> Mamba2:
+    """Mamba-2 with twice as many inner channels as the residual width, in heads of 32 where they fit."""
+    return Mamba2(head_dim=next((size for size in (32, 16, 8) if dim >= size), MULTIPLE))
 
 
 def plain_ffn(dim: int) -> MLP:
@@ -47,7 +53,7 @@ def insert_block(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | 
     else:
         # without the modifiers: those may not start neutral
         extras = tuple(extra for extra in model.extras if not isinstance(extra, Modifier))
-        block = Block(id=new_id, attn=model.attn, extras=extras, ffn=model.ffn, parallel=model.parallel)
+        block = model.model_copy(update={"id": new_id, "origin": None, "extras": extras})
     at = int(rng.integers(len(blueprint.blocks) + 1))
     return with_blocks(blueprint, (*blueprint.blocks[:at], block, *blueprint.blocks[at:]))
 
@@ -177,6 +183,12 @@ def insert_attn(block: Block, ctx: Context, rng: np.random.Generator) -> Block |
 
 
 @block_operator(preserves=True)
+def insert_ssm(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
+    """A state-space layer in a block that has none; its output starts at zero."""
+    return block.evolve(ssm=plain_ssm(ctx.dim)) if block.ssm is None else None
+
+
+@block_operator(preserves=True)
 def insert_ffn(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
     """A feed-forward layer in a block that has none; its output starts at zero."""
     return block.evolve(ffn=plain_ffn(ctx.dim)) if block.ffn is None else None
@@ -190,10 +202,33 @@ def remove_branch(block: Block, ctx: Context, rng: np.random.Generator) -> Block
         return None
     path = branches[int(rng.integers(len(branches)))]
     extras = [extra for i, extra in enumerate(block.extras) if path != f"extras.{i}"]
-    rest = {name: part for name, part in (("attn", block.attn), ("ffn", block.ffn)) if name != path and part}
-    slots = set(rest) | {"extra" for extra in extras if not isinstance(extra, Modifier)}
-    kept = tuple(fitted for extra in extras if (fitted := _fitted(extra, slots)) is not None)
-    return block.evolve(attn=rest.get("attn"), ffn=rest.get("ffn"), extras=kept)
+    parts = {name: None if name == path else part for name, part in _slots(block).items()}
+    return block.evolve(**parts, extras=_kept(extras, parts))
+
+
+@block_operator(preserves=False)
+def toggle_ssm(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
+    """A state-space layer in the place of attention, or the other way round; the new one starts silent."""
+    if (block.attn is None) == (block.ssm is None):
+        return None
+    parts = _slots(block)
+    if block.ssm is None:
+        parts |= {"attn": None, "ssm": plain_ssm(ctx.dim)}
+    else:
+        parts |= {"attn": plain_attention(ctx.dim), "ssm": None}
+    return block.evolve(**parts, extras=_kept(block.extras, parts))
+
+
+def _slots(block: Block) -> dict[str, Part | None]:
+    """The parts that are not extras."""
+    return {"attn": block.attn, "ssm": block.ssm, "ffn": block.ffn}
+
+
+def _kept(extras: Sequence[Part], parts: Mapping[str, Part | None]) -> tuple[Part, ...]:
+    """The extras of a block with such parts, without what acted on those that are gone."""
+    slots = {slot for slot, part in parts.items() if part is not None}
+    slots |= {"extra" for extra in extras if not isinstance(extra, Modifier)}
+    return tuple(fitted for extra in extras if (fitted := _fitted(extra, slots)) is not None)
 
 
 def _fitted(extra: Part, slots: set[str]) -> Part | None:

@@ -1,0 +1,324 @@
+"""State-space recurrences over a sequence: one decay per head (Mamba-2), or one per channel and state (Mamba).
+
+Each is one autograd function with a hand-written backward pass that keeps little and recomputes the rest. Sums run in
+fp32 at least, whatever the dtype of the inputs.
+
+B batch, T tokens, H heads, P head width, F = H·P channels, N state size,
+Q tokens of a chunk, C chunks of a sequence, R = B·C chunks in all
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from morphogen.ops.autocast import no_autocast
+
+#: Bytes of one array worked on at a time: on a CPU a part of its L2 cache, elsewhere enough to fill the device.
+CPU_TILE_BYTES = 2**18
+DEVICE_TILE_BYTES = 2**28
+
+
+def _fitting(row_bytes: int, device: torch.device) -> int:
+    """How many rows of that size to work on at a time."""
+    return max(1, (CPU_TILE_BYTES if device.type == "cpu" else DEVICE_TILE_BYTES) // max(1, row_bytes))
+
+
+# ----------------------------------------------------------------------------------- scalar decay per head (SSD)
+
+
+def ssd(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    a_H: Tensor,
+    b_BTN: Tensor,
+    c_BTN: Tensor,
+    d_H: Tensor,
+    state_BNHP: Tensor | None = None,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """state ← exp(dt·a)·state + dt·b xᵀ; y = state c + d·x. Returns y_BTHP in x's dtype, and the last state_BNHP.
+
+    a: negative. state_BNHP: the one to start from, None for zeros. Within a chunk of Q tokens the recurrence is a
+    masked matmul of scores c bᵀ with decays; the decays are exponentials of sums over segments, never of differences
+    of sums, so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
+    Ref: arXiv 2405.21060.
+    """
+    y_BTHP, last_BNHP = _SSD.apply(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, state_BNHP, min(chunk, x_BTHP.shape[1]))  # type: ignore[no-untyped-call]
+    return y_BTHP, last_BNHP
+
+
+class _Decays:
+    """What a chunk's log decays la_RQH come to; sums by matmul with triangles."""
+
+    def __init__(self, log_RQH: Tensor) -> None:
+        ones_QQ = log_RQH.new_ones(log_RQH.shape[1], log_RQH.shape[1])
+        self.upto_QQ, self.before_QQ = ones_QQ.tril(), ones_QQ.tril(-1)
+        sums_RQH = self.upto_QQ @ log_RQH
+        self.log_RHQ = log_RQH.transpose(1, 2)
+        self.into_RQH = sums_RQH.exp()  # from before the chunk to after token q
+        self.out_RQH = (self.before_QQ.t() @ log_RQH).exp_()  # from after token q to the chunk's end
+        self.whole_RH = self.into_RQH[:, -1]
+
+    def between(self, rows: slice) -> Tensor:
+        """(r, H, Q, Q): the decay from after token j to after token i, for j ≤ i; 1 elsewhere."""
+        log_rHQQ = self.log_RHQ[rows].unsqueeze(2) * self.upto_QQ
+        return (log_rHQQ @ self.before_QQ).exp_()
+
+    def between_backward(self, dsum_rHQQ: Tensor) -> Tensor:
+        """Gradient of the log decays, (r, Q, H), from that of the segments' sums."""
+        return (dsum_rHQQ @ self.before_QQ.t()).mul_(self.upto_QQ).sum(2).transpose(1, 2)
+
+
+def _chunked(x: Tensor, chunk: int, full: torch.dtype) -> Tensor:
+    """(B, T, ...) to (R, Q, ...), zeros after the last token."""
+    x = x.to(full)
+    if missing := -x.shape[1] % chunk:
+        x = torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], 1)
+    return x.reshape(-1, chunk, *x.shape[2:])
+
+
+class _SSD(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTHP: Tensor,
+        dt_BTH: Tensor,
+        a_H: Tensor,
+        b_BTN: Tensor,
+        c_BTN: Tensor,
+        d_H: Tensor,
+        state_BNHP: Tensor | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        full = torch.promote_types(x_BTHP.dtype, torch.float32)
+        batch, length, heads, width = x_BTHP.shape
+        size = b_BTN.shape[-1]
+        with no_autocast(x_BTHP.device):
+            x_RQHP, dt_RQH, b_RQN, c_RQN = (_chunked(t, chunk, full) for t in (x_BTHP, dt_BTH, b_BTN, c_BTN))
+            decays = _Decays(dt_RQH * a_H.to(full))
+            u_RQHP = x_RQHP * dt_RQH.unsqueeze(-1)
+            new_RNF = torch.bmm(b_RQN.mT, (u_RQHP * decays.out_RQH.unsqueeze(-1)).flatten(2))
+            start = x_RQHP.new_zeros(batch, size, heads, width) if state_BNHP is None else state_BNHP.to(full)
+            states_BCNHP, last_BNHP = _recur(
+                new_RNF.view(batch, -1, size, heads, width), decays.whole_RH.view(batch, -1, heads), start
+            )
+            y_RQHP = torch.bmm(c_RQN, states_BCNHP.view(-1, size, heads * width)).view(x_RQHP.shape)
+            y_RQHP.mul_(decays.into_RQH.unsqueeze(-1)).addcmul_(x_RQHP, d_H.to(full)[:, None])
+            scores_RQQ = torch.bmm(c_RQN, b_RQN.mT).tril_()
+            for rows in _rows(x_RQHP):
+                m_rHQQ = decays.between(rows).mul_(scores_RQQ[rows].unsqueeze(1))
+                y_RQHP[rows] += (m_rHQQ @ u_RQHP[rows].transpose(1, 2)).transpose(1, 2)
+        ctx.save_for_backward(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, states_BCNHP)
+        ctx.chunk, ctx.from_state = chunk, state_BNHP is not None
+        y_BTHP = y_RQHP.view(batch, -1, heads, width)[:, :length].to(x_BTHP.dtype)
+        return y_BTHP, last_BNHP
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTHP: Tensor, dlast_BNHP: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, states_BCNHP = ctx.saved_tensors
+        full, chunk = states_BCNHP.dtype, ctx.chunk
+        batch, length, heads, width = x_BTHP.shape
+        size = b_BTN.shape[-1]
+        with no_autocast(x_BTHP.device):
+            x_RQHP, dt_RQH, b_RQN, c_RQN, dy_RQHP = (
+                _chunked(t, chunk, full) for t in (x_BTHP, dt_BTH, b_BTN, c_BTN, dy_BTHP)
+            )
+            states_RNF = states_BCNHP.view(-1, size, heads * width)
+            decays = _Decays(dt_RQH * a_H.to(full))
+            u_RQHP = x_RQHP * dt_RQH.unsqueeze(-1)
+            # what is read from the state before the chunk
+            dread_RQHP = dy_RQHP * decays.into_RQH.unsqueeze(-1)
+            dread_RQF = dread_RQHP.flatten(2)
+            dc_RQN = torch.bmm(dread_RQF, states_RNF.mT)
+            read_RQHP = torch.bmm(c_RQN, states_RNF).view(x_RQHP.shape)
+            dinto_RQH = (dread_RQHP * read_RQHP).sum(-1)
+            dstates_BCNHP = torch.bmm(c_RQN.mT, dread_RQF).view(states_BCNHP.shape)
+            # the recurrence from chunk to chunk
+            whole_BCH = decays.whole_RH.view(batch, -1, heads)
+            dnew_BCNHP, dwhole_BCH, dstart_BNHP = _recur_backward(
+                dstates_BCNHP, dlast_BNHP.to(full), states_BCNHP, whole_BCH
+            )
+            # what the chunk adds to the state
+            dnew_RNF = dnew_BCNHP.view(-1, size, heads * width)
+            written_RQHP = u_RQHP * decays.out_RQH.unsqueeze(-1)
+            db_RQN = torch.bmm(written_RQHP.flatten(2), dnew_RNF.mT)
+            dwritten_RQHP = torch.bmm(b_RQN, dnew_RNF).view(x_RQHP.shape)
+            dout_RQH = (dwritten_RQHP * written_RQHP).sum(-1)
+            du_RQHP = dwritten_RQHP.mul_(decays.out_RQH.unsqueeze(-1))
+            dinto_RQH[:, -1] += dwhole_BCH.view(-1, heads)
+            dlog_RQH = decays.upto_QQ.t() @ dinto_RQH + decays.before_QQ @ dout_RQH
+            # within the chunk
+            scores_RQQ = torch.bmm(c_RQN, b_RQN.mT).tril_()
+            dscores_RQQ = torch.empty_like(scores_RQQ)
+            for rows in _rows(x_RQHP):
+                decay_rHQQ = decays.between(rows)
+                m_rHQQ = decay_rHQQ * scores_RQQ[rows].unsqueeze(1)
+                dy_rHQP = dy_RQHP[rows].transpose(1, 2)
+                dm_rHQQ = dy_rHQP @ u_RQHP[rows].permute(0, 2, 3, 1)
+                du_RQHP[rows] += (m_rHQQ.mT @ dy_rHQP).transpose(1, 2)
+                dscores_RQQ[rows] = decay_rHQQ.mul_(dm_rHQQ).sum(1)
+                dlog_RQH[rows] += decays.between_backward(dm_rHQQ.mul_(m_rHQQ))
+            dscores_RQQ.tril_()
+            dc_RQN.baddbmm_(dscores_RQQ, b_RQN)
+            db_RQN.baddbmm_(dscores_RQQ.mT, c_RQN)
+            ddt_RQH = (du_RQHP * x_RQHP).sum(-1).addcmul_(dlog_RQH, a_H.to(full))
+            da_H = (dlog_RQH * dt_RQH).sum((0, 1))
+            dd_H = (dy_RQHP * x_RQHP).sum((0, 1, 3))
+            dx_RQHP = du_RQHP.mul_(dt_RQH.unsqueeze(-1)).addcmul_(dy_RQHP, d_H.to(full)[:, None])
+
+        def whole(grad: Tensor, like: Tensor) -> Tensor:
+            return grad.view(batch, -1, *like.shape[2:])[:, :length].to(like.dtype)
+
+        return (
+            whole(dx_RQHP, x_BTHP),
+            whole(ddt_RQH, dt_BTH),
+            da_H.to(a_H.dtype),
+            whole(db_RQN, b_BTN),
+            whole(dc_RQN, c_BTN),
+            dd_H.to(d_H.dtype),
+            dstart_BNHP if ctx.from_state else None,
+            None,
+        )
+
+
+def _rows(x_RQHP: Tensor) -> Iterator[slice]:
+    """As many chunks at a time as their Q×Q matrices fit the cache."""
+    count, chunk, heads, _ = x_RQHP.shape
+    step = _fitting(heads * chunk * chunk * x_RQHP.element_size(), x_RQHP.device)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
+def _recur(new_BCNHP: Tensor, whole_BCH: Tensor, start_BNHP: Tensor) -> tuple[Tensor, Tensor]:
+    """The state before each chunk, and the one after the last."""
+    states_BCNHP = torch.empty_like(new_BCNHP)
+    state_BNHP = start_BNHP
+    for i in range(new_BCNHP.shape[1]):
+        states_BCNHP[:, i] = state_BNHP
+        state_BNHP = torch.addcmul(new_BCNHP[:, i], state_BNHP, whole_BCH[:, i, None, :, None])
+    return states_BCNHP, state_BNHP
+
+
+def _recur_backward(
+    dstates_BCNHP: Tensor, dlast_BNHP: Tensor, states_BCNHP: Tensor, whole_BCH: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of what each chunk adds, of the log of each chunk's whole decay, and of the state to start from."""
+    dnew_BCNHP = torch.empty_like(dstates_BCNHP)
+    dstate_BNHP = dlast_BNHP
+    for i in reversed(range(dstates_BCNHP.shape[1])):
+        dnew_BCNHP[:, i] = dstate_BNHP
+        dstate_BNHP = torch.addcmul(dstates_BCNHP[:, i], dstate_BNHP, whole_BCH[:, i, None, :, None])
+    dwhole_BCH = (dnew_BCNHP * states_BCNHP).sum((2, 4)).mul_(whole_BCH)
+    return dnew_BCNHP, dwhole_BCH, dstate_BNHP
+
+
+# ----------------------------------------------------------------------------- a decay per channel and state (S6)
+
+
+def selective_scan(
+    x_BTF: Tensor,
+    dt_BTF: Tensor,
+    a_NF: Tensor,
+    b_BTN: Tensor,
+    c_BTN: Tensor,
+    d_F: Tensor,
+    state_BNF: Tensor | None = None,
+    tile: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """state ← exp(dt·a)·state + dt·b x; y = Σ_n c[n]·state[n] + d·x. Returns y_BTF, in x's dtype, and the last state.
+
+    a: negative. state_BNF: the one to start from, None for zeros. A loop over the tokens; kept for the backward pass
+    is one state every `tile` tokens, the others are computed again. Ref: arXiv 2312.00752.
+    """
+    y_BTF, last_BNF = _SelectiveScan.apply(x_BTF, dt_BTF, a_NF, b_BTN, c_BTN, d_F, state_BNF, tile)  # type: ignore[no-untyped-call]
+    return y_BTF, last_BNF
+
+
+class _Tile:
+    """Some tokens t of a sequence: their inputs, decays and states."""
+
+    def __init__(self, tokens: slice, state_BNF: Tensor, a_NF: Tensor, *inputs: Tensor) -> None:
+        self.before_BNF = state_BNF
+        self.x_BtF, self.dt_BtF, self.b_BtN, self.c_BtN = (t[:, tokens].to(a_NF.dtype) for t in inputs)
+        self.written_BtF = self.dt_BtF * self.x_BtF
+        self.decay_BtNF = (self.dt_BtF.unsqueeze(2) * a_NF).exp_()
+        self.states_BtNF = self.written_BtF.unsqueeze(2) * self.b_BtN.unsqueeze(-1)
+        for decay_BNF, written_BNF in zip(self.decay_BtNF.unbind(1), self.states_BtNF.unbind(1), strict=True):
+            state_BNF = torch.addcmul(written_BNF, decay_BNF, state_BNF, out=written_BNF)
+        self.last_BNF = state_BNF.clone()
+
+
+def _tiles(length: int, tile: int) -> list[slice]:
+    return [slice(start, min(start + tile, length)) for start in range(0, length, tile)]
+
+
+def _contract(left: Tensor, right: Tensor) -> Tensor:
+    """(B, t, i, j) @ (B, t, j, k) to (B, t, i, k)."""
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).view(*left.shape[:3], -1)
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTF: Tensor,
+        dt_BTF: Tensor,
+        a_NF: Tensor,
+        b_BTN: Tensor,
+        c_BTN: Tensor,
+        d_F: Tensor,
+        state_BNF: Tensor | None,
+        tile: int,
+    ) -> tuple[Tensor, Tensor]:
+        full = torch.promote_types(x_BTF.dtype, torch.float32)
+        a, d = a_NF.to(full), d_F.to(full)
+        state = a.new_zeros(len(x_BTF), *a.shape) if state_BNF is None else state_BNF.to(full)
+        y_BTF, kept = torch.empty(x_BTF.shape, dtype=x_BTF.dtype, device=x_BTF.device), []
+        with no_autocast(x_BTF.device):
+            for tokens in _tiles(x_BTF.shape[1], tile):
+                kept.append(state)
+                part = _Tile(tokens, state, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                y_BtF = _contract(part.c_BtN.unsqueeze(2), part.states_BtNF).squeeze(2)
+                y_BTF[:, tokens] = y_BtF.addcmul_(part.x_BtF, d)
+                state = part.last_BNF
+        ctx.save_for_backward(x_BTF, dt_BTF, a_NF, b_BTN, c_BTN, d_F, torch.stack(kept))
+        ctx.tile, ctx.from_state = tile, state_BNF is not None
+        return y_BTF, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTF: Tensor, dlast_BNF: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTF, dt_BTF, a_NF, b_BTN, c_BTN, d_F, kept = ctx.saved_tensors
+        full = kept.dtype
+        a, d = a_NF.to(full), d_F.to(full)
+        dx_BTF, ddt_BTF, db_BTN, dc_BTN = (
+            torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x_BTF, dt_BTF, b_BTN, c_BTN)
+        )
+        da_NF, dd_F, dstate_BNF = torch.zeros_like(a), torch.zeros_like(d), dlast_BNF.to(full)
+        with no_autocast(x_BTF.device):
+            for tokens, state_BNF in reversed(list(zip(_tiles(x_BTF.shape[1], ctx.tile), kept, strict=True))):
+                part = _Tile(tokens, state_BNF, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                dy_BtF = dy_BTF[:, tokens].to(full)
+                dc_BTN[:, tokens] = _contract(part.states_BtNF, dy_BtF.unsqueeze(-1)).squeeze(-1)
+                dstates_BtNF = part.c_BtN.unsqueeze(-1) * dy_BtF.unsqueeze(2)
+                steps, decays = dstates_BtNF.unbind(1), part.decay_BtNF.unbind(1)
+                steps[-1].add_(dstate_BNF)
+                for i in range(len(steps) - 1, 0, -1):
+                    steps[i - 1].addcmul_(decays[i], steps[i])
+                dstate_BNF = decays[0] * steps[0]
+                db_BTN[:, tokens] = _contract(dstates_BtNF, part.written_BtF.unsqueeze(-1)).squeeze(-1)
+                dwritten_BtF = _contract(part.b_BtN.unsqueeze(2), dstates_BtNF).squeeze(2)
+                dlog_BtNF = part.decay_BtNF  # the gradient of dt·a takes the place of the decays
+                dlog_BtNF[:, 1:].mul_(part.states_BtNF[:, :-1])
+                dlog_BtNF[:, 0].mul_(part.before_BNF)
+                dlog_BtNF.mul_(dstates_BtNF)
+                da_NF += torch.mul(dlog_BtNF, part.dt_BtF.unsqueeze(2), out=dstates_BtNF).sum((0, 1))
+                ddt_BTF[:, tokens] = dlog_BtNF.mul_(a).sum(2).addcmul_(dwritten_BtF, part.x_BtF)
+                dd_F += (dy_BtF * part.x_BtF).sum((0, 1))
+                dx_BTF[:, tokens] = dwritten_BtF.mul_(part.dt_BtF).addcmul_(dy_BtF, d)
+        dstart_BNF = dstate_BNF if ctx.from_state else None
+        return dx_BTF, ddt_BTF, da_NF.to(a_NF.dtype), db_BTN, dc_BTN, dd_F.to(d_F.dtype), dstart_BNF, None
