@@ -10,12 +10,15 @@ import numpy as np
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.ops.linear_attention import FEATURE_MAPS
 from morphogen.parts.associative_memory import AssocMemory
 from morphogen.parts.attention import SPARSITIES, Attention
 from morphogen.parts.base import Part
 from morphogen.parts.chunk_memory import ChunkMemory
 from morphogen.parts.custom import Custom
 from morphogen.parts.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.kv_policy import KVPolicy
+from morphogen.parts.linear_attention import DECAYS, LinearAttention
 from morphogen.parts.mamba import Mamba
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.memory_tokens import MemoryTokens
@@ -30,6 +33,14 @@ VOCAB = 37
 def rngs() -> st.SearchStrategy[np.random.Generator]:
     """Seeded numpy generators."""
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+@st.composite
+def kv_policies(draw: st.DrawFn, kinds: tuple[str, ...] = ("full", "window")) -> KVPolicy:
+    """What a decoder caches, with windows small against 16 tokens."""
+    kind = draw(st.sampled_from(kinds))
+    window = draw(st.integers(1, 12)) if kind == "window" else None
+    return KVPolicy(kind=kind, window=window, quant=draw(st.sampled_from(["none", "int8"])))
 
 
 @st.composite
@@ -60,6 +71,22 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
         block_stride=draw(st.integers(1 if sparsity == "local_block" else 0, 3)),
         global_stride=draw(st.integers(1, 6)),
         dilation=draw(st.integers(1, 4)),
+        kv_policy=draw(kv_policies()),
+    )
+
+
+@st.composite
+def linear_attentions(draw: st.DrawFn) -> LinearAttention:
+    """Linear attention with every decay and feature map."""
+    groups = draw(st.sampled_from([1, 2, 3]))
+    return LinearAttention(
+        heads=groups * draw(st.integers(1, 3)),
+        kv_groups=groups,
+        head_dim=draw(st.sampled_from([3, 4, 8])),
+        value_dim=draw(st.sampled_from([None, 2, 5, 12])),
+        feature_map=draw(st.sampled_from(sorted(FEATURE_MAPS))),
+        decay=draw(st.sampled_from(DECAYS)),
+        gate=draw(st.sampled_from(["none", "swish"])),
     )
 
 
@@ -203,6 +230,7 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "MHA"): lambda: attentions("MHA"),
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
+    ("attn", "LINEAR"): linear_attentions,
     ("ssm", "mamba2"): mamba2s,
     ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
-TIMED = frozenset({"throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
 
 
 class Record(BaseModel):

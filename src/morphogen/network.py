@@ -1,7 +1,7 @@
 """Blueprint to LanguageModel. B batch, T tokens, D model dim, V vocabulary."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -11,9 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
-from morphogen.parts.base import Branch, Context, Modulation, Record, Spec
+from morphogen.parts.base import Branch, Context, Modulation, Record, Spec, State
 from morphogen.parts.initial import draw, stream
 from morphogen.parts.layers import Linear, make_norm
+
+#: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict.
+Cache = dict[str, State]
 
 
 class Residual(nn.Module):
@@ -23,9 +26,9 @@ class Residual(nn.Module):
         super().__init__()
         self.parallel = block.parallel
         self.extras = nn.ModuleList()
-        self.order: list[tuple[str, nn.Module]] = []
+        self.order: list[tuple[str, str, Branch]] = []
         self.modifiers: list[Modulation] = []
-        for slot, _, part in block.parts():
+        for slot, path, part in block.parts():
             module = part.build(ctx)
             if slot == "extra":
                 self.extras.append(module)
@@ -34,15 +37,24 @@ class Residual(nn.Module):
             if isinstance(module, Modulation):
                 self.modifiers.append(module)
             else:
-                self.order.append((slot, module))
+                self.order.append((slot, path, cast(Branch, module)))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
+        return self._run(x_BTD, lambda path, branch, source_BTD: cast(Tensor, branch(source_BTD)))
+
+    def extend(self, x_BTD: Tensor, cache: Cache, prefix: str) -> Tensor:
+        """`forward` for tokens that follow those `cache` remembers under `prefix`; updates it in place."""
+        return self._run(
+            x_BTD, lambda path, branch, source_BTD: branch.extend(source_BTD, cache.setdefault(f"{prefix}.{path}", {}))
+        )
+
+    def _run(self, x_BTD: Tensor, call: Callable[[str, Branch, Tensor], Tensor]) -> Tensor:
         block_input_BTD = x_BTD
         seen = [modifier.look(block_input_BTD) for modifier in self.modifiers]
-        for slot, branch in self.order:
+        for slot, path, branch in self.order:
             source_BTD = block_input_BTD if self.parallel else x_BTD
-            y_BTD = branch(source_BTD)
+            y_BTD = call(path, branch, source_BTD)
             for modifier, what in zip(self.modifiers, seen, strict=True):
                 y_BTD = modifier.modulate(slot, y_BTD, what)
             x_BTD = x_BTD + y_BTD
@@ -103,8 +115,82 @@ class LanguageModel(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V); position t sees tokens 0..t."""
-        weight_VD = self.emb.weight if self.head is None else self.head.weight
-        return F.linear(self.hidden(ids_BT), weight_VD)
+        return self._logits(self.hidden(ids_BT))
+
+    def extend(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, T, V) of the next T ≥ 1 tokens of sequences that `cache` remembers; updates it in place.
+
+        An empty `cache` starts new sequences. Chunks of any size give the logits that `forward` gives on the whole, but
+        for what a part's `kv_policy` leaves out or rounds.
+        """
+        return self._logits(self._hidden_on(ids_BT, cache))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_ids_BT: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The prompts, each followed by `tokens` sampled ones, (B, T + tokens).
+
+        temperature: divides the logits; 0 takes the likeliest token. top_k: sample from that many likeliest only.
+        seed: of the samples. cache: what the prompts follow; nothing when None. It ends one token short: what is
+        sampled last is not yet in it. The model decodes in eval mode, and is left in the mode it was in.
+        Raises InputError for an empty prompt or a number out of range.
+        """
+        _check_sampling(prompt_ids_BT, tokens, temperature, top_k)
+        noise, mode = torch.Generator(prompt_ids_BT.device).manual_seed(seed), self.training
+        cache = {} if cache is None else cache
+        ids_BT, new_BT = prompt_ids_BT, prompt_ids_BT
+        self.eval()
+        try:
+            for _ in range(tokens):
+                logits_BV = self._logits(self._hidden_on(new_BT, cache)[:, -1]).float()
+                new_BT = _sampled(logits_BV, temperature, top_k, noise)
+                ids_BT = torch.cat([ids_BT, new_BT], 1)
+        finally:
+            self.train(mode)
+        return ids_BT
+
+    def _hidden_on(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+        x_BTD = self.dropout(self.emb(ids_BT))
+        for position, block in enumerate(self.blocks):
+            x_BTD = cast(Residual, block).extend(x_BTD, cache, f"blocks.{position}")
+        return cast(Tensor, self.norm(x_BTD))
+
+    def _logits(self, hidden_BTD: Tensor) -> Tensor:
+        return F.linear(hidden_BTD, self.emb.weight if self.head is None else self.head.weight)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of all that a cache holds."""
+    return sum(tensor.numel() * tensor.element_size() for state in cache.values() for tensor in state.values())
+
+
+def _check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_k: int | None) -> None:
+    if prompt_ids_BT.dim() != 2 or prompt_ids_BT.shape[1] < 1:
+        raise InputError(f"generate: got a prompt of shape {tuple(prompt_ids_BT.shape)}, expected (B, T) with T ≥ 1")
+    if tokens < 0:
+        raise InputError(f"generate: got tokens {tokens}, expected at least 0")
+    if not 0.0 <= temperature < float("inf"):
+        raise InputError(f"generate: got temperature {temperature}, expected a finite number of at least 0")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"generate: got top_k {top_k}, expected at least 1")
+
+
+def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: torch.Generator) -> Tensor:
+    """One token per row, (B, 1)."""
+    if temperature == 0.0:
+        return logits_BV.argmax(-1, keepdim=True)
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=noise)
 
 
 def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:

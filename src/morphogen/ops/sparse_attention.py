@@ -248,14 +248,30 @@ def _band(pattern: Pattern, settings: Settings, dtype: torch.dtype) -> list[Tile
 
 
 def visible(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
-    """Whether query i sees key j, for the windowed patterns; i and j broadcast."""
-    seen = i - j <= pattern.window
-    if pattern.kind == "local_global":
-        seen = seen | (j % pattern.global_stride == 0)
-    if pattern.kind == "local_block":
-        apart = i // pattern.block_size - j // pattern.block_size
-        seen = seen | ((apart > 0) & (apart % pattern.block_stride == 0))
+    """Whether query i sees key j; i and j broadcast."""
+    near = i - j <= pattern.window
+    match pattern.kind:
+        case "none":
+            return j <= i
+        case "sliding":
+            seen = near
+        case "local_global":
+            seen = near | (j % pattern.global_stride == 0)
+        case "dilated":
+            seen = (i - j) % pattern.dilation == 0
+        case "block":
+            seen = _blocks_apart(pattern, i, j) == 0 if pattern.block_stride == 0 else _at_station(pattern, i, j)
+        case "local_block":
+            seen = near | (_at_station(pattern, i, j) & (_blocks_apart(pattern, i, j) > 0))
     return seen & (j <= i)
+
+
+def _blocks_apart(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
+    return i // pattern.block_size - j // pattern.block_size
+
+
+def _at_station(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
+    return _blocks_apart(pattern, i, j) % pattern.block_stride == 0
 
 
 def _bias(visible_CM: Tensor, dtype: torch.dtype) -> Tensor:

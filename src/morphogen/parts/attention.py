@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.ops.elementwise import apply_rope, rope_rotations
+from morphogen.ops.kv_cache import attend_on, remember, seen
 from morphogen.ops.sparse_attention import Pattern, alibi_slopes, attend
 from morphogen.parts.base import (
     ZEROS,
@@ -33,6 +34,7 @@ from morphogen.parts.base import (
     operator,
     pick,
 )
+from morphogen.parts.kv_policy import Cached
 from morphogen.parts.layers import Linear, make_norm
 
 Rope = Literal["none", "standard", "yarn", "partial"]
@@ -51,7 +53,7 @@ ALL_KNOBS = frozenset({"sliding_window", "block_size", "block_stride", "global_s
 QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}
 
 
-class Attention(Part):
+class Attention(Cached):
     """softmax(q kᵀ / √E) v over the keys that `sparsity` lets a query see, always causal.
 
     MHA: arXiv 1706.03762, MQA: 1911.02150, GQA: 2305.13245, RoPE: 2104.09864, YaRN: 2309.00071, ALiBi: 2108.12409,
@@ -78,7 +80,7 @@ class Attention(Part):
     zero_init: ClassVar = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",)}
     writers: ClassVar = frozenset({"o.weight"})
     buffers: ClassVar = frozenset({"slopes"})
-    size_fields: ClassVar = frozenset({"kind", "heads", "head_dim", "kv_groups", "dropout"})
+    size_fields: ClassVar = frozenset({"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"})
 
     kind: Literal["MHA", "GQA", "MQA"]
     heads: PositiveInt
@@ -219,16 +221,14 @@ class Attention(Part):
         if self.gating_pos != "none" and self.gating_op == "dense":
             projections += ctx.dim * self.head_dim * (self.heads if self.gating_pos == "output" else self.kv_heads)
         keys = seen_pairs(self.pattern, ctx.seq_len) / ctx.seq_len
-        return Cost(
-            flops=2.0 * projections + 4.0 * self.heads * self.head_dim * keys,
-            kv_bytes=2.0 * 2 * self.kv_heads * self.head_dim,
-        )
+        cached = self.kv_policy.cost(self.pattern, ctx.seq_len, 2 * self.kv_heads, self.head_dim)
+        return Cost(flops=2.0 * projections + 4.0 * self.heads * self.head_dim * keys) + cached
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the default: kv heads that split or merge, and head_dim, which changes the softmax scale and RoPE."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Attention):
-            return None
+            return plain or self.in_common(parent, ctx, parent_ctx)
         exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
         scales, zero = dict(plain.scales), dict(plain.zero)
         mean: dict[str, tuple[str, ...]] = {}
@@ -322,8 +322,15 @@ def seen_pairs(pattern: Pattern, length: int) -> int:
     return int(keys.sum())
 
 
+def _rotations(part: Attention, start: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """RoPE's rotations for `length` tokens from `start` on, (T, pairs) complex."""
+    stop = start + length
+    table = stop if start == 0 else 1 << (stop - 1).bit_length()  # a decoder would else need another one every token
+    return _rotation_table(part, table, dtype, device)[start:stop]
+
+
 @functools.lru_cache(maxsize=64)
-def _rotations(part: Attention, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _rotation_table(part: Attention, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """RoPE's rotations for `length` tokens, (T, pairs) complex, the factor on queries and keys included."""
     yarn_factor = part.rope_scale if part.rope == "yarn" else None
     cis_TF, magnitude = rope_rotations(
@@ -399,21 +406,41 @@ class AttentionBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
+        part = self.part
         q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, 0)
-        return self._out(x_BTD, self._attend(q_BHTE, k_BKTE, v_BKTE))
+        y_BHTE = attend(
+            q_BHTE,
+            k_BKTE,
+            v_BKTE,
+            self.pattern,
+            softcap=part.softcap,
+            slopes_H=self.slopes,
+            dropout=part.dropout if self.training else 0.0,
+        )
+        return self._out(y_BHTE, x_BTD)
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
-        """Remembers every key and value. The new queries stand behind empty ones, so that a pattern sees the places."""
-        past = state["k"].shape[2] if state else 0
-        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, past)
-        if past:
-            k_BKTE, v_BKTE = torch.cat([state["k"], k_BKTE], 2), torch.cat([state["v"], v_BKTE], 2)
-            q_BHTE = F.pad(q_BHTE, (0, 0, past, 0))
-        state["k"], state["v"] = k_BKTE, v_BKTE
-        return self._out(x_BTD, self._attend(q_BHTE, k_BKTE, v_BKTE)[:, :, past:])
+        """As `mix` without dropout, over the keys and values that `kv_policy` keeps."""
+        part, policy = self.part, self.part.kv_policy
+        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, seen(state))
+        kept, places_S, places_T = remember(
+            state, {"k": k_BKTE, "v": v_BKTE}, self.pattern, policy.window, policy.quant
+        )
+        y_BHTE = attend_on(
+            q_BHTE,
+            kept["k"],
+            kept["v"],
+            places_T,
+            places_S,
+            self.pattern,
+            window=policy.window,
+            softcap=part.softcap,
+            slopes_H=self.slopes,
+        )
+        return self._out(y_BHTE, x_BTD)
 
     def _heads(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, T, E), k and v (B, K, T, E) of tokens at places `start` and on, normalised and rotated."""
+        """Queries, keys and values of tokens that stand at `start` and after, normed, gated and rotated."""
         part, (batch, length, _) = self.part, x_BTD.shape
         q_BHTE = self.q(x_BTD).view(batch, length, part.heads, part.head_dim).transpose(1, 2)
         k_BKTE = self.k(x_BTD).view(batch, length, part.kv_heads, part.head_dim).transpose(1, 2)
@@ -424,24 +451,12 @@ class AttentionBranch(Branch):
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTE, k_BKTE = self.q_norm(q_BHTE), self.k_norm(k_BKTE)
         if part.rope != "none":
-            exact = torch.promote_types(q_BHTE.dtype, torch.float32)
-            cis_TF = _rotations(part, start + length, exact, x_BTD.device)[start:]
+            cis_TF = _rotations(part, start, length, torch.promote_types(q_BHTE.dtype, torch.float32), x_BTD.device)
             q_BHTE, k_BKTE = apply_rope(q_BHTE, cis_TF), apply_rope(k_BKTE, cis_TF)
         return q_BHTE, k_BKTE, v_BKTE
 
-    def _attend(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
-        return attend(
-            q_BHTE,
-            k_BKTE,
-            v_BKTE,
-            self.pattern,
-            softcap=self.part.softcap,
-            slopes_H=self.slopes,
-            dropout=self.part.dropout if self.training else 0.0,
-        )
-
-    def _out(self, x_BTD: Tensor, y_BHTE: Tensor) -> Tensor:
-        """The heads' outputs, gated and projected, (B, T, D)."""
+    def _out(self, y_BHTE: Tensor, x_BTD: Tensor) -> Tensor:
+        """The heads' output, gated, to (B, T, D)."""
         y_BTF = y_BHTE.transpose(1, 2).flatten(2)
         if self.out_gate is not None:
             y_BTF = self.out_gate(x_BTD, y_BTF)

@@ -253,11 +253,27 @@ class Part(Frozen):
             zero=self.zero_init,
         )
 
+    def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
+        specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
+        common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
+        if not common & set(self.axes):
+            return None
+        return Alignment(
+            sources={name: name if name in common else None for name in specs},
+            exact=False,
+            note=f"{parent.label} became {self.label}",
+            scales=self.norm_scales(parent, ctx, parent_ctx),
+            zero=self.zero_init,
+        )
+
     def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
         """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'."""
         sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
         scales: dict[str, float] = {}
         for name, (axis, _) in self.norms(ctx).items():
+            if name not in parent.norms(parent_ctx):
+                continue
             ratio = theirs[axis] / sizes[axis]
             if ratio < 1:
                 scales[f"{name}.weight"] = math.sqrt(ratio)

@@ -18,6 +18,7 @@ from morphogen.errors import DivergedError, InputError
 from morphogen.experiment import Experiment
 from morphogen.inherit import inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
 from morphogen.metrics.stability import instability
 from morphogen.metrics.throughput import tokens_per_second
@@ -29,6 +30,8 @@ __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
 #: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
 #: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
 SAMPLE_BATCHES = 2
+#: Tokens decoded one by one when decoding is measured: enough for a median, some milliseconds each.
+DECODED_TOKENS = 16
 
 #: What branches report of themselves (router entropy, load, overflow) is the mean over the last so many training steps.
 FIGURE_STEPS = 50
@@ -89,6 +92,7 @@ class _Trial:
         )
         self.rung = -1
         self.metrics: dict[str, float] = {}
+        self.decode_throughput: float | None = None
         self.eval_seconds = 0.0
 
     def run(self, progress: Progress | None) -> Report:
@@ -173,8 +177,21 @@ class _Trial:
             **shard_metrics(scores),
             "bpb_sample": shard_metrics(sample)["bpb"],
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
+            "kv_bytes": self._decode(),
             **{name: fmean(values[-FIGURE_STEPS:]) for name, values in trace.figures.items()},
         }
+
+    def _decode(self) -> float:
+        """Bytes of cache per token after one held-out sequence; keeps how fast its last tokens came."""
+        start = time.perf_counter()
+        shard = self.prepared.eval_shards[0].name
+        ids_BT, _ = next(iter(self.mixture.eval_batches(shard, self.prepared.seq_len, limit_batches=1)))
+        one_BT = torch.from_numpy(ids_BT[:1]).to(self.trainer.device)
+        steps = min(DECODED_TOKENS, one_BT.shape[1] - 1)
+        decoded = measure_decoding(self.model, one_BT, steps, bf16=self.experiment.train.bf16)
+        self.decode_throughput = decoded.tokens_per_second
+        self.eval_seconds += time.perf_counter() - start
+        return decoded.kv_bytes
 
     def _save(self) -> str:
         where = f"checkpoints/{self.job.candidate.id}.safetensors"
@@ -193,6 +210,8 @@ class _Trial:
         trainer, seq_len, per_step = self.trainer, self.prepared.seq_len, self.prepared.tokens_per_step
         tokens = self._tokens()
         timed = {"train_seconds": sum(trainer.trace.seconds), "eval_seconds": self.eval_seconds}
+        if self.decode_throughput is not None:
+            timed["decode_throughput"] = self.decode_throughput
         if trainer.trace.seconds:
             timed["throughput"] = tokens_per_second(per_step, trainer.trace.seconds)
         if trainer.memory.bytes:
