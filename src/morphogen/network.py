@@ -53,11 +53,12 @@ class Residual(nn.Module):
 
     def _run(self, x_BTD: Tensor, call: Callable[[str, Branch, Tensor], Tensor]) -> Tensor:
         block_input_BTD = x_BTD
+        seen = [modifier.look(block_input_BTD) for modifier in self.modifiers]
         for slot, path, branch in self.order:
             source_BTD = block_input_BTD if self.parallel else x_BTD
             y_BTD = call(path, branch, source_BTD)
-            for modifier in self.modifiers:
-                y_BTD = modifier.modulate(slot, y_BTD, source_BTD)
+            for modifier, what in zip(self.modifiers, seen, strict=True):
+                y_BTD = modifier.modulate(slot, y_BTD, what)
             x_BTD = x_BTD + y_BTD
         return x_BTD
 

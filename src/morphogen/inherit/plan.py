@@ -90,6 +90,8 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
         aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
         if which is None or source is None or aligned is None:
             _fresh(draft, gene, clear_writers=True)
+            if source is not None and not origin:
+                draft.notes.append(f"{gene.key}: {source.part.label} became {gene.part.label}, nothing carried")
             if not gene.part.neutral():
                 draft.notes.append(f"{gene.key} is new and does not start neutral")
         else:

@@ -259,11 +259,27 @@ class Part(Frozen):
             zero=self.zero_init,
         )
 
+    def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
+        specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
+        common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
+        if not common & set(self.axes):
+            return None
+        return Alignment(
+            sources={name: name if name in common else None for name in specs},
+            exact=False,
+            note=f"{parent.label} became {self.label}",
+            scales=self.norm_scales(parent, ctx, parent_ctx),
+            zero=self.zero_init,
+        )
+
     def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
         """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'."""
         sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
         scales: dict[str, float] = {}
         for name, (axis, _) in self.norms(ctx).items():
+            if name not in parent.norms(parent_ctx):
+                continue
             ratio = theirs[axis] / sizes[axis]
             if ratio < 1:
                 scales[f"{name}.weight"] = math.sqrt(ratio)
@@ -365,10 +381,14 @@ class Branch(nn.Module):
 
 
 class Modulation(nn.Module):
-    """A modifier's module."""
+    """A modifier's module. What it does to a token may depend on that token of the block's input, on no other."""
 
-    def modulate(self, slot: str, y_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        """The changed output `y` of branch `slot`, whose input was `x`."""
+    def look(self, x_BTD: Tensor) -> Tensor | None:
+        """What it takes from the block's input, once for all branches; None when that is nothing."""
+        return None
+
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """The changed output `y` of branch `slot`; `seen` is what `look` returned."""
         raise NotImplementedError  # every kind has its own
 
 
