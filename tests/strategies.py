@@ -10,15 +10,24 @@ import numpy as np
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.ops.linear_attention import FEATURE_MAPS
+from morphogen.parts.associative_memory import AssocMemory
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import Part
-from morphogen.parts.gating import LayerScale
+from morphogen.parts.chunk_memory import ChunkMemory
+from morphogen.parts.custom import Custom
+from morphogen.parts.gating import BranchRouter, Gated, LayerScale
 from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.latent_attention import LatentAttention
+from morphogen.parts.linear_attention import DECAYS, LinearAttention
 from morphogen.parts.mamba import Mamba
 from morphogen.parts.mamba2 import Mamba2
+from morphogen.parts.memory_tokens import MemoryTokens
 from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
+from morphogen.parts.recurrence import Recurrence
+from morphogen.parts.retro import AGGREGATORS, Retro
+from morphogen.parts.short_conv import ShortConv
 from morphogen.parts.sparsity import SPARSITIES
 
 VOCAB = 37
@@ -107,6 +116,21 @@ def latent_attentions(draw: st.DrawFn) -> LatentAttention:
 
 
 @st.composite
+def linear_attentions(draw: st.DrawFn) -> LinearAttention:
+    """Linear attention with every decay and feature map."""
+    groups = draw(st.sampled_from([1, 2, 3]))
+    return LinearAttention(
+        heads=groups * draw(st.integers(1, 3)),
+        kv_groups=groups,
+        head_dim=draw(st.sampled_from([3, 4, 8])),
+        value_dim=draw(st.sampled_from([None, 2, 5, 12])),
+        feature_map=draw(st.sampled_from(sorted(FEATURE_MAPS))),
+        decay=draw(st.sampled_from(DECAYS)),
+        gate=draw(st.sampled_from(["none", "swish"])),
+    )
+
+
+@st.composite
 def mlps(draw: st.DrawFn) -> MLP:
     """A feed-forward layer, its size not always a multiple of 8."""
     activation = draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]))
@@ -162,11 +186,83 @@ def moes(draw: st.DrawFn) -> MoE:
     )
 
 
+def head_sizes() -> st.SearchStrategy[dict[str, int]]:
+    """heads and head_dim of a memory, odd ones among them."""
+    return st.fixed_dictionaries({"heads": st.integers(1, 3), "head_dim": st.sampled_from([3, 4, 8])})
+
+
+@st.composite
+def retros(draw: st.DrawFn) -> Retro:
+    """A memory of chunks, some shorter than what is kept of them."""
+    return Retro(
+        memory_tokens=draw(st.integers(2, 12)),
+        stride=draw(st.integers(2, 9)),
+        aggregator=draw(st.sampled_from(AGGREGATORS)),
+        gating_weight=draw(st.sampled_from([0.3, 0.5, 0.9])),
+        **draw(head_sizes()),
+    )
+
+
+@st.composite
+def chunk_memories(draw: st.DrawFn) -> ChunkMemory:
+    """A memory of summaries that may overlap; a token sees two or more before the end."""
+    stride = draw(st.integers(2, 9))
+    return ChunkMemory(stride=stride, chunk_size=stride + draw(st.integers(0, 9)), **draw(head_sizes()))
+
+
+@st.composite
+def memory_tokens(draw: st.DrawFn) -> MemoryTokens:
+    """Learned keys and values; one alone has no softmax to learn."""
+    return MemoryTokens(tokens=draw(st.integers(2, 9)), **draw(head_sizes()))
+
+
+@st.composite
+def assoc_memories(draw: st.DrawFn) -> AssocMemory:
+    """Fast weights with every feature map."""
+    return AssocMemory(feature_map=draw(st.sampled_from(["elu", "relu", "dpfp"])), **draw(head_sizes()))
+
+
+@st.composite
+def short_convs(draw: st.DrawFn) -> ShortConv:
+    """A short convolution, as wide as the model or not."""
+    return ShortConv(kernel=draw(st.integers(1, 5)), width=draw(st.sampled_from([None, 1, 6, 20])))
+
+
+@st.composite
+def customs(draw: st.DrawFn) -> Custom:
+    """The plug-in of tests/plugins.py."""
+    return Custom(name="plugins:Bottleneck", params={"width": draw(st.integers(1, 20))})
+
+
+def targets(slots: tuple[str, ...], least: int = 1) -> st.SearchStrategy[tuple[str, ...]]:
+    """Some of the block's slots, in order."""
+    return st.lists(st.sampled_from(slots), min_size=least, unique=True).map(lambda drawn: tuple(sorted(drawn)))
+
+
 @st.composite
 def layer_scales(draw: st.DrawFn, slots: tuple[str, ...] = ("attn", "ffn")) -> LayerScale:
     """A learned scale on some of the block's branches."""
-    targets = draw(st.lists(st.sampled_from(slots), min_size=1, unique=True))
-    return LayerScale(targets=tuple(sorted(targets)), init=draw(st.sampled_from([1.0, 0.5])))
+    return LayerScale(targets=draw(targets(slots)), init=draw(st.sampled_from([1.0, 0.5])))
+
+
+@st.composite
+def gates(draw: st.DrawFn, slots: tuple[str, ...] = ("attn", "ffn")) -> Gated:
+    """A gate on some of the block's branches."""
+    weight = draw(st.sampled_from([1.0, 0.5]))
+    return Gated(targets=draw(targets(slots)), init_weight=weight, learnable=draw(st.booleans()))
+
+
+def routers(slots: tuple[str, ...] = ("attn", "ffn")) -> st.SearchStrategy[BranchRouter]:
+    """A router over some of the block's branches, which must be two at least."""
+    if len(slots) < 2:
+        return st.nothing()
+    return st.builds(
+        BranchRouter,
+        targets=targets(slots, least=2),
+        router_type=st.sampled_from(["token", "static"]),
+        hidden=st.sampled_from([1, 5, 8]),
+        temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    )
 
 
 #: (slot, kind) -> strategy, for parts that are branches
@@ -175,15 +271,24 @@ PARTS: dict[tuple[str, str], Callable[[], st.SearchStrategy[Any]]] = {
     ("attn", "GQA"): lambda: attentions("GQA"),
     ("attn", "MQA"): lambda: attentions("MQA"),
     ("attn", "MLA"): latent_attentions,
+    ("attn", "LINEAR"): linear_attentions,
     ("ssm", "mamba2"): mamba2s,
     ("ssm", "mamba"): mambas,
     ("ffn", "dense"): mlps,
     ("ffn", "moe"): moes,
+    ("extra", "retro"): retros,
+    ("extra", "chunk_memory"): chunk_memories,
+    ("extra", "memory_tokens"): memory_tokens,
+    ("extra", "assoc_memory"): assoc_memories,
+    ("extra", "short_conv"): short_convs,
+    ("extra", "custom"): customs,
 }
 
 #: (slot, kind) -> strategy of the block's slots, for parts that act on the block's branches
 MODIFIERS: dict[tuple[str, str], Callable[[tuple[str, ...]], st.SearchStrategy[Any]]] = {
     ("extra", "layer_scale"): layer_scales,
+    ("extra", "gated"): gates,
+    ("extra", "branch_router"): routers,
 }
 
 
@@ -194,16 +299,40 @@ def parts(slot: str) -> st.SearchStrategy[Part]:
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Block:
-    """A block without an id: attention, state space, feed-forward or several, with up to one modifier."""
-    slots = draw(
-        st.sampled_from(
-            [("attn", "ffn"), ("attn", "ffn"), ("ssm", "ffn"), ("attn", "ssm", "ffn"), ("attn",), ("ssm",), ("ffn",)]
-        )
-    )
+    """A block without an id: attention, state space, an extra, feed-forward or several, with up to one modifier."""
+    both, three = ("attn", "ffn"), ("attn", "ssm", "ffn")
+    slots = draw(st.sampled_from([both, both, ("ssm", "ffn"), three, ("attn",), ("ssm",), ("ffn",), ()]))
     branches = {slot: draw(parts(slot)) for slot in slots}
-    modifiers = [make(slots) for make in MODIFIERS.values()]
-    extras = draw(st.lists(st.one_of(modifiers), max_size=1))
+    memories = draw(st.lists(parts("extra"), min_size=0 if slots else 1, max_size=1))
+    modifiers = [make((*slots, "extra") if memories else slots) for make in MODIFIERS.values()]
+    extras = draw(st.permutations([*memories, *draw(st.lists(st.one_of(modifiers), max_size=1))]))
     return Block(**branches, extras=tuple(extras), parallel=draw(st.booleans()))
+
+
+@st.composite
+def recurrences(draw: st.DrawFn, start: int, end: int, id: str = "r0") -> Recurrence:
+    """Blocks `[start, end)` looped a few times, with every adapter and curriculum."""
+    most = draw(st.integers(2, 4))
+    return Recurrence(
+        id=id,
+        start=start,
+        end=end,
+        adapter=draw(st.sampled_from(["linear", "gated"])),
+        concat_prelude=draw(st.booleans()),
+        train_recurrence=draw(st.integers(1, most)),
+        max_train_recurrence=most,
+        curriculum_fraction=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        test_recurrences=draw(st.sampled_from([(), (1, 3), (1, 2, 4)])),
+        start_state=draw(st.sampled_from(["zero", "noise"])),
+    )
+
+
+@st.composite
+def loops(draw: st.DrawFn, blocks: int) -> tuple[Recurrence, ...]:
+    """Up to two recurrences over a model of so many blocks; more often none than not."""
+    cuts = sorted(draw(st.lists(st.integers(0, blocks), max_size=4, unique=True)))
+    spans = list(zip(cuts[::2], cuts[1::2], strict=False)) if draw(st.integers(0, 2)) == 0 else []
+    return tuple(draw(recurrences(start, end, f"r{i}")) for i, (start, end) in enumerate(spans))
 
 
 @st.composite
@@ -216,4 +345,5 @@ def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab:
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
         blocks=tuple(draw(blocks()).model_copy(update={"id": id}) for id in ids),
         head={"tie_embeddings": draw(st.booleans())},
+        recurrences=draw(loops(len(ids))),
     )

@@ -17,8 +17,9 @@ from morphogen.network import Cache, LanguageModel, build, cache_bytes
 from morphogen.ops import naive
 from morphogen.ops.kv_cache import places, quantise, remembered
 from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts.attention import SPARSITIES, Attention
+from morphogen.parts.attention import Attention
 from morphogen.parts.kv_policy import KVPolicy
+from morphogen.parts.sparsity import SPARSITIES
 
 VOCAB, HEADS, HEAD_DIM = 50, 4, 8
 KNOBS = {"sliding_window": 6, "block_size": 5, "block_stride": 2, "global_stride": 4, "dilation": 3}

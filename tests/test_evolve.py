@@ -160,7 +160,9 @@ def test_checkpoints_are_kept_where_and_as_long_as_asked(experiment: Experiment,
         if isinstance(notice, Measured):
             seen.append(len(list((tmp_path / "weights").glob("*.safetensors"))))
 
-    run = evolve(experiment, tmp_path / "run", keep=keep, observer=count)
+    # by one objective there is one on the frontier, so that something is left to drop
+    alone = experiment.evolution.model_copy(update={"objectives": {"bpb": "min"}})
+    run = evolve(experiment.model_copy(update={"evolution": alone}), tmp_path / "run", keep=keep, observer=count)
     entries = run.frontier.candidates
     assert {path.stem for path in (tmp_path / "weights").iterdir()} == {entry.id for entry in entries}
     assert all((tmp_path / "run" / (entry.checkpoint or "")).is_file() for entry in entries)

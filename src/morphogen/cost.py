@@ -2,6 +2,7 @@
 
 `params`: trainable parameters, a tied head counted once. `flops_per_token`: forward, averaged over a sequence; a
 training step is three times that. `kv_bytes_per_token`: cache that grows with the sequence, two bytes an entry.
+Blocks that a recurrence loops over count once for each of its `max_train_recurrence` steps, their caches too.
 `state_bytes`: cache of fixed size per sequence. `train_memory_bytes`: weights, gradients and AdamW moments in fp32.
 """
 
@@ -14,8 +15,11 @@ TRAIN_FACTOR = 3.0
 
 
 def total(blueprint: Blueprint, seq_len: int) -> Cost:
-    """The sum of the parts' costs at a sequence length."""
-    return sum((gene.part.cost(gene.ctx) for gene in blueprint.genes(seq_len)), Cost())
+    """The sum of the parts' costs at a sequence length, as the model runs outside training."""
+    whole = Cost()
+    for gene in blueprint.genes(seq_len):
+        whole += gene.part.cost(gene.ctx) * (gene.loop.steps(1.0) if gene.loop else 1)
+    return whole
 
 
 def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
@@ -28,9 +32,14 @@ def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
         "state_bytes": whole.state_bytes,
         "train_memory_bytes": 16.0 * params,
         "layers": float(len(blueprint.blocks)),
+        "recurrences": float(len(blueprint.recurrences)),
     }
 
 
 def train_flops(blueprint: Blueprint, seq_len: int, tokens: int) -> float:
-    """FLOPs that training on `tokens` takes."""
-    return TRAIN_FACTOR * total(blueprint, seq_len).flops * tokens
+    """FLOPs that training on `tokens` takes, if it runs to its end; recurrences take their mean number of steps."""
+    per_token = sum(
+        gene.part.cost(gene.ctx).flops * (gene.loop.mean_steps() if gene.loop else 1)
+        for gene in blueprint.genes(seq_len)
+    )
+    return TRAIN_FACTOR * per_token * tokens

@@ -116,7 +116,8 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     check_weights(evolution.mutation_weights)
     check_thresholds(evolution, found)
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"bpb_sample", "instability", "kv_bytes", NOVELTY, *TIMED, *found}
+    known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}
+    known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
     for name in evolution.objectives:
         if name not in known:
             raise InputError(unknown(f"evolution.objectives.{name}", name, known))

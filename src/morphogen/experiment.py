@@ -86,9 +86,18 @@ class Split(Frozen):
         return self
 
 
+#: A recall probe; data/probes.py says what it is.
+_PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
+_PAIRS = 8
+
+
 def _source(source: str) -> str:
     if not source.strip():
-        raise ValueError("empty, expected stdlib-code, stdlib-docs, a file or folder, or hf:NAME[:CONFIG]")
+        raise ValueError(
+            "empty, expected stdlib-code, stdlib-docs, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
+        )
+    if source.startswith("probe:") and not _PROBE.fullmatch(source):
+        raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
     return source
 
 
@@ -97,7 +106,8 @@ def _tokenizer_tag(value: Any) -> str:
 
 
 class Shard(Frozen):
-    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`.
+    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
+    `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
 
     weight: share of training sequences, relative to the other shards'. split, revision: of a Hugging Face data set.
     cache_path: where its tokens are kept, instead of the common cache. max_documents: how many documents to take from
@@ -116,9 +126,19 @@ class Shard(Frozen):
         """The source as it stands in metric names: `ppl_<name>`."""
         return re.sub(r"[^A-Za-z0-9]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower()
 
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs a recall probe has; None for text."""
+        found = _PROBE.fullmatch(self.source)
+        return int(found[1] or _PAIRS) if found else None
+
 
 class Data(Frozen):
-    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split."""
+    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split.
+
+    A probe among `shards` is trained on at its weight and measured apart from the text, one among `eval_shards` is only
+    measured.
+    """
 
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
@@ -143,10 +163,31 @@ class Data(Frozen):
             raise ValueError("healing_tokens is set, but there are no healing_shards")
         return self
 
+    @model_validator(mode="after")
+    def _probes(self) -> Self:
+        if not self.text_shards:
+            raise ValueError("shards: there are only probes, expected at least one source of text")
+        if any(shard.pairs for shard in self.healing_shards):
+            raise ValueError("healing_shards: a probe does not heal, expected sources of text")
+        pairs = [shard.pairs for shard in self.shards + self.eval_shards if shard.pairs]
+        if len(set(pairs)) > 1 or sum(shard.pairs is not None for shard in self.shards) > 1:
+            raise ValueError(f"shards, eval_shards: got probes of {pairs} pairs, expected one probe at most")
+        return self
+
+    @property
+    def text_shards(self) -> tuple[Shard, ...]:
+        """The training shards that are text."""
+        return tuple(shard for shard in self.shards if shard.pairs is None)
+
+    @property
+    def probe(self) -> Shard | None:
+        """The recall probe, from `shards` where it is among them; None when there is none."""
+        return next((shard for shard in self.shards + self.eval_shards if shard.pairs is not None), None)
+
     @property
     def measured_shards(self) -> tuple[Shard, ...]:
-        """The shards that metrics are reported on."""
-        return self.eval_shards or self.shards
+        """The text that metrics are reported on."""
+        return tuple(shard for shard in self.eval_shards if shard.pairs is None) or self.text_shards
 
 
 Direction = Literal["min", "max"]
@@ -156,7 +197,8 @@ class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`.
+    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`; `min_layers` and
+    `min_recurrences` turn away what has fewer.
     """
 
     generations: NonNegativeInt = 3
@@ -171,6 +213,7 @@ class Evolution(Frozen):
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
     min_layers: PositiveInt = 1
+    min_recurrences: NonNegativeInt = 0
     mutation_steps: NonNegativeInt = 2
     mutation_weights: dict[str, NonNegativeFloat] = {}
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"

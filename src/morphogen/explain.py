@@ -8,6 +8,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import TRAIN_FACTOR, costs
 from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
 from morphogen.experiment import BPE, Data, Experiment
+from morphogen.metrics.recall import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.training.loop import Trainer, choose_device
@@ -60,7 +61,7 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(
         candidates=1 + evolution.generations * evolution.population,
         tokens_each=min(evolution.rung1_tokens + evolution.rung2_tokens, experiment.train.max_tokens),
-        eval_tokens_each=data.eval_tokens * len(data.measured_shards),
+        eval_tokens_each=data.eval_tokens * len(data.measured_shards) + (SEQUENCES * data.seq_len if data.probe else 0),
     )
 
 

@@ -14,8 +14,10 @@ from morphogen.errors import InputError
 from morphogen.parts.base import Branch, Context, Modulation, Record, Spec, State
 from morphogen.parts.initial import draw, stream
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.recurrence import Loop
 
-#: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict.
+#: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict,
+#: those of a looped block once for every step: `blocks.1@2.attn` is the third step's.
 Cache = dict[str, State]
 
 
@@ -51,27 +53,39 @@ class Residual(nn.Module):
 
     def _run(self, x_BTD: Tensor, call: Callable[[str, Branch, Tensor], Tensor]) -> Tensor:
         block_input_BTD = x_BTD
+        seen = [modifier.look(block_input_BTD) for modifier in self.modifiers]
         for slot, path, branch in self.order:
             source_BTD = block_input_BTD if self.parallel else x_BTD
             y_BTD = call(path, branch, source_BTD)
-            for modifier in self.modifiers:
-                y_BTD = modifier.modulate(slot, y_BTD, source_BTD)
+            for modifier, what in zip(self.modifiers, seen, strict=True):
+                y_BTD = modifier.modulate(slot, y_BTD, what)
             x_BTD = x_BTD + y_BTD
         return x_BTD
 
 
+#: What runs one block: (position, step of its recurrence, x_BTD) to x_BTD.
+Runner = Callable[[int, int, Tensor], Tensor]
+
+
 class LanguageModel(nn.Module):
-    """A decoder-only language model: token ids (B, T) to logits (B, T, V)."""
+    """A decoder-only language model: token ids (B, T) to logits (B, T, V).
+
+    recompute: keep no activations within blocks in training. eval_steps: outside training, how many steps every
+    recurrence takes instead of its own `max_train_recurrence`.
+    """
 
     def __init__(self, blueprint: Blueprint) -> None:
         super().__init__()
         self.blueprint = blueprint
         self.recompute = False
+        self.eval_steps: int | None = None
+        self._progress = 1.0
         self.record: Record | None = None
         ctx = blueprint.context()
         self.emb = nn.Embedding(ctx.vocab, ctx.dim, _weight=torch.empty(ctx.vocab, ctx.dim))
         self.dropout = nn.Dropout(blueprint.emb.dropout)
         self.blocks = nn.ModuleList(Residual(block, ctx) for block in blueprint.blocks)
+        self.recurrences = nn.ModuleList(part.build(ctx) for part in blueprint.recurrences)
         self.norm = make_norm(ctx.norm, ctx.dim)
         self.head = None
         if not blueprint.head.tie_embeddings:
@@ -79,10 +93,11 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Normalised final hidden states, (B, T, D)."""
-        x_BTD = self.dropout(self.emb(ids_BT))
-        for block in self.blocks:
-            x_BTD = self._recomputed(block, x_BTD) if self.recompute and self.training else block(x_BTD)
-        return cast(Tensor, self.norm(x_BTD))
+        return self._through(ids_BT, self._block)
+
+    def set_progress(self, fraction: float) -> None:
+        """What share of training is done, from 0 to 1: recurrences take more steps as it rises. 1 until it is set."""
+        self._progress = fraction
 
     def _recomputed(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
         """The block, run again in the backward pass. What it reports then goes to a record that nobody reads."""
@@ -157,10 +172,39 @@ class LanguageModel(nn.Module):
         return ids_BT
 
     def _hidden_on(self, ids_BT: Tensor, cache: Cache) -> Tensor:
-        x_BTD = self.dropout(self.emb(ids_BT))
-        for position, block in enumerate(self.blocks):
-            x_BTD = cast(Residual, block).extend(x_BTD, cache, f"blocks.{position}")
+        def run(position: int, step: int, x_BTD: Tensor) -> Tensor:
+            prefix = f"blocks.{position}@{step}" if step else f"blocks.{position}"
+            return cast(Residual, self.blocks[position]).extend(x_BTD, cache, prefix)
+
+        return self._through(ids_BT, run)
+
+    def _block(self, position: int, step: int, x_BTD: Tensor) -> Tensor:
+        block = self.blocks[position]
+        if self.recompute and self.training:
+            return self._recomputed(block, x_BTD)
+        return cast(Tensor, block(x_BTD))
+
+    def _through(self, ids_BT: Tensor, run: Runner) -> Tensor:
+        """Normalised final hidden states: every block once and in order, those of a recurrence step after step."""
+        x_BTD, done = self.dropout(self.emb(ids_BT)), 0
+        for loop in self.recurrences:
+            assert isinstance(loop, Loop)
+            for position in range(done, loop.part.start):
+                x_BTD = run(position, 0, x_BTD)
+            prelude_BTD, x_BTD = x_BTD, loop.first(x_BTD)
+            for step in range(self._steps(loop)):
+                x_BTD = loop(x_BTD, prelude_BTD)
+                for position in range(loop.part.start, loop.part.end):
+                    x_BTD = run(position, step, x_BTD)
+            done = loop.part.end
+        for position in range(done, len(self.blocks)):
+            x_BTD = run(position, 0, x_BTD)
         return cast(Tensor, self.norm(x_BTD))
+
+    def _steps(self, loop: Loop) -> int:
+        if self.training:
+            return loop.part.steps(self._progress)
+        return loop.part.max_train_recurrence if self.eval_steps is None else self.eval_steps
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
         return F.linear(hidden_BTD, self.emb.weight if self.head is None else self.head.weight)

@@ -220,6 +220,8 @@ from morphogen.data import prepare
 class Stand(SimpleNamespace):
     name = "a"
     measured_shards = property(lambda self: self.shards)
+    text_shards = property(lambda self: self.shards)
+    probe = None
     def model_dump_json(self, exclude):
         return self.source
 kill_at = int(sys.argv[2])

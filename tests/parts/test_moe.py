@@ -204,30 +204,21 @@ def test_bf16_stays_bf16_and_near_fp32(kind: str) -> None:
     assert pure.dtype == torch.bfloat16
 
 
-def test_other_kinds_read_the_whole_sequence_but_count_where_chosen() -> None:
-    part = MoE(hidden=8, n_experts=3, k=1, experts=(MLP(hidden=12),))
-    module = layer(part)
-    mixing = MixingStub()
-    module.others[0] = mixing
-    object.__setattr__(part, "experts", (part.experts[0].model_copy(),))
-    type_pointwise = MLP.pointwise
-    try:
-        MLP.pointwise = False
-        x_BTD = hidden(2, 20)
-        y_BTD = module.mix(x_BTD)
-        state: dict[str, Tensor] = {}
-        pieces = [module.mix_on(piece, state) for piece in torch.split(x_BTD, [3, 1, 16], 1)]
-    finally:
-        MLP.pointwise = type_pointwise
-    chosen = torch.nn.functional.linear(
-        x_BTD, torch.cat([module.router.weight, module.other_router.weight])
-    ).argmax(-1) == 2  # fmt: skip
-    torch.testing.assert_close(y_BTD[chosen], x_BTD.cumsum(1)[chosen])
+def test_other_kinds_read_the_whole_sequence_but_count_where_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x_BTD = layer(MoE(hidden=8, n_experts=3, k=1, experts=(MLP(hidden=12),))), hidden(2, 20)
+    module.others[0] = RunningSum()
+    monkeypatch.setattr(MLP, "pointwise", False)
+    y_BTD = module.mix(x_BTD)
+    logits_BTF = x_BTD @ torch.cat([module.router.weight, module.other_router.weight]).T
+    chosen_BT = logits_BTF.argmax(-1) == 2
+    torch.testing.assert_close(y_BTD[chosen_BT], x_BTD.cumsum(1)[chosen_BT])
+    state: dict[str, Tensor] = {}
+    pieces = [module.mix_on(piece, state) for piece in torch.split(x_BTD, [3, 1, 16], 1)]
     torch.testing.assert_close(torch.cat(pieces, 1), y_BTD)
     assert set(state) == {"others.0.sum"}
 
 
-class MixingStub(nn.Module):
+class RunningSum(nn.Module):
     """A branch that sums all tokens so far."""
 
     def mix(self, x_BTD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The selector inside attention: what trains it, what it leaves alone, decoding, cost. B batch, T tokens, D model dim."""
+"""The selector: what trains it, what it leaves alone, decoding, cost. B batch, T tokens, D model dim."""
 
 from typing import Any
 
@@ -34,7 +34,9 @@ def stirred(blueprint: Blueprint) -> dict[str, Tensor]:
     """An fp64 state in which everything has moved off its start."""
     draw = torch.Generator().manual_seed(0)
     return {
-        name: tensor.double() if name.endswith("eps") else tensor.double() + 0.1 * torch.randn(tensor.shape, generator=draw)
+        name: tensor.double()
+        if name.endswith("eps")
+        else tensor.double() + 0.1 * torch.randn(tensor.shape, generator=draw)
         for name, tensor in initial_state(blueprint, 0).items()
     }
 

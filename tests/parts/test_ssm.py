@@ -254,9 +254,12 @@ def test_decays_steps_and_skips_have_no_weight_decay() -> None:
 @pytest.mark.parametrize(
     ("kind", "inert", "read"), [(Mamba2, {"dt_rank": 3}, {"head_dim": 8}), (Mamba, {"head_dim": 8}, {"dt_rank": 3})]
 )
-def test_fields_of_the_other_kind_have_no_effect(kind: Any, inert: dict[str, int], read: dict[str, int]) -> None:
+def test_fields_of_the_other_kind_and_the_chunk_have_no_effect(
+    kind: Any, inert: dict[str, int], read: dict[str, int]
+) -> None:
     plain = blueprint_of(kind())
     assert digest(blueprint_of(kind(**inert))) == digest(plain)
+    assert digest(blueprint_of(kind(chunk=7))) == digest(plain)
     assert digest(blueprint_of(kind(**read))) != digest(plain)
 
 

@@ -6,7 +6,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Evolution
 from morphogen.search.rungs import check_thresholds, rejection, stages
 
-COSTS = {"params": 1000.0, "flops_per_token": 50.0, "layers": 2.0}
+COSTS = {"params": 1000.0, "flops_per_token": 50.0, "layers": 2.0, "recurrences": 1.0}
 
 
 def test_a_cost_at_its_limit_passes_and_one_above_does_not():
@@ -17,11 +17,13 @@ def test_a_cost_at_its_limit_passes_and_one_above_does_not():
 
 
 def test_every_reason_is_given():
-    reason = rejection(COSTS, Evolution(rung0_thresholds={"params": 1, "flops_per_token": 2}, min_layers=3))
+    limits = {"params": 1, "flops_per_token": 2}
+    reason = rejection(COSTS, Evolution(rung0_thresholds=limits, min_layers=3, min_recurrences=2))
     assert reason.split("; ") == [
         "params is 1000, above rung0_thresholds.params 1",
         "flops_per_token is 50, above rung0_thresholds.flops_per_token 2",
         "layers is 2, below min_layers 3",
+        "recurrences is 1, below min_recurrences 2",
     ]
 
 

@@ -13,7 +13,15 @@ from morphogen.errors import InputError
 from morphogen.experiment import Optimizer, Train
 from morphogen.network import LanguageModel, build
 from morphogen.training.guards import CHECK_EVERY
-from morphogen.training.loop import FINAL_SCALE, StepInfo, Trainer, choose_device, lr_scale, warmup_steps
+from morphogen.training.loop import (
+    FINAL_SCALE,
+    StepInfo,
+    Trainer,
+    choose_device,
+    lr_scale,
+    sequence_losses,
+    warmup_steps,
+)
 
 VOCAB, LENGTH, BATCH = 23, 16, 4
 
@@ -168,3 +176,66 @@ def test_a_device_that_is_not_there_is_bad_input(name: str) -> None:
 def test_devices_that_are() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_recurrences_take_more_steps_as_training_goes_on_and_memory_is_measured_at_the_most(name: str) -> None:
+    loop = {"start": 0, "end": 1, "adapter": "gated", "max_train_recurrence": 3, "curriculum_fraction": 0.5}
+    looping = Blueprint.model_validate({**blueprint().to_json(), "recurrences": [loop]})
+    train = Train(warmup=1, optimizer=Optimizer.model_validate({"name": name}))
+    trainer = make(model := build(looping), train, steps=8)
+    calls: list[int] = []
+    model.recurrences[0].register_forward_hook(lambda *_: calls.append(trainer.step))
+    trainer.run(counting, 4)
+    assert trainer.memory.bytes == 0
+    trainer.run(counting, 8)
+    assert [calls.count(step) for step in range(8)] == [1, 1, 2, 2, 3, 3, 3, 3]
+    flat = make(build(looping.evolve(recurrences=({**loop, "curriculum_fraction": 0.0},)) or looping), train, steps=8)
+    flat.run(counting, 2)
+    assert trainer.memory.bytes == pytest.approx(flat.memory.bytes, rel=0.02)
+
+
+def test_a_sequence_weighs_the_same_however_many_targets_are_scored() -> None:
+    logits_BTV = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets_BT = torch.tensor([[1, 2, 3, 4, 5], [-1, -7, 6, -2, -3], [0, 1, -1, -1, 2]])
+    loss = sequence_losses(logits_BTV, targets_BT).mean()
+    logp = logits_BTV.log_softmax(-1)
+    rows = [[(b, t) for t in range(5) if targets_BT[b, t] >= 0] for b in range(3)]
+    want = sum(sum(-logp[b, t, targets_BT[b, t]] for b, t in row) / len(row) for row in rows) / 3
+    assert torch.allclose(loss, want)
+    loss.backward()
+    assert logits_BTV.grad is not None
+    assert not logits_BTV.grad[1, [0, 1, 3, 4]].any()
+    whole = targets_BT.clamp_min(0)
+    flat = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), whole.flatten())
+    assert torch.allclose(sequence_losses(logits_BTV, whole).mean(), flat)
+
+
+def test_unscored_tokens_are_read_as_what_they_are() -> None:
+    seen: list[torch.Tensor] = []
+    model = build(blueprint())
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def half(step: int) -> NDArray[np.int64]:
+        ids_BT1 = counting(step)
+        ids_BT1[:, ::2] = -1 - ids_BT1[:, ::2]
+        return ids_BT1
+
+    make(model).run(half, 1)
+    assert torch.equal(seen[0], torch.from_numpy(counting(0)[:, :-1]))
+
+
+def test_the_trace_tells_the_loss_of_text_and_probes_train_too() -> None:
+    def with_probe(step: int) -> NDArray[np.int64]:
+        ids_BT1 = counting(step)
+        ids_BT1[0, :-1] = -1 - ids_BT1[0, :-1]  # of the first sequence only the last target is scored
+        ids_BT1[0, -1] = 0
+        return ids_BT1
+
+    plain, probed, only = make(build(blueprint())), make(build(blueprint())), make(build(blueprint()))
+    plain.run(lambda step: counting(step)[1:], 1)
+    probed.run(with_probe, 1)
+    assert probed.trace.losses == pytest.approx(plain.trace.losses)
+    assert probed.trace.grad_norms != pytest.approx(plain.trace.grad_norms, rel=1e-3)
+    only.run(lambda step: with_probe(step)[:1], 1)
+    assert math.isfinite(only.trace.losses[0])

@@ -132,7 +132,7 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert (report.rung, report.steps) == (2, 10)
     assert [info.step for info in seen] == list(range(1, 11))
     assert set(report.metrics) == {"ppl", "bpb", *(f"{m}_{data_of(job).shards[0].name}" for m in ("ppl", "bpb")),
-                                   "bpb_sample", "instability", "kv_bytes"}  # fmt: skip
+                                   "bpb_sample", "instability", "kv_bytes", "recurrence_gain"}  # fmt: skip
     assert set(report.timed) == TIMED
     assert all(value > 0 for value in report.timed.values())
     blueprint = Blueprint.model_validate(job.candidate.blueprint)

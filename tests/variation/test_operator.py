@@ -90,7 +90,7 @@ def test_every_operator_applies_to_some_drawn_blueprint():
     applied = set()
 
     @given(blueprint=blueprints())
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
     def collect(blueprint):
         applied.update(info["name"] for info in describe_operators(blueprint) if info["applies"])
 

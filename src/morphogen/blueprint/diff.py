@@ -19,6 +19,7 @@ def canonical(blueprint: Blueprint) -> dict[str, Any]:
         "norm": blueprint.norm,
         "head": blueprint.head.model_dump(mode="json"),
         "blocks": [_canonical_block(block) for block in blueprint.blocks],
+        "recurrences": [loop.model_dump(mode="json", exclude=set(loop.inert())) for loop in blueprint.recurrences],
     }
 
 
@@ -41,6 +42,9 @@ def changes(before: Blueprint, after: Blueprint) -> tuple[Change, ...]:
     found = [Change(path=key, before=old[key], after=new[key]) for key in ("name", "norm") if old[key] != new[key]]
     for section in ("emb", "head"):
         found += _dict_changes(section, old[section], new[section])
+    loops = [{loop["id"]: loop for loop in side["recurrences"]} for side in (old, new)]
+    for gene in dict.fromkeys([*loops[0], *loops[1]]):
+        found += _part_changes(f"recurrences.{gene}", loops[0].get(gene), loops[1].get(gene))
     theirs, mine = {b["id"]: b for b in old["blocks"]}, {b["id"]: b for b in new["blocks"]}
     for gene in [*theirs, *(g for g in mine if g not in theirs)]:
         if gene not in mine or gene not in theirs:
@@ -57,23 +61,30 @@ def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
     """The blueprint with recorded changes made again. Raises ValueError where a change does not fit."""
     data = blueprint.to_json()
     blocks: dict[str, Any] = {block["id"]: block for block in data["blocks"]}
+    loops: dict[str, Any] = {loop["id"]: loop for loop in data["recurrences"]}
     order = list(blocks)
     for change in edits:
         section, _, rest = change.path.partition(".")
         if change.path == "blocks":
             order = list(change.after)
-        elif section == "blocks" and "." not in rest:
-            if change.after is None:
-                del blocks[rest]
-            else:
-                blocks[rest] = change.after
-        elif section == "blocks":
-            gene, _, field = rest.partition(".")
-            _set(blocks[gene], field, change)
+        elif section in ("blocks", "recurrences"):
+            _change(blocks if section == "blocks" else loops, rest, change)
         else:
             _set(data, change.path, change)
     data["blocks"] = [blocks[gene] for gene in order if gene in blocks]
+    data["recurrences"] = sorted(loops.values(), key=lambda loop: loop["start"])
     return Blueprint.model_validate(data)
+
+
+def _change(genes: dict[str, Any], rest: str, change: Change) -> None:
+    """Make a change at `<gene id>` (a gene that comes or goes) or `<gene id>.<field>`; in place."""
+    gene, _, field = rest.partition(".")
+    if field:
+        _set(genes[gene], field, change)
+    elif change.after is None:
+        del genes[gene]
+    else:
+        genes[gene] = change.after
 
 
 def _set(holder: dict[str, Any], path: str, change: Change) -> None:
@@ -98,7 +109,7 @@ def _part_changes(path: str, old: Any, new: Any) -> list[Change]:
 
 
 def distance(a: Blueprint, b: Blueprint) -> float:
-    """Structural distance: edit distance over blocks, plus the share of model-level fields that differ.
+    """Structural distance: edit distance over blocks, plus the share of model-level fields and recurrences that differ.
 
     Putting in or taking out a block costs 1; turning one into another costs the share of their fields that differ.
     Symmetric, 0 only for blueprints of equal digest, and within the triangle inequality.
@@ -111,10 +122,8 @@ def distance(a: Blueprint, b: Blueprint) -> float:
         for j, y in enumerate(ys, start=1):
             best = min(row[j] + 1.0, row[j - 1] + 1.0, diagonal + _unlike(x, y))
             diagonal, row[j] = row[j], best
-    stem = _unlike(
-        _fields([left[k] for k in ("emb", "norm", "head")]), _fields([right[k] for k in ("emb", "norm", "head")])
-    )
-    return row[-1] + stem
+    rest = ("emb", "norm", "head", "recurrences")
+    return row[-1] + _unlike(_fields([left[k] for k in rest]), _fields([right[k] for k in rest]))
 
 
 def _fields(value: Any, path: str = "") -> frozenset[tuple[str, str]]:

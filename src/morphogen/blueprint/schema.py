@@ -1,7 +1,7 @@
 """A blueprint: the architecture alone, as frozen data. Field names here are the public DSL."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -10,7 +10,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
 from morphogen.errors import InputError
-from morphogen.parts.base import Context, Frozen, Modifier, NormKind, Part, PartIn
+from morphogen.parts.base import Context, Frozen, GeneId, Modifier, NormKind, Part, PartIn
+from morphogen.parts.recurrence import Recurrence, follow
 from morphogen.parts.stem import Stem
 
 
@@ -27,9 +28,6 @@ class Head(Frozen):
     """Output head; tied, it is the embedding itself."""
 
     tie_embeddings: bool = True
-
-
-GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
 class Block(Frozen):
@@ -86,7 +84,8 @@ class Block(Frozen):
 @dataclass(frozen=True)
 class Gene:
     """One part in its place. key: stable name by gene id (`b1.attn`,
-    `b1.extra.layer_scale.0`; `stem`). prefix: of its tensors in a state dict."""
+    `b1.extra.layer_scale.0`; `stem`; `r0.recurrence`). prefix: of its tensors in a state dict. loop: the recurrence
+    that it is run by, again and again; a recurrence's own part has itself."""
 
     key: str
     prefix: str
@@ -94,6 +93,7 @@ class Gene:
     part: Part
     ctx: Context
     block: Block | None
+    loop: Recurrence | None = None
 
     def tensor(self, name: str) -> str:
         """The full name of one of the part's tensors."""
@@ -101,37 +101,56 @@ class Gene:
 
 
 class Blueprint(Frozen):
-    """The architecture: embedding, blocks and head."""
+    """The architecture: embedding, blocks, which of them are looped, and head.
+
+    recurrences: in the order of the blocks they loop over; none shares a block with another. Their positions follow
+    the blocks through `with_blocks`.
+    """
 
     name: str = "unnamed"
     emb: Embedding
     norm: NormKind = "rmsnorm"
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    recurrences: tuple[Recurrence, ...] = ()
     head: Head = Head()
 
     @model_validator(mode="before")
     @classmethod
     def _assign_ids(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or not isinstance(data.get("blocks"), list | tuple):
+        if not isinstance(data, Mapping):
             return data
-        blocks = data["blocks"]
-        if not any(isinstance(b, Mapping) and not b.get("id") for b in blocks):
-            return data
-        taken = {
-            str(b["id"] if isinstance(b, Mapping) else b.id)
-            for b in blocks
-            if not isinstance(b, Mapping) or b.get("id")
+        return {
+            **data,
+            **{
+                key: _named(data[key], letter)
+                for key, letter in (("blocks", "b"), ("recurrences", "r"))
+                if isinstance(data.get(key), list | tuple)
+            },
         }
-        free = (f"b{i}" for i in range(10**9) if f"b{i}" not in taken)
-        named = [{**b, "id": next(free)} if isinstance(b, Mapping) and not b.get("id") else b for b in blocks]
-        return {**data, "blocks": named}
 
     @model_validator(mode="after")
     def _unique_ids(self) -> Self:
-        ids = [block.id for block in self.blocks]
-        repeated = sorted({i for i in ids if ids.count(i) > 1})
-        if repeated:
-            raise ValueError(f"blocks share the id {', '.join(repeated)}, expected every id once")
+        for what, genes in (("blocks", self.blocks), ("recurrences", self.recurrences)):
+            ids = [gene.id for gene in genes]
+            if repeated := sorted({i for i in ids if ids.count(i) > 1}):
+                raise ValueError(f"{what} share the id {', '.join(repeated)}, expected every id once")
+        return self
+
+    @model_validator(mode="after")
+    def _recurrences_fit(self) -> Self:
+        free = 0
+        for i, loop in enumerate(self.recurrences):
+            if loop.end > len(self.blocks):
+                raise ValueError(
+                    f"recurrences[{i}]: got end {loop.end}, but the model has {len(self.blocks)} blocks; expected a "
+                    f"range [start, end) of blocks"
+                )
+            if loop.start < free:
+                raise ValueError(
+                    f"recurrences[{i}]: starts at {loop.start}, before recurrences[{i - 1}] ends at {free}; expected "
+                    f"ranges in order that share no block"
+                )
+            free = loop.end
         return self
 
     def with_vocab(self, vocab: int) -> "Blueprint":
@@ -154,18 +173,40 @@ class Blueprint(Frozen):
         ctx = self.context(seq_len)
         genes = [Gene("stem", "", "stem", Stem(tie_embeddings=self.head.tie_embeddings), ctx, None)]
         for position, block in enumerate(self.blocks):
+            loop = next((loop for loop in self.recurrences if loop.start <= position < loop.end), None)
             seen: Counter[str] = Counter()
             for slot, path, part in block.parts():
                 key = f"{slot}.{part.label}.{seen[part.label]}" if slot == "extra" else slot
                 seen[part.label] += 1
-                genes.append(Gene(f"{block.id}.{key}", f"blocks.{position}.{path}", slot, part, ctx, block))
+                genes.append(Gene(f"{block.id}.{key}", f"blocks.{position}.{path}", slot, part, ctx, block, loop))
+        for i, loop in enumerate(self.recurrences):
+            genes.append(Gene(f"{loop.id}.recurrence", f"recurrences.{i}", "recurrence", loop, ctx, None, loop))
         return genes
+
+    def with_blocks(self, blocks: Iterable[Block]) -> "Blueprint | None":
+        """The same with other blocks, each recurrence moved with those it loops over; one that has lost all is gone.
+
+        None where that is invalid or nothing differs.
+        """
+        after = tuple(blocks)
+        kept = follow(self.recurrences, [block.id for block in self.blocks], [block.id for block in after])
+        return self.evolve(blocks=after, recurrences=kept)
 
     def fresh_id(self, rng: np.random.Generator) -> str:
         """A gene id that neither this blueprint nor, for all practical purposes, any other of its lineage has."""
-        taken = {b.id for b in self.blocks} | {b.origin for b in self.blocks}
+        taken = {b.id for b in self.blocks} | {b.origin for b in self.blocks} | {r.id for r in self.recurrences}
         return next(name for _ in range(10**9) if (name := f"g{int(rng.integers(16**8)):08x}") not in taken)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `Blueprint.model_validate` reads back."""
         return self.model_dump(mode="json")
+
+
+def _named(genes: Sequence[Any], letter: str) -> tuple[Any, ...]:
+    """Blocks or recurrences as they were given, with the first free ids `<letter>0`, `<letter>1`, ... where absent."""
+    taken = {str(gene["id"]) for gene in genes if isinstance(gene, Mapping) and gene.get("id")}
+    taken |= {gene.id for gene in genes if isinstance(gene, Block | Recurrence)}
+    free = (f"{letter}{i}" for i in range(10**9) if f"{letter}{i}" not in taken)
+    return tuple(
+        {**gene, "id": next(free)} if isinstance(gene, Mapping) and not gene.get("id") else gene for gene in genes
+    )

@@ -3,7 +3,9 @@
 A *window* is `seq_len` consecutive targets of one shard's split with the token before them; windows share no target.
 Which shard a sequence comes from is a fixed table: in every block of `BLOCK` sequences each shard has its share to the
 nearest sequence, spread evenly. Which window it is comes from a permutation per epoch, so that within an epoch no
-window repeats. Nothing is carried from step to step, so any step can be asked for at any time.
+window repeats. A probe stands after the shards of text as one more; its sequences are numbered, and made when they are
+read. In those, −1 − i stands for token i where it is not scored as a target. Nothing is carried from step to step, so
+any step can be asked for at any time.
 
 Shapes: B sequences of a batch, S sequences asked for, T targets of a sequence (T1 is T + 1 tokens), W windows,
 K = BLOCK, V vocabulary.
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.data.prepare import PreparedData, PreparedShard
+from morphogen.data.probes import Probe, scored_only
 from morphogen.data.tokenizers import Ids
 from morphogen.errors import InputError
 
@@ -41,14 +44,18 @@ class Trained(NamedTuple):
 
 
 class _Stream:
-    """Sequences drawn from weighted shards without end."""
+    """Sequences drawn from weighted shards, and a probe where it has a weight, without end."""
 
-    def __init__(self, shards: tuple[PreparedShard, ...], seq_len: int, entropy: tuple[int, ...]) -> None:
+    def __init__(
+        self, shards: tuple[PreparedShard, ...], probe: Probe | None, seq_len: int, entropy: tuple[int, ...]
+    ) -> None:
         self.shards = shards
+        self.probe = probe if probe is not None and probe.weight > 0 else None
         self.seq_len = seq_len
         self.entropy = entropy
         self.n_windows = [shard.windows("train", seq_len) for shard in shards]
-        self.shard_K, self.rank_K, self.per_block = _table([shard.weight for shard in shards])
+        weights = [shard.weight for shard in shards] + ([self.probe.weight] if self.probe else [])
+        self.shard_K, self.rank_K, self.per_block = _table(weights)
         self._order: dict[int, tuple[int, Ids]] = {}
 
     def windows(self, first: int, last: int) -> Ids:
@@ -63,7 +70,9 @@ class _Stream:
         return np.stack([shard_S, window_S], axis=1)
 
     def _windows_at(self, shard: int, position_S: Ids) -> Ids:
-        """The windows at these positions of one shard's endless sequence of epochs."""
+        """The windows at these positions of one shard's endless sequence of epochs; a probe has only one."""
+        if shard == len(self.shards):
+            return position_S
         epoch_S, index_S = np.divmod(position_S, self.n_windows[shard])
         window_S = np.empty_like(position_S)
         for epoch in np.unique(epoch_S):
@@ -83,14 +92,17 @@ class _Stream:
         windows_S2 = self.windows(first, last)
         ids_ST1 = np.empty((last - first, self.seq_len + 1), dtype=np.int64)
         for row, (shard, window) in enumerate(windows_S2.tolist()):
-            start = window * self.seq_len
-            ids_ST1[row] = tokens[shard][start : start + self.seq_len + 1]
+            if self.probe is not None and shard == len(self.shards):
+                ids_ST1[row] = scored_only(self.probe.sequence(*self.entropy, shard, window))
+            else:
+                start = window * self.seq_len
+                ids_ST1[row] = tokens[shard][start : start + self.seq_len + 1]
         return ids_ST1
 
     def count(self, n_sequences: int) -> Ids:
-        """How many of the first `n_sequences` come from each shard."""
+        """How many of the first `n_sequences` come from each shard, and last from the probe where there is one."""
         blocks, rest = divmod(n_sequences, BLOCK)
-        return blocks * self.per_block + np.bincount(self.shard_K[:rest], minlength=len(self.shards))
+        return blocks * self.per_block + np.bincount(self.shard_K[:rest], minlength=len(self.per_block))
 
 
 class Mixture:
@@ -106,7 +118,10 @@ class Mixture:
         self._held_out: dict[tuple[str, str], Tokens] = {}
 
     def batch(self, step: int) -> Ids:
-        """ids_BT1 of a training step: inputs are all but the last column, targets all but the first."""
+        """ids_BT1 of a training step: inputs are all but the last column, targets all but the first.
+
+        Those of a probe that are not scored are negative: −1 − id.
+        """
         size = self.prepared.batch_size
         return self._train.read(self._train_tokens, step * size, (step + 1) * size)
 
@@ -156,26 +171,31 @@ def unique_tokens(prepared: PreparedData, runs: Iterable[Trained | tuple[int, in
     """Distinct training targets that these runs (seed, steps[, healing_steps]) have read between them; exact.
 
     Counted in windows of token files: a window that two runs, two shards of the same source, or training and healing
-    have read counts once.
+    have read counts once. A probe's sequences count whole, as often as they are different streams'.
     """
     seen: dict[str, NDArray[np.bool_]] = {}
+    made: dict[tuple[int, ...], int] = {}
     for run in (Trained(*run) for run in runs):
         for steps, kind in ((run.steps, _TRAIN), (run.healing_steps, _HEALING)):
             if steps:
-                _mark(_stream(prepared, run.seed, kind), steps * prepared.batch_size, seen)
-    return prepared.seq_len * sum(int(mask_W.sum()) for mask_W in seen.values())
+                stream, n_sequences = _stream(prepared, run.seed, kind), steps * prepared.batch_size
+                _mark(stream, n_sequences, seen)
+                if stream.probe:
+                    made[stream.entropy] = max(made.get(stream.entropy, 0), int(stream.count(n_sequences)[-1]))
+    return prepared.seq_len * (sum(int(mask_W.sum()) for mask_W in seen.values()) + sum(made.values()))
 
 
 def _mark(stream: _Stream, n_sequences: int, seen: dict[str, NDArray[np.bool_]]) -> None:
-    for shard, count in enumerate(stream.count(n_sequences).tolist()):
+    for shard, (source, count) in enumerate(zip(stream.shards, stream.count(n_sequences).tolist(), strict=False)):
         n_windows = stream.n_windows[shard]
-        mask_W = seen.setdefault(stream.shards[shard].files["train"].path, np.zeros(n_windows, dtype=np.bool_))
+        mask_W = seen.setdefault(source.files["train"].path, np.zeros(n_windows, dtype=np.bool_))
         mask_W[stream.order(shard, 0)[:count] if count < n_windows else slice(None)] = True
 
 
 def _stream(prepared: PreparedData, seed: int, kind: int) -> _Stream:
-    shards = prepared.healing_shards if kind == _HEALING else prepared.shards
-    return _Stream(shards, prepared.seq_len, (prepared.seed, seed, kind))
+    healing = kind == _HEALING
+    shards, probe = (prepared.healing_shards, None) if healing else (prepared.shards, prepared.probe)
+    return _Stream(shards, probe, prepared.seq_len, (prepared.seed, seed, kind))
 
 
 def _table(weights: Sequence[float]) -> tuple[Ids, Ids, Ids]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.data import store, tokenizers
+from morphogen.data.probes import Probe
 from morphogen.data.store import Corpus, SplitName, TokenFile
 from morphogen.data.tokenizers import Ids, Tokenizer
 from morphogen.errors import InputError, unknown
@@ -55,6 +56,7 @@ class PreparedData:
     shards: tuple[PreparedShard, ...]
     eval_shards: tuple[PreparedShard, ...]
     healing_shards: tuple[PreparedShard, ...]
+    probe: Probe | None
 
     @property
     def tokens_per_step(self) -> int:
@@ -92,7 +94,8 @@ def prepare(data: "Data") -> PreparedData:
     """Read, split and encode what `data` names, or find it in the cache.
 
     Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
-    exist, text that stands in both training and held-out splits, or a cache that cannot be written.
+    exist, text that stands in both training and held-out splits, a probe that does not fit into a sequence, or a cache
+    that cannot be written.
     """
     tokenizer = _tokenizer(data)
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile]]] = {}
@@ -113,9 +116,10 @@ def prepare(data: "Data") -> PreparedData:
         seq_len=data.seq_len,
         batch_size=data.batch_size,
         seed=data.seed,
-        shards=tuple(prepared(shard) for shard in data.shards),
+        shards=tuple(prepared(shard) for shard in data.text_shards),
         eval_shards=tuple(prepared(shard) for shard in data.measured_shards),
         healing_shards=tuple(prepared(shard) for shard in data.healing_shards),
+        probe=_probe(data, tokenizer.vocab_size),
     )
     for shard in ready.shards + ready.healing_shards:
         _check_size(shard, "train", data, f"data.split.train (now {data.split.train})")
@@ -123,6 +127,13 @@ def prepare(data: "Data") -> PreparedData:
         _check_size(shard, "eval", data, f"data.split.eval (now {data.split.eval})")
     _check_overlap(ready)
     return ready
+
+
+def _probe(data: "Data", vocab_size: int) -> Probe | None:
+    shard = data.probe
+    if shard is None or shard.pairs is None:
+        return None
+    return Probe(shard.pairs, shard.weight if shard in data.shards else 0.0, data.seq_len, vocab_size)
 
 
 def _check_size(shard: PreparedShard, split: SplitName, data: "Data", option: str) -> None:
@@ -164,9 +175,9 @@ def _tokenizer(data: "Data") -> Tokenizer:
 
 def _bpe(data: "Data", spec: "BPE") -> Tokenizer:
     """The BPE of these shards' training splits, from the cache or trained now."""
-    corpora = [store.survey(shard) for shard in data.shards]
+    corpora = [store.survey(shard) for shard in data.text_shards]
     decides = [spec.vocab, SAMPLE_BYTES_PER_ID, data.split.train, [corpus.digest for corpus in corpora]]
-    weights = [shard.weight for shard in data.shards]
+    weights = [shard.weight for shard in data.text_shards]
     key = hashlib.blake2b(json.dumps([decides, weights]).encode(), digest_size=16).hexdigest()
     path = store.cache_folder() / f"bpe-{store.FORMAT}-{key}.json"
     if (known := store.read_checked(path)) is not None:
@@ -178,8 +189,8 @@ def _bpe(data: "Data", spec: "BPE") -> Tokenizer:
 
 def _training_sample(data: "Data", corpora: list[Corpus], sample_bytes: int) -> Iterator[str]:
     """About `sample_bytes` of training text, shared among the shards by weight; hashes decide which documents."""
-    total_weight = sum(shard.weight for shard in data.shards)
-    for shard, corpus in zip(data.shards, corpora, strict=True):
+    total_weight = sum(shard.weight for shard in data.text_shards)
+    for shard, corpus in zip(data.text_shards, corpora, strict=True):
         available = corpus.n_bytes * data.split.train
         share = sample_bytes * shard.weight / total_weight / available if available else 1.0
         for document in store.distinct(store.stored_documents(shard)):

@@ -88,7 +88,8 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
     """Draw up how `child` inherits from `parents` (none, one, or two of a crossover).
 
     sources: gene id of a block -> parent it came from; where not given, the first parent with an equal block, else the
-    first with a block of that id. The stem comes from the first parent. InputError when a source has no such block.
+    first with a block of that id. The stem and the recurrences come from the first parent. InputError when a source has
+    no such block.
     """
     draft = _Draft()
     theirs = [{gene.key: gene for gene in parent.genes()} for parent in parents]
@@ -101,6 +102,8 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
         aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
         if which is None or source is None or aligned is None:
             _fresh(draft, gene, clear_writers=True)
+            if source is not None and not origin:
+                draft.notes.append(f"{gene.key}: {source.part.label} became {gene.part.label}, nothing carried")
             if not gene.part.neutral():
                 draft.notes.append(f"{gene.key} is new and does not start neutral")
         else:
@@ -279,6 +282,22 @@ def _structure(child: Blueprint, parent: Blueprint) -> list[str]:
             notes.append(f"extras of {block_id} reordered")
         if mine[block_id].parallel != theirs[block_id].parallel and len(mine[block_id].branches()) > 1:
             notes.append(f"{block_id} runs {'in parallel' if mine[block_id].parallel else 'in sequence'}")
+    return notes + _loops(child, parent)
+
+
+def _loops(child: Blueprint, parent: Blueprint) -> list[str]:
+    """Recurrences that are gone or loop over other blocks; a new one starts with an adapter that changes nothing."""
+    cores = [
+        {loop.id: {b.id for b in side.blocks[loop.start : loop.end]} for loop in side.recurrences}
+        for side in (child, parent)
+    ]
+    shared = {b.id for b in child.blocks} & {b.id for b in parent.blocks}
+    notes = []
+    for loop, core in cores[1].items():
+        if loop not in cores[0]:
+            notes.append(f"recurrence {loop} removed")
+        elif core & shared != cores[0][loop] & shared:
+            notes.append(f"recurrence {loop} loops over other blocks")
     return notes
 
 

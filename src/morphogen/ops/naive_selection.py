@@ -70,9 +70,7 @@ def latent_attention(
     key_B1TR = naive.rope((x_BTD @ weights["k_rope.weight"].T)[:, None], freqs_F)
     out_BTD = torch.zeros_like(x_BTD)
     for h in range(heads):
-        q_ED, r_RD, k_EL, v_EL = (
-            weights[f"{name}.weight"].chunk(heads)[h] for name in ("q", "q_rope", "k_up", "v_up")
-        )
+        q_ED, r_RD, k_EL, v_EL = (weights[f"{name}.weight"].chunk(heads)[h] for name in ("q", "q_rope", "k_up", "v_up"))
         q_B1TE = torch.cat([(x_BTD @ q_ED.T)[:, None], naive.rope((x_BTD @ r_RD.T)[:, None], freqs_F)], -1)
         k_B1TE = torch.cat([(c_BTL @ k_EL.T)[:, None], key_B1TR], -1)
         y_B1TE = naive.attention(q_B1TE, k_B1TE, (c_BTL @ v_EL.T)[:, None], pattern)

@@ -206,7 +206,7 @@ class Attention(Selective):
         """Beyond the default: kv heads that split or merge, and head_dim, which changes the softmax scale and RoPE."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Attention):
-            return plain
+            return plain or self.in_common(parent, ctx, parent_ctx)
         exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
         scales, zero = dict(plain.scales), dict(plain.zero)
         mean: dict[str, tuple[str, ...]] = {}

@@ -9,11 +9,11 @@ the transfer of optimizer state. Adding a kind means adding one file to this pac
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 
@@ -21,6 +21,9 @@ from morphogen.errors import OperatorError, unknown
 
 NormKind = Literal["rmsnorm", "layernorm"]
 NORM_EPS = 1e-5
+
+#: The stable name of a block or a recurrence within a lineage.
+GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 #: One entry per tensor dimension: an axis name, or several when the dimension is a product (slowest first).
 Axes = tuple[str | tuple[str, ...], ...]
@@ -94,6 +97,9 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.flops + other.flops, self.kv_bytes + other.kv_bytes, self.state_bytes + other.state_bytes)
 
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(self.flops * times, self.kv_bytes * times, self.state_bytes * times)
+
 
 class AxisMap(Frozen):
     """Where the entries along one axis of a child's tensor come from.
@@ -165,7 +171,7 @@ class Part(Frozen):
     a token's output depends on that token alone.
     """
 
-    slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem"]]
+    slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem", "recurrence"]]
     axes: ClassVar[Mapping[str, Axes]] = {}
     initial: ClassVar[Mapping[str, Init]] = {}
     zero_init: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -269,11 +275,27 @@ class Part(Frozen):
             zero=self.zero_init,
         )
 
+    def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
+        specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
+        common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
+        if not common & set(self.axes):
+            return None
+        return Alignment(
+            sources={name: name if name in common else None for name in specs},
+            exact=False,
+            note=f"{parent.label} became {self.label}",
+            scales=self.norm_scales(parent, ctx, parent_ctx),
+            zero=self.zero_init,
+        )
+
     def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
         """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'."""
         sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
         scales: dict[str, float] = {}
         for name, (axis, _) in self.norms(ctx).items():
+            if name not in parent.norms(parent_ctx):
+                continue
             ratio = theirs.get(axis, sizes[axis]) / sizes[axis]
             if ratio < 1:
                 scales[f"{name}.weight"] = math.sqrt(ratio)
@@ -375,10 +397,14 @@ class Branch(nn.Module):
 
 
 class Modulation(nn.Module):
-    """A modifier's module."""
+    """A modifier's module. What it does to a token may depend on that token of the block's input, on no other."""
 
-    def modulate(self, slot: str, y_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        """The changed output `y` of branch `slot`, whose input was `x`."""
+    def look(self, x_BTD: Tensor) -> Tensor | None:
+        """What it takes from the block's input, once for all branches; None when that is nothing."""
+        return None
+
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """The changed output `y` of branch `slot`; `seen` is what `look` returned."""
         raise NotImplementedError  # every kind has its own
 
 

@@ -1,29 +1,38 @@
-"""Per-channel scaling of branch outputs. B batch, T tokens, D model dim."""
+"""What is done to the outputs of a block's branches: scales, gates, and a router.
+
+B batch, T tokens, D model dim, n target branches, R hidden units of the router
+"""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from morphogen.parts.base import (
     ONES,
+    ZEROS,
     Alignment,
     Axes,
+    AxisMap,
     BlockLike,
     Context,
     Cost,
     Init,
     Modifier,
     Modulation,
+    NormKind,
     Part,
     Spec,
     block_operator,
     operator,
     pick,
 )
+from morphogen.parts.layers import Linear, make_norm
 
 Target = Literal["attn", "ssm", "extra", "ffn"]
 
@@ -96,9 +105,194 @@ class Scales(Modulation):
         for target in part.targets:
             self.register_parameter(target, nn.Parameter(torch.empty(ctx.dim)))
 
-    def modulate(self, slot: str, y_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         return y_BTD * self.get_parameter(slot).to(y_BTD.dtype) if slot in self.targets else y_BTD
+
+
+class Gated(Modifier):
+    """`x + g · branch(x)` with one number g per target, starting at `init_weight`. Ref: ReZero, arXiv 2003.04887.
+
+    learnable: whether training changes g. Changing `init_weight` starts g anew.
+    """
+
+    slot: ClassVar = "extra"
+    axes: ClassVar[Mapping[str, Axes]] = {"attn": (), "ssm": (), "extra": (), "ffn": ()}
+    size_fields: ClassVar = frozenset({"targets", "learnable"})
+
+    kind: Literal["gated"] = "gated"
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
+    init_weight: float = 1.0
+    learnable: bool = True
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        _distinct(self.targets)
+        return self
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """Only the targets have a gate."""
+        return frozenset(self.axes) - set(self.targets)
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """None: gates are single numbers."""
+        return {}
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """Each gate starts at `init_weight`; a buffer when it is not learned."""
+        start = Init("constant", (self.init_weight,))
+        return {target: Spec((), (), start, buffer=not self.learnable) for target in super().specs(ctx)}
+
+    def build(self, ctx: Context) -> nn.Module:
+        """Scales branch outputs."""
+        return Gates(self)
+
+    def cost(self, ctx: Context) -> Cost:
+        """One multiplication per channel and target."""
+        return Cost(flops=float(ctx.dim * len(self.targets)))
+
+    def acts_on(self) -> tuple[str, ...]:
+        """The targets."""
+        return self.targets
+
+    def neutral(self) -> bool:
+        """True when every gate starts at one."""
+        return self.init_weight == 1.0
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """A new target is exact when it starts at one; a target taken away, or another start, is not."""
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, Gated):
+            return None
+        if self.init_weight != parent.init_weight:
+            return replace(plain, sources=dict.fromkeys(plain.sources))
+        new, gone = set(self.targets) - set(parent.targets), set(parent.targets) - set(self.targets)
+        if gone or (new and not self.neutral()):
+            return replace(plain, exact=False, note=f"other targets: {', '.join(sorted(gone | new))}")
+        return plain
+
+
+class Gates(Modulation):
+    """The module of `Gated`."""
+
+    def __init__(self, part: Gated) -> None:
+        super().__init__()
+        self.targets, self.learnable = frozenset(part.targets), part.learnable
+        for target in part.targets:
+            if part.learnable:
+                self.register_parameter(target, nn.Parameter(torch.empty(())))
+            else:
+                self.register_buffer(target, torch.empty(()))
+
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        if slot not in self.targets:
+            return y_BTD
+        gate = self.get_parameter(slot) if self.learnable else self.get_buffer(slot)
+        return y_BTD * gate.to(y_BTD.dtype)
+
+
+class BranchRouter(Modifier):
+    """`x + n · softmax(z / temperature)_i · branch_i(x)` over the n targets: shares that are 1 each while z is 0.
+
+    `token`: z = W₂ silu(W₁ norm(block's input)) + b, for each token by itself; `static`: z = b. W₂ and b start at zero,
+    so a new router changes nothing. Soft routing over branches, after arXiv 1701.06538 and 2404.02258, but every branch
+    runs. hidden: units of the router.
+    """
+
+    slot: ClassVar = "extra"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        "up.weight": ("hidden", "dim"),
+        "out.weight": ("target", "hidden"),
+        "bias": ("target",),
+    }
+    initial: ClassVar = {"out.weight": ZEROS, "bias": ZEROS}
+    zero_init: ClassVar = {"out.weight": ("hidden",)}
+    size_fields: ClassVar = frozenset({"hidden"})
+
+    kind: Literal["branch_router"] = "branch_router"
+    targets: Annotated[tuple[Target, ...], Field(min_length=2)] = ("attn", "ffn")
+    router_type: Literal["token", "static"] = "token"
+    hidden: PositiveInt = 16
+    temperature: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        _distinct(self.targets)
+        return self
+
+    def inert(self) -> frozenset[str]:
+        """A static router has no hidden units."""
+        return frozenset({"hidden"}) if self.router_type == "static" else frozenset()
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """A static router is its bias."""
+        return frozenset({"up.weight", "out.weight"}) if self.router_type == "static" else frozenset()
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """That of the block's input."""
+        return {} if self.router_type == "static" else {"norm": ("dim", ctx.norm)}
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """hidden, target and dim."""
+        return {"hidden": self.hidden, "target": len(self.targets), "dim": ctx.dim}
+
+    def build(self, ctx: Context) -> nn.Module:
+        """Scales branch outputs."""
+        return Router(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """The router, and one multiplication per channel and target."""
+        router = 2.0 * self.hidden * (ctx.dim + len(self.targets)) if self.router_type == "token" else 0.0
+        return Cost(flops=router + ctx.dim * len(self.targets))
+
+    def acts_on(self) -> tuple[str, ...]:
+        """The targets."""
+        return self.targets
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """Logits follow their targets by name; shares change with the targets. From static to token is exact."""
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, BranchRouter):
+            return None
+        if self.targets == parent.targets:
+            from_static = parent.router_type == "static" and self.temperature == parent.temperature
+            return replace(plain, exact=True, note="") if from_static else plain
+        index = tuple(parent.targets.index(t) if t in parent.targets else -1 for t in self.targets)
+        take = AxisMap(how="index", size=len(index), parent_size=len(parent.targets), index=index)
+        return replace(plain, maps={"target": take})
+
+
+class Router(Modulation):
+    """The module of `BranchRouter`."""
+
+    def __init__(self, part: BranchRouter, ctx: Context) -> None:
+        super().__init__()
+        self.targets, self.temperature = part.targets, part.temperature
+        self.bias = nn.Parameter(torch.empty(len(part.targets)))
+        self.norm = self.up = self.out = None
+        if part.router_type == "token":
+            self.norm = make_norm(ctx.norm, ctx.dim)
+            self.up = Linear(ctx.dim, part.hidden)
+            self.out = Linear(part.hidden, len(part.targets))
+
+    def look(self, x_BTD: Tensor) -> Tensor:
+        """Shares of the targets, (B, T, n) or (n,), fp32 at least."""
+        logits = self.bias
+        if self.norm is not None and self.up is not None and self.out is not None:
+            logits = logits + self.out(F.silu(self.up(self.norm(x_BTD))))
+        return len(self.targets) * F.softmax(logits / self.temperature, -1)
+
+    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        if slot not in self.targets:
+            return y_BTD
+        return y_BTD * cast(Tensor, seen)[..., self.targets.index(slot), None].to(y_BTD.dtype)
+
+
+def _distinct(targets: tuple[str, ...]) -> None:
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"targets name a branch twice: {', '.join(targets)}")
 
 
 def present(block: BlockLike) -> list[str]:
@@ -130,3 +324,57 @@ def tune_layer_scale(part: LayerScale, ctx: Context, rng: np.random.Generator) -
 def remove_layer_scale(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
     """Take the learned scales away."""
     return block.evolve(extras=tuple(extra for extra in block.extras if not isinstance(extra, LayerScale)))
+
+
+@block_operator(preserves=lambda block, ctx: not any(isinstance(extra, Gated) for extra in block.extras))
+def toggle_gated_mix(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+    """A gate on each branch's output, starting at one; or, where there is one, none. Ref: arXiv 2003.04887."""
+    others = tuple(extra for extra in block.extras if not isinstance(extra, Gated))
+    if len(others) < len(block.extras):
+        return block.evolve(extras=others)
+    return block.evolve(extras=(*others, Gated(targets=tuple(present(block)))))
+
+
+@operator(Gated, preserves=False)
+def tune_gated_mix(part: Gated, ctx: Context, rng: np.random.Generator) -> Gated | None:
+    """Start the gates anew from 0.25, 0.5 or 1, or stop gating one of several branches."""
+    if len(part.targets) > 1 and rng.random() < 0.5:
+        drop = pick(rng, part.targets)
+        return part.evolve(targets=tuple(t for t in part.targets if t != drop))
+    return part.evolve(init_weight=pick(rng, [w for w in (0.25, 0.5, 1.0) if w != part.init_weight]))
+
+
+@operator(Gated, preserves=True)
+def toggle_gate_learning(part: Gated, ctx: Context, rng: np.random.Generator) -> Gated | None:
+    """Freeze the gates where they are, or let them learn again."""
+    return part.evolve(learnable=not part.learnable)
+
+
+@block_operator(preserves=lambda block, ctx: not any(isinstance(extra, BranchRouter) for extra in block.extras))
+def toggle_branch_router(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+    """A router that gives each token its shares of the branches, 1 each at first; or, where there is one, none."""
+    others = tuple(extra for extra in block.extras if not isinstance(extra, BranchRouter))
+    if len(others) < len(block.extras):
+        return block.evolve(extras=others)
+    targets = tuple(present(block))
+    return block.evolve(extras=(*others, BranchRouter(targets=targets))) if len(targets) > 1 else None
+
+
+@operator(BranchRouter, preserves=False)
+def tune_branch_router(part: BranchRouter, ctx: Context, rng: np.random.Generator) -> BranchRouter | None:
+    """Another temperature, no longer by token, or one of three targets fewer."""
+    knob = pick(rng, ["temperature", "router_type", "targets"])
+    if knob == "temperature":
+        return part.evolve(temperature=pick(rng, [t for t in (0.5, 1.0, 2.0) if t != part.temperature]))
+    if knob == "router_type":
+        return part.evolve(router_type="static")
+    drop = pick(rng, part.targets)
+    return part.evolve(targets=tuple(t for t in part.targets if t != drop))
+
+
+@operator(BranchRouter, preserves=True)
+def grow_branch_router(part: BranchRouter, ctx: Context, rng: np.random.Generator) -> BranchRouter | None:
+    """Twice the hidden units, writing zero; a static router starts to look at the tokens."""
+    if part.router_type == "static":
+        return part.evolve(router_type="token")
+    return part.evolve(hidden=2 * part.hidden) if part.hidden <= 256 else None

@@ -59,8 +59,8 @@ class Mamba(SSM):
         return self.dt_rank or math.ceil(ctx.dim / 16)
 
     def inert(self) -> frozenset[str]:
-        """It has no heads."""
-        return frozenset({"head_dim"})
+        """It has no heads, and the chunk changes nothing but speed."""
+        return frozenset({"head_dim", "chunk"})
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """inner, state, rank, taps, dim."""

@@ -71,8 +71,8 @@ class Mamba2(SSM):
         return self.head_dim
 
     def inert(self) -> frozenset[str]:
-        """It has no low-rank step."""
-        return frozenset({"dt_rank"})
+        """It has no low-rank step, and the chunk changes nothing but speed."""
+        return frozenset({"dt_rank", "chunk"})
 
     def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
         """The branch's norm, and that of the gated output."""

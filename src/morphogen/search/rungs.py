@@ -21,8 +21,9 @@ def rejection(costs: Mapping[str, float], evolution: Evolution) -> str:
         for name, limit in evolution.rung0_thresholds.items()
         if costs[name] > limit
     ]
-    if costs["layers"] < evolution.min_layers:
-        reasons.append(f"layers is {costs['layers']:.12g}, below min_layers {evolution.min_layers}")
+    for name, least in (("layers", evolution.min_layers), ("recurrences", evolution.min_recurrences)):
+        if costs[name] < least:
+            reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)
 
 

@@ -27,7 +27,7 @@ FINAL_SCALE = 0.1
 ENTROPY_STRIDE = 8
 #: On an accelerator, losses are read back only every so many steps, so that the host runs ahead.
 READ_EVERY = 10
-#: The step whose memory is measured: the first at which the optimizer's state is already there.
+#: The first step at which the optimizer's state is already there, so that its memory is typical.
 MEMORY_STEP = 1
 
 Batches = Callable[[int], NDArray[np.int64]]
@@ -35,8 +35,9 @@ Batches = Callable[[int], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One finished step. step: counted from 1, of `steps`. loss: nats per token. grad_norm: before clipping.
-    tokens: trained on so far. seconds: that this step took. entropy: of the predictions, in nats, where sampled."""
+    """One finished step. step: counted from 1, of `steps`. loss: nats per token of text. grad_norm: before
+    clipping. tokens: trained on so far. seconds: that this step took. entropy: of the predictions, in nats, where it
+    was sampled."""
 
     step: int
     steps: int
@@ -53,8 +54,8 @@ Progress = Callable[[StepInfo], None]
 
 @dataclass
 class Trace:
-    """Step by step: loss (nats per token, without auxiliary losses), gradient norm before clipping, seconds, and the
-    figures that branches report, by name."""
+    """Step by step: loss (nats per token of text, without auxiliary losses), gradient norm before clipping, seconds,
+    and the figures that branches report, by name."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
@@ -92,8 +93,8 @@ def lr_scale(step: int, total_steps: int, warmup: int) -> float:
 class Trainer:
     """Trains one model over one schedule, in one or several calls of `run`.
 
-    total_steps: of all calls together; the schedule spans them. seed: of dropout. Step k does the same whatever the
-    calls were, because its dropout derives from (seed, k) and its batch from k.
+    total_steps: of all calls together; the schedule spans them. seed: of dropout and of recurrences'
+    noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
     """
 
     def __init__(
@@ -115,11 +116,16 @@ class Trainer:
         self.trace = Trace()
         self.step = 0
         self._parameters = self.updater.parameters
+        # memory is measured where the recurrences take all their steps
+        risen = max((math.ceil(loop.ramp * total_steps) for loop in model.blueprint.recurrences), default=0)
+        self._memory_step = min(max(MEMORY_STEP, risen), total_steps - 1)
         self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
     def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
         """Train on `batches(step)`, of shape (B, T1), up to `until_step`; why a guard stopped it earlier, or None.
+
+        A negative id −1 − i is token i, which is read but not scored as a target.
 
         On an accelerator a guard may be heard up to `READ_EVERY` − 1 steps late; those steps are counted like others.
         """
@@ -130,6 +136,7 @@ class Trainer:
         with torch.random.fork_rng(devices=cuda):
             while self.step < until_step:
                 torch.manual_seed(_mix(self.seed, self.step))
+                self.model.set_progress(self.step / self.total_steps)
                 unread.append(self._step(self._on_device(batches(self.step))))
                 self.step += 1
                 if len(unread) == self._read_every or self.step == until_step:
@@ -149,7 +156,7 @@ class Trainer:
 
     def _step(self, ids_BT1: Tensor) -> Tensor:
         """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
-        if self.step == min(MEMORY_STEP, self.total_steps - 1):
+        if self.step == self._memory_step:
             with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
                 return self._update(ids_BT1)
         return self._update(ids_BT1)
@@ -157,8 +164,9 @@ class Trainer:
     def _update(self, ids_BT1: Tensor) -> Tensor:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
         with bf16, self.model.recording() as record:
-            logits_BTV = self.model(ids_BT1[:, :-1])
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT1[:, 1:].flatten())
+            logits_BTV = self.model(torch.where(ids_BT1 < 0, -1 - ids_BT1, ids_BT1)[:, :-1])
+            nats_B = sequence_losses(logits_BTV, ids_BT1[:, 1:])
+            loss = nats_B.mean()
         entropy = _entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else loss.new_full((), math.nan)
         del logits_BTV  # the backward pass frees it early
         auxiliary = record.loss(
@@ -170,7 +178,7 @@ class Trainer:
         record.settle()
         means = record.means()
         self._figures = tuple(means)
-        return torch.stack([loss.detach(), norm, entropy, *means.values()])
+        return torch.stack([_text_loss(nats_B.detach(), ids_BT1[:, 1:]), norm, entropy, *means.values()])
 
     def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
         """Hand the steps just finished to the trace, the guards and whoever watches."""
@@ -189,6 +197,24 @@ class Trainer:
                 tokens = (step + 1) * self.tokens_per_step
                 progress(StepInfo(step + 1, self.total_steps, loss, norm, scale, tokens, seconds, entropy))
         return stop
+
+
+def sequence_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of each sequence's targets, in nats, (B,); negative targets are not scored.
+
+    Training descends on the mean over sequences, so that a probe, few of whose targets are scored, has its share.
+    """
+    nats_N = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.clamp_min(-1).flatten(), ignore_index=-1, reduction="none"
+    )
+    return nats_N.view_as(targets_BT).sum(1) / (targets_BT >= 0).sum(1)
+
+
+def _text_loss(nats_B: Tensor, targets_BT: Tensor) -> Tensor:
+    """The mean loss of the sequences that are scored throughout; of all where there are none."""
+    text_B = (targets_BT >= 0).all(1)
+    text_B = text_B | ~text_B.any()
+    return (nats_B * text_B).sum() / text_B.sum()
 
 
 @torch.no_grad()

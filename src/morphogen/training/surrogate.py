@@ -20,6 +20,8 @@ from morphogen.inherit import inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
+from morphogen.metrics.recall import recall
+from morphogen.metrics.recurrence import recurrence_metrics
 from morphogen.metrics.stability import instability
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
@@ -176,10 +178,22 @@ class _Trial:
         return {
             **shard_metrics(scores),
             "bpb_sample": shard_metrics(sample)["bpb"],
+            **recurrence_metrics(self.model, scores, self._score),
+            **self._recall(),
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
             "kv_bytes": self._decode(),
             **{name: fmean(values[-FIGURE_STEPS:]) for name, values in trace.figures.items()},
         }
+
+    def _recall(self) -> dict[str, float]:
+        """How well the model answers the data's probe, where it has one."""
+        if self.prepared.probe is None:
+            return {}
+        start = time.perf_counter()
+        size, bf16 = self.prepared.batch_size, self.experiment.train.bf16
+        found = recall(self.model, self.prepared.probe, batch_size=size, bf16=bf16)
+        self.eval_seconds += time.perf_counter() - start
+        return found
 
     def _decode(self) -> float:
         """Bytes of cache per token after one held-out sequence; keeps how fast its last tokens came."""

@@ -1,7 +1,7 @@
 """Crossover: blocks are homologous when they have the same gene id, wherever they stand.
 
-Every block of the child comes whole from one parent; embedding, norm and head come from the first. A child has blocks
-of both parents, no gene twice, and an architecture that is neither parent's.
+Every block of the child comes whole from one parent; embedding, recurrences, norm and head come from the first. A
+child has blocks of both parents, no gene twice, and an architecture that is neither parent's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +86,7 @@ def _first_new(
         mosaic = _mosaic(first, second, cuts[i])
         if {source for _, source in mosaic} != {0, 1}:
             continue
-        child = first.evolve(blocks=tuple(block for block, _ in mosaic))
+        child = first.with_blocks(block for block, _ in mosaic)
         if child is None or digest(child) in parents:
             continue
         sources = {block.id: source for block, source in mosaic}

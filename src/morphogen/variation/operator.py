@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 
-import morphogen.variation.structure  # noqa: F401  (registers the operators on blocks and models)
+import morphogen.variation.recurrence
+import morphogen.variation.structure  # noqa: F401  (these two register the operators on blocks and models)
 from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit

@@ -10,7 +10,7 @@ import numpy as np
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context, Modifier, Part, block_operator, model_operator, pick
+from morphogen.parts.base import Context, Modifier, Part, block_operator, find_operator, model_operator, pick
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP
 
@@ -36,8 +36,8 @@ def plain_ffn(dim: int) -> MLP:
 
 
 def with_blocks(blueprint: Blueprint, blocks: Sequence[Block]) -> Blueprint | None:
-    """The blueprint with other blocks, validated; None where nothing differs."""
-    return blueprint.evolve(blocks=tuple(blocks))
+    """The blueprint with other blocks, its recurrences moved with theirs; None where nothing differs."""
+    return blueprint.with_blocks(blocks)
 
 
 # ------------------------------------------------------------------------------------------------------- depth
@@ -242,3 +242,35 @@ def _fitted(extra: Part, slots: set[str]) -> Part | None:
 def toggle_parallel(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
     """The branches of a block in parallel, or one after another."""
     return block.evolve(parallel=not block.parallel) if len(block.branches()) > 1 else None
+
+
+# ----------------------------------------------------------------------------------------- extras of a block
+
+#: Operators that put one extra into a block, each exact.
+INSERTIONS = (
+    "insert_retro_module",
+    "insert_assoc_memory",
+    "insert_memory_tokens",
+    "insert_chunk_memory",
+    "insert_short_conv",
+    "insert_layer_scale",
+)
+
+
+@block_operator(preserves=True)
+def add_extra_combo(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
+    """Two different extras at once: memories, a convolution, a scale; all start without effect."""
+    child: Block | None = block
+    for i in rng.choice(len(INSERTIONS), size=2, replace=False):
+        child = child and find_operator(INSERTIONS[i]).act(child, ctx, rng)
+    return child
+
+
+@block_operator(preserves=False)
+def remove_extra(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
+    """One extra fewer, and what acted on it."""
+    if not block.extras:
+        return None
+    gone = int(rng.integers(len(block.extras)))
+    extras = block.extras[:gone] + block.extras[gone + 1 :]
+    return block.evolve(extras=_kept(extras, _slots(block)))

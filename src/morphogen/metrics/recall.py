@@ -1,0 +1,53 @@
+"""Recall, measured: how well a model answers the questions of a probe. B sequences, T tokens, K pairs, V vocabulary."""
+
+import math
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from morphogen.data.probes import Probe
+from morphogen.errors import DivergedError
+
+#: Every model of every run is asked the same questions, in as many sequences.
+SEQUENCES = 64
+#: The stream of the questions; training's streams have longer names.
+_EVAL = 2
+
+
+def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = False) -> dict[str, float]:
+    """`long_recall`, `recall_nll` and `recall_chance` over `SEQUENCES` sequences of the probe.
+
+    long_recall: the share of questions whose likeliest next token, of the whole vocabulary, is the right value: in
+    each bucket of distances [2ⁿ, 2ⁿ⁺¹) between a key's two places, in tokens; then the mean over buckets.
+    recall_nll: the same mean of −ln p(value), in nats. recall_chance: the accuracy of a model that knows only which
+    tokens are values; its nll is −ln of that. (One that knows which values a sequence has, but not whose, gets 1 / K.)
+    Raises DivergedError where the loss is not finite. The model is left in the mode it was in.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    questions = [probe.sequence(_EVAL, number) for number in range(SEQUENCES)]
+    right, nats = [], []
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for first in range(0, SEQUENCES, batch_size):
+            chosen = questions[first : first + batch_size]
+            ids_BT = torch.from_numpy(np.stack([one.ids[:-1] for one in chosen])).to(device)
+            asked_BK = torch.from_numpy(np.stack([one.asked for one in chosen])).to(device)
+            values_BK = torch.from_numpy(np.stack([one.ids[one.asked + 1] for one in chosen])).to(device)
+            logits_BTV = model(ids_BT)
+            logits_NV = logits_BTV[torch.arange(len(chosen), device=device)[:, None], asked_BK].flatten(0, 1).float()
+            right.append(logits_NV.argmax(-1) == values_BK.flatten())
+            nats.append(F.cross_entropy(logits_NV, values_BK.flatten(), reduction="none"))
+    model.train(training)
+    buckets: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    distances = np.concatenate([one.distance for one in questions]).tolist()
+    answers = zip(distances, torch.cat(right).tolist(), torch.cat(nats).tolist(), strict=True)
+    for distance, is_right, nll in answers:
+        buckets[distance.bit_length()].append((float(is_right), nll))
+    accuracy, loss = np.mean([np.mean(bucket, axis=0) for bucket in buckets.values()], axis=0).tolist()
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss on probe:mqar is {loss} nats per question")
+    return {"long_recall": accuracy, "recall_nll": loss, "recall_chance": probe.chance}

@@ -1,0 +1,37 @@
+"""What the steps of recurrences are worth: held-out perplexity with other numbers of steps."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from morphogen.errors import DivergedError
+from morphogen.metrics.perplexity import Score, shard_metrics
+from morphogen.network import LanguageModel
+
+Scores = Mapping[str, Sequence[Score]]
+
+
+def recurrence_metrics(model: LanguageModel, scores: Scores, measure: Callable[[], Scores]) -> dict[str, float]:
+    """`ppl_<shard>_rec_<n>` and their mean `ppl_rec_<n>`, for n = 1 and every n in `test_recurrences`: all recurrences
+    take n steps. And `recurrence_gain`, how much smaller the best n makes the perplexity than one step does:
+
+        1 − min over n of ppl_rec_n / ppl_rec_1
+
+    which is 0 where one step is best or there is no recurrence. scores: of the model as it is. measure: the same on the
+    same text, again. A number of steps whose loss is not finite has no figure.
+    """
+    loops = model.blueprint.recurrences
+    metrics: dict[str, float] = {}
+    means: dict[int, float] = {}
+    for steps in sorted({1, *(n for loop in loops for n in loop.test_recurrences)} if loops else ()):
+        as_it_is = all(loop.steps(1.0) == steps for loop in loops)
+        model.eval_steps = steps
+        try:
+            found = shard_metrics(scores if as_it_is else measure())
+        except DivergedError:
+            continue
+        finally:
+            model.eval_steps = None
+        means[steps] = found["ppl"]
+        metrics |= {f"{name}_rec_{steps}": value for name, value in found.items() if not name.startswith("bpb")}
+    gain = 1.0 - min(means.values()) / means.get(1, math.inf) if means else 0.0
+    return {**metrics, "recurrence_gain": gain}

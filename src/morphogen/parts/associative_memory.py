@@ -1,0 +1,116 @@
+"""Fast weights that every token writes. B batch, T tokens, D model dim, H heads, E head dim, F features of a key."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from morphogen.ops.fast_weights import CHUNK, FEATURES, FeatureMap, delta_memory, features
+from morphogen.parts.base import ZEROS, Axes, Branch, Context, Cost, Part, State, block_operator, operator, pick
+from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.readers import plain_heads
+
+
+class AssocMemory(Part):
+    """o(Sᵀ φ(q)) with S ← S + φ(k) ⊗ β (v − Sᵀ φ(k)): each token replaces a share β = σ(w·x) of what its key holds.
+
+    φ is a non-negative feature map, normalised: `elu` is elu(x) + 1, `dpfp` has twice the features. Linear in the
+    length, with a memory of fixed size. Ref: the delta rule of arXiv 2102.11174, its 2-norm from 2406.06484.
+    """
+
+    slot: ClassVar = "extra"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        "q.weight": (("heads", "head_dim"), "dim"),
+        "k.weight": (("heads", "head_dim"), "dim"),
+        "v.weight": (("heads", "head_dim"), "dim"),
+        "beta.weight": ("heads", "dim"),
+        "o.weight": ("dim", ("heads", "head_dim")),
+    }
+    initial: ClassVar = {"beta.weight": ZEROS}
+    zero_init: ClassVar = {"o.weight": ("heads", "head_dim")}
+    writers: ClassVar = frozenset({"o.weight"})
+    size_fields: ClassVar = frozenset({"heads"})
+
+    kind: Literal["assoc_memory"] = "assoc_memory"
+    heads: PositiveInt = 4
+    head_dim: PositiveInt = 32
+    feature_map: FeatureMap = "elu"
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """heads, head_dim and dim."""
+        return {"heads": self.heads, "head_dim": self.head_dim, "dim": ctx.dim}
+
+    def build(self, ctx: Context) -> nn.Module:
+        """(B, T, D) to (B, T, D)."""
+        return AssocMemoryBranch(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Projections; within a chunk scores, solve and sums; between chunks what is read and written of S."""
+        width, keys = self.head_dim, self.head_dim * (2 if self.feature_map == "dpfp" else 1)
+        chunk = min(CHUNK, ctx.seq_len)
+        projections = 2.0 * ctx.dim * self.heads * (4 * width + 1)
+        within = chunk * (4.0 * keys + 2.0 * width + (keys + width))
+        return Cost(
+            flops=projections + self.heads * (within + 6.0 * keys * width),
+            state_bytes=2.0 * self.heads * keys * width,
+        )
+
+
+class AssocMemoryBranch(Branch):
+    """The module of `AssocMemory`. While decoding it remembers S, (B, H, F, E)."""
+
+    def __init__(self, part: AssocMemory, ctx: Context) -> None:
+        super().__init__()
+        self.heads, self.feature_map = part.heads, part.feature_map
+        width = part.heads * part.head_dim
+        self.norm = make_norm(ctx.norm, ctx.dim)
+        self.q = Linear(ctx.dim, width)
+        self.k = Linear(ctx.dim, width)
+        self.v = Linear(ctx.dim, width)
+        self.beta = Linear(ctx.dim, part.heads)
+        self.o = Linear(width, ctx.dim)
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self.mix_on(x_BTD, {})
+
+    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
+        """As `mix`, after what `state` remembers."""
+        q_BHTE, k_BHTE, v_BHTE = (
+            layer(x_BTD).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        q_BHTF, k_BHTF = features(q_BHTE, self.feature_map), features(k_BHTE, self.feature_map)
+        beta_BHT = self.beta(x_BTD).to(q_BHTF.dtype).sigmoid().transpose(1, 2)
+        y_BHTE, state["memory"] = delta_memory(q_BHTF, k_BHTF, v_BHTE, beta_BHT, state.get("memory"))
+        return cast(Tensor, self.o(y_BHTE.transpose(1, 2).flatten(2).to(x_BTD.dtype)))
+
+
+# --------------------------------------------------------------------------------------------------- operators
+
+
+@block_operator(preserves=True)
+def insert_assoc_memory(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+    """Fast weights under the delta rule; their output starts at zero. Ref: arXiv 2102.11174."""
+    if any(isinstance(extra, AssocMemory) for extra in block.extras):
+        return None
+    new = AssocMemory(feature_map=pick(rng, list(FEATURES)), **plain_heads(ctx.dim))
+    return block.evolve(extras=(*block.extras, new))
+
+
+@operator(AssocMemory, preserves=True)
+def add_assoc_heads(part: AssocMemory, ctx: Context, rng: np.random.Generator) -> AssocMemory | None:
+    """More heads of fast weights; the new ones write zero."""
+    return part.evolve(heads=part.heads + int(rng.integers(1, part.heads + 1)))
+
+
+@operator(AssocMemory, preserves=False)
+def tune_assoc_memory(part: AssocMemory, ctx: Context, rng: np.random.Generator) -> AssocMemory | None:
+    """Another feature map, fewer heads, or half or twice the channels of a head."""
+    knob = pick(rng, ["feature_map", "heads", "head_dim"])
+    if knob == "feature_map":
+        return part.evolve(feature_map=pick(rng, [f for f in FEATURES if f != part.feature_map]))
+    if knob == "heads":
+        return part.evolve(heads=int(rng.integers(1, part.heads))) if part.heads > 1 else None
+    return part.evolve(head_dim=pick(rng, [n for n in (part.head_dim // 2, 2 * part.head_dim) if 4 <= n <= 256]))
