@@ -78,24 +78,26 @@ def unseen(gene: Gene) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _seen(pattern: Pattern, length: int) -> tuple[Tensor, ...]:
-    return tuple(row.nonzero()[:, 0] for row in naive.mask(pattern, length))
+def _seen(pattern: Pattern, length: int) -> Tensor:
+    """(query, key) of every pair, (P, 2)."""
+    return naive.mask(pattern, length).nonzero()
 
 
 def attend(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, pattern: Pattern, **scoring: Any) -> Tensor:
-    """What attention multiplies, query by query; of the right shape, without scale and softmax."""
+    """What attention multiplies, pair by pair; of the right shape, without scale and softmax."""
     return _read(q_BHTE, k_BKTE, v_BKTV, _seen(pattern, q_BHTE.shape[2]))
 
 
-def _read(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, seen: tuple[Tensor, ...]) -> Tensor:
+def _read(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, pairs_P2: Tensor) -> Tensor:
     (batch, heads, length, _), kv_heads = q_BHTE.shape, k_BKTE.shape[1]
-    q_NGTE = q_BHTE.reshape(batch * kv_heads, heads // kv_heads, length, -1)
-    k_NTE, v_NTV = k_BKTE.flatten(0, 1), v_BKTV.flatten(0, 1)
-    rows = [
-        torch.bmm(torch.bmm(q_NGTE[:, :, t], k_NTE[:, keys].mT), v_NTV[:, keys]) / len(keys)
-        for t, keys in enumerate(seen)
-    ]
-    return torch.stack(rows, 2).reshape(batch, heads, length, -1)
+    query_P, key_P = pairs_P2.unbind(1)
+    q_NTGE = q_BHTE.reshape(batch * kv_heads, heads // kv_heads, length, -1).transpose(1, 2)
+    q_MGE = q_NTGE[:, query_P].flatten(0, 1)
+    k_ME, v_MV = k_BKTE.flatten(0, 1)[:, key_P].flatten(0, 1), v_BKTV.flatten(0, 1)[:, key_P].flatten(0, 1)
+    y_MGV = torch.bmm(torch.bmm(q_MGE, k_ME[:, :, None]), v_MV[:, None])
+    y_NPGV = y_MGV.unflatten(0, (batch * kv_heads, -1))
+    y_NTGV = y_NPGV.new_zeros(len(y_NPGV), length, *y_NPGV.shape[2:]).index_add(1, query_P, y_NPGV)
+    return y_NTGV.transpose(1, 2).reshape(batch, heads, length, -1) / length
 
 
 def select(
@@ -104,10 +106,12 @@ def select(
     """What a selector and its attention multiply; which tokens it picks does not matter, so the first ones."""
     q_BATI, k_B1TI, w_BAT = self.index(x_BTD, 0)
     length, width = x_BTD.shape[1], self.part.selector_topk
-    for t in range(width, length):
-        dots_BAS = torch.bmm(q_BATI[:, :, t], k_B1TI[:, 0, : t + 1].mT)
-        torch.bmm(w_BAT[:, None, :, t], dots_BAS)
-    return _read(q_BHTE, k_BKTE, v_BKTV, tuple(torch.arange(min(t + 1, width)) for t in range(length)))
+    at_T = torch.arange(length)
+    upto_TT = at_T <= at_T[:, None]
+    query_P, key_P = upto_TT[width:].nonzero().unbind(1)
+    dots_BPA1 = q_BATI[:, :, width:].transpose(1, 2)[:, query_P] @ k_B1TI[:, 0, key_P, :, None]
+    _ = w_BAT[:, :, width:].mT[:, query_P, None] @ dots_BPA1
+    return _read(q_BHTE, k_BKTE, v_BKTV, (upto_TT & (at_T < width)).nonzero())
 
 
 def in_turn(logits_NF: Tensor, k: int, *rest: Any, **more: Any) -> routing.Choice:
