@@ -34,7 +34,7 @@ TOKENS = 72
 #: Tokens for the FLOPs: as many choices as any number of places up to 6 divides.
 COUNTED = 60
 #: Tokens of a training sequence.
-TRAINED = 24
+TRAINED = 16
 LEAK, AGREE, FP64, FLOPS = 1e-5, 1e-4, 1e-10, 0.05
 #: Field -> values that must each be drawn.
 CHOICES = {
