@@ -18,7 +18,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.network import assemble, initial_state
 from morphogen.parts.base import Branch, Part
 
-DIM, TOKENS = 24, 63
+#: Tokens: more than one tile of attention and two chunks of every scan.
+DIM, TOKENS = 24, 130
 Weights = Mapping[str, Tensor]
 #: Normalised input (B, T, D) and our weights by their names in the part to what the branch adds, (B, T, D).
 Reference = Callable[[Tensor, Weights], Tensor]
@@ -42,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Errors:
-    """Largest differences, each relative to the largest entry of the reference's tensor; `tensor` has the worst gradient."""
+    """Largest differences, each relative to the reference's largest entry. tensor: which has the worst gradient."""
 
     forward: float
     gradient: float
