@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "network": {"blueprint", "parts"},
     "cost": {"network", "blueprint", "parts"},
     "inherit": ARCHITECTURE,
-    "variation": ARCHITECTURE,
+    "variation": ARCHITECTURE | {"inherit"},
     "data": {"experiment"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit"},

@@ -4,7 +4,7 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
 from typing import Any, Self
 
@@ -63,7 +63,10 @@ class Edit(Record):
     """What one operator did: enough to explain and to replay.
 
     `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
+    Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
     `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
+    `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
+    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn.
     """
 
     operator: str
@@ -71,6 +74,16 @@ class Edit(Record):
     preserves: bool
     changes: tuple[Change, ...] = ()
     sources: dict[str, int] = {}
+    steps: tuple["Edit", ...] = ()
+    template: dict[str, Any] | None = None
+    repair: bool = False
+
+    def single(self) -> Iterator["Edit"]:
+        """The edits to make one after another: the steps of a compound edit, else the edit itself."""
+        if not self.steps:
+            yield self
+        for step in self.steps:
+            yield from step.single()
 
 
 class Tokens(Record):
@@ -99,7 +112,10 @@ class Inheritance(Record):
 
 
 class Candidate(Record):
-    """A blueprint, where it came from, and the edits that made it."""
+    """A blueprint, where it came from, and the edits that made it.
+
+    train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
+    """
 
     id: str
     index: int
@@ -107,6 +123,7 @@ class Candidate(Record):
     blueprint: dict[str, Any]
     parents: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
+    train: dict[str, Any] = {}
 
 
 class ParentRef(Record):

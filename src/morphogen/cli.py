@@ -257,17 +257,18 @@ def operators(
     from morphogen.variation.operator import describe_operators
 
     if config is not None:
-        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(read_experiment(config).model)]
+        experiment = read_experiment(config)
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, experiment.train)]
     else:
         rows = [
-            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": _preserves(op.preserves)}
+            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": op.declared, "weight": op.weight}
             for op in (OPERATORS[name] for name in sorted(OPERATORS))
         ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     words = {True: "exact", False: "lossy", None: "depends"}
-    order = ("name", "level", "applies", "function", "summary")
+    order = ("name", "level", "weight", "applies", "function", "summary")
     shown = [{**row, "function": words[row["preserves"]]} for row in rows]
     print(as_text([{name: row[name] for name in order if name in row} for row in shown]), end="")
 
@@ -341,10 +342,6 @@ def _run(folder: str) -> Path:
         names = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise InputError(unknown("run folder", path.name, names) if names else f"{folder}: no such run folder")
     return path
-
-
-def _preserves(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
 
 
 def _flow(value: object) -> str:

@@ -38,6 +38,7 @@ from morphogen.store.ledger import Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.variation.operator import check_weights
+from morphogen.variation.template import resolve_templates
 
 #: The experiment as resolved.
 RESOLVED = "experiment.yaml"
@@ -101,10 +102,12 @@ def load(path: str | Path) -> Experiment:
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
-    """The experiment with the vocabulary size filled in, and its data made ready."""
+    """The experiment with the vocabulary size and the templates of its file filled in, and its data made ready."""
+    templates = resolve_templates(experiment.evolution.templates)
     prepared = prepare(experiment.data)
     model = experiment.model.with_vocab(prepared.vocab_size)
-    return experiment.model_copy(update={"model": model}), prepared
+    evolution = experiment.evolution.model_copy(update={"templates": templates})
+    return experiment.model_copy(update={"model": model, "evolution": evolution}), prepared
 
 
 def check_settings(experiment: Experiment, model: Blueprint) -> None:
@@ -114,6 +117,7 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     shards = [shard.name for shard in experiment.data.measured_shards]
     found = costs(model, experiment.data.seq_len)
     check_weights(evolution.mutation_weights)
+    resolve_templates(evolution.templates)
     check_thresholds(evolution, found)
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}

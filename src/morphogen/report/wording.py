@@ -46,9 +46,12 @@ def plain(value: Any, limit: int = 60) -> str:
 
 
 def edit_lines(edit: Edit) -> list[str]:
-    """`operator target (function kept)`, then one line `path: before → after` for each change."""
+    """`operator target (function kept)`, the steps of a compound edit, then `path: before → after` for each change."""
     kept = "keeps the function" if edit.preserves else "lossy"
-    return [f"{edit.operator} {edit.target} ({kept})"] + [
+    what = f" {edit.template['name']}" if edit.template else ""
+    why = " to satisfy a gate" if edit.repair else ""
+    steps = [f"  {step.operator} {step.target}" for step in edit.steps]
+    return [f"{edit.operator}{what} {edit.target} ({kept}){why}", *steps] + [
         f"  {change.path}: {plain(change.before)} → {plain(change.after)}" for change in edit.changes
     ]
 

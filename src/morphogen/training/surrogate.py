@@ -71,7 +71,8 @@ class _Trial:
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
         self.started = time.perf_counter()
-        self.experiment = Experiment.model_validate(job.experiment)
+        experiment = Experiment.model_validate(job.experiment)
+        self.experiment = experiment.with_train(job.candidate.train)
         device = choose_device(job.device)
         self.prepared = prepare(self.experiment.data) if prepared is None else prepared
         self.job = _with_vocab(job, self.prepared.vocab_size)
