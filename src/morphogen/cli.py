@@ -254,11 +254,15 @@ def operators(
     """Every mutation: its name, whether it keeps the function, what it does."""
     from morphogen.parts.base import OPERATORS
     from morphogen.report.tables import as_text
+    from morphogen.variation.act import Around
     from morphogen.variation.operator import describe_operators
+    from morphogen.variation.template import resolve_templates
 
     if config is not None:
         experiment = read_experiment(config)
-        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, experiment.train)]
+        templates = resolve_templates(experiment.evolution.templates)
+        around = Around(experiment.train, templates=templates)
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
     else:
         rows = [
             {"name": op.name, "summary": op.summary, "level": op.level, "preserves": op.declared, "weight": op.weight}

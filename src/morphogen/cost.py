@@ -23,7 +23,7 @@ def total(blueprint: Blueprint, seq_len: int) -> Cost:
 
 
 def structure(blueprint: Blueprint) -> dict[str, float]:
-    """How many blocks and recurrences there are, and how many blocks with a mixture of experts, a selector, a memory."""
+    """How many blocks and recurrences there are, and how many blocks hold a mixture, a selector, a memory."""
     held = [frozenset[str]().union(*(part.traits() for part in block.branches())) for block in blueprint.blocks]
     return {
         "layers": float(len(blueprint.blocks)),

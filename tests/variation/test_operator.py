@@ -100,7 +100,7 @@ def test_every_operator_applies_to_some_drawn_blueprint():
         applied.update(info["name"] for info in describe_operators(blueprint) if info["applies"])
 
     collect()
-    assert applied == set(OPERATORS)
+    assert sorted(OPERATORS.keys() - applied) == []
 
 
 def test_targets_name_blocks_by_gene_id():

@@ -121,7 +121,7 @@ def splice_edits(
     exact = True
     notes: list[str] = []
     here, spliced = loaded[0]
-    for step, edit in enumerate(single for edit in job.candidate.edits for single in edit.single()):
+    for step, edit in enumerate(one for whole in job.candidate.edits for one in whole.single()):
         following = apply(here, edit.changes)
         if edit.sources:
             others, parts = [blueprint for blueprint, _ in loaded], [weights for _, weights in loaded]

@@ -25,8 +25,8 @@ from morphogen.selection.objectives import hypervolume, matrix, reference_point,
 from morphogen.selection.parents import select_parent
 from morphogen.selection.survival import front, survive
 from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
-from morphogen.variation.crossover import crossover
 from morphogen.variation.act import identity, trained
+from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import Proposal
 from morphogen.variation.policy import Policy
 

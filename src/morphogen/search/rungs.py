@@ -25,7 +25,7 @@ def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool =
         if costs[name] > limit
     ]
     for name, least in evolution.gates.items() if gated else ():
-        if costs[name] < least:
+        if least > 0 and costs[name] < least:
             reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)
 

@@ -8,7 +8,10 @@ from morphogen.store.documents import Document
 
 
 class Entry(Record):
-    """One candidate of the frontier. `train`: what its edits changed of the experiment's training. `timed` holds what depends on the machine's clock and memory; all else repeats."""
+    """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats.
+
+    train: what edits changed of the experiment's training, for this candidate.
+    """
 
     id: str
     blueprint: dict[str, Any]

@@ -34,6 +34,9 @@ class Around(NamedTuple):
     novelty: float = 0.25
 
 
+PLAIN = Around()
+
+
 class Made(NamedTuple):
     """What a compound operator did: the child, the edits that lead to it, and the template they come from, if any."""
 
@@ -62,6 +65,9 @@ class Place:
     order: Literal["any", "first", "last"] = "any"
     block: str | None = None
     set: Mapping[str, JsonValue] | None = None
+
+
+ANYWHERE = Place()
 
 
 def targets(blueprint: Blueprint, op: Operator) -> tuple[Target, ...]:
@@ -114,7 +120,7 @@ def train_changes(before: Train, after: Train) -> tuple[Change, ...]:
 
 
 def apply_operator(
-    blueprint: Blueprint, name: str, rng: np.random.Generator, around: Around = Around(), place: Place = Place()
+    blueprint: Blueprint, name: str, rng: np.random.Generator, around: Around = PLAIN, place: Place = ANYWHERE
 ) -> tuple[Blueprint, Edit] | None:
     """The child that operator `name` makes at a place where it applies, and the edit; None when there is none.
 

@@ -44,8 +44,9 @@ def simple_operators(weights: Mapping[str, float]) -> dict[str, float]:
 def by_weight(weights: Mapping[str, float], rng: np.random.Generator) -> Sequence[str]:
     """All names in an order drawn by weight, without replacement; the weights are positive."""
     names, weight = list(weights), np.array(list(weights.values()))
-    order = rng.choice(len(names), size=len(names), replace=False, p=weight / weight.sum()) if names else []
-    return [names[i] for i in order]
+    if not names:
+        return names
+    return [names[i] for i in rng.choice(len(names), size=len(names), replace=False, p=weight / weight.sum())]
 
 
 def one_of(blueprint: Blueprint, weights: Mapping[str, float], rng: np.random.Generator, around: Around) -> Made | None:

@@ -12,9 +12,8 @@ import morphogen.variation.compound  # noqa: F401  (registers the operators that
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
-from morphogen.experiment import Train
 from morphogen.parts.base import ALIASES, OPERATORS, Level
-from morphogen.variation.act import Around, apply_operator, identity, targets, trained
+from morphogen.variation.act import PLAIN, Around, apply_operator, identity, targets, trained
 from morphogen.variation.compound import by_weight
 
 __all__ = ["OperatorInfo", "Proposal", "apply_operator", "describe_operators", "edit", "mutate", "targets"]
@@ -84,7 +83,7 @@ def mutate(
     rng: np.random.Generator,
     steps: int | tuple[int, int],
     weights: Mapping[str, float],
-    around: Around = Around(),
+    around: Around = PLAIN,
 ) -> Proposal:
     """A child by 1 to `steps` edits, or as many as a range allows, evenly; each operator is drawn by weight among those
     that apply. Compound operators draw by the same weights.
@@ -121,9 +120,8 @@ def _one_edit(
     return None
 
 
-def describe_operators(blueprint: Blueprint, train: Train = Train()) -> list[OperatorInfo]:
+def describe_operators(blueprint: Blueprint, around: Around = PLAIN) -> list[OperatorInfo]:
     """Every registered operator in order of name."""
-    around = Around(train=train)
     return [
         OperatorInfo(
             name=name,

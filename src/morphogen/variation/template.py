@@ -12,7 +12,7 @@ from morphogen.candidate import Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, unknown
 from morphogen.network import parameter_count
-from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, find_operator, pick
+from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Part, find_operator, pick
 from morphogen.parts.recurrence import Recurrence
 from morphogen.variation.act import Around, Made, Place, apply_operator, trained
 
@@ -25,7 +25,7 @@ LIGHTEST, HEAVIEST = 0.1, 10.0
 
 
 def read_templates(path: str | Path) -> tuple[Template, ...]:
-    """The templates in a YAML file. InputError with file, line and column for every mistake, operator names included."""
+    """The templates in a YAML file. InputError with file, line and column for every mistake, names included."""
     document = read(path, "a mapping with 'templates'")
     found = document.parse(TemplateFile).templates
     if wrong := [document.at(("templates", *loc), said) for loc, said in mistakes(found)]:
@@ -53,7 +53,8 @@ def _dotted(loc: Loc) -> str:
 
 def mistakes(templates: Sequence[Template]) -> Iterator[tuple[Loc, str]]:
     """(place, what is wrong there) for every operator, target or field that cannot be."""
-    fields = sorted({name for cls in (*REGISTRY.values(), Recurrence) for name in cls.model_fields})
+    kinds: set[type[Part]] = {*REGISTRY.values(), Recurrence}
+    fields = sorted({name for cls in kinds for name in cls.model_fields})
     names = sorted(OPERATORS.keys() - {"template_mutation"})
     for i, template in enumerate(templates):
         for j, action in enumerate(template.actions):
@@ -65,7 +66,7 @@ def mistakes(templates: Sequence[Template]) -> Iterator[tuple[Loc, str]]:
             if op.level not in ("part", "block") and action.target != "any":
                 yield (
                     (*place, "target"),
-                    f"got {action.target!r}, expected any: {op.name} acts on no block of one's choice",
+                    f"got {action.target!r}, expected any: {op.name} acts on no one block",
                 )
             if op.level in ("train", "compound") and action.set:
                 yield (*place, "set"), f"{op.name} makes no one part whose fields could be set"
@@ -102,16 +103,15 @@ def carry_out(template: Template, blueprint: Blueprint, around: Around, rng: np.
     """All of the template's actions one after another; None where its conditions do not hold or an action fails."""
     if not fits(template.conditions, blueprint):
         return None
-    child, steps, train, last = blueprint, list[Edit](), around.train, None
+    child, steps, last = blueprint, list[Edit](), None
     for action in template.actions:
         place = _place(action, child, last)
-        made = (
-            None if place is None else apply_operator(child, action.operator, rng, around._replace(train=train), place)
-        )
+        made = None if place is None else apply_operator(child, action.operator, rng, around, place)
         if made is None:
             return None
         last = _acted_in(child, made[0])
-        child, steps, train = made[0], [*steps, made[1]], trained(train, (made[1],))
+        around = around._replace(train=trained(around.train, (made[1],)))
+        child, steps = made[0], [*steps, made[1]]
     return Made(child, tuple(steps), template)
 
 
