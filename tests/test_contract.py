@@ -10,40 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import TOKENS, ids_of, logits, loss_of, stirred, uncut
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
 from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
-from morphogen.parts.kv_policy import Cached, KVPolicy
 from morphogen.variation.operator import apply_operator
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 KINDS = sorted(REGISTRY)
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
-TOKENS = 63
-FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
-
-
-def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
-    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """A state as after training: no gain is one, no gate is zero."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    state = {}
-    for name, tensor in initial_state(blueprint, seed).items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        stir = name.endswith(("eps", "slopes"))
-        state[name] = (tensor if stir else tensor * (1 + 0.1 * noise) + 0.02 * noise).to(dtype)
-    return state
-
-
-def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return assemble(blueprint, state).eval()(ids_BT)
 
 
 def jump(parent: Blueprint, child: Blueprint, dtype: torch.dtype, seed: int = 0) -> tuple[float, bool]:
@@ -160,17 +138,6 @@ def test_decoding_in_chunks_gives_the_logits_of_the_whole(slot: str, kind: str, 
         assert float((torch.cat(chunks, 1) - whole_BTV).abs().max()) <= bound * max(1.0, float(whole_BTV.abs().max()))
 
 
-def uncut(blueprint: Blueprint) -> Blueprint:
-    """The same, with caches that keep all there is to see: what others leave out has tests of its own."""
-    blocks = [
-        block.model_copy(update={"attn": block.attn.model_copy(update={"kv_policy": FULL})})
-        if isinstance(block.attn, Cached) and block.attn.kv_policy not in (FULL, LATENT)
-        else block
-        for block in blueprint.blocks
-    ]
-    return blueprint.model_copy(update={"blocks": tuple(blocks)})
-
-
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
 @settings(max_examples=6)
 @given(data=st.data())
@@ -197,15 +164,6 @@ def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObje
     loss_of(model, ids_of(3)).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert not dead
-
-
-def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    """What training minimises: the language model's loss and what branches add to it."""
-    with model.recording() as record:
-        logits_BTV = model(ids_BT[:, :-1])
-    loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
-    auxiliary = record.loss({})
-    return loss if auxiliary is None else loss + auxiliary
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
