@@ -16,8 +16,8 @@ from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Part, find_operat
 from morphogen.parts.recurrence import Recurrence
 from morphogen.variation.act import Around, Made, Place, apply_operator, trained
 
-#: New templates tried where none of the run's applies.
-TRIES = 8
+#: Draws for one action, where it shall be another or one that applies.
+TRIES = 12
 #: A template that is made up or varied has at most so many actions,
 LONGEST = 4
 #: and weights between these.
@@ -138,27 +138,42 @@ def drawn_templates(
     around: Around, usable: Mapping[str, float], blueprint: Blueprint, rng: np.random.Generator
 ) -> Iterator[Template]:
     """Templates to try: those of the run that fit, in an order drawn by weight, each varied, or another made up in its
-    place, with the probability of a new one; where there are none, some made up."""
+    place, with the probability of a new one; where there are none, one that is made up."""
     pool = [template for template in around.templates if fits(template.conditions, blueprint)]
     weight = np.array([template.weight for template in pool])
     for i in rng.choice(len(pool), size=len(pool), replace=False, p=weight / weight.sum()) if pool else ():
         if not usable or rng.random() >= around.novelty:
             yield pool[i]
+        elif rng.random() < 0.5:
+            yield varied(pool[i], usable, rng)
         else:
-            yield made_up(usable, rng) if rng.random() < 0.5 else varied(pool[i], usable, rng)
-    if not pool:
-        yield from (made_up(usable, rng) for _ in range(TRIES if usable else 0))
+            yield from made_up(blueprint, around, usable, rng)
+    if not pool and usable:
+        yield from made_up(blueprint, around, usable, rng)
 
 
 # ------------------------------------------------------------------------------------------------------ making
 
 
-def made_up(usable: Mapping[str, float], rng: np.random.Generator) -> Template:
-    """A new template of two or three actions, their operators drawn by weight."""
-    count = int(rng.integers(2, LONGEST))
-    first = _new_action(usable, rng, follows=False)
-    rest = [_new_action(usable, rng, follows=True) for _ in range(count - 1)]
-    return Template(name=f"made-{_tail(rng)}", actions=(first, *rest))
+def made_up(
+    blueprint: Blueprint, around: Around, usable: Mapping[str, float], rng: np.random.Generator
+) -> Iterator[Template]:
+    """A new template of two or three actions that can be made on `blueprint` one after another; none where that fails.
+
+    Operators are drawn by the weights of `usable`.
+    """
+    child, actions, last = blueprint, list[Action](), None
+    wanted = int(rng.integers(2, LONGEST))
+    for _ in range(TRIES * wanted):
+        action = _new_action(usable, rng, follows=bool(actions))
+        place = _place(action, child, last)
+        made = None if place is None else apply_operator(child, action.operator, rng, around, place)
+        if made is not None:
+            last, child = _acted_in(child, made[0]), made[0]
+            actions.append(action)
+        if len(actions) == wanted:
+            yield Template(name=f"made-{_tail(rng)}", actions=tuple(actions))
+            return
 
 
 def varied(template: Template, usable: Mapping[str, float], rng: np.random.Generator) -> Template:
@@ -170,7 +185,8 @@ def varied(template: Template, usable: Mapping[str, float], rng: np.random.Gener
     if way == "add":
         actions.insert(at + 1, _new_action(usable, rng, follows=True))
     elif way == "replace":
-        actions[at] = _new_action(usable, rng, follows=at > 0)
+        others = [_new_action(usable, rng, follows=at > 0) for _ in range(TRIES)]
+        actions[at] = next((action for action in others if action != actions[at]), others[0])
     elif way == "drop":
         del actions[at]
     else:
