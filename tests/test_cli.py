@@ -115,6 +115,8 @@ def test_operators_with_and_without_an_experiment(cli: Cli, config: Path) -> Non
     plain = json.loads(cli("operators", "--json")[1])
     assert [row["name"] for row in plain] == [row["name"] for row in rows]
     assert "exact" in cli("operators")[1]
+    assert next(row for row in plain if row["name"] == "toggle_precision")["weight"] == 0.0
+    assert next(row for row in plain if row["name"] == "graph_jitter")["preserves"] is None
 
 
 def test_status_and_lineage_of_a_finished_run(cli: Cli, finished: Path, tmp_path: Path) -> None:

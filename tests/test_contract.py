@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
 from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
 from morphogen.variation.operator import apply_operator
+from plugins import installed
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 KINDS = sorted(REGISTRY)
@@ -45,6 +47,14 @@ def rounding(blueprint: Blueprint, seed: int) -> float:
     single = logits(blueprint, state, ids_of(seed))
     double = logits(blueprint, {name: tensor.double() for name, tensor in state.items()}, ids_of(seed))
     return float((single - double).abs().max() / double.abs().max())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin() -> Iterator[None]:
+    """A plug-in is installed, so that it can be put in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("morphogen.parts.custom.entry_points", installed)
+        yield
 
 
 @st.composite

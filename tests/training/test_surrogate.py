@@ -332,3 +332,10 @@ def _raising(error: BaseException) -> Callable[[StepInfo], None]:
         raise error
 
     return progress
+
+
+def test_training_is_what_the_candidate_s_edits_made_of_it(make: Callable[..., Job]) -> None:
+    """A job whose candidate overrides bf16 gives the very numbers of one whose experiment says so."""
+    plain, said = make(), make(train={"bf16": True})
+    edited = plain.replace(candidate=plain.candidate.replace(train={"bf16": True}))
+    assert run_surrogate(edited).metrics == run_surrogate(said).metrics != run_surrogate(plain).metrics

@@ -23,6 +23,7 @@ from morphogen.variation.operator import (
 from morphogen.variation.operator import (
     edit as named_edit,
 )
+from plugins import installed
 from strategies import MODIFIERS, PARTS, blueprints, rngs
 
 many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -91,7 +92,8 @@ def test_mutate_never_repeats_an_architecture_and_its_edits_lead_to_the_child(bl
     assert mutate(blueprint, np.random.default_rng(seed), steps, {}) == (child, edits)
 
 
-def test_every_operator_applies_to_some_drawn_blueprint():
+def test_every_operator_applies_to_some_drawn_blueprint(monkeypatch):
+    monkeypatch.setattr("morphogen.parts.custom.entry_points", installed)
     left = set(OPERATORS)
 
     @given(blueprint=blueprints())
