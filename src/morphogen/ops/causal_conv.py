@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from morphogen.ops.elementwise import activation_backward
 
-#: Bytes of one array worked on at a time: on a CPU a part of its L2 cache, elsewhere enough to fill the device.
-CPU_TILE_BYTES = 2**18
+#: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
+CPU_TILE_BYTES = 2**20
 DEVICE_TILE_BYTES = 2**28
 
 
@@ -38,13 +38,16 @@ class _CausalConv(torch.autograd.Function):
         for n, start, stop in _tiles(x_BTF):
             known = min(start, len(taps_KF) - 1)
             x = x_BTF[n, start - known : stop].to(full)
-            sums = torch.addcmul(bias, x[:, known:], taps_KF[-1])
+            kept = sums_BTF[n, start:stop]
+            sums = kept if kept.dtype == full else torch.empty_like(kept, dtype=full)
+            torch.addcmul(bias, x[:, known:], taps_KF[-1], out=sums)
             for back in range(1, min(len(taps_KF), stop)):
                 blank = max(0, back - known)  # tokens of the tile before which there are not so many
                 sums[:, blank:].addcmul_(x[:, known + blank - back : x.shape[1] - back], taps_KF[-1 - back])
-            sums_BTF[n, start:stop] = sums
+            if sums is not kept:
+                kept.copy_(sums)
             if silu:
-                y_BTF[n, start:stop] = F.silu(sums, inplace=True)
+                y_BTF[n, start:stop] = F.silu(sums)
         ctx.save_for_backward(x_BTF, taps_FK, bias_F, sums_BTF if silu else None)
         return y_BTF
 

@@ -177,7 +177,7 @@ def expert_ffn(
         return plan.combine(grouped_outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
     y_ND = _ExpertFFN.apply(  # type: ignore[no-untyped-call]
         x_ND,
-        plan.weights(weights_NK),
+        plan.weights(weights_NK).to(x_ND.dtype),
         up_EHD,
         gate_EHD,
         down_EHD,
@@ -278,7 +278,7 @@ class _ExpertFFN(torch.autograd.Function):
                 else:
                     act_aH = GATES[ctx.activation](gate_AH[rows])
                     h_aH = act_aH * up_aH
-                dweights_A[rows] = (h_aH * dh_aH).sum(-1, dtype=weights_A.dtype)
+                dweights_A[rows] = (h_aH * dh_aH).sum(-1)
                 torch.mm(h_aH.t(), dy_aD.mul_(weights_a1), out=ddown_EHD[e])
                 dh_aH.mul_(weights_a1)
                 if gate_AH is None:
