@@ -141,12 +141,17 @@ def test_a_prefix_gives_the_same_logits(slot: str, kind: str, data: st.DataObjec
 @settings(max_examples=10)
 @given(data=st.data())
 def test_decoding_in_chunks_gives_the_logits_of_the_whole(slot: str, kind: str, data: st.DataObject) -> None:
-    """At 63 tokens in cuts of any size, one token at a time among them; 1e-10 in fp64, 1e-4 in fp32."""
+    """At 63 tokens in cuts of any size, one token at a time among them; 1e-10 in fp64, 1e-4 in fp32.
+
+    Where rounding in fp32 can tip a choice (a selector's, a router's), fp64 alone tells.
+    """
     blueprint = uncut(data.draw(around(slot, kind)))
     cuts = data.draw(st.lists(st.integers(1, TOKENS - 1), max_size=6, unique=True).map(sorted))
     if data.draw(st.booleans()):
         cuts = list(range(data.draw(st.integers(1, TOKENS - 1)), TOKENS))
-    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+    text = blueprint.model_dump_json()
+    chooses = '"selector":"dsa"' in text or '"kind":"moe"' in text
+    for dtype, bound in [(torch.float64, 1e-10)] + [(torch.float32, 1e-4)] * (not chooses):
         state, ids_BT = stirred(blueprint, dtype=dtype), ids_of(5)
         whole_BTV, cache = logits(blueprint, state, ids_BT), {}
         model = assemble(blueprint, state).eval()
@@ -187,7 +192,7 @@ def test_a_sequence_fed_in_pieces_gives_the_same_output(slot: str, kind: str, da
 @settings(max_examples=6)
 @given(data=st.data())
 def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObject) -> None:
-    blueprint = data.draw(around(slot, kind))
+    blueprint = without_dead_units(data.draw(around(slot, kind)))
     model = assemble(blueprint, stirred(blueprint)).train()
     loss_of(model, ids_of(3)).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -297,9 +302,12 @@ def without_dead_units(blueprint: Blueprint) -> Blueprint:
 
     silu stands for relu and relu2, and every token runs every expert, so that none goes without tokens.
     """
-    data = json.loads(blueprint.model_dump_json().replace('"relu2"', '"silu"').replace('"relu"', '"silu"'))
+    data = json.loads(blueprint.model_dump_json())
     for block in data["blocks"]:
-        ffn = block["ffn"]
+        ffn = block["ffn"] or {}
+        for layer in (ffn, *ffn.get("experts", ())):
+            if layer.get("activation") in ("relu", "relu2"):
+                layer["activation"] = "silu"
         if ffn and ffn["kind"] == "moe":
             places = ffn["n_experts"] - len(ffn["twins"])
             ffn.update(n_experts=places, k=places, twins=[])
