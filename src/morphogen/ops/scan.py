@@ -42,8 +42,8 @@ def ssd(
     """state ← exp(dt·a)·state + dt·b xᵀ; y = state c + d·x. Returns y_BTHP in x's dtype, and the last state_BNHP.
 
     a: negative. state_BNHP: the one to start from, None for zeros. Within a chunk of Q tokens the recurrence is a
-    masked matmul of scores c bᵀ with decays; the decays are exponentials of sums over segments, never of differences
-    of sums, so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
+    masked matmul of scores c bᵀ with decays; the decays are exponentials of sums over segments, or of what is as exact,
+    so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
     Ref: arXiv 2405.21060.
     """
     y_BTHP, last_BNHP = _SSD.apply(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, state_BNHP, min(chunk, x_BTHP.shape[1]))  # type: ignore[no-untyped-call]
@@ -51,21 +51,29 @@ def ssd(
 
 
 class _Decays:
-    """What a chunk's log decays la_RQH come to; sums by matmul with triangles."""
+    """What a chunk's log decays la_RQH come to; sums by matmul with triangles.
+
+    Decays between tokens are differences of running sums. Those are kept in twice the digits, as the rounded sum and
+    what the rounding left, so that a difference is as exact as the sum of its segment.
+    """
 
     def __init__(self, log_RQH: Tensor) -> None:
         ones_QQ = log_RQH.new_ones(log_RQH.shape[1], log_RQH.shape[1])
         self.upto_QQ, self.before_QQ = ones_QQ.tril(), ones_QQ.tril(-1)
-        sums_RQH = self.upto_QQ @ log_RQH
-        self.log_RHQ = log_RQH.transpose(1, 2)
-        self.into_RQH = sums_RQH.exp()  # from before the chunk to after token q
+        wide = torch.float32 if log_RQH.device.type == "mps" else torch.float64  # that device has no more
+        sums_RHQ = log_RQH.transpose(1, 2).to(wide).cumsum(2)
+        self.sums_RHQ = sums_RHQ.to(log_RQH.dtype)
+        self.rest_RHQ = (sums_RHQ - self.sums_RHQ).to(log_RQH.dtype)
+        self.into_RQH = self.sums_RHQ.exp().transpose(1, 2)  # from before the chunk to after token q
         self.out_RQH = (self.before_QQ.t() @ log_RQH).exp_()  # from after token q to the chunk's end
         self.whole_RH = self.into_RQH[:, -1]
 
     def between(self, rows: slice) -> Tensor:
         """(r, H, Q, Q): the decay from after token j to after token i, for j ≤ i; 1 elsewhere."""
-        log_rHQQ = self.log_RHQ[rows].unsqueeze(2) * self.upto_QQ
-        return (log_rHQQ @ self.before_QQ).exp_()
+        sums_rHQ, rest_rHQ = self.sums_RHQ[rows], self.rest_RHQ[rows]
+        log_rHQQ = sums_rHQ.unsqueeze(3) - sums_rHQ.unsqueeze(2)
+        log_rHQQ.add_(rest_rHQ.unsqueeze(3)).sub_(rest_rHQ.unsqueeze(2))
+        return log_rHQQ.clamp_max_(0.0).exp_()
 
     def between_backward(self, dsum_rHQQ: Tensor) -> Tensor:
         """Gradient of the log decays, (r, Q, H), from that of the segments' sums."""
