@@ -174,11 +174,13 @@ def activation_backward(name: str, dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(dy, x)
+    dx: Tensor = torch.ops.aten.gelu_backward(dy, x)
+    return dx
 
 
 def _silu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(dy, x)
+    dx: Tensor = torch.ops.aten.silu_backward(dy, x)
+    return dx
 
 
 _BACKWARD: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -131,9 +131,9 @@ class Dispatch:
 
     def divided(self, first: int) -> list["Dispatch"]:
         """The assignments to the first experts together, then those to each of the others alone."""
-        groups = [self.counts_E[:first], *self.counts_E[first:].split(1)]
+        groups = [self.counts_E[:first], *torch.split(self.counts_E[first:], 1)]
         sizes = [int(counts.sum()) for counts in groups]
-        pieces = zip(self.order_A.split(sizes), self.token_A.split(sizes), groups, strict=True)
+        pieces = zip(torch.split(self.order_A, sizes), torch.split(self.token_A, sizes), groups, strict=True)
         return [Dispatch(*piece) for piece in pieces]
 
     def weights(self, weights_NK: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ class _ExpertFFN(torch.autograd.Function):
                     dgate_aH = activation_backward(ctx.activation, dh_aH.mul_(up_aH), gate_AH[rows])
                 dx_aD = torch.mm(dup_aH, up_EHD[e])
                 torch.mm(dup_aH.t(), x_aD, out=dup_EHD[e])
-                if gate_AH is not None:
+                if dgate_EHD is not None:
                     dx_aD.addmm_(dgate_aH, gate_EHD[e])
                     torch.mm(dgate_aH.t(), x_aD, out=dgate_EHD[e])
                 dx_ND.index_add_(0, token_a, dx_aD)
