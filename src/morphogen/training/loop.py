@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from morphogen.candidate import StopReason
@@ -18,6 +17,7 @@ from morphogen.errors import InputError, unknown
 from morphogen.experiment import Train
 from morphogen.metrics.throughput import PeakMemory
 from morphogen.network import LanguageModel
+from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.optimizers import make_updater
 
@@ -204,9 +204,7 @@ def sequence_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
     Training descends on the mean over sequences, so that a probe, few of whose targets are scored, has its share.
     """
-    nats_N = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.clamp_min(-1).flatten(), ignore_index=-1, reduction="none"
-    )
+    nats_N = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
     return nats_N.view_as(targets_BT).sum(1) / (targets_BT >= 0).sum(1)
 
 
