@@ -19,7 +19,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction
 from morphogen.store.documents import Document
 
@@ -107,8 +107,8 @@ def fidelity(
     """Measures the fidelity of the run in a folder, and writes `fidelity.json` there.
 
     short, long: training tokens (default: those of rung 1, and of one whole candidate). candidates: at most so many
-    architectures, evenly over the run. Short and long trainings share seeds and text, as the rungs of a run do. Finished
-    trainings are kept below the run folder and not repeated. InputError for what does not fit, RunError as
+    architectures, evenly over the run. Short and long trainings share seeds and text, as the rungs of a run do.
+    Finished trainings are kept below the run folder and not repeated. InputError for what does not fit, RunError as
     `Recorded.read`.
     """
     least = (
@@ -142,6 +142,8 @@ def fidelity(
     say(f"{len(chosen)} architectures x {seeds} seeds, {short:,} and {long:,} tokens")
     reports = run_trials(shop, trials)
     ranked, failures = _ranked(run, chosen, reports, seeds, metric)
+    if len(ranked) < 3:
+        raise RunError(f"{run.folder}: {len(ranked)} of {len(chosen)} architectures could be trained: {failures}")
     rng = stream(run.seed, 0, "fidelity/bootstrap")
     found = Fidelity(
         run=run.name,

@@ -129,13 +129,13 @@ def agreements(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Agreements:
-    """`agreement` with percentile intervals over candidates drawn with replacement `resamples` times.
+    """`agreement` of at least one candidate, with percentile intervals over `resamples` draws with replacement.
 
     Resamples in which nothing can be compared are left out. Ref: Efron and Tibshirani 1993, chapter 13.
     """
     count = len(predicted)
     point = agreement(predicted, true, bands=bands, top_k=top_k)
-    drawn_Bn = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples) if count else []
+    drawn_Bn = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples)
     tries = [agreement(predicted, true, bands=bands, top_k=top_k, counts=drawn_n) for drawn_n in drawn_Bn]
     band_n = np.zeros(count) if bands is None else np.asarray(bands)
     pairs = int(np.triu(band_n[:, None] == band_n, k=1).sum())
