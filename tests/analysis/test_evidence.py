@@ -227,7 +227,7 @@ def test_verify_takes_a_frontier_file_and_a_baseline_run(run: Path, finished: Pa
 def test_verify_refuses_a_baseline_on_other_text(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     evolve(load(write_config(tmp_path, **{"seq_len: 32": "seq_len: 16"})), other, generations=0)
-    with pytest.raises(InputError, match="--baseline .* its data section differs"):
+    with pytest.raises(InputError, match=r"--baseline .* its data section differs"):
         verify(run, baseline=other)
 
 

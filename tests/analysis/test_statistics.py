@@ -1,7 +1,7 @@
 """The statistics of evidence against scipy, textbook values and brute force."""
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -127,4 +127,4 @@ def test_sizes_in_a_band_are_within_its_tolerance_and_bands_do_not_overlap(sizes
         members = [size for size, own in zip(sizes, bands, strict=True) if own == band]
         assert max(members) / min(members) <= 1.05 / 0.95 * (1 + 1e-12)
         ends.append((min(members), max(members)))
-    assert all(before[1] < after[0] for before, after in zip(ends, ends[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(ends))
