@@ -78,8 +78,7 @@ def run(experiment: Experiment, folder: Path, seed: int, deadline: float) -> Cur
     recorded = Recorded.read(folder)
     best, tokens = [], []
     for generation in range(len(closed)):
-        ids = [id for id, candidate in recorded.candidates.items() if candidate.generation <= generation]
-        reports = [recorded.reports[id] for id in ids]
+        reports = [one for id, one in recorded.reports.items() if recorded.candidates[id].generation <= generation]
         best.append(min(report.metrics["bpb"] for report in reports if report.status is Status.TRAINED))
         tokens.append(sum(report.tokens.own for report in reports))
     return Curve([event.hypervolume for event in closed], best, tokens, closed[0].reference)
