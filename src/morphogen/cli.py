@@ -18,6 +18,8 @@ from morphogen.errors import InputError, MorphogenError, unknown
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from morphogen.analysis.fidelity import Fidelity
+    from morphogen.analysis.verify import Verification
     from morphogen.evolve import Keep
     from morphogen.experiment import Experiment
 
@@ -31,7 +33,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-SCHEMAS = ("experiment", "blueprint", "frontier", "lineage")
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
 
 Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -234,12 +236,14 @@ def schema(
     which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
 ) -> None:
     """The JSON Schema of a file format, for editors and other programs."""
+    from morphogen.analysis.fidelity import Fidelity
+    from morphogen.analysis.verify import Verification
     from morphogen.blueprint.schema import Blueprint
     from morphogen.experiment import Experiment
     from morphogen.store.frontier import Frontier
     from morphogen.store.lineage import Lineage
 
-    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage)
+    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity)
     models = dict(zip(SCHEMAS, kinds, strict=True))
     if which not in models:
         raise InputError(unknown("schema", which, SCHEMAS))
@@ -299,6 +303,76 @@ def lineage(
 
 
 @app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="a run's folder, or its frontier.json", metavar="RUN|FRONTIER")],
+    baseline: Annotated[str | None, typer.Option(help="a run to take the baseline's best from")] = None,
+    random: Annotated[
+        int | None, typer.Option(help="candidates of the random search; default as many as the run trained, 0 for none")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each blueprint")] = 3,
+    tokens: Annotated[int | None, typer.Option(help="of each training; default what the run gave a candidate")] = None,
+    finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
+    metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
+    from morphogen.analysis.verify import verify as verified
+    from morphogen.evolve import default_threads, threads
+
+    with threads(default_threads()):
+        found = verified(
+            Path(run),
+            baseline=Path(baseline) if baseline is not None else None,
+            random=random,
+            seeds=seeds,
+            tokens=tokens,
+            finalists=finalists,
+            metric=metric,
+            device=device,
+            say=_aside,
+        )
+    told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
+    _show(found, told, as_json)
+
+
+@app.command()
+def fidelity(
+    run: Folder,
+    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung1_tokens")] = None,
+    long: Annotated[
+        int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="at most so many of the run's, evenly over it")] = 16,
+    seeds: Annotated[int, typer.Option(help="trainings of each candidate and length, of which the mean counts")] = 1,
+    top_k: Annotated[int, typer.Option(help="regret of taking the best of so many")] = 1,
+    bootstrap: Annotated[int, typer.Option(help="resamples for the intervals")] = 2000,
+    metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
+    from morphogen.analysis.fidelity import fidelity as measured
+    from morphogen.evolve import default_threads, threads
+
+    with threads(default_threads()):
+        found = measured(
+            _run(run),
+            short=short,
+            long=long,
+            candidates=candidates,
+            seeds=seeds,
+            top_k=top_k,
+            resamples=bootstrap,
+            metric=metric,
+            device=device,
+            say=_aside,
+        )
+    budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
+    _show(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json)
+
+
+@app.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Where a run stands. It may be running meanwhile."""
     from morphogen.status import standing
@@ -350,6 +424,26 @@ def _run(folder: str) -> Path:
 
 def _flow(value: object) -> str:
     return json.dumps(value)
+
+
+def _aside(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(found: "Verification | Fidelity", title: str, as_json: bool) -> None:
+    """A measurement as its JSON file, or as a table."""
+    from rich.console import Console
+
+    from morphogen.report.tables import as_table, as_text
+
+    console = Console()
+    if as_json:
+        print(found.to_json(), end="")
+    elif console.is_terminal:
+        console.print(as_table(found.rows(), title))
+    else:
+        print(f"{title}\n{as_text(found.rows())}", end="")
 
 
 def _say(told: Mapping[str, Any], as_json: bool) -> None:
