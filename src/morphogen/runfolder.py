@@ -47,9 +47,14 @@ def check_usable(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
+    return sorted([*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")])
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of a process that was killed while it wrote. Call only while holding the ledger."""
-    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")]:
+    """Removes temporary files. Call only while holding the ledger, with no candidate in training."""
+    for path in leftovers(folder):
         path.unlink(missing_ok=True)
 
 
@@ -76,6 +81,29 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
     for path in gone:
         path.unlink()
     return len(gone)
+
+
+def keep_to_budget(
+    folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int
+) -> int:
+    """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
+
+    RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
+    """
+    sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
+    kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
+    if kept_bytes > budget_bytes:
+        raise RunError(
+            f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the disk "
+            f"budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
+        )
+    total_bytes, gone = sum(sizes.values()), 0
+    for path in (folder / name for name in spare if name is not None):
+        if path in sizes and total_bytes > budget_bytes:
+            path.unlink()
+            total_bytes -= sizes[path]
+            gone += 1
+    return gone
 
 
 def differences(

@@ -1,0 +1,79 @@
+"""Stand-ins for the evaluation of a candidate, importable by workers. What each does is said by its candidate's id."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from morphogen.candidate import Candidate, Job, Report, Status
+from morphogen.errors import RunError
+from morphogen.training.loop import StepInfo
+from morphogen.training.surrogate import run_surrogate
+
+GIB = 2**30
+
+
+def job(id, index=0, run_dir="."):
+    candidate = Candidate(id=id, index=index, generation=0, blueprint={})
+    return Job(
+        experiment={},
+        candidate=candidate,
+        parents=(),
+        ancestors=(),
+        stages=(),
+        seed=0,
+        run_dir=str(run_dir),
+        device="cpu",
+    )
+
+
+def act(job, progress, prepared):
+    """Does what the first word of the candidate's id says."""
+    id, place = job.candidate.id, Path(job.run_dir)
+    with (place / f"{id}.begun").open("a") as file:
+        file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+    match id.split("-")[0]:
+        case "well":
+            progress(StepInfo(1, 1, 0.5, 0.5, 1.0, 8, 0.0, None))
+        case "slow":
+            time.sleep(0.3)
+        case "raise":
+            raise ZeroDivisionError("on purpose")
+        case "hang":
+            time.sleep(600)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "once":  # dies the first time
+            if (place / f"{id}.begun").read_text().count("\n") == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "greedy":
+            held = np.ones(GIB, dtype=np.uint8)
+            time.sleep(600)
+            held.sum()
+        case "full":
+            raise RunError("disk full")
+    return Report(id=id, status=Status.TRAINED, metrics={"index": float(job.candidate.index)})
+
+
+def begun(id, place):
+    """(process, threads) of every time that a candidate was begun."""
+    path = Path(place) / f"{id}.begun"
+    return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lose_a_worker(job, progress, prepared):
+    """A real evaluation; the worker of candidate 2 is killed the first time, in the middle of training."""
+    mark = Path(job.run_dir) / "killed"
+
+    def watch(step):
+        if job.candidate.index == 2 and step.step == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        progress(step)
+
+    return run_surrogate(job, watch, prepared)
