@@ -161,6 +161,26 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+def records(
+    run: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    closed: Sequence[Generation],
+    objectives: Mapping[str, Direction],
+) -> dict[str, str]:
+    """File name -> text of what follows from the ledger alone, as of the last closed generation."""
+    frontier: Sequence[str] = closed[-1].frontier if closed else ()
+    files = {
+        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
+        "events.csv": events_csv(candidates, reports),
+        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
+    }
+    if closed:
+        volume = closed[-1].hypervolume
+        files["frontier.json"] = build_frontier(run, objectives, volume, candidates, reports, frontier).to_json()
+    return files
+
+
 def export(
     folder: Path,
     run: str,
@@ -175,15 +195,10 @@ def export(
 
     copies: file name -> where else to put it.
     """
-    frontier: Sequence[str] = closed[-1].frontier if closed else ()
-    files = {
-        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
-        "events.csv": events_csv(candidates, reports),
-        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
-    }
+    files = records(run, candidates, reports, closed, objectives)
     if closed:
         volumes = [generation.hypervolume for generation in closed]
-        files["frontier.json"] = build_frontier(run, objectives, volumes[-1], candidates, reports, frontier).to_json()
+        frontier = closed[-1].frontier
         files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
@@ -217,7 +232,9 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
         if report.inheritance is not None:
             parameters = report.inheritance.model_dump(exclude={"notes"})
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
-        rows.append(row | report.metrics | report.costs | report.timed)
+        for table in (report.metrics, report.costs, report.timed):
+            row |= dict(sorted(table.items()))  # as the ledger gives them back
+        rows.append(row)
     fixed = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     table = csv.DictWriter(out, fixed, restval="", lineterminator="\n")

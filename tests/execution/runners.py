@@ -1,6 +1,7 @@
 """Stand-ins for the evaluation of a candidate, importable by workers. What each does is said by its candidate's id."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -77,3 +78,43 @@ def lose_a_worker(job, progress, prepared):
         progress(step)
 
     return run_surrogate(job, watch, prepared)
+
+
+#: Candidate index -> what goes wrong with it in `mishap`.
+MISHAPS = {1: "nan", 2: "hang", 3: "greedy", 4: "die"}
+
+
+def mishap(job, progress, prepared):
+    """A real evaluation, but for the candidates in MISHAPS: each goes wrong in its own way, after its first step."""
+    match MISHAPS.get(job.candidate.index):
+        case None:
+            return run_surrogate(job, progress, prepared)
+        case "nan":
+            train = {**job.experiment["train"], "lr": 1e30, "instability_threshold": 1e300}
+            return run_surrogate(job.replace(experiment={**job.experiment, "train": train}), progress, prepared)
+        case word:
+            index = job.candidate.index
+            act(job.replace(candidate=job.candidate.replace(id=f"{word}-{index}")), progress, prepared)
+            raise AssertionError(f"candidate {index} came through")
+
+
+def small_files(job, progress, prepared):
+    """A real evaluation in a process that may write no file as large as a checkpoint."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    return run_surrogate(job, progress, prepared)
+
+
+def unhurried(job, progress, prepared):
+    """A real evaluation that says on which node it is, and takes a while."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    with (Path(job.run_dir) / f"node-{node}").open("a") as file:
+        file.write(f"{job.candidate.id}\n")
+
+    def pause(step):
+        time.sleep(0.3)
+        progress(step)
+
+    return run_surrogate(job, pause, prepared)
