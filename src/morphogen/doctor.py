@@ -97,7 +97,7 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
             _, blueprint, extra = load_checkpoint(path)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")
-            yield Finding(str(path), wrong, "restore it from a copy; children that inherit from it are recorded as failed")
+            yield Finding(str(path), wrong, "restore it from a copy; until then, children that inherit from it fail")
             continue
         if extra.get("candidate") != report.id or blueprint != wanted:
             yield Finding(str(path), f"holds {extra.get('candidate')}, not {report.id}", "restore it from a copy")

@@ -22,7 +22,7 @@ from morphogen.candidate import TIMED, Candidate
 from morphogen.cost import costs
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.execution import Execution, Executor, open_executor
+from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
@@ -64,7 +64,7 @@ class Run:
         return Lineage.read(self.folder / "lineage.json")
 
     def resume(
-        self, generations: int | None = None, execution: Execution = Execution(), observer: Observer = nobody
+        self, generations: int | None = None, execution: Execution = IN_PROCESS, observer: Observer = nobody
     ) -> "Run":
         """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
         return evolve(
@@ -83,8 +83,8 @@ class Run:
 class Keep:
     """What to do with files. checkpoint_dir: where checkpoints lie, instead of the run folder. lineage_out,
     frontier_out: where to put a copy. cleanup: drop checkpoints that neither survivors nor the frontier need, after
-    every generation. prune: at the end, drop all but the frontier's. disk_budget: bytes that checkpoints may take at the
-    end of a generation; beyond it, those that neither survivors nor the frontier need are dropped, the oldest first.
+    every generation. prune: at the end, drop all but the frontier's. disk_budget: bytes that checkpoints may
+    take when a generation is closed; beyond it, those that neither survivors nor the frontier need go, oldest first.
     """
 
     checkpoint_dir: Path | None = None
@@ -150,7 +150,7 @@ def evolve(
     device: str = "cpu",
     resume: bool = False,
     keep: Keep = Keep(),
-    execution: Execution = Execution(),
+    execution: Execution = IN_PROCESS,
     executor: Executor | None = None,
     observer: Observer = nobody,
 ) -> Run:

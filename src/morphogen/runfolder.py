@@ -83,9 +83,7 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
     return len(gone)
 
 
-def keep_to_budget(
-    folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int
-) -> int:
+def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
     """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
 
     RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
@@ -94,8 +92,8 @@ def keep_to_budget(
     kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
     if kept_bytes > budget_bytes:
         raise RunError(
-            f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the disk "
-            f"budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
+            f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
+            f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
         )
     total_bytes, gone = sum(sizes.values()), 0
     for path in (folder / name for name in spare if name is not None):

@@ -171,7 +171,8 @@ def test_options_without_meaning_are_refused(options, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("123", 123), ("2GB", 2 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 1_500_000_000), ("3k", 3000)]
+    ("text", "size"),
+    [("123", 123), ("2GB", 2 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 1_500_000_000), ("3k", 3000)],
 )
 def test_sizes_are_read(text, size):
     assert size_bytes("--disk-budget", text) == size

@@ -2,10 +2,10 @@
 
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
-from morphogen.execution.base import Execution, Executor, Limits
+from morphogen.execution.base import IN_PROCESS, NO_LIMITS, Execution, Executor, Limits
 from morphogen.execution.local import InProcess
 
-__all__ = ["Execution", "Executor", "InProcess", "Limits", "open_executor"]
+__all__ = ["IN_PROCESS", "Execution", "Executor", "InProcess", "Limits", "open_executor"]
 
 
 def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
@@ -23,7 +23,7 @@ def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
                 "--executor ray: ray is not installed; install it with pip install 'morphogen[cluster]'"
             ) from None
         return OnRay(prepared, execution)
-    if execution.workers is None and execution.limits == Limits():
+    if execution.workers is None and execution.limits == NO_LIMITS:
         return InProcess(prepared)
     from morphogen.execution.pool import Pool
 

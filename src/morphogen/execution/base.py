@@ -28,6 +28,9 @@ class Limits:
     memory_bytes: int | None = None
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Execution:
     """How a run's candidates are carried out. It changes how long that takes, not what is found, unless a limit is hit.
@@ -39,10 +42,14 @@ class Execution:
 
     executor: Literal["local", "ray"] = "local"
     workers: int | None = None
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     address: str | None = None
     gpus_per_candidate: float = 0.0
     shared: str | None = None
+
+
+#: One candidate after the other, without limits.
+IN_PROCESS = Execution()
 
 
 class Executor(Protocol):

@@ -21,7 +21,7 @@ import torch
 from morphogen.candidate import Candidate, Job, Report
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError
-from morphogen.execution.base import ATTEMPTS, Limits, Progress, Runner, failed
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
@@ -53,7 +53,7 @@ class Pool:
     """
 
     def __init__(
-        self, prepared: PreparedData | None, workers: int, limits: Limits = Limits(), runner: Runner = run_surrogate
+        self, prepared: PreparedData | None, workers: int, limits: Limits = NO_LIMITS, runner: Runner = run_surrogate
     ) -> None:
         self.prepared, self.limits, self.runner = prepared, limits, runner
         self._workers: list[_Worker | None] = [None] * workers
@@ -200,7 +200,9 @@ class _Worker:
         return code if code is not None else 0
 
 
-def _serve(connection: "Connection[object, object]", prepared: PreparedData | None, runner: Runner, threads: int) -> None:
+def _serve(
+    connection: "Connection[object, object]", prepared: PreparedData | None, runner: Runner, threads: int
+) -> None:
     """A worker's life: job after job, until its parent ends it or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -21,7 +21,7 @@ import torch
 from morphogen.candidate import Job, Report
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, MorphogenError, RunError
-from morphogen.execution.base import ATTEMPTS, Execution, Executor, Limits, Progress, Runner, failed
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
@@ -118,10 +118,11 @@ class Exchange:
 
     def leave(self, name: str, folder: Path) -> None:
         """Puts a checkpoint of `folder` there, unless it is there whole."""
+        files, there, here = self._files, self._at(name), folder / name
         with self._told(name):
-            if not self._files.exists(self._at(name)) or self._files.size(self._at(name)) != (folder / name).stat().st_size:
-                self._files.makedirs(os.path.dirname(self._at(name)), exist_ok=True)
-                self._files.put_file(str(folder / name), self._at(name))
+            if not files.exists(there) or files.size(there) != here.stat().st_size:
+                files.makedirs(os.path.dirname(there), exist_ok=True)
+                files.put_file(str(here), there)
 
     def fetch(self, name: str, folder: Path) -> None:
         """Puts a checkpoint from there into `folder`, whole or not at all; what is missing there stays missing."""
@@ -156,9 +157,7 @@ def _connect(execution: Execution) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if execution.address is None:
-        ray.init(
-            num_cpus=execution.workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
-        )
+        ray.init(num_cpus=execution.workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
         return
     where = urlsplit(execution.address if "//" in execution.address else f"//{execution.address}")
     try:
@@ -189,7 +188,7 @@ def _carry_out(
                     "nodes share, or give --shared"
                 )
             data = _data_here(job, prepared)
-            executor: Executor = InProcess(data, runner) if limits == Limits() else Pool(data, 1, limits, runner)
+            executor: Executor = InProcess(data, runner) if limits == NO_LIMITS else Pool(data, 1, limits, runner)
             stack.callback(executor.close)
             (report,) = executor.map([job], lambda candidate, step: None)
             if exchange is not None and report.checkpoint is not None:
