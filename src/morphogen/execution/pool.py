@@ -31,7 +31,7 @@ WATCH_SECONDS = 0.1
 #: A worker that has not begun by then is taken to hang too, where time is limited: starting includes importing torch.
 START_SECONDS = 120.0
 #: What the fork server imports before it forks.
-PRELOADED = ["morphogen.execution.pool"]
+PRELOADED = ["morphogen.execution.pool", "torch._dynamo"]  # the latter is what an optimizer imports when first made
 
 
 @dataclass(frozen=True)
