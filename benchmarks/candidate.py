@@ -21,6 +21,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from morphogen import runfolder
 from morphogen.evolve import evolve, settle, threads
 from morphogen.experiment import Experiment
@@ -69,6 +71,16 @@ def experiment(eval_batches: int, population: int, generations: int) -> Experime
     )
 
 
+def gflops() -> float:
+    """What a large fp32 matrix product reaches on one thread just now, in GFLOP per CPU-second."""
+    a, b = torch.randn(2048, 1024), torch.randn(1024, 2048)
+    a @ b
+    began = time.process_time()
+    for _ in range(8):
+        a @ b
+    return 8 * 2 * 2048 * 1024 * 2048 / (time.process_time() - began) / 1e9
+
+
 def watched(spent: Counter[str], holder: Any, name: str, label: str) -> None:
     """Adds the CPU-seconds inside `holder.name` to `spent[label]`."""
     call: Callable[..., Any] = getattr(holder, name)
@@ -97,7 +109,8 @@ def main() -> None:
     trial = surrogate._Trial
     for holder, name, label in (
         (trial, "_train", "training"),
-        (trial, "_measure", "evaluation"),
+        (trial, "_score", "evaluation"),
+        (trial, "_decode", "decoding"),
         (trial, "_weights", "weights"),
         (surrogate, "assemble", "building"),
         (trial, "_save", "checkpoint"),
@@ -113,10 +126,12 @@ def main() -> None:
         spent.clear()
         if args.profile:
             profile.enable()
+        before = gflops()
         began = time.process_time()
         run = evolve(settled, Path(folder) / "run")
         total = time.process_time() - began
         profile.disable()
+        after = gflops()
         nodes = run.lineage.nodes
     if args.profile:
         profile.dump_stats(args.profile)
@@ -129,6 +144,7 @@ def main() -> None:
         print(f"  {name:<11} {seconds / len(nodes):7.3f}  {seconds / total:6.1%}")
     print(f"  {'all':<11} {each:7.3f}          {STEPS * SEQ_LEN * BATCH / each:,.0f} training tokens per CPU-second")
     print(f"the older system: {OLDER[0]} CPU-seconds, {OLDER[1]:.0%} training; ratio {OLDER[0] / each:.2f}")
+    print(f"a large matrix product just now: {before:.0f} and {after:.0f} GFLOP per CPU-second")
     print(f"once per run: imports {IMPORTS:.2f}, data and tokenizer {preparing:.2f} (more where they are not cached)")
 
 
