@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation"},
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
-JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "console", "cli"]
+JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "doctor", "console", "cli"]
 for position, name in enumerate(JOINING):
     ALLOWED[name] = {unit for unit in list(ALLOWED) if unit not in JOINING} | set(JOINING[:position])
 

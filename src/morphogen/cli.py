@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from morphogen.analysis.fidelity import Fidelity
     from morphogen.analysis.verify import Verification
     from morphogen.evolve import Keep
+    from morphogen.execution import Execution
     from morphogen.experiment import Experiment
 
 app = typer.Typer(
@@ -69,10 +70,18 @@ def run(
     prune_checkpoints_to_frontier: Annotated[
         bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")
     ] = False,
+    disk_budget: Annotated[str | None, typer.Option(help="checkpoints' size at most, such as 20GB")] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
+    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds that a candidate may take")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="memory of a candidate's process, such as 4GB")] = None,
+    address: Annotated[str | None, typer.Option(help="ray: of a running cluster; default: one started here")] = None,
+    gpus_per_candidate: Annotated[float, typer.Option(help="ray: such as 0.25")] = 0.0,
+    shared: Annotated[str | None, typer.Option(help="ray: path or fsspec URL that checkpoints travel through")] = None,
 ) -> None:
     """Evolve the experiment in FILE."""
     from morphogen.evolve import Keep
-    from morphogen.options import named_weights, with_options
+    from morphogen.options import execution_of, named_weights, size_bytes, with_options
 
     experiment = with_options(
         read_experiment(config),
@@ -84,11 +93,33 @@ def run(
         mutation_weights=named_weights("--mutation-weight", mutation_weight or ()),
     )
     folder = Path(out) if out else Path("runs") / Path(config).stem
-    keep = Keep(cleanup=cleanup_old_checkpoints, prune=prune_checkpoints_to_frontier)
+    keep = Keep(
+        cleanup=cleanup_old_checkpoints,
+        prune=prune_checkpoints_to_frontier,
+        disk_budget=None if disk_budget is None else size_bytes("--disk-budget", disk_budget),
+    )
+    execution = execution_of(
+        executor=executor,
+        workers=workers,
+        timeout=timeout,
+        memory_limit=memory_limit,
+        address=address,
+        gpus_per_candidate=gpus_per_candidate,
+        shared=shared,
+    )
     if dry_run:
         rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
     else:
-        carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+        carry_out(
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            as_json=as_json,
+        )
 
 
 def read_experiment(file: str) -> "Experiment":
@@ -100,7 +131,15 @@ def read_experiment(file: str) -> "Experiment":
 
 
 def carry_out(
-    experiment: "Experiment", folder: Path, *, seed: int | None, device: str, resume: bool, keep: "Keep", as_json: bool
+    experiment: "Experiment",
+    folder: Path,
+    *,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    keep: "Keep",
+    execution: "Execution",
+    as_json: bool,
 ) -> None:
     """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
     from rich.console import Console
@@ -111,7 +150,16 @@ def carry_out(
     signal.signal(signal.SIGTERM, _interrupt)
     observer = observer_for(Console(), as_json)
     try:
-        evolve(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, observer=observer)
+        evolve(
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            observer=observer,
+        )
     except KeyboardInterrupt:
         print(f"interrupted; the same command with --resume goes on (run folder {folder})", file=sys.stderr)
         raise
@@ -378,6 +426,22 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     from morphogen.status import standing
 
     _say(standing(_run(folder)), as_json)
+
+
+@app.command()
+def doctor(folder: Folder, as_json: AsJson = False) -> None:
+    """Check a run's folder, and say what to do about what is wrong. Exits with 2 where anything is."""
+    from morphogen.doctor import examine
+
+    findings = examine(_run(folder))
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.place}: {finding.wrong}\n    {finding.remedy}")
+        print(f"{len(findings)} problems" if findings else "healthy")
+    if findings:
+        raise typer.Exit(2)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

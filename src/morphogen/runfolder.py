@@ -47,9 +47,14 @@ def check_usable(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
+    return sorted([*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")])
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of a process that was killed while it wrote. Call only while holding the ledger."""
-    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")]:
+    """Removes temporary files. Call only while holding the ledger, with no candidate in training."""
+    for path in leftovers(folder):
         path.unlink(missing_ok=True)
 
 
@@ -76,6 +81,27 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
     for path in gone:
         path.unlink()
     return len(gone)
+
+
+def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
+    """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
+
+    RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
+    """
+    sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
+    kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
+    if kept_bytes > budget_bytes:
+        raise RunError(
+            f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
+            f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
+        )
+    total_bytes, gone = sum(sizes.values()), 0
+    for path in (folder / name for name in spare if name is not None):
+        if path in sizes and total_bytes > budget_bytes:
+            path.unlink()
+            total_bytes -= sizes[path]
+            gone += 1
+    return gone
 
 
 def differences(
@@ -133,6 +159,26 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+def records(
+    run: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    closed: Sequence[Generation],
+    objectives: Mapping[str, Direction],
+) -> dict[str, str]:
+    """File name -> text of what follows from the ledger alone, as of the last closed generation."""
+    frontier: Sequence[str] = closed[-1].frontier if closed else ()
+    files = {
+        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
+        "events.csv": events_csv(candidates, reports),
+        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
+    }
+    if closed:
+        volume = closed[-1].hypervolume
+        files["frontier.json"] = build_frontier(run, objectives, volume, candidates, reports, frontier).to_json()
+    return files
+
+
 def export(
     folder: Path,
     run: str,
@@ -147,15 +193,10 @@ def export(
 
     copies: file name -> where else to put it.
     """
-    frontier: Sequence[str] = closed[-1].frontier if closed else ()
-    files = {
-        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
-        "events.csv": events_csv(candidates, reports),
-        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
-    }
+    files = records(run, candidates, reports, closed, objectives)
     if closed:
         volumes = [generation.hypervolume for generation in closed]
-        files["frontier.json"] = build_frontier(run, objectives, volumes[-1], candidates, reports, frontier).to_json()
+        frontier = closed[-1].frontier
         files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
@@ -189,10 +230,12 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
         if report.inheritance is not None:
             parameters = report.inheritance.model_dump(exclude={"notes"})
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
-        rows.append(row | report.metrics | report.costs | report.timed)
+        for table in (report.metrics, report.costs, report.timed):
+            row |= dict(sorted(table.items()))  # as the ledger gives them back
+        rows.append(row)
     fixed = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    table = csv.DictWriter(out, fixed, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    writer = csv.DictWriter(out, fixed, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()

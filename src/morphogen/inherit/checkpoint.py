@@ -26,13 +26,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], blueprint: Blueprin
     RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {
-        **extra,
-        "format": FORMAT,
-        "blueprint": json.dumps(blueprint.to_json(), sort_keys=True),
-        "crc32": str(checksum(tensors)),
-    }
-    data = save(tensors, metadata)
+    metadata = {**extra, "format": FORMAT, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
+    data = save(tensors, {**metadata, "crc32": str(checksum(tensors, metadata))})
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,11 +53,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str,
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
-    found = metadata.pop("format", None)
-    if found != FORMAT:
+    if (found := metadata.get("format")) != FORMAT:
         raise InputError(f"{path}: format is {found!r}, expected {FORMAT!r}; it was not written by morphogen")
-    if metadata.pop("crc32", None) != str(checksum(state)):
+    if metadata.pop("crc32", None) != str(checksum(state, metadata)):
         raise InputError(f"{path}: the weights do not match their checksum; the file is damaged")
+    del metadata["format"]
     try:
         blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
     except ValidationError as error:
@@ -73,9 +68,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str,
     return {name: state[name] for name in wanted}, blueprint, metadata
 
 
-def checksum(state: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the tensors' bytes, by name."""
-    total = 0
+def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """CRC-32 over the metadata and the tensors' bytes, by name. A flipped byte changes it wherever it is."""
+    total = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(state):
         total = zlib.crc32(state[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return total
