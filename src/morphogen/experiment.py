@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -193,18 +194,27 @@ class Data(Frozen):
 Direction = Literal["min", "max"]
 
 
+def _one_way(value: Any) -> Any:
+    """One name for that one alone."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
 class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
     `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`; `min_layers` and
-    `min_recurrences` turn away what has fewer.
+    `min_recurrences` turn away what has fewer. `crossover` gives the ways to cross two parents their weights; one name
+    alone means that one only. `inherit_optimizer` hands the optimizer's moments on with the weights.
     """
 
     generations: NonNegativeInt = 3
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
+    crossover: Annotated[
+        dict[Literal["one_point", "aligned_span", "uniform"], NonNegativeFloat], BeforeValidator(_one_way)
+    ] = {"one_point": 1.0, "aligned_span": 1.0, "uniform": 1.0}
     parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
     survival: Literal["rank_crowding"] = "rank_crowding"
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}
@@ -217,6 +227,13 @@ class Evolution(Frozen):
     mutation_steps: NonNegativeInt = 2
     mutation_weights: dict[str, NonNegativeFloat] = {}
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    inherit_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _some_crossover(self) -> Self:
+        if self.crossover_prob and not any(self.crossover.values()):
+            raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
