@@ -97,13 +97,14 @@ class Tokens(Record):
 class Origin(Record):
     """Where the weights of one block, of the stem, or of one recurrence came from.
 
-    gene: its id, `stem` for what is outside the blocks. parent: position among the candidate's parents; None when
-    nothing was carried. how: whole (every entry, in its shape), resized (some tensor has another shape), partly (some
-    tensors are new beside whole ones), fresh. carried, fresh: entries.
+    gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
+    position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
+    fresh: entries.
     """
 
     gene: str
-    parent: int | None
+    parent: str | None
     how: Literal["whole", "resized", "partly", "fresh"]
     carried: int
     fresh: int

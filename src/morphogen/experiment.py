@@ -192,6 +192,8 @@ class Data(Frozen):
 
 
 Direction = Literal["min", "max"]
+#: The ways to cross two parents; variation/crossover.py says what they are.
+Crossing = Literal["one_point", "aligned_span", "uniform"]
 
 
 def _one_way(value: Any) -> Any:
@@ -212,9 +214,11 @@ class Evolution(Frozen):
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
-    crossover: Annotated[
-        dict[Literal["one_point", "aligned_span", "uniform"], NonNegativeFloat], BeforeValidator(_one_way)
-    ] = {"one_point": 1.0, "aligned_span": 1.0, "uniform": 1.0}
+    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+        "one_point": 1.0,
+        "aligned_span": 1.0,
+        "uniform": 1.0,
+    }
     parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
     survival: Literal["rank_crowding"] = "rank_crowding"
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}

@@ -42,10 +42,12 @@ def inherit(
     parents: Sequence[tuple[Blueprint, Mapping[str, Tensor]]],
     *,
     sources: Mapping[str, int] | None = None,
+    names: Sequence[str] = ("0", "1"),
     seed: int = 0,
 ) -> tuple[State, Inheritance]:
     """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
 
+    sources: gene id of a block -> which parent it comes from, where both have it. names: of the parents, in the report.
     A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's.
     """
     whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
@@ -53,7 +55,7 @@ def inherit(
         child = child.with_vocab(whole[0][0].context().vocab)
     drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
     spliced = splice(drawn, [from_parent(dict(state), which) for which, (_, state) in enumerate(whole)], seed)
-    return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn))
+    return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
 
 
 def from_parent(
@@ -115,7 +117,7 @@ def splice_edits(
         dropped += _entries(drawn)
     if here != target:
         raise InputError(f"candidate {job.candidate.id}: its recorded edits do not lead to its blueprint")
-    return spliced, spliced.report(target, exact, notes, dropped)
+    return spliced, spliced.report(target, exact, notes, dropped, [parent.id for parent in job.parents])
 
 
 def _entries(drawn: Plan) -> int:

@@ -62,8 +62,13 @@ class Spliced:
     moments: dict[str, State] = field(default_factory=dict)
     given: bool = False
 
-    def report(self, child: Blueprint, exact: bool, notes: Sequence[str], dropped: int) -> Inheritance:
-        """Counts of entries: carried in tensors of unchanged shape, carried in others, fresh; and what came whence."""
+    def report(
+        self, child: Blueprint, exact: bool, notes: Sequence[str], dropped: int, parents: Sequence[str]
+    ) -> Inheritance:
+        """Counts of entries: carried in tensors of unchanged shape, carried in others, fresh; and what came from whom.
+
+        parents: their names.
+        """
         inherited = resized = fresh = 0
         genes: dict[str, list[str]] = {}
         for name, (gene, _, _) in specs(child).items():
@@ -82,23 +87,23 @@ class Spliced:
             exact=exact,
             dropped=dropped,
             notes=tuple(notes),
-            genes=tuple(self._origin(gene, names) for gene, names in genes.items()),
+            genes=tuple(self._origin(gene, names, parents) for gene, names in genes.items()),
         )
 
     def _carried(self, name: str) -> int:
         carried = self.marks[name].carried
         return self.state[name].numel() if carried is None else int(carried.sum())
 
-    def _origin(self, gene: str, names: Sequence[str]) -> Origin:
+    def _origin(self, gene: str, names: Sequence[str], parents: Sequence[str]) -> Origin:
         from_parent = {name: count for name in names if (count := self._carried(name))}
         carried, total = sum(from_parent.values()), sum(self.state[name].numel() for name in names)
         if not carried:
             return Origin(gene=gene, parent=None, how="fresh", carried=0, fresh=total)
-        parents = [self.marks[name].parent for name in from_parent]
+        parent = parents[self.marks[next(iter(from_parent))].parent]
         how: Literal["whole", "resized", "partly"] = "whole" if carried == total else "partly"
         if any(self.marks[name].resized for name in from_parent):
             how = "resized"
-        return Origin(gene=gene, parent=parents[0], how=how, carried=carried, fresh=total - carried)
+        return Origin(gene=gene, parent=parent, how=how, carried=carried, fresh=total - carried)
 
 
 def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:

@@ -59,7 +59,7 @@ class Updater:
     names: of the parameters, by which their moments are known outside.
     """
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer], names: Mapping[nn.Parameter, str]) -> None:
+    def __init__(self, optimizers: list[torch.optim.Optimizer], names: Mapping[Tensor, str]) -> None:
         self.optimizers = optimizers
         self._names = names
         self._groups = [(group, float(group["lr"])) for optimizer in optimizers for group in optimizer.param_groups]
@@ -142,7 +142,7 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     AdamW's scale of update (arXiv 2502.16982), AdamW the rest. InputError where this torch has no Muon.
     """
     chosen = train.optimizer
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     lr = train.lr if chosen.lr is None else chosen.lr
     weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
     decayed, plain = split_parameters(model)

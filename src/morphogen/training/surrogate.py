@@ -147,7 +147,7 @@ class _Trial:
         if mode == "scratch" or path is None:
             return splice_job(self.job.replace(parents=()), seed)
         state, blueprint, _ = load_checkpoint(Path(path))
-        return Inherited(*inherit(self.blueprint, [(blueprint, state)], seed=seed))
+        return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""

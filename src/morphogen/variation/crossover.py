@@ -13,6 +13,7 @@ import numpy as np
 from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
+from morphogen.experiment import Crossing
 from morphogen.variation.operator import Proposal
 
 #: A child's blocks, each with the number of the parent it comes from.
@@ -67,11 +68,11 @@ def uniform(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Pr
 Crossover = Callable[[Blueprint, Blueprint, np.random.Generator], Proposal | None]
 
 #: How a child is made, by its name in `evolution.crossover`; in the edit it is `crossover_<name>`.
-CROSSOVERS: Mapping[str, Crossover] = {"one_point": one_point, "aligned_span": aligned_span, "uniform": uniform}
+CROSSOVERS: Mapping[Crossing, Crossover] = {"one_point": one_point, "aligned_span": aligned_span, "uniform": uniform}
 
 
 def crossover(
-    first: Blueprint, second: Blueprint, rng: np.random.Generator, weights: Mapping[str, float] | None = None
+    first: Blueprint, second: Blueprint, rng: np.random.Generator, weights: Mapping[Crossing, float] | None = None
 ) -> Proposal | None:
     """A child by one of the crossovers, chosen by weight (evenly when there are none); by another where that one has
     none to give; else None. Those of weight 0 or without one are not used.
