@@ -12,7 +12,7 @@ from morphogen.candidate import Inheritance, Origin
 from morphogen.inherit.plan import Plan, TensorPlan
 from morphogen.network import specs
 from morphogen.parts.base import AxisMap, Init
-from morphogen.parts.initial import draw, stream
+from morphogen.parts.initial import draw, draw_some, stream
 from morphogen.parts.transforms import transform
 
 State = dict[str, Tensor]
@@ -179,18 +179,18 @@ def _tensor(
         return torch.zeros(item.shape, dtype=dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
-    sizes = [axis.size for axis in axes]
-    whole = all(not axis.fresh for axis in axes)
-    out = torch.empty(sizes, dtype=dtype) if whole else _drawn(item, seed).to(dtype).reshape(sizes)
+    out = _ground(item, names, axes, seed).to(dtype)
     carried = _factored(source.to(dtype), item)
-    flags = torch.ones(carried.shape, dtype=torch.bool) if marks.carried is None else _factored(marks.carried, item)
+    flags = None if marks.carried is None else _factored(marks.carried, item)
     for k, axis in enumerate(axes):
-        carried, flags = _take(carried, k, axis), _take(flags, k, axis)
+        carried, flags = _take(carried, k, axis), None if flags is None else _take(flags, k, axis)
     if item.scale != 1.0:
         carried, out = (carried.double() * item.scale).to(dtype), (out.double() * item.scale).to(dtype)
-    mark = torch.zeros(sizes, dtype=torch.bool)
     _put(out, carried, axes)
-    _put(mark, flags, axes)
+    mark = None
+    if flags is not None or any(axis.fresh for axis in axes):
+        mark = torch.zeros(out.shape, dtype=torch.bool)
+        _put(mark, torch.ones((), dtype=torch.bool).expand(carried.shape) if flags is None else flags, axes)
     for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
         if axis.fresh and name in item.zero:
             out.index_fill_(k, torch.tensor(axis.fresh), 0.0)
@@ -199,7 +199,7 @@ def _tensor(
             weights = [parents[item.parent].state[w].to(out) for w in item.weights]
             _fill_mean(out, k, axis, weights)
     resized = marks.resized or tuple(source.shape) != item.shape
-    done = None if bool(mark.all()) else mark.reshape(item.shape)
+    done = None if mark is None or bool(mark.all()) else mark.reshape(item.shape)
     return out.reshape(item.shape), Marks(done, resized, marks.parent)
 
 
@@ -210,6 +210,21 @@ def _factored(source: Tensor, item: TensorPlan) -> Tensor:
         return source.reshape(sizes)
     theirs = [size for _, size in sorted(zip(item.order, sizes, strict=True))]
     return source.reshape(theirs).permute(item.order)
+
+
+def _ground(item: TensorPlan, names: Sequence[str], axes: Sequence[Axis], seed: int) -> Tensor:
+    """What carried entries are written over, a dimension per factor: fresh entries, drawn only where they will stay."""
+    sizes = [axis.size for axis in axes]
+    open_axes = [k for k, axis in enumerate(axes) if axis.fresh and names[k] not in (*item.zero, *item.mean)]
+    out, generator = torch.zeros(sizes), stream(seed, item.gene, item.name)
+    for k in open_axes:
+        fresh = torch.tensor(axes[k].fresh)
+        some = tuple(len(fresh) if i == k else size for i, size in enumerate(sizes))
+        entries = draw_some(Init(item.init, item.init_args), item.shape, some, generator)
+        if entries is None:
+            return _drawn(item, seed).reshape(sizes)
+        out.index_copy_(k, fresh, entries)
+    return out
 
 
 def _drawn(item: TensorPlan, seed: int) -> Tensor:
@@ -275,8 +290,9 @@ def _survivors(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, 
                 continue
             sizes[planned.group] = planned.take.size
             source = parents[item.parent].state[item.source].detach()
-            view = _factored(source, item).double()
-            norm = view.square().sum([i for i in range(view.dim()) if i != k])
+            view = _factored(source, item)
+            others = [i for i in range(view.dim()) if i != k]
+            norm = torch.linalg.vector_norm(view, dim=others, dtype=torch.float64).square()
             scores[planned.group] = scores[planned.group] + norm if planned.group in scores else norm
     return {
         group: tuple(sorted(torch.argsort(score, descending=True, stable=True)[: sizes[group]].tolist()))
