@@ -33,7 +33,7 @@ from morphogen.variation.operator import edit
 LOADS = ("plain load", "checked load")
 OPERATORS = (
     "untie_head", "widen_ffn", "add_heads", "duplicate_block", "insert_block", "dense_to_moe", "delete_block",
-    "tune_attn_sparsity", "change_norm", "widen_dim", "narrow_dim",
+    "toggle_parallel", "change_norm", "widen_dim", "narrow_dim",
 )  # fmt: skip
 CROSSOVER = "crossover"
 

@@ -34,7 +34,7 @@ from splice import job_of
 SEQ_LEN, BATCH, EVERY = 128, 8, 5
 OPERATORS = (
     "widen_ffn", "widen_dim", "duplicate_block", "insert_block", "dense_to_moe", "insert_retro_module",
-    "add_recurrence", "add_heads", "toggle_ssm", "tune_attn_sparsity", "delete_block", "change_norm",
+    "add_recurrence", "add_heads", "toggle_ssm", "toggle_parallel", "delete_block", "change_norm",
 )  # fmt: skip
 PARENT = {
     "name": "parent",
