@@ -234,6 +234,15 @@ class Evolution(Frozen):
     inherit_optimizer: bool = False
 
     @model_validator(mode="after")
+    def _moments_of_parents(self) -> Self:
+        if self.inherit_optimizer and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
+                f"{self.weight_inheritance!r}, expected 'parent'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_crossover(self) -> Self:
         if self.crossover_prob and not any(self.crossover.values()):
             raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")

@@ -191,6 +191,17 @@ def test_a_crossing_of_descendants_splices_whatever_became_of_them(root: Bluepri
     assert read | gone == {(i, name) for i, side in enumerate((first, second)) for name in specs(side)}
 
 
+def test_fresh_entries_of_a_grown_tensor_have_the_scale_of_a_new_one() -> None:
+    parent, child = model(256, (64,)), model(256, (512,))
+    state, _ = inherit(child, [(parent, stirred(parent, 0))])
+    for name, wanted in (("gate", 256**-0.5), ("up", 256**-0.5)):
+        fresh = state[f"blocks.0.ffn.{name}.weight"][64:]
+        assert fresh.shape == (448, 256)
+        assert float(fresh.std()) == pytest.approx(wanted, rel=0.02)
+        assert abs(float(fresh.mean())) < 0.02 * wanted
+    assert not state["blocks.0.ffn.down.weight"][:, 64:].any()
+
+
 # ------------------------------------------------------------------------------------------------ shared memory
 
 
