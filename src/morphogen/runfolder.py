@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from morphogen import __version__
-from morphogen.candidate import Candidate, Report
+from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import RunError
 from morphogen.experiment import Direction
 from morphogen.report.html import report_html
@@ -75,12 +75,14 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
 
 
 def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
-    """Deletes every checkpoint that is not among `keep` (paths below the folder); how many they were."""
+    """Deletes every checkpoint that is not among `keep` (paths below the folder), and the moments beside it; how many
+    checkpoints they were."""
     kept = {folder / name for name in keep if name is not None}
+    kept |= {moments_path(path) for path in kept}
     gone = [path for path in (folder / CHECKPOINTS).glob("*.safetensors") if path not in kept]
     for path in gone:
         path.unlink()
-    return len(gone)
+    return sum(not path.name.endswith(MOMENTS_SUFFIX) for path in gone)
 
 
 def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
@@ -228,7 +230,7 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             "training_flops": report.flops,
         }
         if report.inheritance is not None:
-            parameters = report.inheritance.model_dump(exclude={"notes"})
+            parameters = report.inheritance.model_dump(exclude={"notes", "genes"})
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
         for table in (report.metrics, report.costs, report.timed):
             row |= dict(sorted(table.items()))  # as the ledger gives them back
