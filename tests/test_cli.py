@@ -13,7 +13,7 @@ from rich.console import Console
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import execute, main
+from morphogen.cli import SCHEMAS, execute, main
 from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
@@ -102,7 +102,7 @@ def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path)
     assert told == {"changes": [], "others": [], "distance": 0.0, "same": True}
 
 
-@pytest.mark.parametrize("which", ["experiment", "blueprint", "frontier", "lineage"])
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_schemas_are_json(cli: Cli, which: str) -> None:
     code, out, _ = cli("schema", which)
     assert code == 0

@@ -6,13 +6,22 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+
+#: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
+MOMENTS_SUFFIX = ".optimizer.safetensors"
+
+
+def moments_path(checkpoint: Path) -> Path:
+    """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
 
 
 class Record(BaseModel):
@@ -98,17 +107,36 @@ class Tokens(Record):
     unique: int
 
 
+class Origin(Record):
+    """Where the weights of one block, of the stem, or of one recurrence came from.
+
+    gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
+    position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
+    fresh: entries.
+    """
+
+    gene: str
+    parent: str | None
+    how: Literal["whole", "resized", "partly", "fresh"]
+    carried: int
+    fresh: int
+
+
 class Inheritance(Record):
     """Parameter counts of a splice: carried in tensors of unchanged shape, carried in others, initialised afresh.
 
-    exact: the child computes its parent's function. notes: why it does not.
+    dropped: entries of the parents' tensors of which the child has none. exact: the child computes its parent's
+    function. notes: why it does not. genes: what came from whom.
     """
 
     inherited: int
     resized: int
     fresh: int
     exact: bool
+    dropped: int = 0
     notes: tuple[str, ...] = ()
+    genes: tuple[Origin, ...] = ()
 
 
 class Candidate(Record):

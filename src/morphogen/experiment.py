@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -197,6 +198,13 @@ class Data(Frozen):
 
 
 Direction = Literal["min", "max"]
+#: The ways to cross two parents; variation/crossover.py says what they are.
+Crossing = Literal["one_point", "aligned_span", "uniform"]
+
+
+def _one_way(value: Any) -> Any:
+    """One name for that one alone."""
+    return {value: 1.0} if isinstance(value, str) else value
 
 
 class Evolution(Frozen):
@@ -204,6 +212,8 @@ class Evolution(Frozen):
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
     `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`.
+    `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
+    `inherit_optimizer` hands the optimizer's moments on with the weights.
 
     Structural gates: `min_layers`, `min_recurrences`, and `min_moe_blocks`, `min_selector_blocks`,
     `min_memory_blocks`. With `structural_gates: repair` operators add to a child what it lacks, and the root is free of
@@ -220,6 +230,11 @@ class Evolution(Frozen):
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
+    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+        "one_point": 1.0,
+        "aligned_span": 1.0,
+        "uniform": 1.0,
+    }
     parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
     survival: Literal["rank_crowding"] = "rank_crowding"
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}
@@ -248,6 +263,22 @@ class Evolution(Frozen):
     ] = ()
     template_mutation_prob: Share = 0.25
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    inherit_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _moments_of_parents(self) -> Self:
+        if self.inherit_optimizer and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
+                f"{self.weight_inheritance!r}, expected 'parent'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_crossover(self) -> Self:
+        if self.crossover_prob and not any(self.crossover.values()):
+            raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
 
     @model_validator(mode="after")
     def _budget(self) -> Self:

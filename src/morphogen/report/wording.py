@@ -56,6 +56,20 @@ def edit_lines(edit: Edit) -> list[str]:
     ]
 
 
+def origin_lines(report: Report) -> list[str]:
+    """What came from whom: a line per parent with its blocks, those resized or with new parts marked; one for new ones.
+
+    Empty where nothing was inherited.
+    """
+    origins = report.inheritance.genes if report.inheritance is not None else ()
+    marks = {"whole": "", "fresh": "", "resized": " (resized)", "partly": " (with new parts)"}
+    lines = []
+    for parent in dict.fromkeys(origin.parent for origin in sorted(origins, key=lambda origin: origin.parent is None)):
+        blocks = ", ".join(origin.gene + marks[origin.how] for origin in origins if origin.parent == parent)
+        lines.append(f"new: {blocks}" if parent is None else f"weights of {parent}: {blocks}")
+    return lines
+
+
 def edits_short(candidate: Candidate) -> str:
     """The operators in order, `widen_ffn + swap`; `seed` or `copy` where there are none."""
     if candidate.edits:
@@ -71,6 +85,7 @@ def story(candidate: Candidate, report: Report | None) -> str:
     for edit in candidate.edits:
         lines += edit_lines(edit)
     if report is not None:
+        lines += origin_lines(report)
         lines.append(f"{report.status}: {report.reason}" if report.reason else str(report.status))
         lines += [f"{name} {number(value)}" for name, value in sorted({**report.costs, **report.metrics}.items())]
         if report.tokens.own:

@@ -203,7 +203,7 @@ class Engine:
         others = [report for report in breeders if report.id != first]
         if rng.random() < evolution.crossover_prob and others:
             second = self._select(others, rng)
-            crossed = crossover(parent, self._blueprints[second], rng)
+            crossed = crossover(parent, self._blueprints[second], rng, evolution.crossover)
             if crossed is not None:
                 return self._policy.repaired(evolution, crossed, train, rng), (first, second)
         try:
