@@ -266,14 +266,14 @@ class _Session:
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())
-            pending = engine.pending()
-            self.total = sum(c.generation == engine.generation for c in engine.candidates.values())
-            self.position = self.total - len(pending) + 1
-            for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
-                self.ledger.append(Reported(report=report))
-                engine.tell(report)
-                self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
-                self.position += 1
+            while pending := engine.pending():  # round after round: of the later ones only those that went on
+                self.total = engine.in_round
+                self.position = self.total - len(pending) + 1
+                for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
+                    self.ledger.append(Reported(report=report))
+                    engine.tell(report)
+                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                    self.position += 1
             generation = engine.close_generation()
             self.ledger.append(generation)
             self.finished = False
