@@ -218,6 +218,7 @@ class Job(Record):
 
     `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
     paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
+    `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
     """
 
     experiment: dict[str, Any]
@@ -229,3 +230,4 @@ class Job(Record):
     run_dir: str
     device: str
     before: Report | None = None
+    budget_tokens: int = 0

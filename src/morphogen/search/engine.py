@@ -14,7 +14,7 @@ from morphogen.cost import costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import Experiment
 from morphogen.search.machine import Search
-from morphogen.search.rungs import check_thresholds, rounds
+from morphogen.search.rungs import check_thresholds, rounds, stages
 from morphogen.search.space import Architectures
 from morphogen.store.ledger import Event, Start
 from morphogen.variation.operator import check_weights, operator_weights
@@ -50,8 +50,10 @@ class Engine(Search[Blueprint, Traits]):
         return engine
 
     def job(self, candidate: Candidate) -> Job:
-        """All that evaluating a candidate needs: in this round where it is pending, else in its first one. RunError when
-        a parent has no checkpoint to inherit from."""
+        """All that evaluating a candidate needs: in this round where it is pending, else in its first one.
+
+        RunError when a parent has no checkpoint to inherit from.
+        """
         inherits, number = self.evolution.weight_inheritance == "parent", self.round if self.waits(candidate.id) else 0
         before = self.reports[candidate.id] if number else None
         return Job(
@@ -59,23 +61,23 @@ class Engine(Search[Blueprint, Traits]):
             candidate=candidate,
             parents=tuple(self._parent(candidate, id) for id in candidate.parents) if inherits and not before else (),
             ancestors=tuple(self._ancestors(candidate)) if inherits else (),
-            stages=self._stages(candidate, number),
+            stages=self._scaled(candidate, rounds(self.evolution)[number]),
             seed=self.seed,
             run_dir=self.run_dir,
             device=self.device,
             before=before,
+            budget_tokens=sum(stage.budget_tokens for stage in self._scaled(candidate, stages(self.evolution))),
         )
 
-    def _stages(self, candidate: Candidate, number: int) -> tuple[Stage, ...]:
-        """A round's stages. Under `budget: flops` each has as many tokens as take the FLOPs that the experiment's
-        own model takes for the tokens set."""
-        stages = rounds(self.evolution)[number]
+    def _scaled(self, candidate: Candidate, planned: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        """The stages as planned; under `budget: flops` each with as many tokens as take the candidate the FLOPs that
+        the experiment's own model takes for those planned."""
         if self.evolution.budget == "tokens":
-            return stages
+            return planned
         seq_len = self.experiment.data.seq_len
         own = train_flops(self._genome(candidate.id), seq_len, 1)
         factor = train_flops(self.experiment.model, seq_len, 1) / own
-        return tuple(stage.replace(budget_tokens=max(1, math.floor(stage.budget_tokens * factor))) for stage in stages)
+        return tuple(stage.replace(budget_tokens=max(1, math.floor(stage.budget_tokens * factor))) for stage in planned)
 
     def _parent(self, candidate: Candidate, id: str) -> ParentRef:
         checkpoint = self.reports[id].checkpoint
