@@ -17,7 +17,7 @@ SPACE = Vectors(LOW, HIGH, founders=5)
 FIRST, SECOND = np.array([0.1, 1.5, 3.9]), np.array([0.7, -1.9, 1.2])
 
 
-def sorted_draws(make, count=6000):
+def sorted_draws(make, count=4000):
     return np.sort(np.array([make(np.random.default_rng([1, i])) for i in range(count)]), axis=0)
 
 
@@ -30,18 +30,18 @@ def apart(a, b):
 
 def test_crossover_has_the_law_of_pymoo():
     ours = sorted_draws(lambda rng: SPACE._binary(FIRST, SECOND, rng))
-    parents = np.repeat(np.stack([FIRST, SECOND])[:, None], 6000, axis=1)
-    eta, half = np.full((6000, 1), 15.0), np.full((6000, 1), 0.5)
+    parents = np.repeat(np.stack([FIRST, SECOND])[:, None], 4000, axis=1)
+    eta, half = np.full((4000, 1), 15.0), np.full((4000, 1), 0.5)
     theirs = cross_sbx(parents, LOW, HIGH, eta, half, half, random_state=np.random.default_rng(2))[0]
-    assert apart(ours, theirs) < 0.035
+    assert apart(ours, theirs) < 0.043
 
 
 def test_mutation_has_the_law_of_pymoo():
     ours = sorted_draws(lambda rng: SPACE._polynomial(FIRST, rng))
-    tiled = np.repeat(FIRST[None], 6000, axis=0)
-    args = (np.full(6000, 20.0), np.full(6000, 1 / 3), False)
+    tiled = np.repeat(FIRST[None], 4000, axis=0)
+    args = (np.full(4000, 20.0), np.full(4000, 1 / 3), False)
     theirs = mut_pm(tiled, LOW, HIGH, *args, random_state=np.random.default_rng(2))
-    assert apart(ours, theirs) < 0.035
+    assert apart(ours, theirs) < 0.043
 
 
 def test_children_stay_within_bounds_and_vectors_survive_json():
