@@ -10,40 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import TOKENS, ids_of, logits, loss_of, stirred, uncut
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
 from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
-from morphogen.parts.kv_policy import Cached, KVPolicy
 from morphogen.variation.operator import apply_operator
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints
 
 KINDS = sorted(REGISTRY)
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
-TOKENS = 63
-FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
-
-
-def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
-    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """A state as after training: no gain is one, no gate is zero."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    state = {}
-    for name, tensor in initial_state(blueprint, seed).items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        stir = name.endswith(("eps", "slopes"))
-        state[name] = (tensor if stir else tensor * (1 + 0.1 * noise) + 0.02 * noise).to(dtype)
-    return state
-
-
-def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return assemble(blueprint, state).eval()(ids_BT)
 
 
 def jump(parent: Blueprint, child: Blueprint, dtype: torch.dtype, seed: int = 0) -> tuple[float, bool]:
@@ -141,29 +119,23 @@ def test_a_prefix_gives_the_same_logits(slot: str, kind: str, data: st.DataObjec
 @settings(max_examples=10)
 @given(data=st.data())
 def test_decoding_in_chunks_gives_the_logits_of_the_whole(slot: str, kind: str, data: st.DataObject) -> None:
-    """At 63 tokens in cuts of any size, one token at a time among them; 1e-10 in fp64, 1e-4 in fp32."""
+    """At 63 tokens in cuts of any size, one token at a time among them; 1e-10 in fp64, 1e-4 in fp32.
+
+    Where rounding in fp32 can tip a choice (a selector's, a router's), fp64 alone tells.
+    """
     blueprint = uncut(data.draw(around(slot, kind)))
     cuts = data.draw(st.lists(st.integers(1, TOKENS - 1), max_size=6, unique=True).map(sorted))
     if data.draw(st.booleans()):
         cuts = list(range(data.draw(st.integers(1, TOKENS - 1)), TOKENS))
-    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+    text = blueprint.model_dump_json()
+    chooses = '"selector":"dsa"' in text or '"kind":"moe"' in text
+    for dtype, bound in [(torch.float64, 1e-10)] + [(torch.float32, 1e-4)] * (not chooses):
         state, ids_BT = stirred(blueprint, dtype=dtype), ids_of(5)
         whole_BTV, cache = logits(blueprint, state, ids_BT), {}
         model = assemble(blueprint, state).eval()
         with torch.no_grad():
             chunks = [model.extend(ids_BT[:, a:b], cache) for a, b in itertools.pairwise([0, *cuts, TOKENS])]
         assert float((torch.cat(chunks, 1) - whole_BTV).abs().max()) <= bound * max(1.0, float(whole_BTV.abs().max()))
-
-
-def uncut(blueprint: Blueprint) -> Blueprint:
-    """The same, with caches that keep all there is to see: what others leave out has tests of its own."""
-    blocks = [
-        block.model_copy(update={"attn": block.attn.model_copy(update={"kv_policy": FULL})})
-        if isinstance(block.attn, Cached) and block.attn.kv_policy not in (FULL, LATENT)
-        else block
-        for block in blueprint.blocks
-    ]
-    return blueprint.model_copy(update={"blocks": tuple(blocks)})
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
@@ -187,20 +159,11 @@ def test_a_sequence_fed_in_pieces_gives_the_same_output(slot: str, kind: str, da
 @settings(max_examples=6)
 @given(data=st.data())
 def test_every_parameter_gets_a_gradient(slot: str, kind: str, data: st.DataObject) -> None:
-    blueprint = data.draw(around(slot, kind))
+    blueprint = without_dead_units(data.draw(around(slot, kind)))
     model = assemble(blueprint, stirred(blueprint)).train()
     loss_of(model, ids_of(3)).backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
     assert not dead
-
-
-def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    """What training minimises: the language model's loss and what branches add to it."""
-    with model.recording() as record:
-        logits_BTV = model(ids_BT[:, :-1])
-    loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
-    auxiliary = record.loss({})
-    return loss if auxiliary is None else loss + auxiliary
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
@@ -297,9 +260,12 @@ def without_dead_units(blueprint: Blueprint) -> Blueprint:
 
     silu stands for relu and relu2, and every token runs every expert, so that none goes without tokens.
     """
-    data = json.loads(blueprint.model_dump_json().replace('"relu2"', '"silu"').replace('"relu"', '"silu"'))
+    data = json.loads(blueprint.model_dump_json())
     for block in data["blocks"]:
-        ffn = block["ffn"]
+        ffn = block["ffn"] or {}
+        for layer in (ffn, *ffn.get("experts", ())):
+            if layer.get("activation") in ("relu", "relu2"):
+                layer["activation"] = "silu"
         if ffn and ffn["kind"] == "moe":
             places = ffn["n_experts"] - len(ffn["twins"])
             ffn.update(n_experts=places, k=places, twins=[])
