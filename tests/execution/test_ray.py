@@ -42,7 +42,7 @@ def test_checkpoints_travel_whole(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "checkpoints").mkdir(parents=True)
     names = [f"checkpoints/{letter}.safetensors" for letter in "ab"]
-    for name in names:
+    for name in (*names, "checkpoints/a.optimizer.safetensors"):
         (here / name).write_text(f"weights of {name}")
     for url in (str(tmp_path / "shared"), "memory://weights"):
         shared = Exchange(url)
@@ -56,7 +56,10 @@ def test_checkpoints_travel_whole(tmp_path):
             (there / name).unlink(missing_ok=True)
             shared.fetch(name, there)
         assert (there / names[0]).read_text() == f"weights of {names[0]}"
-        assert sorted(path.name for path in (there / "checkpoints").iterdir()) == ["a.safetensors"]
+        assert sorted(path.name for path in (there / "checkpoints").iterdir()) == [
+            "a.optimizer.safetensors",
+            "a.safetensors",
+        ]
 
 
 def test_a_shared_place_that_does_not_work_is_told(tmp_path):
