@@ -88,9 +88,13 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
 def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
     """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
 
-    RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
+    The moments beside a checkpoint count with it and go with it. RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
     """
-    sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
+    sizes = {
+        path: sum(each.stat().st_size for each in (path, moments_path(path)) if each.exists())
+        for path in (folder / CHECKPOINTS).glob("*.safetensors")
+        if not path.name.endswith(MOMENTS_SUFFIX)
+    }
     kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
     if kept_bytes > budget_bytes:
         raise RunError(
@@ -101,6 +105,7 @@ def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[s
     for path in (folder / name for name in spare if name is not None):
         if path in sizes and total_bytes > budget_bytes:
             path.unlink()
+            moments_path(path).unlink(missing_ok=True)
             total_bytes -= sizes[path]
             gone += 1
     return gone
