@@ -88,7 +88,8 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
 def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
     """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
 
-    The moments beside a checkpoint count with it and go with it. RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
+    The moments beside a checkpoint count with it and go with it. RunError when those `needed` to go on take more than
+    that by themselves; nothing is deleted then.
     """
     sizes = {
         path: sum(each.stat().st_size for each in (path, moments_path(path)) if each.exists())
