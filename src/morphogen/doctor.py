@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from morphogen import runfolder
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
+from morphogen.candidate import moments_path
 from morphogen.errors import InputError, MorphogenError
 from morphogen.evolve import RESOLVED, read_environment
 from morphogen.experiment import Experiment
-from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Event, Generation, Ledger, Start, in_use
 
@@ -88,6 +89,9 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
         if not path.is_file():
             who = "a survivor, and children that inherit from it will fail" if id in breeders else "on the frontier"
             yield Finding(str(path), f"missing; {id} is {who}", "restore it from a copy, or train the blueprint anew")
+        elif engine.experiment.evolution.inherit_optimizer and id in breeders and not moments_path(path).is_file():
+            lost = f"missing; {id} is a survivor, and children that inherit from it will fail"
+            yield Finding(str(moments_path(path)), lost, "restore it from a copy")
     for report in engine.reports.values():
         path = folder / (report.checkpoint or "")
         if report.checkpoint is None or not path.is_file():
@@ -95,6 +99,8 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
         wanted = Blueprint.model_validate(engine.candidates[report.id].blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
+            if moments_path(path).is_file():
+                load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")
             yield Finding(str(path), wrong, "restore it from a copy; until then, children that inherit from it fail")
