@@ -3,6 +3,7 @@
 `PARTS` has one strategy per registered kind of attn and ffn; tests/variation proves that none is missing.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -162,9 +163,9 @@ def mambas(draw: st.DrawFn) -> Mamba:
 
 @st.composite
 def moes(draw: st.DrawFn) -> MoE:
-    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, other kinds."""
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, any other kind."""
     own = draw(st.integers(2, 4))
-    others = draw(st.lists(mlps(), max_size=1))
+    others = draw(st.lists(st.one_of(mlps(), experts()), max_size=1))
     twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
     greedy = draw(st.booleans())
     return MoE(
@@ -292,6 +293,15 @@ MODIFIERS: dict[tuple[str, str], Callable[[tuple[str, ...]], st.SearchStrategy[A
 }
 
 
+@functools.cache
+def experts() -> st.SearchStrategy[Part]:
+    """Any branch that may be an expert of a mixture."""
+    return st.one_of(
+        [make() for (slot, kind), make in PARTS.items() if slot in ("ssm", "extra", "ffn") and kind != "moe"]
+    )
+
+
+@functools.cache
 def parts(slot: str) -> st.SearchStrategy[Part]:
     """Any branch that may stand in `slot`."""
     return st.one_of([make() for (where, _), make in PARTS.items() if where == slot])

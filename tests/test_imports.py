@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "network": {"blueprint", "parts"},
     "cost": {"network", "blueprint", "parts"},
     "inherit": ARCHITECTURE,
-    "variation": ARCHITECTURE,
+    "variation": ARCHITECTURE | {"inherit"},
     "data": {"experiment"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit"},
@@ -33,9 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data"},
+    "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation"},
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
-JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "console", "cli"]
+JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "doctor", "console", "cli"]
 for position, name in enumerate(JOINING):
     ALLOWED[name] = {unit for unit in list(ALLOWED) if unit not in JOINING} | set(JOINING[:position])
 
@@ -46,6 +47,7 @@ HOMES = {
     "rich": {"console.py", "cli.py", "report/tables.py"},
     "typer": {"cli.py"},
     "datasets": {"data/corpora.py"},
+    "scipy": {"analysis/statistics.py"},
 }
 NO_TORCH = {"errors", "candidate", "selection", "store", "report", "console"}
 

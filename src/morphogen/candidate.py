@@ -4,15 +4,24 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+
+#: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
+MOMENTS_SUFFIX = ".optimizer.safetensors"
+
+
+def moments_path(checkpoint: Path) -> Path:
+    """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
 
 
 class Record(BaseModel):
@@ -63,7 +72,10 @@ class Edit(Record):
     """What one operator did: enough to explain and to replay.
 
     `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
+    Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
     `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
+    `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
+    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn.
     """
 
     operator: str
@@ -71,6 +83,16 @@ class Edit(Record):
     preserves: bool
     changes: tuple[Change, ...] = ()
     sources: dict[str, int] = {}
+    steps: tuple["Edit", ...] = ()
+    template: dict[str, Any] | None = None
+    repair: bool = False
+
+    def single(self) -> Iterator["Edit"]:
+        """The edits to make one after another: the steps of a compound edit, else the edit itself."""
+        if not self.steps:
+            yield self
+        for step in self.steps:
+            yield from step.single()
 
 
 class Tokens(Record):
@@ -85,21 +107,43 @@ class Tokens(Record):
     unique: int
 
 
+class Origin(Record):
+    """Where the weights of one block, of the stem, or of one recurrence came from.
+
+    gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
+    position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
+    fresh: entries.
+    """
+
+    gene: str
+    parent: str | None
+    how: Literal["whole", "resized", "partly", "fresh"]
+    carried: int
+    fresh: int
+
+
 class Inheritance(Record):
     """Parameter counts of a splice: carried in tensors of unchanged shape, carried in others, initialised afresh.
 
-    exact: the child computes its parent's function. notes: why it does not.
+    dropped: entries of the parents' tensors of which the child has none. exact: the child computes its parent's
+    function. notes: why it does not. genes: what came from whom.
     """
 
     inherited: int
     resized: int
     fresh: int
     exact: bool
+    dropped: int = 0
     notes: tuple[str, ...] = ()
+    genes: tuple[Origin, ...] = ()
 
 
 class Candidate(Record):
-    """A blueprint, where it came from, and the edits that made it."""
+    """A blueprint, where it came from, and the edits that made it.
+
+    train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
+    """
 
     id: str
     index: int
@@ -107,6 +151,7 @@ class Candidate(Record):
     blueprint: dict[str, Any]
     parents: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
+    train: dict[str, Any] = {}
 
 
 class ParentRef(Record):

@@ -44,6 +44,19 @@ def test_live_bytes_counts_what_is_held_once() -> None:
     assert live.peak == 11 * KIB
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_sparse_matrix_counts_by_its_three_tensors() -> None:
+    with LiveBytes([]) as live:
+        starts, column = torch.arange(0, 41, 4), torch.zeros(40, dtype=torch.long)
+        matrix = torch.sparse_csr_tensor(starts, column, torch.zeros(40), (10, 50))
+        assert live.now == 11 * 8 + 40 * 8 + 40 * 4
+        del starts, column
+        assert matrix.shape == (10, 50)
+        assert live.now == 11 * 8 + 40 * 8 + 40 * 4
+        del matrix
+    assert live.now == 0
+
+
 def test_the_backward_pass_is_seen() -> None:
     """y = exp(exp(x)): x, both saved outputs, and the gradients on the way back."""
     x = torch.zeros(256, requires_grad=True)

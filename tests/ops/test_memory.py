@@ -91,6 +91,13 @@ def test_weighted_chunks_equal_the_reference(how: str) -> None:
         assert torch.allclose(even, mean_slots(plain, Slots(size, size)), atol=1e-6)
 
 
+def test_no_tokens_read_learned_slots() -> None:
+    leaves = drawn(torch.float32, (1, 0, 3, 5), (3, 9, 5), (3, 9, 4))
+    y_BTHV, *grads = results(attend_learned, leaves)
+    assert y_BTHV.shape == (1, 0, 3, 4)
+    assert not any(bool(grad.any()) for grad in grads)
+
+
 def test_learned_slots_equal_the_reference() -> None:
     for length, (dtype, rtol) in itertools.product(LENGTHS, DTYPES):
         leaves = drawn(dtype, (2, length, 3, 5), (3, 9, 5), (3, 9, 4))

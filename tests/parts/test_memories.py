@@ -67,7 +67,8 @@ def test_what_is_remembered_stays_within_the_state_that_the_cost_names(part: Par
             largest = max(largest, sum(tensor[0].numel() for tensor in state.values()))
     cost = part.cost(CTX)
     assert cost.kv_bytes == 0
-    assert 2 * largest == cost.state_bytes
+    entry_bytes = 4 if isinstance(part, AssocMemory) else 2  # fast weights are summed in fp32
+    assert entry_bytes * largest == cost.state_bytes
 
 
 def test_the_cache_of_chunk_memory_grows_by_the_cost_it_names() -> None:
@@ -121,36 +122,6 @@ def test_flops_of_fast_weights_are_those_that_torch_counts_and_the_solve() -> No
             branch(inputs(length, torch.float32, dim=64)[:1])
         solve = length * chunk * 3 * (16 + keys)  # a triangle of C × C against F + E columns, half a matmul
         assert part.cost(ctx).flops * length == pytest.approx(counter.get_total_flops() + solve, rel=0.05)
-
-
-def test_short_conv_equals_the_transformers_class_in_output_and_every_gradient() -> None:
-    from transformers.models.lfm2.configuration_lfm2 import Lfm2Config
-    from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
-
-    dim, kernel = CTX.dim, 4
-    config = Lfm2Config(
-        hidden_size=dim, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, conv_L_cache=kernel,
-        conv_bias=False, layer_types=["conv"], vocab_size=8, intermediate_size=16,
-    )  # fmt: skip
-    peer, branch = Lfm2ShortConv(config, 0), module(ShortConv(kernel=kernel))
-    pairs = {"in_proj.weight": "bch.weight", "conv.weight": "taps", "out_proj.weight": "o.weight"}
-    theirs, ours = dict(peer.named_parameters()), dict(branch.named_parameters())
-
-    def as_theirs(name: str, tensor: Tensor) -> Tensor:
-        return tensor.flip(1)[:, None] if name == "conv.weight" else tensor
-
-    with torch.no_grad():
-        for name, own in pairs.items():
-            theirs[name].copy_(as_theirs(name, ours[own]))
-    for length in (1, 7, 63, 130):
-        x_BTD, dy_BTD = inputs(length, torch.float32).requires_grad_(), inputs(length + 1, torch.float32)[:, 1:]
-        want, got = peer(x_BTD), branch.mix(x_BTD)
-        assert float((want - got).detach().abs().max()) <= 1e-5
-        leaves = [x_BTD, *(theirs[name] for name in pairs)]
-        grads = torch.autograd.grad(want, leaves, dy_BTD)
-        own = torch.autograd.grad(got, [x_BTD, *(ours[name] for name in pairs.values())], dy_BTD)
-        for name, a, b in zip(["x", *pairs], grads, own, strict=True):
-            assert float((a - as_theirs(name, b)).abs().max()) <= 1e-4
 
 
 def test_retro_reads_only_finished_chunks_and_only_the_latest() -> None:

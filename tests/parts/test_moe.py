@@ -1,10 +1,9 @@
-"""The mixture of experts: against other implementations, decoding, reporting, inheritance, cost.
+"""The mixture of experts: decoding, reporting, inheritance, cost.
 
 B batch, T tokens, D model dim, E experts, K choices
 """
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,101 +62,6 @@ def ids(seed: int, batch: int = 4, length: int = 64) -> Tensor:
 
 def rel(want: Tensor, got: Tensor) -> float:
     return float(((want - got).norm() / want.norm().clamp(min=1e-12)).detach())
-
-
-# ------------------------------------------------------------------------------------------------------ peers
-
-
-def mixtral(ours: Experts) -> nn.Module:
-    from transformers.models.mixtral import modeling_mixtral as peer
-
-    part = ours.part
-    config = peer.MixtralConfig(
-        hidden_size=DIM, intermediate_size=part.hidden, num_local_experts=part.n_experts, num_experts_per_tok=part.k
-    )
-    return copied(peer.MixtralSparseMoeBlock(config), ours)
-
-
-def olmoe(ours: Experts) -> nn.Module:
-    from transformers.models.olmoe import modeling_olmoe as peer
-
-    part = ours.part
-    config = peer.OlmoeConfig(
-        hidden_size=DIM,
-        intermediate_size=part.hidden,
-        num_experts=part.n_experts,
-        num_experts_per_tok=part.k,
-        norm_topk_prob=True,
-    )
-    return copied(peer.OlmoeSparseMoeBlock(config), ours)
-
-
-def deepseek(ours: Experts) -> nn.Module:
-    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as peer
-
-    part = ours.part
-    config = peer.DeepseekV3Config(
-        hidden_size=DIM,
-        moe_intermediate_size=part.hidden,
-        n_routed_experts=part.n_experts,
-        num_local_experts=part.n_experts,
-        num_experts_per_tok=part.k,
-        n_shared_experts=part.shared,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-    )
-    module = copied(peer.DeepseekV3MoE(config), ours)
-    with torch.no_grad():
-        module.gate.e_score_correction_bias.copy_(ours.router.bias)
-        for name, mine in (("up", ours.shared_up), ("gate", ours.shared_gate), ("down", ours.shared_down)):
-            getattr(module.shared_experts, f"{name}_proj").weight.copy_(mine.weight)
-    return module
-
-
-def copied(module: Any, ours: Any) -> Any:
-    """The peer with our router's and stacked experts' weights."""
-    with torch.no_grad():
-        module.gate.weight.copy_(ours.router.weight)
-        module.experts.gate_up_proj.copy_(torch.cat([ours.gate.weight, ours.up.weight], 1))
-        module.experts.down_proj.copy_(ours.down.weight.mT)
-    return module
-
-
-PEERS: dict[str, tuple[Callable[[Experts], nn.Module], MoE]] = {
-    "mixtral": (mixtral, MoE(hidden=24, n_experts=6, k=2)),
-    "olmoe": (olmoe, MoE(hidden=8, n_experts=8, k=4)),
-    "deepseek": (
-        deepseek, MoE(hidden=12, n_experts=8, k=3, shared=2, router_type="sigmoid", router_bias="aux_free")
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_outputs_and_gradients_are_those_of_transformers(name: str) -> None:
-    make, part = PEERS[name]
-    ours = layer(part)
-    theirs = make(ours)
-    x_BTD = hidden(2, 63).requires_grad_()
-    y_BTD, want_BTD = ours.mix(x_BTD), theirs(x_BTD)
-    assert rel(want_BTD, y_BTD) <= 1e-5
-    dy_BTD = hidden(2, 63).flip(1)
-    (dx_BTD,) = torch.autograd.grad(want_BTD, x_BTD, dy_BTD, retain_graph=True)
-    want_BTD.backward(dy_BTD)
-    x_BTD.grad = None
-    y_BTD.backward(dy_BTD)
-    assert rel(dx_BTD, x_BTD.grad) <= 1e-4
-    gate_up = theirs.experts.gate_up_proj.grad
-    pairs = [
-        (theirs.gate.weight.grad, ours.router.weight.grad),
-        (gate_up, torch.cat([ours.gate.weight.grad, ours.up.weight.grad], 1)),
-        (theirs.experts.down_proj.grad, ours.down.weight.grad.mT),
-    ]
-    if part.shared:
-        pairs.append((theirs.shared_experts.down_proj.weight.grad, ours.shared_down.weight.grad))
-    for want, got in pairs:
-        assert rel(want, got) <= 1e-4
 
 
 # --------------------------------------------------------------------------------------------------- decoding

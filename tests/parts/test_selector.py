@@ -15,7 +15,7 @@ from morphogen.network import LanguageModel, assemble, build, initial_state
 from morphogen.ops.selection import index_scores
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import Context
-from morphogen.variation.operator import named_edit
+from morphogen.variation.operator import edit as named_edit
 
 DIM, TOKENS = 24, 63
 CTX = Context(dim=DIM, norm="rmsnorm", vocab=37, init_std=0.02, branches=2, seq_len=TOKENS)

@@ -1,4 +1,4 @@
-"""State-space parts against the transformers mixers, in decoding, cost, start values and inheritance.
+"""State-space parts in decoding, cost, start values and inheritance.
 
 B batch, T tokens, D model dim
 """
@@ -10,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Mamba2Config, MambaConfig
-from transformers.models.mamba.modeling_mamba import MambaMixer
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
@@ -56,106 +53,9 @@ def sequence(tokens: int, dtype: torch.dtype = torch.float64, batch: int = 2) ->
     )
 
 
-# ------------------------------------------------------------------------------------------------------- peers
-
-
-def peer_of(part: SSM, branch: SSMBranch) -> nn.Module:
-    """The transformers mixer of the same sizes, holding copies of the branch's weights."""
-    tensors = dict(branch.named_parameters())
-    stack = lambda *names: torch.cat([tensors[f"{name}.weight"] for name in names])  # noqa: E731
-    inner = part.inner(CTX)
-    sizes = {
-        "hidden_size": DIM,
-        "state_size": part.d_state,
-        "conv_kernel": part.d_conv,
-        "expand": 2,
-        "num_hidden_layers": 1,
-    }
-    mixer: nn.Module
-    if isinstance(part, Mamba2):
-        heads = {"num_heads": part.units(CTX), "head_dim": part.head_dim, "n_groups": 1, "chunk_size": 32}
-        mixer = Mamba2Mixer(Mamba2Config(**sizes, **heads, layer_norm_epsilon=1e-5), layer_idx=0)
-        weights = {
-            "in_proj.weight": stack("z", "x", "b", "c", "dt"),
-            "conv1d.weight": stack("conv_x", "conv_b", "conv_c")[:, None],
-            "conv1d.bias": torch.cat([tensors[f"conv_{name}.bias"] for name in "xbc"]),
-            "A_log": tensors["a_log"],
-            "norm.weight": tensors["out_norm.weight"],
-        }
-    else:
-        mixer = MambaMixer(MambaConfig(**sizes, time_step_rank=part.dt_rank), layer_idx=0)
-        weights = {
-            "in_proj.weight": stack("x", "z"),
-            "conv1d.weight": tensors["conv_x.weight"][:, None],
-            "conv1d.bias": tensors["conv_x.bias"],
-            "x_proj.weight": stack("dt_down", "b", "c"),
-            "dt_proj.weight": tensors["dt_up.weight"],
-            "dt_proj.bias": tensors["dt_bias"],
-            "A_log": tensors["a_log"].view(part.d_state, inner).t(),
-        }
-    weights |= {"D": tensors["d"], "out_proj.weight": tensors["out.weight"]}
-    if isinstance(part, Mamba2):
-        weights["dt_bias"] = tensors["dt_bias"]
-    mixer.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()})
-    return mixer
-
-
-def peer_gradients(part: SSM, mixer: nn.Module) -> dict[str, Tensor]:
-    """The mixer's gradients under the branch's names."""
-    grads = {name: p.grad for name, p in mixer.named_parameters()}
-    inner, size, units = part.inner(CTX), part.d_state, part.units(CTX)
-    out = {"d": grads["D"], "out.weight": grads["out_proj.weight"]}
-
-    def split(name: str, names: list[str], widths: list[int], suffix: str = "weight") -> None:
-        for part_name, piece in zip(
-            names,
-            grads[name].flatten(1).split(widths) if grads[name].dim() > 1 else grads[name].split(widths),
-            strict=True,
-        ):
-            out[f"{part_name}.{suffix}"] = piece
-
-    if isinstance(part, Mamba2):
-        split("in_proj.weight", ["z", "x", "b", "c", "dt"], [inner, inner, size, size, units])
-        split("conv1d.weight", ["conv_x", "conv_b", "conv_c"], [inner, size, size])
-        split("conv1d.bias", ["conv_x", "conv_b", "conv_c"], [inner, size, size], "bias")
-        return out | {"a_log": grads["A_log"], "dt_bias": grads["dt_bias"], "out_norm.weight": grads["norm.weight"]}
-    split("in_proj.weight", ["x", "z"], [inner, inner])
-    split("conv1d.weight", ["conv_x"], [inner])
-    split("x_proj.weight", ["dt_down", "b", "c"], [part.rank(CTX), size, size])
-    return out | {
-        "conv_x.bias": grads["conv1d.bias"],
-        "dt_up.weight": grads["dt_proj.weight"],
-        "dt_bias": grads["dt_proj.bias"],
-        "a_log": grads["A_log"].t().flatten(),
-    }
-
-
 def error(want: Tensor, got: Tensor) -> float:
     """Relative RMS error."""
     return float(((want - got).square().mean().sqrt() / want.square().mean().sqrt()).detach())
-
-
-@pytest.mark.parametrize("part", PEERED, ids=lambda part: part.label)
-@pytest.mark.parametrize("tokens", [7, 63, 130])
-def test_a_part_equals_the_transformers_mixer_in_output_and_every_gradient(part: SSM, tokens: int) -> None:
-    branch = branch_of(part, torch.float32)
-    mixer = peer_of(part, branch)
-    x = sequence(tokens, torch.float32)
-    ours_x, theirs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours, theirs = branch.mix(ours_x), mixer(theirs_x)
-    assert error(theirs, ours) <= 1e-5
-    dy = sequence(tokens + 1, torch.float32)[:, :-1]
-    ours.backward(dy)
-    theirs.backward(dy)
-    assert ours_x.grad is not None
-    assert theirs_x.grad is not None
-    assert error(theirs_x.grad, ours_x.grad) <= 1e-4
-    want = peer_gradients(part, mixer)
-    got = {name: p.grad for name, p in branch.named_parameters() if not name.startswith("norm.")}
-    assert want.keys() == got.keys()
-    for name, grad in got.items():
-        assert grad is not None
-        assert error(want[name], grad) <= 1e-4, name
 
 
 # ------------------------------------------------------------------------------------------------------ module

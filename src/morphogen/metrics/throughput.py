@@ -31,7 +31,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = 0
         self._known: dict[int, weakref.ref[UntypedStorage]] = {}
         for tensor in held:
-            self._add(tensor.untyped_storage())
+            self._add(tensor)
         self.peak = self.now
 
     def __torch_dispatch__(
@@ -41,11 +41,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+                self._add(leaf)
         self.peak = max(self.peak, self.now)
         return out
 
-    def _add(self, storage: UntypedStorage) -> None:
+    def _add(self, tensor: Tensor) -> None:
+        if tensor.layout == torch.sparse_csr:
+            for dense in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
+                self._add_storage(dense.untyped_storage())
+        else:
+            self._add_storage(tensor.untyped_storage())
+
+    def _add_storage(self, storage: UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._known:
             return

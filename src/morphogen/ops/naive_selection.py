@@ -24,8 +24,9 @@ def index_scores(q_BATI: Tensor, k_B1TI: Tensor, w_BAT: Tensor, sample: int, tok
 
 
 def picked(scores_S: Tensor, width: int) -> list[int]:
-    """The tokens of highest score; of equal ones, compared in fp32, the later."""
-    values = scores_S.float().tolist()
+    """The tokens of highest score; of equal ones, compared in 16 significant bits, the later."""
+    mantissa_S, exponent_S = torch.frexp(scores_S.float())
+    values = torch.ldexp((mantissa_S * 2.0**16).trunc(), exponent_S).tolist()
     return sorted(range(len(values)), key=lambda token: (values[token], token), reverse=True)[:width]
 
 

@@ -24,6 +24,8 @@ from morphogen.ops.autocast import autocast_dtype, no_autocast
 #: Queries whose index scores are computed at once, at most and as far as the scores stay below this size.
 TILE_ROWS = 64
 TILE_BYTES = 2**19
+#: The bits of an fp32 score that decide: sign, exponent, and 16 significant bits, the first of which is implied.
+COMPARED = -(2**8)
 #: Bytes of keys and values that a decoder gathers at once.
 GATHER_BYTES = 2**24
 
@@ -132,9 +134,10 @@ def divergence(p_BTS: Tensor, scores_BTS: Tensor, picks: Picks) -> Tensor:
 def highest(scores_BTS: Tensor, width: int) -> Tensor:
     """The `width` slots of highest score of each query, index_BTW in no order; of equal scores the later slots win.
 
-    Scores are compared in fp32, so that rounding in fp64 decides nothing. −inf is lowest.
+    Scores are compared in 16 significant bits: equal tokens have equal scores but for rounding, which depends on how
+    many tokens are computed at once, and must decide nothing. −inf is lowest.
     """
-    bits_BTS = (scores_BTS.float() + 0.0).view(torch.int32)  # + 0.0: there are two zeros
+    bits_BTS = (scores_BTS.float() + 0.0).view(torch.int32) & COMPARED  # + 0.0: there are two zeros
     ordered_BTS = bits_BTS ^ (bits_BTS >> 31 & 0x7FFFFFFF)  # integers in the order of the floats
     slot_S = torch.arange(scores_BTS.shape[-1], device=scores_BTS.device)
     return (ordered_BTS.long() << 32 | slot_S).topk(width, dim=-1, sorted=False).indices

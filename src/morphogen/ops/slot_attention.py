@@ -137,4 +137,4 @@ def attend_learned(q_BTHE: Tensor, k_HNE: Tensor, v_HNV: Tensor) -> Tensor:
     with no_autocast(q_BTHE.device):
         weight_HRN = F.softmax(q_HRE @ k_HNE.to(dtype).mT, -1)
         y_HRV = weight_HRN @ v_HNV.to(dtype)
-    return y_HRV.view(heads, batch, length, -1).permute(1, 2, 0, 3)
+    return y_HRV.view(heads, batch, length, v_HNV.shape[-1]).permute(1, 2, 0, 3)

@@ -38,6 +38,10 @@ class AssocMemory(Part):
     head_dim: PositiveInt = 32
     feature_map: FeatureMap = "elu"
 
+    def traits(self) -> frozenset[str]:
+        """A memory."""
+        return frozenset({"memory"})
+
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, head_dim and dim."""
         return {"heads": self.heads, "head_dim": self.head_dim, "dim": ctx.dim}
@@ -47,14 +51,15 @@ class AssocMemory(Part):
         return AssocMemoryBranch(self, ctx)
 
     def cost(self, ctx: Context) -> Cost:
-        """Projections; within a chunk scores, solve and sums; between chunks what is read and written of S."""
+        """Projections; within a chunk scores, solve and sums; between chunks what is read and written of S, in fp32."""
         width, keys = self.head_dim, self.head_dim * (2 if self.feature_map == "dpfp" else 1)
         chunk = min(CHUNK, ctx.seq_len)
         projections = 2.0 * ctx.dim * self.heads * (4 * width + 1)
+        whole_chunks = -(-ctx.seq_len // chunk) * chunk / ctx.seq_len
         within = chunk * (4.0 * keys + 2.0 * width + (keys + width))
         return Cost(
-            flops=projections + self.heads * (within + 6.0 * keys * width),
-            state_bytes=2.0 * self.heads * keys * width,
+            flops=projections + self.heads * (within + 6.0 * keys * width) * whole_chunks,
+            state_bytes=4.0 * self.heads * keys * width,
         )
 
 

@@ -53,6 +53,10 @@ class Reader(Part):
         """Channels of all heads."""
         return self.heads * self.head_dim
 
+    def traits(self) -> frozenset[str]:
+        """A memory."""
+        return frozenset({"memory"})
+
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, dim, and head_dim once for queries and keys and once for values: they grow by different rules."""
         return {"heads": self.heads, "k_dim": self.head_dim, "v_dim": self.head_dim, "dim": ctx.dim}
@@ -78,14 +82,17 @@ class SlotReader(Reader):
         return 0.0
 
     def cost(self, ctx: Context) -> Cost:
-        """Queries and output for each token, keys and values for each slot, and the slots read."""
+        """Queries and output for each token, keys and values for each slot, and the slots read.
+
+        The cache is that after `seq_len` tokens, with as many waiting for the next slot as may ever wait.
+        """
         slots, length = self.slots, ctx.seq_len
-        pairs, made = read_pairs(slots, length) / length, slots.complete(length) / length
-        flops = 4.0 * ctx.dim * self.width * (1 + made) + 4.0 * self.width * pairs + self.pool_flops(ctx)
-        waiting = 2.0 * (slots.size - 1) * ctx.dim
+        pairs, made = read_pairs(slots, length) / length, slots.complete(length)
+        flops = 4.0 * ctx.dim * self.width * (1 + made / length) + 4.0 * self.width * pairs + self.pool_flops(ctx)
+        waiting, slot_bytes = 2.0 * (slots.size - 1) * ctx.dim, 2.0 * 2 * self.width
         if slots.keep is None:
-            return Cost(flops=flops, kv_bytes=2.0 * 2 * self.width / slots.stride, state_bytes=waiting)
-        return Cost(flops=flops, state_bytes=waiting + 2.0 * 2 * self.width * slots.keep)
+            return Cost(flops=flops, kv_bytes=slot_bytes * made / length, state_bytes=waiting)
+        return Cost(flops=flops, state_bytes=waiting + slot_bytes * min(slots.keep, made))
 
 
 class SlotBranch(Branch):

@@ -17,7 +17,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.errors import OperatorError, RunError, nearest
-from morphogen.experiment import Experiment
+from morphogen.experiment import Experiment, Train
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty
 from morphogen.search.rungs import check_thresholds, rejection, stages
@@ -25,8 +25,10 @@ from morphogen.selection.objectives import hypervolume, matrix, reference_point,
 from morphogen.selection.parents import select_parent
 from morphogen.selection.survival import front, survive
 from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
+from morphogen.variation.act import identity, trained
 from morphogen.variation.crossover import crossover
-from morphogen.variation.operator import Proposal, check_weights, mutate, operator_weights
+from morphogen.variation.operator import Proposal
+from morphogen.variation.policy import Policy
 
 #: Proposals drawn for one place in a generation before the generation stays smaller.
 TRIES = 50
@@ -55,9 +57,9 @@ class Engine:
     """
 
     def __init__(self, experiment: Experiment, *, seed: int, run_dir: str, device: str) -> None:
-        """InputError for unknown operators in mutation_weights, unknown costs in rung0_thresholds, or no vocabulary."""
+        """InputError for unknown operators in mutation_weights or templates, unknown costs in rung0_thresholds, or no
+        vocabulary."""
         evolution = experiment.evolution
-        (operator_weights if evolution.mutation_steps else check_weights)(evolution.mutation_weights)
         check_thresholds(evolution, costs(experiment.model, experiment.data.seq_len))
         self.experiment, self.seed, self.run_dir, self.device = experiment, seed, run_dir, device
         self.candidates: dict[str, Candidate] = {}
@@ -67,7 +69,8 @@ class Engine:
         self.generations: list[Generation] = []
         self.generation = -1
         self._blueprints: dict[str, Blueprint] = {}
-        self._digests: set[str] = set()
+        self._identities: set[str] = set()
+        self._policy = Policy.of(evolution)
         self._novelty = Novelty(self._blueprints)
 
     @classmethod
@@ -151,20 +154,21 @@ class Engine:
 
     def _root(self) -> Candidate:
         model = self.experiment.model
-        if reason := self._gate(model)[0]:
+        if reason := self._gate(model, root=True)[0]:
             raise RunError(f"the root is rejected by rung 0: {reason}")
         return Candidate(id=candidate_id(["root"], 0, model), index=0, generation=0, blueprint=model.to_json())
 
     def _offspring(self, number: int) -> Iterator[Candidate]:
         evolution = self.experiment.evolution
-        seen, breeders = set(self._digests), self.scored(self.survivors)
+        seen, breeders = set(self._identities), self.scored(self.survivors)
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
             made = self._new(index, breeders, seen) if wanted else None
             if made is None:
                 return
             (child, edits), parents = made
-            seen.add(digest(child))
+            train = trained(self._train(parents[0]), edits)
+            seen.add(identity(child, train))
             wanted -= not self._gate(child)[0]
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield Candidate(
@@ -174,6 +178,7 @@ class Engine:
                 blueprint=child.to_json(),
                 parents=parents,
                 edits=edits,
+                train={name: value for name, value in train if value != dict(self.experiment.train)[name]},
             )
 
     def _new(self, index: int, breeders: list[Report], seen: set[str]) -> tuple[Proposal, tuple[str, ...]] | None:
@@ -181,7 +186,10 @@ class Engine:
         rng, control = stream(self.seed, index, "variation"), self.experiment.evolution.mutation_steps == 0
         for _ in range(TRIES):
             drawn = self._draw(breeders, rng)
-            if drawn is not None and (control or digest(drawn[0].child) not in seen):
+            if drawn is None or control:
+                return drawn
+            (child, edits), parents = drawn
+            if identity(child, trained(self._train(parents[0]), edits)) not in seen:
                 return drawn
         return None
 
@@ -189,28 +197,33 @@ class Engine:
         """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
         evolution = self.experiment.evolution
         first = self._select(breeders, rng)
-        parent = self._blueprints[first]
+        parent, train = self._blueprints[first], self._train(first)
         if evolution.mutation_steps == 0:
             return Proposal(parent, ()), (first,)
         others = [report for report in breeders if report.id != first]
         if rng.random() < evolution.crossover_prob and others:
             second = self._select(others, rng)
-            crossed = crossover(parent, self._blueprints[second], rng)
+            crossed = crossover(parent, self._blueprints[second], rng, evolution.crossover)
             if crossed is not None:
-                return crossed, (first, second)
+                return self._policy.repaired(evolution, crossed, train, rng), (first, second)
         try:
-            return mutate(parent, rng, evolution.mutation_steps, evolution.mutation_weights), (first,)
+            mutated = self._policy.mutated(evolution, parent, train, rng)
         except OperatorError:
             return None  # nothing applies to this parent
+        return self._policy.repaired(evolution, mutated, train, rng), (first,)
+
+    def _train(self, id: str) -> Train:
+        """How a candidate is trained."""
+        return self.experiment.with_train(self.candidates[id].train).train
 
     def _select(self, breeders: list[Report], rng: np.random.Generator) -> str:
         evolution = self.experiment.evolution
         return select_parent(evolution.parent_selection, breeders, evolution.objectives, evolution.weights, rng)
 
-    def _gate(self, blueprint: Blueprint) -> tuple[str, dict[str, float]]:
+    def _gate(self, blueprint: Blueprint, *, root: bool = False) -> tuple[str, dict[str, float]]:
         """Rung 0: why the blueprint is turned away (empty: it is not), and its costs."""
-        found = costs(blueprint, self.experiment.data.seq_len)
-        return rejection(found, self.experiment.evolution), found
+        evolution, found = self.experiment.evolution, costs(blueprint, self.experiment.data.seq_len)
+        return rejection(found, evolution, gated=not root or evolution.structural_gates == "reject"), found
 
     def _take_asked(self, event: Asked) -> None:
         if self.open or event.generation != self.generation + 1:
@@ -224,8 +237,8 @@ class Engine:
             blueprint = Blueprint.model_validate(candidate.blueprint)
             self.candidates[candidate.id] = candidate
             self._blueprints[candidate.id] = blueprint
-            self._digests.add(digest(blueprint))
-            reason, found = self._gate(blueprint)
+            self._identities.add(identity(blueprint, self._train(candidate.id)))
+            reason, found = self._gate(blueprint, root=candidate.index == 0)
             if reason:
                 self.reports[candidate.id] = Report(
                     id=candidate.id, status=Status.REJECTED, reason=reason, rung=-1, costs=found
@@ -319,5 +332,7 @@ class Engine:
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():
             raise RunError(f"generation {event.generation} was closed, but it is not open with all reports in")
+        newborn = [candidate for candidate in self.candidates.values() if candidate.generation == event.generation]
+        self._policy = self._policy.after(self.experiment.evolution, newborn, event.survivors)
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)

@@ -14,15 +14,18 @@ def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:
             raise InputError(unknown(f"evolution.rung0_thresholds.{name}", name, names))
 
 
-def rejection(costs: Mapping[str, float], evolution: Evolution) -> str:
-    """Why rung 0 turns a blueprint of these costs away, every reason; empty when it passes."""
+def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool = True) -> str:
+    """Why rung 0 turns a blueprint of these costs away, every reason; empty when it passes.
+
+    gated: whether the structural gates hold for it.
+    """
     reasons = [
         f"{name} is {costs[name]:.12g}, above rung0_thresholds.{name} {limit:.12g}"
         for name, limit in evolution.rung0_thresholds.items()
         if costs[name] > limit
     ]
-    for name, least in (("layers", evolution.min_layers), ("recurrences", evolution.min_recurrences)):
-        if costs[name] < least:
+    for name, least in evolution.gates.items() if gated else ():
+        if least > 0 and costs[name] < least:
             reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)
 

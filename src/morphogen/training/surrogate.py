@@ -7,17 +7,16 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Inheritance, Job, Report, Status, StopReason, Tokens, stream
+from morphogen.candidate import Job, Report, Status, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DivergedError, InputError
 from morphogen.experiment import Experiment
-from morphogen.inherit import inherit, splice_job
-from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.inherit import Inherited, inherit, splice_job
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint, save_moments
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
 from morphogen.metrics.recall import recall
@@ -71,14 +70,16 @@ class _Trial:
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
         self.started = time.perf_counter()
-        self.experiment = Experiment.model_validate(job.experiment)
+        experiment = Experiment.model_validate(job.experiment)
+        self.experiment = experiment.with_train(job.candidate.train)
         device = choose_device(job.device)
         self.prepared = prepare(self.experiment.data) if prepared is None else prepared
         self.job = _with_vocab(job, self.prepared.vocab_size)
         self.blueprint = Blueprint.model_validate(self.job.candidate.blueprint)
         self.stages = self._stages()
-        state, self.inheritance = self._weights()
-        self.model = assemble(self.blueprint, state).to(device)
+        start = self._weights()
+        self.inheritance = start.report
+        self.model = assemble(self.blueprint, start.state).to(device)
         self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
         self.inherits = self.inheritance.inherited + self.inheritance.resized > 0
         total_steps = self.stages[-1][1]
@@ -91,6 +92,7 @@ class _Trial:
             total_steps=total_steps,
             tokens_per_step=self.prepared.tokens_per_step,
             seed=self._seed("dropout"),
+            moments=start.moments,
         )
         self.rung = -1
         self.metrics: dict[str, float] = {}
@@ -135,18 +137,18 @@ class _Trial:
             )
         return stages
 
-    def _weights(self) -> tuple[dict[str, Tensor], Inheritance]:
+    def _weights(self) -> Inherited:
         """What the candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
         seed = self._seed("weights")
         mode, path = self.experiment.evolution.weight_inheritance, self.experiment.train.init_checkpoint
         if mode == "init" and path is None:
             raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
         if mode == "parent" and self.job.parents:
-            return splice_job(self.job, seed)
+            return splice_job(self.job, seed, with_moments=self.experiment.evolution.inherit_optimizer)
         if mode == "scratch" or path is None:
             return splice_job(self.job.replace(parents=()), seed)
         state, blueprint, _ = load_checkpoint(Path(path))
-        return inherit(self.blueprint, [(blueprint, state)], seed=seed)
+        return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
@@ -209,6 +211,8 @@ class _Trial:
 
     def _save(self) -> str:
         where = f"checkpoints/{self.job.candidate.id}.safetensors"
+        if self.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
+            save_moments(Path(self.job.run_dir) / where, self.trainer.updater.moments())
         extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step)}
         save_checkpoint(Path(self.job.run_dir) / where, self.model.state_dict(), self.blueprint, extra)
         return where

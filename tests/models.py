@@ -1,0 +1,51 @@
+"""Models of drawn blueprints, for tests of whole models. B batch, T tokens."""
+
+import torch
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.network import LanguageModel, assemble, initial_state
+from morphogen.parts.kv_policy import Cached, KVPolicy
+from strategies import VOCAB
+
+TOKENS = 63
+FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
+
+
+def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """A state as after training: no gain is one, no gate is zero."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    state = {}
+    for name, tensor in initial_state(blueprint, seed).items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        stir = name.endswith(("eps", "slopes"))
+        state[name] = (tensor if stir else tensor * (1 + 0.1 * noise) + 0.02 * noise).to(dtype)
+    return state
+
+
+def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return assemble(blueprint, state).eval()(ids_BT)
+
+
+def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
+    """What training minimises: the language model's loss and what branches add to it."""
+    with model.recording() as record:
+        logits_BTV = model(ids_BT[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+    auxiliary = record.loss({})
+    return loss if auxiliary is None else loss + auxiliary
+
+
+def uncut(blueprint: Blueprint) -> Blueprint:
+    """The same, with caches that keep all there is to see: what others leave out has tests of its own."""
+    blocks = [
+        block.model_copy(update={"attn": block.attn.model_copy(update={"kv_policy": FULL})})
+        if isinstance(block.attn, Cached) and block.attn.kv_policy not in (FULL, LATENT)
+        else block
+        for block in blueprint.blocks
+    ]
+    return blueprint.model_copy(update={"blocks": tuple(blocks)})
