@@ -301,5 +301,5 @@ def test_the_edits_of_two_hundred_candidates_replay_with_everything_on():
     operators = {e.operator for c in children for e in c.edits}
     assert {"toggle_precision", "template_mutation", "graph_jitter"} <= operators
     again = Engine.replay([start(search), *events], run_dir=search.run_dir, device=search.device)
-    assert again._policy == search._policy
+    assert again.space.policy == search.space.policy
     assert again.candidates == search.candidates
