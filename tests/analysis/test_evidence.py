@@ -123,6 +123,7 @@ def test_finished_trials_are_read_and_not_repeated(run: Path) -> None:
     assert said == ["4 of 4 trainings were done before"]
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_reports(run: Path) -> None:
     alone = run_trials(workshop(run), trials(run))
     shutil.rmtree(run / FOLDER)
