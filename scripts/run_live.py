@@ -34,7 +34,7 @@ def run_live(
     seed: Annotated[int | None, typer.Option(help="of the run; default train.seed")] = None,
     lineage_out: Annotated[Path | None, typer.Option(help="where to put a copy of lineage.json")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run; start it if there is none")] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="weighted, pareto_uniform or lexicase")] = None,
+    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
     mutation_weight: Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches one off")] = None,
     mutation_steps: Annotated[
         int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")

@@ -317,3 +317,30 @@ def test_bad_templates_are_told_before_anything_is_done(experiment: Experiment, 
     with pytest.raises(InputError, match=r"templates.yaml:1:34 templates\[0\].actions\[0\].operator: got 'widen_fnn'"):
         evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_end(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    changes = {"rungs": "asha", "eta": 2, "min_tokens": 128, "max_tokens": 512, "population": 4, "generations": 1}
+    changes |= {"promotion_prob": 1.0}
+    evolution = type(experiment.evolution).model_validate({**dict(experiment.evolution), **changes})
+    halving = experiment.model_copy(update={"evolution": evolution})
+    whole = evolve(halving, tmp_path / "whole")
+    root, *others = whole.lineage.nodes
+    assert sorted(node.tokens.own for node in others) == [128, 128, 256, 768]
+    assert sorted(node.rung for node in others) == [1, 1, 2, 4]
+    assert (root.tokens.own, root.metrics["budget_share"]) == (768, 1.5)
+    assert [node.status for node in others].count(Status.GATED) == 3
+
+    class Stops(InProcess):
+        def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+            for done, report in enumerate(super().map(jobs, progress)):
+                if done == 1 and report.rung == 2:  # trained and saved, but not on record
+                    raise KeyboardInterrupt
+                yield report
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(halving, tmp_path / "parts", executor=Stops())
+    evolve(halving, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "parts")

@@ -3,6 +3,7 @@
 A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
 """
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
@@ -34,13 +35,62 @@ class Record(BaseModel):
         return type(self).model_validate({**dict(self), **changes})
 
 
+class Limits(Record):
+    """Bounds on one figure, both included; at least one of them."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("neither min nor max is set")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+    def violation(self, value: float) -> float:
+        """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside."""
+        below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
+        above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
+        return max(0.0, below, above)
+
+    def complaint(self, name: str, value: float, place: str) -> str:
+        """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is."""
+        if self.min is not None and value < self.min:
+            return f"{name} is {value:.12g}, below {place} {self.min:.12g}"
+        if self.max is not None and value > self.max:
+            return f"{name} is {value:.12g}, above {place} {self.max:.12g}"
+        return ""
+
+
+class Descriptor(Record):
+    """One axis of a grid of behaviours: the figure it is named after, cut into bins.
+
+    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`).
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    scale: Literal["linear", "log"] = "log"
+    width: float = Field(default=1.5, gt=0.0)
+
+    def bin(self, value: float) -> int:
+        """The bin that `value` falls into. On a `log` axis everything up to 0 shares one."""
+        if self.scale == "linear":
+            return math.floor(value / self.width)
+        return math.floor(math.log(value) / math.log(self.width)) if value > 0.0 else -(2**31)
+
+
 class Status(StrEnum):
     """What became of a candidate."""
 
     PROPOSED = "proposed"  # asked for, nothing known yet
     REJECTED = "rejected"  # rung 0 turned it away; nothing was trained
     FAILED = "failed"  # training did not finish: out of memory, not finite, dead worker
-    GATED = "gated"  # a rung's gate stopped it early; its metrics are those of that rung
+    GATED = "gated"  # stopped early, by a rung's gate or because others went on; its metrics are those of that rung
     TRAINED = "trained"  # measured at the highest rung
 
 
@@ -53,6 +103,7 @@ class StopReason(IntEnum):
     NO_IMPROVE = 3
     NOT_FINITE = 4
     PPL_GATE = 5  # stopped after rung 1 by `train.ppl_stop_threshold`
+    METRIC_GATE = 6  # stopped after rung 1 by `evolution.rung1_gates`
 
 
 def stream(seed: int, index: int, purpose: str) -> np.random.Generator:
@@ -177,23 +228,6 @@ class Ancestor(Record):
     tokens: int
 
 
-class Job(Record):
-    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
-
-    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
-    paths start.
-    """
-
-    experiment: dict[str, Any]
-    candidate: Candidate
-    parents: tuple[ParentRef, ...]
-    ancestors: tuple[Ancestor, ...]
-    stages: tuple[Stage, ...]
-    seed: int
-    run_dir: str
-    device: str
-
-
 class Report(Record):
     """What was measured of a candidate.
 
@@ -222,3 +256,23 @@ class Report(Record):
         """The metric, timed metric or cost called `name`; None when this candidate has none."""
         tables: tuple[Mapping[str, float], ...] = (self.metrics, self.costs, self.timed)
         return next((table[name] for table in tables if name in table), None)
+
+
+class Job(Record):
+    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
+
+    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
+    paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
+    `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
+    """
+
+    experiment: dict[str, Any]
+    candidate: Candidate
+    parents: tuple[ParentRef, ...]
+    ancestors: tuple[Ancestor, ...]
+    stages: tuple[Stage, ...]
+    seed: int
+    run_dir: str
+    device: str
+    before: Report | None = None
+    budget_tokens: int = 0

@@ -53,7 +53,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")
     ] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="weighted, pareto_uniform or lexicase")] = None,
+    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
     mutation_weight: Annotated[
         list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")
     ] = None,

@@ -4,8 +4,10 @@
 training step is three times that. `kv_bytes_per_token`: cache that grows with the sequence, two bytes an entry.
 Blocks that a recurrence loops over count once for each of its `max_train_recurrence` steps, their caches too.
 `state_bytes`: cache of fixed size per sequence. `train_memory_bytes`: weights, gradients and AdamW moments in fp32.
+`graph_entropy`: how mixed the branches are, in bits.
 """
 
+from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import parameter_count
 from morphogen.parts.base import TRAITS, Cost
@@ -42,6 +44,7 @@ def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
         "state_bytes": whole.state_bytes,
         "train_memory_bytes": 16.0 * params,
         **structure(blueprint),
+        "graph_entropy": entropy(blueprint),
     }
 
 

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from morphogen import runfolder
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.candidate import moments_path
 from morphogen.errors import InputError, MorphogenError
 from morphogen.evolve import RESOLVED, read_environment
 from morphogen.experiment import Experiment
@@ -89,9 +88,6 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
         if not path.is_file():
             who = "a survivor, and children that inherit from it will fail" if id in breeders else "on the frontier"
             yield Finding(str(path), f"missing; {id} is {who}", "restore it from a copy, or train the blueprint anew")
-        elif engine.experiment.evolution.inherit_optimizer and id in breeders and not moments_path(path).is_file():
-            lost = f"missing; {id} is a survivor, and children that inherit from it will fail"
-            yield Finding(str(moments_path(path)), lost, "restore it from a copy")
     for report in engine.reports.values():
         path = folder / (report.checkpoint or "")
         if report.checkpoint is None or not path.is_file():
@@ -99,7 +95,7 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
         wanted = Blueprint.model_validate(engine.candidates[report.id].blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
-            if moments_path(path).is_file():
+            if engine.experiment.evolution.inherit_optimizer:
                 load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")

@@ -126,9 +126,21 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}
     known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
-    for name in evolution.objectives:
+    known |= {"budget_share", "router_entropy", "expert_load_max_over_mean", "router_overflow"}
+    for name in evolution.rung1_gates:
         if name not in known:
-            raise InputError(unknown(f"evolution.objectives.{name}", name, known))
+            raise InputError(unknown(f"evolution.rung1_gates.{name}", name, known))
+    for name, composite in evolution.composite_metrics.items():
+        if missing := [part for part in composite.names if part not in known]:
+            raise InputError(unknown(f"evolution.composite_metrics.{name}.of", missing[0], known))
+        known.add(name)
+    for field in ("objectives", "constraints", "map_elites"):
+        for name in dict(evolution)[field]:
+            if name not in known:
+                raise InputError(unknown(f"evolution.{field}.{name}", name, known))
+    for name in evolution.lexicase_cases:
+        if (value := resolve(name, evolution.objectives)[0]) not in known:
+            raise InputError(unknown("evolution.lexicase_cases", value, known))
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
             raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
@@ -279,14 +291,14 @@ class _Session:
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())
-            pending = engine.pending()
-            self.total = sum(c.generation == engine.generation for c in engine.candidates.values())
-            self.position = self.total - len(pending) + 1
-            for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
-                self.ledger.append(Reported(report=report))
-                engine.tell(report)
-                self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
-                self.position += 1
+            while pending := engine.pending():  # round after round: of the later ones only those that went on
+                self.total = engine.in_round
+                self.position = self.total - len(pending) + 1
+                for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
+                    self.ledger.append(Reported(report=report))
+                    engine.tell(report)
+                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                    self.position += 1
             generation = engine.close_generation()
             self.ledger.append(generation)
             self.finished = False

@@ -3,6 +3,7 @@
 Every field here is read by something; unknown names are refused. See docs/experiments.md for what each one means.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from pydantic import (
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
+from morphogen.candidate import Descriptor, Limits
 from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -207,11 +209,70 @@ def _one_way(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
+class Ratio(Frozen):
+    """The first figure divided by the second; not a number where the second is 0."""
+
+    op: Literal["ratio"]
+    of: tuple[str, str]
+
+    def value(self, figures: Mapping[str, float]) -> float:
+        """Of figures that hold every name in `names`."""
+        above, below = (figures[name] for name in self.of)
+        return above / below if below else math.nan
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures it is made of."""
+        return self.of
+
+
+class Product(Frozen):
+    """Figures multiplied."""
+
+    op: Literal["product"]
+    of: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    def value(self, figures: Mapping[str, float]) -> float:
+        """Of figures that hold every name in `names`."""
+        return math.prod(figures[name] for name in self.of)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures it is made of."""
+        return self.of
+
+
+class WeightedSum(Frozen):
+    """Figures times their weights, added up."""
+
+    op: Literal["weighted_sum"]
+    of: Annotated[dict[str, float], Field(min_length=1)]
+
+    def value(self, figures: Mapping[str, float]) -> float:
+        """Of figures that hold every name in `names`."""
+        return sum(weight * figures[name] for name, weight in self.of.items())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The figures it is made of."""
+        return tuple(self.of)
+
+
+Composite = Annotated[Ratio | Product | WeightedSum, Field(discriminator="op")]
+
+#: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
+OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
+
+ParentSelection = Literal[
+    "weighted", "pareto_uniform", "lexicase", "epsilon_lexicase", "downsampled_lexicase", "tournament", "map_elites"
+]
+
+
 class Evolution(Frozen):
-    """The search: who breeds, what is measured, what survives.
+    """The search: who breeds, what is measured, what survives. docs/experiments.md says what every field means.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`.
+    `rung0_thresholds` bound costs before anything is trained: from above where a number is given.
     `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
     `inherit_optimizer` hands the optimizer's moments on with the weights.
 
@@ -235,13 +296,39 @@ class Evolution(Frozen):
         "aligned_span": 1.0,
         "uniform": 1.0,
     }
-    parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
-    survival: Literal["rank_crowding"] = "rank_crowding"
-    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}
+    baseline: Literal["none", "random", "control"] = "none"
+    parent_selection: ParentSelection = "epsilon_lexicase"
+    lexicase_cases: tuple[str, ...] = ()
+    downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    tournament_size: PositiveInt = 2
+    map_elites: Annotated[dict[str, Descriptor], Field(min_length=1)] = {
+        "flops_per_token": Descriptor(scale="log", width=1.5),
+        "layers": Descriptor(scale="linear", width=1.0),
+    }
+    archive_max_elites: PositiveInt = 32
+    survival: Literal["rank_crowding", "nsga3", "ageing"] = "rank_crowding"
+    structural_elite_k: NonNegativeInt = 0
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
+    composite_metrics: dict[str, Composite] = {}
+    constraints: dict[str, Limits] = {}
     weights: dict[str, float] = {}
-    rung0_thresholds: dict[str, PositiveFloat] = {}
+    rung0_thresholds: dict[str, PositiveFloat | Limits] = {}
+    rung1_gates: dict[str, Limits] = {}
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
+    budget: Literal["tokens", "flops"] = "tokens"
+    rungs: Literal["fixed", "asha"] = "fixed"
+    eta: Annotated[int, Field(ge=2)] = 3
+    min_tokens: PositiveInt = 10_000
+    max_tokens: PositiveInt = 90_000
+    promotion_prob: Share = 0.0
+    promotion_steps_multiplier: PositiveFloat = 1.0
+    promotion_tokens_multiplier: PositiveFloat = 1.0
+    promotion_min_layers: NonNegativeInt = 0
+    promotion_min_moe_blocks: NonNegativeInt = 0
+    promotion_min_router_entropy: NonNegativeFloat | None = None
+    promotion_min_recurrence_gain: float | None = None
+    promotion_max_instability: NonNegativeFloat | None = None
     min_layers: PositiveInt = 1
     min_recurrences: NonNegativeInt = 0
     min_moe_blocks: NonNegativeInt = 0
@@ -282,8 +369,10 @@ class Evolution(Frozen):
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
-        if self.rung1_tokens + self.rung2_tokens == 0:
+        if self.rungs == "fixed" and self.rung1_tokens + self.rung2_tokens == 0:
             raise ValueError("rung1_tokens and rung2_tokens are both 0, so nothing would be trained")
+        if self.rungs == "asha" and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
 
     @model_validator(mode="after")
@@ -314,6 +403,11 @@ class Evolution(Frozen):
             "memory_blocks": self.min_memory_blocks,
         }
 
+    @property
+    def edits(self) -> bool:
+        """Whether children differ from their parents; not so in the control."""
+        return self.baseline != "control" and self.steps[1] > 0
+
 
 class Experiment(Frozen):
     """One experiment file."""
@@ -328,3 +422,11 @@ class Experiment(Frozen):
         if not fields:
             return self
         return self.model_copy(update={"train": Train.model_validate({**dict(self.train), **fields})})
+
+    @model_validator(mode="after")
+    def _recall(self) -> Self:
+        """With a probe in the data, recall is among the objectives that a file leaves to the defaults."""
+        if self.data.probe is not None and "objectives" not in self.evolution.model_fields_set:
+            objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
+            self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
+        return self

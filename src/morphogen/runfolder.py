@@ -88,26 +88,25 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
 def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
     """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
 
-    The moments beside a checkpoint count with it and go with it. RunError when those `needed` to go on take more than
-    that by themselves; nothing is deleted then.
+    RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
     """
-    sizes = {
-        path: sum(each.stat().st_size for each in (path, moments_path(path)) if each.exists())
-        for path in (folder / CHECKPOINTS).glob("*.safetensors")
-        if not path.name.endswith(MOMENTS_SUFFIX)
-    }
-    kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
+    sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
+
+    def parts(name: str) -> list[Path]:
+        return [path for path in (folder / name, moments_path(folder / name)) if path in sizes]
+
+    kept_bytes = sum(sizes[path] for name in needed if name is not None for path in parts(name))
     if kept_bytes > budget_bytes:
         raise RunError(
             f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
             f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
         )
     total_bytes, gone = sum(sizes.values()), 0
-    for path in (folder / name for name in spare if name is not None):
-        if path in sizes and total_bytes > budget_bytes:
-            path.unlink()
-            moments_path(path).unlink(missing_ok=True)
-            total_bytes -= sizes[path]
+    for found in (parts(name) for name in spare if name is not None):
+        if found and total_bytes > budget_bytes:
+            for path in found:
+                path.unlink()
+                total_bytes -= sizes[path]
             gone += 1
     return gone
 

@@ -42,7 +42,7 @@ def standing(folder: Path) -> dict[str, Any]:
         told["hypervolume"] = round(engine.generations[-1].hypervolume, 6)
         told["frontier"] = len(engine.frontier_ids)
         for name, direction in experiment.evolution.objectives.items():
-            values = [(report.value(name), report.id) for report in engine.scored(engine.frontier_ids)]
+            values = [(engine.reports[id].value(name), id) for id in engine.frontier_ids]
             known = [(value, id) for value, id in values if value is not None]
             value, id = (min if direction == "min" else max)(known)
             told[f"best {name}"] = f"{number(value)} ({id})"

@@ -43,7 +43,7 @@ def test_checkpoints_travel_whole(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "checkpoints").mkdir(parents=True)
     names = [f"checkpoints/{letter}.safetensors" for letter in "ab"]
-    for name in names:
+    for name in (*names, "checkpoints/a.optimizer.safetensors"):
         (here / name).write_text(f"weights of {name}")
         moments_path(here / name).write_text(f"moments of {name}")
     for url in (str(tmp_path / "shared"), "memory://weights"):

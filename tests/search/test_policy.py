@@ -36,7 +36,7 @@ def resumed(search, events):
     again = Engine.replay(
         [start(search), *events, Stop(reason="interrupted")], run_dir=search.run_dir, device=search.device
     )
-    assert again._policy == search._policy
+    assert again.space.policy == search.space.policy
     return again
 
 
@@ -96,7 +96,7 @@ def test_adaptive_weights_are_drawn_by_and_resume_alike():
     }
     search = engine(**settings)
     events = run(search, evaluate=favoured)
-    weights = search._policy.weights
+    weights = search.space.policy.weights
     assert set(weights) == set(names)
     assert max(weights, key=lambda name: weights[name]) == "widen_ffn"
     whole = engine(**settings)
@@ -157,7 +157,7 @@ def test_new_templates_of_survivors_are_learned_and_resume_alike():
     }
     search = engine(**settings)
     events = run(search)
-    learned = search._policy.learned
+    learned = search.space.policy.learned
     assert learned
     used = {
         e.template["name"] for c in search.candidates.values() for e in c.edits if e.template and e.template["name"]

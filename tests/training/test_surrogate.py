@@ -360,3 +360,54 @@ def test_training_is_what_the_candidate_s_edits_made_of_it(make: Callable[..., J
     plain, said = make(), make(train={"bf16": True})
     edited = plain.replace(candidate=plain.candidate.replace(train={"bf16": True}))
     assert run_surrogate(edited).metrics == run_surrogate(said).metrics != run_surrogate(plain).metrics
+
+
+# ----------------------------------------------------------------------------------------- going on, and other gates
+
+
+def test_a_job_goes_on_from_its_checkpoint_on_the_text_that_follows(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make(steps=(4,)).replace(budget_tokens=10 * STEP)
+    read: list[int] = []
+    batch = Mixture.batch
+    monkeypatch.setattr(Mixture, "batch", lambda self, step: read.append(step) or batch(self, step))
+    first = run_surrogate(job)
+    on = job.replace(before=first, stages=(Stage(rung=2, budget_tokens=6 * STEP),))
+    second, again = run_surrogate(on), run_surrogate(on)
+    assert read[:10] == list(range(10))
+    assert (first.steps, first.tokens.own, first.metrics["budget_share"]) == (4, 4 * STEP, 0.4)
+    assert (second.steps, second.tokens.own, second.metrics["budget_share"]) == (10, 10 * STEP, 1.0)
+    assert (second.rung, second.status, second.inheritance) == (2, Status.TRAINED, first.inheritance)
+    assert second.metrics["bpb"] < first.metrics["bpb"]
+    assert second.metrics == again.metrics
+    assert second.checkpoint != first.checkpoint
+    whole = run_surrogate(job.replace(stages=(Stage(rung=1, budget_tokens=10 * STEP),)))
+    assert (second.tokens, second.flops) == (whole.tokens, whole.flops)
+
+
+def test_a_job_without_the_checkpoint_it_goes_on_from_fails(make: Callable[..., Job]) -> None:
+    job = make(steps=(4,))
+    lost = run_surrogate(job).replace(checkpoint=None)
+    report = run_surrogate(job.replace(before=lost, stages=(Stage(rung=2, budget_tokens=STEP),)))
+    assert report.status is Status.FAILED
+    assert "of which no checkpoint is left" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("gates", "reason"),
+    [
+        ({"bpb": {"max": 0.5}}, "bpb is "),
+        ({"layers": {"min": 2}}, "layers is 1, below rung1_gates.layers 2"),
+        ({"router_entropy": {"min": 0.1}}, "router_entropy was not measured"),
+        ({"bpb": {"max": 50.0}}, ""),
+    ],
+)
+def test_gates_after_rung_1_end_a_candidate_that_is_outside(
+    make: Callable[..., Job], gates: dict[str, Any], reason: str
+) -> None:
+    report = run_surrogate(make(evolution={"rung1_gates": gates}))
+    assert report.reason.startswith(reason)
+    assert report.status is (Status.GATED if reason else Status.TRAINED)
+    assert report.stop_reason is (StopReason.METRIC_GATE if reason else StopReason.FULL_RUN)
+    assert report.rung == (1 if reason else 2)

@@ -117,34 +117,32 @@ class Exchange:
             raise InputError(f"--shared: got {url!r}: {error}") from None
 
     def leave(self, name: str, folder: Path) -> None:
-        """Puts a checkpoint of `folder`, and the moments beside it, there, unless they are there whole."""
-        for each in _with_moments(name):
-            files, there, here = self._files, self._at(each), folder / each
-            if each != name and not here.exists():
-                continue
-            with self._told(each):
+        """Puts a checkpoint of `folder` there, unless it is there whole; and the moments beside it, where there are."""
+        files, moments = self._files, str(moments_path(Path(name)))
+        for part in (moments, name) if (folder / moments).is_file() else (name,):
+            with self._told(part):
+                there, here = self._at(part), folder / part
                 if not files.exists(there) or files.size(there) != here.stat().st_size:
                     files.makedirs(os.path.dirname(there), exist_ok=True)
                     files.put_file(str(here), there)
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Puts a checkpoint, and the moments beside it, from there into `folder`, each whole or not at all; what is
-        missing there stays missing."""
-        for each in _with_moments(name):
-            target = folder / each
+        """Puts a checkpoint from there into `folder`, whole or not at all; what is missing there stays missing."""
+        for part in (str(moments_path(Path(name))), name):
+            target = folder / part
             temporary = target.with_name(f".{target.name}.fetched")
-            with self._told(each):
-                if self._files.exists(self._at(each)):
+            with self._told(part):
+                if self._files.exists(self._at(part)):
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    self._files.get_file(self._at(each), str(temporary))
+                    self._files.get_file(self._at(part), str(temporary))
                     os.replace(temporary, target)
 
     def keep_only(self, names: set[str]) -> None:
         """Removes the checkpoints that nobody will fetch any more."""
-        names = {each for name in names for each in _with_moments(name)}
+        kept = {part for name in names for part in (name, str(moments_path(Path(name))))}
         with self._told("checkpoints"):
             for path in self._files.glob(self._at("checkpoints/*.safetensors")):
-                if f"checkpoints/{os.path.basename(path)}" not in names:
+                if f"checkpoints/{os.path.basename(path)}" not in kept:
                     self._files.rm_file(path)
 
     def _at(self, name: str) -> str:
@@ -156,11 +154,6 @@ class Exchange:
             yield
         except OSError as error:
             raise RunError(f"{self.url}: {name} cannot be exchanged: {error.strerror or error}") from None
-
-
-def _with_moments(name: str) -> tuple[str, str]:
-    """A checkpoint's moments, which may not be there, and the checkpoint: what has weights has its moments too."""
-    return str(moments_path(Path(name))), name
 
 
 def _connect(execution: Execution) -> None:

@@ -53,7 +53,7 @@ class Policy(NamedTuple):
             raise RunError(f"evolution.templates: {evolution.templates} has not been read yet")
         check_templates(evolution.templates)
         check_weights(evolution.mutation_weights)
-        if not evolution.mutation_steps:
+        if not evolution.edits:
             return cls({}, evolution.templates)
         weights = operator_weights(evolution.mutation_weights)
         if evolution.adaptive_mutation:
