@@ -153,28 +153,32 @@ class Search(Generic[G, T]):
             yield self._candidate(index, 0, known, (), ["root"], ())
 
     def _offspring(self, number: int) -> Iterator[Candidate]:
-        evolution, seen = self.evolution, set(self._digests)
+        evolution, made_now = self.evolution, set[str]()
         breeders = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
-            made = self._new(index, breeders, seen) if wanted else None
+            made = self._new(index, breeders, made_now) if wanted else None
             if made is None:
                 return
             (child, edits), parents = made
             known = self._examine(child)
-            seen.add(known.digest)
+            made_now.add(known.digest)
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
 
-    def _new(self, index: int, breeders: Pool, seen: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """A proposal of a genome not in `seen`, and its parents; None when `TRIES` draws found none."""
+    def _new(self, index: int, breeders: Pool, made_now: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
+        """A proposal of a genome that neither the run nor `made_now` has, and its parents; None when `TRIES` draws
+        found none."""
         rng, control = stream(self.seed, index, "variation"), not self.evolution.edits
         for _ in range(TRIES):
             drawn = self._draw(breeders, rng)
-            if drawn is not None and (control or self.space.digest(drawn[0][0]) not in seen):
+            if drawn is not None and (control or self._is_new(self.space.digest(drawn[0][0]), made_now)):
                 return drawn
         return None
+
+    def _is_new(self, digest: str, made_now: set[str]) -> bool:
+        return digest not in self._digests and digest not in made_now
 
     def _draw(self, breeders: Pool, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
         """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
@@ -306,7 +310,7 @@ class Search(Generic[G, T]):
                 if (report := self.reports[id]).status is Status.TRAINED:
                     figures = {**report.metrics, NOVELTY: self._novelty.of(id)}
                     self.reports[id] = self._with_composites(report.replace(metrics=figures))
-        draws = {id: stream(self.seed, self.candidates[id].index, "promotion").random() for id in self._in_round}
+        draws = {id: self._promotion_draw(id) for id in self._in_round} if self.evolution.promotion_prob else {}
         decision = decide(self.evolution, self.round, [self.reports[id] for id in self._in_round], draws)
         for id, reason in decision.stopped.items():
             self.reports[id] = self.reports[id].replace(status=Status.GATED, reason=reason)
@@ -315,6 +319,9 @@ class Search(Generic[G, T]):
             going = set(decision.on)
             self._in_round = tuple(id for id in self.newborn if id in going)
             self._due = {id: self.candidates[id] for id in self._in_round}
+
+    def _promotion_draw(self, id: str) -> float:
+        return float(stream(self.seed, self.candidates[id].index, "promotion").random())
 
     # ------------------------------------------------------------------------------------------------- close
 
