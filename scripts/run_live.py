@@ -53,11 +53,12 @@ def run_live(
     score_weight_moe: Annotated[float | None, weight("number of MoE blocks")] = None,
     score_weight_novelty: Annotated[float | None, weight("structural novelty")] = None,
     score_weight_instability: Annotated[float | None, weight("smooth training")] = None,
+    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable lines")] = False,
 ) -> None:
     """Evolve the experiment in FILE."""
     from morphogen.evolve import Keep
-    from morphogen.options import named_weights, with_options
+    from morphogen.options import execution_of, named_weights, with_options
 
     scores = {
         "ppl": score_weight_ppl,
@@ -88,7 +89,16 @@ def run_live(
         prune=prune_checkpoints_to_frontier,
     )
     folder = out.with_suffix("") if out.suffix == ".json" else out
-    carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+    carry_out(
+        experiment,
+        folder,
+        seed=seed,
+        device=device,
+        resume=resume,
+        keep=keep,
+        execution=execution_of(workers=workers),
+        as_json=as_json,
+    )
 
 
 if __name__ == "__main__":

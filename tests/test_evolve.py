@@ -281,6 +281,44 @@ def test_sigterm_ends_the_command_with_130_and_it_can_be_resumed(config: Path, w
     same_run(tmp_path / "run", whole)
 
 
+def test_templates_are_kept_with_the_run_and_a_changed_file_is_noticed(experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "templates.yaml"
+    file.write_text("templates: [{name: both, actions: [{operator: widen_ffn}, {operator: insert_layer_scale}]}]\n")
+    settings = {
+        "generations": 1,
+        "crossover_prob": 0.0,
+        "mutation_steps": 1,
+        "templates": str(file),
+        "template_mutation_prob": 0.0,
+        "mutation_weights": {"template_mutation": 1e6},
+    }
+    changed = type(experiment.evolution).model_validate({**dict(experiment.evolution), **settings})
+    templated = experiment.model_copy(update={"evolution": changed})
+    run = evolve(templated, tmp_path / "run")
+    used = [edit.template for edge in run.lineage.edges for edit in edge.edits if edit.template]
+    assert {template["name"] for template in used} == {"both"}
+    steps = [step.operator for edge in run.lineage.edges for edit in edge.edits for step in edit.steps]
+    assert {"widen_ffn", "insert_layer_scale"} <= set(steps)
+    assert all(node.inheritance.exact for node in run.lineage.nodes[1:] if node.inheritance)
+    assert "name: both" in (tmp_path / "run" / "experiment.yaml").read_text()
+    resolved = load(tmp_path / "run" / "experiment.yaml")
+    assert resolved.evolution.templates == run.experiment.evolution.templates
+    file.write_text(file.read_text().replace("both", "other"))
+    with pytest.raises(RunError, match=r"evolution.templates is .* there and .* here"):
+        evolve(templated, tmp_path / "run", resume=True)
+    file.unlink()
+    assert evolve(run.experiment, tmp_path / "run", generations=2, resume=True).lineage.nodes[-1].generation == 2
+
+
+def test_bad_templates_are_told_before_anything_is_done(experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "templates.yaml"
+    file.write_text("templates: [{name: a, actions: [{operator: widen_fnn}]}]\n")
+    evolution = experiment.evolution.model_copy(update={"templates": str(file)})
+    with pytest.raises(InputError, match=r"templates.yaml:1:34 templates\[0\].actions\[0\].operator: got 'widen_fnn'"):
+        evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_end(
     experiment: Experiment, tmp_path: Path
 ) -> None:

@@ -3,17 +3,25 @@
 A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
 """
 
-import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+
+#: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
+MOMENTS_SUFFIX = ".optimizer.safetensors"
+
+
+def moments_path(checkpoint: Path) -> Path:
+    """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
 
 
 class Record(BaseModel):
@@ -24,55 +32,6 @@ class Record(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`."""
         return type(self).model_validate({**dict(self), **changes})
-
-
-class Limits(Record):
-    """Bounds on one figure, both included; at least one of them."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    min: float | None = None
-    max: float | None = None
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if self.min is None and self.max is None:
-            raise ValueError("neither min nor max is set")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
-        return self
-
-    def violation(self, value: float) -> float:
-        """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside."""
-        below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
-        above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
-        return max(0.0, below, above)
-
-    def complaint(self, name: str, value: float, place: str) -> str:
-        """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is."""
-        if self.min is not None and value < self.min:
-            return f"{name} is {value:.12g}, below {place} {self.min:.12g}"
-        if self.max is not None and value > self.max:
-            return f"{name} is {value:.12g}, above {place} {self.max:.12g}"
-        return ""
-
-
-class Descriptor(Record):
-    """One axis of a grid of behaviours: the figure it is named after, cut into bins.
-
-    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`).
-    """
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    scale: Literal["linear", "log"] = "log"
-    width: float = Field(default=1.5, gt=0.0)
-
-    def bin(self, value: float) -> int:
-        """The bin that `value` falls into. On a `log` axis everything up to 0 shares one."""
-        if self.scale == "linear":
-            return math.floor(value / self.width)
-        return math.floor(math.log(value) / math.log(self.width)) if value > 0.0 else -(2**31)
 
 
 class Status(StrEnum):
@@ -114,7 +73,10 @@ class Edit(Record):
     """What one operator did: enough to explain and to replay.
 
     `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
+    Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
     `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
+    `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
+    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn.
     """
 
     operator: str
@@ -122,6 +84,16 @@ class Edit(Record):
     preserves: bool
     changes: tuple[Change, ...] = ()
     sources: dict[str, int] = {}
+    steps: tuple["Edit", ...] = ()
+    template: dict[str, Any] | None = None
+    repair: bool = False
+
+    def single(self) -> Iterator["Edit"]:
+        """The edits to make one after another: the steps of a compound edit, else the edit itself."""
+        if not self.steps:
+            yield self
+        for step in self.steps:
+            yield from step.single()
 
 
 class Tokens(Record):
@@ -136,21 +108,43 @@ class Tokens(Record):
     unique: int
 
 
+class Origin(Record):
+    """Where the weights of one block, of the stem, or of one recurrence came from.
+
+    gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
+    position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
+    fresh: entries.
+    """
+
+    gene: str
+    parent: str | None
+    how: Literal["whole", "resized", "partly", "fresh"]
+    carried: int
+    fresh: int
+
+
 class Inheritance(Record):
     """Parameter counts of a splice: carried in tensors of unchanged shape, carried in others, initialised afresh.
 
-    exact: the child computes its parent's function. notes: why it does not.
+    dropped: entries of the parents' tensors of which the child has none. exact: the child computes its parent's
+    function. notes: why it does not. genes: what came from whom.
     """
 
     inherited: int
     resized: int
     fresh: int
     exact: bool
+    dropped: int = 0
     notes: tuple[str, ...] = ()
+    genes: tuple[Origin, ...] = ()
 
 
 class Candidate(Record):
-    """A blueprint, where it came from, and the edits that made it."""
+    """A blueprint, where it came from, and the edits that made it.
+
+    train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
+    """
 
     id: str
     index: int
@@ -158,6 +152,7 @@ class Candidate(Record):
     blueprint: dict[str, Any]
     parents: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
+    train: dict[str, Any] = {}
 
 
 class ParentRef(Record):

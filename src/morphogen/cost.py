@@ -10,7 +10,7 @@ Blocks that a recurrence loops over count once for each of its `max_train_recurr
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import parameter_count
-from morphogen.parts.base import Cost
+from morphogen.parts.base import TRAITS, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
@@ -24,6 +24,16 @@ def total(blueprint: Blueprint, seq_len: int) -> Cost:
     return whole
 
 
+def structure(blueprint: Blueprint) -> dict[str, float]:
+    """How many blocks and recurrences there are, and how many blocks hold a mixture, a selector, a memory."""
+    held = [frozenset[str]().union(*(part.traits() for part in block.branches())) for block in blueprint.blocks]
+    return {
+        "layers": float(len(blueprint.blocks)),
+        "recurrences": float(len(blueprint.recurrences)),
+        **{f"{trait}_blocks": float(sum(trait in traits for traits in held)) for trait in TRAITS},
+    }
+
+
 def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
     """Every cost by name."""
     whole, params = total(blueprint, seq_len), parameter_count(blueprint)
@@ -33,10 +43,8 @@ def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
         "kv_bytes_per_token": whole.kv_bytes,
         "state_bytes": whole.state_bytes,
         "train_memory_bytes": 16.0 * params,
-        "layers": float(len(blueprint.blocks)),
-        "recurrences": float(len(blueprint.recurrences)),
-        "moe_blocks": float(sum(part.label == "moe" for block in blueprint.blocks for _, path, part in block.parts())),
         "graph_entropy": entropy(blueprint),
+        **structure(blueprint),
     }
 
 

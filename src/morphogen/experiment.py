@@ -3,13 +3,13 @@
 Every field here is read by something; unknown names are refused. See docs/experiments.md for what each one means.
 """
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Descriptor, Limits
+from morphogen.blueprint.templates import Template
+from morphogen.figures import Composite, Descriptor, Limits
 from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -101,6 +102,11 @@ def _source(source: str) -> str:
     if source.startswith("probe:") and not _PROBE.fullmatch(source):
         raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
     return source
+
+
+def _list_tag(a_list: str, other: str) -> Callable[[Any], str]:
+    """Which of two forms a field has, as pydantic's discriminators tell them apart."""
+    return lambda value: TAG + (a_list if isinstance(value, list | tuple) else other)
 
 
 def _tokenizer_tag(value: Any) -> str:
@@ -193,58 +199,14 @@ class Data(Frozen):
 
 
 Direction = Literal["min", "max"]
+#: The ways to cross two parents; variation/crossover.py says what they are.
+Crossing = Literal["one_point", "aligned_span", "uniform"]
 
 
-class Ratio(Frozen):
-    """The first figure divided by the second; not a number where the second is 0."""
+def _one_way(value: Any) -> Any:
+    """One name for that one alone."""
+    return {value: 1.0} if isinstance(value, str) else value
 
-    op: Literal["ratio"]
-    of: tuple[str, str]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        above, below = (figures[name] for name in self.of)
-        return above / below if below else math.nan
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return self.of
-
-
-class Product(Frozen):
-    """Figures multiplied."""
-
-    op: Literal["product"]
-    of: Annotated[tuple[str, ...], Field(min_length=2)]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        return math.prod(figures[name] for name in self.of)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return self.of
-
-
-class WeightedSum(Frozen):
-    """Figures times their weights, added up."""
-
-    op: Literal["weighted_sum"]
-    of: Annotated[dict[str, float], Field(min_length=1)]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        return sum(weight * figures[name] for name, weight in self.of.items())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return tuple(self.of)
-
-
-Composite = Annotated[Ratio | Product | WeightedSum, Field(discriminator="op")]
 
 #: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
 OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
@@ -255,17 +217,33 @@ ParentSelection = Literal[
 
 
 class Evolution(Frozen):
-    """The search: who breeds, what is measured, what survives. docs/experiments.md says what every field means.
+    """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs before anything is trained: from above where a number is given; `min_layers` and
-    `min_recurrences` turn away what has fewer.
+    `rung0_thresholds` bound costs before anything is trained, from above where a number is given.
+    `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
+    `inherit_optimizer` hands the optimizer's moments on with the weights.
+
+    Structural gates: `min_layers`, `min_recurrences`, and `min_moe_blocks`, `min_selector_blocks`,
+    `min_memory_blocks`. With `structural_gates: repair` operators add to a child what it lacks, and the root is free of
+    them; what cannot be repaired, and with `reject` everything short of them, is turned away.
+
+    A child has `mutation_steps` edits: 1 to a number, or as many as a range `[least, most]` allows. `mutation_weights`
+    are where operators start; with `adaptive_mutation` a generation multiplies the weight of each operator it used by
+    exp(eta · (the share of its children that survive − that of all children)), within the bounds. `templates`: compound
+    edits, or the YAML file they stand in; `template_mutation` applies one, with probability `template_mutation_prob` a
+    new one, made up or varied, which joins the others when its child survives.
     """
 
     generations: NonNegativeInt = 3
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
+    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+        "one_point": 1.0,
+        "aligned_span": 1.0,
+        "uniform": 1.0,
+    }
     baseline: Literal["none", "random", "control"] = "none"
     parent_selection: ParentSelection = "epsilon_lexicase"
     lexicase_cases: tuple[str, ...] = ()
@@ -301,9 +279,41 @@ class Evolution(Frozen):
     promotion_max_instability: NonNegativeFloat | None = None
     min_layers: PositiveInt = 1
     min_recurrences: NonNegativeInt = 0
-    mutation_steps: NonNegativeInt = 2
+    min_moe_blocks: NonNegativeInt = 0
+    min_selector_blocks: NonNegativeInt = 0
+    min_memory_blocks: NonNegativeInt = 0
+    structural_gates: Literal["repair", "reject"] = "repair"
+    mutation_steps: Annotated[
+        Annotated[NonNegativeInt, Tag(TAG + "count")] | Annotated[tuple[PositiveInt, PositiveInt], Tag(TAG + "range")],
+        Discriminator(_list_tag("range", "count")),
+    ] = 2
     mutation_weights: dict[str, NonNegativeFloat] = {}
+    adaptive_mutation: bool = False
+    adaptive_mutation_eta: PositiveFloat = 0.5
+    adaptive_mutation_min_weight: PositiveFloat = 0.1
+    adaptive_mutation_max_weight: PositiveFloat = 5.0
+    templates: Annotated[
+        Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
+        Discriminator(_list_tag("list", "file")),
+    ] = ()
+    template_mutation_prob: Share = 0.25
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    inherit_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _moments_of_parents(self) -> Self:
+        if self.inherit_optimizer and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
+                f"{self.weight_inheritance!r}, expected 'parent'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_crossover(self) -> Self:
+        if self.crossover_prob and not any(self.crossover.values()):
+            raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
@@ -313,10 +323,38 @@ class Evolution(Frozen):
             raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
 
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        least, most = self.steps
+        if least > most:
+            raise ValueError(f"mutation_steps: got the range {least} to {most}, expected [least, most]")
+        low, high = self.adaptive_mutation_min_weight, self.adaptive_mutation_max_weight
+        if low > high:
+            raise ValueError(f"adaptive_mutation_min_weight is {low:g}, above adaptive_mutation_max_weight {high:g}")
+        return self
+
     @property
     def edits(self) -> bool:
         """Whether children differ from their parents; not so in the control."""
-        return self.baseline != "control" and self.mutation_steps > 0
+        return self.baseline != "control" and self.steps[1] > 0
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The fewest and the most edits of a child; (0, 0) in the control without edits."""
+        if isinstance(self.mutation_steps, int):
+            return min(1, self.mutation_steps), self.mutation_steps
+        return self.mutation_steps
+
+    @property
+    def gates(self) -> dict[str, int]:
+        """The structural gates: name of the count (see `cost.structure`) -> the fewest allowed."""
+        return {
+            "layers": self.min_layers,
+            "recurrences": self.min_recurrences,
+            "moe_blocks": self.min_moe_blocks,
+            "selector_blocks": self.min_selector_blocks,
+            "memory_blocks": self.min_memory_blocks,
+        }
 
 
 class Experiment(Frozen):
@@ -334,3 +372,9 @@ class Experiment(Frozen):
             objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
             self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
         return self
+
+    def with_train(self, fields: Mapping[str, Any]) -> Self:
+        """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""
+        if not fields:
+            return self
+        return self.model_copy(update={"train": Train.model_validate({**dict(self.train), **fields})})

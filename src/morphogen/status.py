@@ -11,7 +11,7 @@ from morphogen.errors import InputError
 from morphogen.evolve import FINISHED, RESOLVED
 from morphogen.experiment import Experiment
 from morphogen.report.subway import lineage_dot, lineage_svg
-from morphogen.report.wording import edit_lines, number
+from morphogen.report.wording import edit_lines, number, origin_lines
 from morphogen.search.engine import Engine
 from morphogen.store.files import write_atomic
 from morphogen.store.frontier import Frontier
@@ -67,6 +67,7 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
         also = "".join(f", also from {parent}" for parent in candidate.parents[1:])
         text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}")
         text += [f"    {row}" for edit in candidate.edits for row in edit_lines(edit)]
+        text += [f"    {row}" for row in (origin_lines(report) if candidate.parents else [])]
     return "\n".join(text)
 
 

@@ -27,6 +27,7 @@ from morphogen.candidate import (
     Stage,
     Status,
     StopReason,
+    moments_path,
     stream,
 )
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
@@ -278,6 +279,26 @@ def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[...,
     assert (nothing.status, nothing.reason[:21]) == (Status.FAILED, "train.init_checkpoint")
 
 
+def test_moments_are_handed_on_where_that_is_asked_for(make: Callable[..., Job], tmp_path: Path) -> None:
+    settings = {"evolution": {"inherit_optimizer": True}}
+    parent = run_surrogate(make(**settings))
+    assert parent.checkpoint is not None
+    moments = moments_path(tmp_path / parent.checkpoint)
+    assert moments.is_file()
+    job = child_of(make(**settings), parent, hidden=48)
+    child = run_surrogate(job)
+    assert child.inheritance is not None
+    assert child.inheritance.exact
+    assert [origin.parent for origin in child.inheritance.genes] == [parent.id] * 2
+    assert repeatable(run_surrogate(job)) == repeatable(child)
+    without = run_surrogate(child_of(make(), parent, hidden=48))
+    assert without.metrics["bpb_inherited"] == child.metrics["bpb_inherited"]
+    assert without.metrics["bpb"] != child.metrics["bpb"]
+    moments.unlink()
+    lost = run_surrogate(job)
+    assert (lost.status, "c-0.optimizer.safetensors" in lost.reason) == (Status.FAILED, True)
+
+
 def test_a_damaged_parent_fails_the_candidate_with_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     parent = run_surrogate(job)
@@ -332,6 +353,13 @@ def _raising(error: BaseException) -> Callable[[StepInfo], None]:
         raise error
 
     return progress
+
+
+def test_training_is_what_the_candidate_s_edits_made_of_it(make: Callable[..., Job]) -> None:
+    """A job whose candidate overrides bf16 gives the very numbers of one whose experiment says so."""
+    plain, said = make(), make(train={"bf16": True})
+    edited = plain.replace(candidate=plain.candidate.replace(train={"bf16": True}))
+    assert run_surrogate(edited).metrics == run_surrogate(said).metrics != run_surrogate(plain).metrics
 
 
 # ----------------------------------------------------------------------------------------- going on, and other gates

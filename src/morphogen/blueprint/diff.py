@@ -60,13 +60,18 @@ def changes(before: Blueprint, after: Blueprint) -> tuple[Change, ...]:
 
 
 def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
-    """The blueprint with recorded changes made again. Raises ValueError where a change does not fit."""
+    """The blueprint with recorded changes made again; those of training are passed over.
+
+    Raises ValueError where a change does not fit.
+    """
     data = blueprint.to_json()
     blocks: dict[str, Any] = {block["id"]: block for block in data["blocks"]}
     loops: dict[str, Any] = {loop["id"]: loop for loop in data["recurrences"]}
     order = list(blocks)
     for change in edits:
         section, _, rest = change.path.partition(".")
+        if section == "train":
+            continue
         if change.path == "blocks":
             order = list(change.after)
         elif section in ("blocks", "recurrences"):

@@ -8,25 +8,23 @@ from collections.abc import Iterable, Iterator
 from typing import Self
 
 from morphogen.blueprint.diff import Traits
-from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Stage
 from morphogen.cost import costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import Experiment
 from morphogen.search.machine import Search
 from morphogen.search.rungs import check_thresholds, rounds, stages
-from morphogen.search.space import Architectures
+from morphogen.search.space import Architectures, Design
 from morphogen.store.ledger import Event, Start
-from morphogen.variation.operator import check_weights, operator_weights
 
 
-class Engine(Search[Blueprint, Traits]):
+class Engine(Search[Design, Traits]):
     """The search of one run, as `Search`, for the blueprints of an experiment."""
 
     def __init__(self, experiment: Experiment, *, seed: int, run_dir: str, device: str) -> None:
-        """InputError for unknown operators in mutation_weights, unknown costs in rung0_thresholds, or no vocabulary."""
+        """InputError for unknown operators in mutation_weights or templates, unknown costs in rung0_thresholds, or no
+        vocabulary."""
         evolution = experiment.evolution
-        (operator_weights if evolution.edits else check_weights)(evolution.mutation_weights)
         check_thresholds(evolution, costs(experiment.model, experiment.data.seq_len))
         super().__init__(evolution, Architectures(experiment), seed=seed)
         self.experiment, self.run_dir, self.device = experiment, run_dir, device
@@ -75,7 +73,7 @@ class Engine(Search[Blueprint, Traits]):
         if self.evolution.budget == "tokens":
             return planned
         seq_len = self.experiment.data.seq_len
-        own = train_flops(self._genome(candidate.id), seq_len, 1)
+        own = train_flops(self._genome(candidate.id).blueprint, seq_len, 1)
         factor = train_flops(self.experiment.model, seq_len, 1) / own
         return tuple(stage.replace(budget_tokens=max(1, math.floor(stage.budget_tokens * factor))) for stage in planned)
 

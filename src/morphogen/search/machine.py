@@ -48,6 +48,7 @@ class _Known(NamedTuple, Generic[G]):
 
     genome: G
     digest: str
+    identity: str
     costs: dict[str, float]
     rejected: str
 
@@ -73,7 +74,7 @@ class Search(Generic[G, T]):
         self.round = 0
         self._in_round: tuple[str, ...] = ()
         self._due: dict[str, Candidate] = {}
-        self._digests: set[str] = set()
+        self._identities: set[str] = set()
         self._asked: dict[str, _Known[G]] = {}
         self._genomes: dict[str, G] = {}
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
@@ -146,7 +147,9 @@ class Search(Generic[G, T]):
         return event
 
     def _founders(self) -> Iterator[Candidate]:
-        founders = [self._examine(genome) for genome in self.space.founders(stream(self.seed, 0, "founders"))]
+        founders = [
+            self._examine(genome, founder=True) for genome in self.space.founders(stream(self.seed, 0, "founders"))
+        ]
         if all(known.rejected for known in founders):
             raise RunError(f"the root is rejected by rung 0: {founders[0].rejected}")
         for index, known in enumerate(founders):
@@ -161,8 +164,8 @@ class Search(Generic[G, T]):
             if made is None:
                 return
             (child, edits), parents = made
-            known = self._examine(child)
-            made_now.add(known.digest)
+            known = self._examine(child, founder=False)
+            made_now.add(known.identity)
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
@@ -173,12 +176,12 @@ class Search(Generic[G, T]):
         rng, control = stream(self.seed, index, "variation"), not self.evolution.edits
         for _ in range(TRIES):
             drawn = self._draw(breeders, rng)
-            if drawn is not None and (control or self._is_new(self.space.digest(drawn[0][0]), made_now)):
+            if drawn is not None and (control or self._is_new(self.space.identity(drawn[0][0]), made_now)):
                 return drawn
         return None
 
-    def _is_new(self, digest: str, made_now: set[str]) -> bool:
-        return digest not in self._digests and digest not in made_now
+    def _is_new(self, identity: str, made_now: set[str]) -> bool:
+        return identity not in self._identities and identity not in made_now
 
     def _draw(self, breeders: Pool, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
         """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
@@ -196,26 +199,28 @@ class Search(Generic[G, T]):
             crossed = self.space.crossover(parent, self._genome(second), rng)
             if crossed is not None:
                 return crossed, (first, second)
-        mutated = self.space.mutate(parent, rng, evolution.mutation_steps, evolution.mutation_weights)
+        mutated = self.space.mutate(parent, rng)
         return None if mutated is None else (mutated, (first,))
 
     def _walk(self, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
         """A random walk of edits from a founder, as long as a lineage may be by now: the baseline without selection."""
-        evolution, founder = self.evolution, str(rng.choice(self.survivors))
+        founder = str(rng.choice(self.survivors))
         genome, edits = self._genome(founder), list[Edit]()
         for _ in range(int(rng.integers(1, self.generation + 2))):
-            mutated = self.space.mutate(genome, rng, evolution.mutation_steps, evolution.mutation_weights)
+            mutated = self.space.mutate(genome, rng)
             if mutated is None:
                 break
             genome = mutated[0]
             edits += mutated[1]
         return ((genome, tuple(edits)), (founder,)) if edits else None
 
-    def _examine(self, genome: G) -> _Known[G]:
-        """What rung 0 and the search need to know of a genome."""
-        found = self.space.costs(genome)
-        found |= composed(found, self.evolution)
-        return _Known(genome, self.space.digest(genome), found, rejection(found, self.evolution))
+    def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
+        """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended
+        for."""
+        evolution, found = self.evolution, self.space.costs(genome)
+        found |= composed(found, evolution)
+        rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
+        return _Known(genome, self.space.digest(genome), self.space.identity(genome), found, rejected)
 
     def _candidate(
         self,
@@ -232,14 +237,14 @@ class Search(Generic[G, T]):
             id=id,
             index=index,
             generation=generation,
-            blueprint=self.space.dump(known.genome),
             parents=parents,
             edits=edits,
+            **self.space.record(known.genome),
         )
 
     def _genome(self, id: str) -> G:
         if id not in self._genomes:
-            self._genomes[id] = self.space.load(self.candidates[id].blueprint)
+            self._genomes[id] = self.space.load(self.candidates[id])
         return self._genomes[id]
 
     def _take_asked(self, event: Asked) -> None:
@@ -251,10 +256,12 @@ class Search(Generic[G, T]):
         for candidate in event.candidates:
             if candidate.id in self.candidates or candidate.index != len(self.candidates):
                 raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
-            known = self._asked.get(candidate.id) or self._examine(self.space.load(candidate.blueprint))
+            known = self._asked.get(candidate.id)
+            if known is None:
+                known = self._examine(self.space.load(candidate), founder=event.generation == 0)
             self.candidates[candidate.id] = candidate
             self._genomes[candidate.id] = known.genome
-            self._digests.add(known.digest)
+            self._identities.add(known.identity)
             if self._novelty is not None:
                 self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
             if known.rejected:
@@ -388,6 +395,7 @@ class Search(Generic[G, T]):
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():
             raise RunError(f"generation {event.generation} was closed, but it is not open with all reports in")
+        self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}

@@ -5,12 +5,12 @@ kept within bounds as in Deb's NSGA-II code, at its usual settings. Legend: v va
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from morphogen.candidate import Edit
+from morphogen.candidate import Candidate, Edit
 from morphogen.search.space import Bred
 from morphogen.selection.objectives import Floats
 
@@ -36,17 +36,21 @@ class Vectors:
         """Vectors drawn evenly between the bounds."""
         return tuple(rng.uniform(self._low_v, self._high_v) for _ in range(self._founders))
 
-    def dump(self, genome: Floats) -> dict[str, Any]:
-        """As JSON, exactly."""
-        return {"x": genome.tolist()}
+    def record(self, genome: Floats) -> dict[str, Any]:
+        """In place of a blueprint, as `x`."""
+        return {"blueprint": {"x": genome.tolist()}}
 
-    def load(self, data: Mapping[str, Any]) -> Floats:
-        """From JSON."""
-        return np.array(data["x"], dtype=np.float64)
+    def load(self, candidate: Candidate) -> Floats:
+        """From a record, bit for bit."""
+        return np.array(candidate.blueprint["x"], dtype=np.float64)
 
     def digest(self, genome: Floats) -> str:
         """Equal for vectors that are equal bit for bit."""
         return hashlib.sha256(genome.tobytes()).hexdigest()
+
+    def identity(self, genome: Floats) -> str:
+        """Its digest."""
+        return self.digest(genome)
 
     def costs(self, genome: Floats) -> dict[str, float]:
         """A vector has none."""
@@ -60,13 +64,13 @@ class Vectors:
         """Euclidean."""
         return float(np.linalg.norm(first - second))
 
-    def mutate(
-        self, genome: Floats, rng: np.random.Generator, steps: int, weights: Mapping[str, float]
-    ) -> Bred[Floats] | None:
-        """Polynomial mutation of each variable with chance 1/v, `steps` times; None where nothing changed."""
-        child_v = genome
-        for _ in range(steps):
-            child_v = self._polynomial(child_v, rng)
+    def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Vectors":
+        """The same: there is nothing to learn."""
+        return self
+
+    def mutate(self, genome: Floats, rng: np.random.Generator) -> Bred[Floats] | None:
+        """Polynomial mutation of each variable with chance 1/v; None where nothing changed."""
+        child_v = self._polynomial(genome, rng)
         return None if np.array_equal(child_v, genome) else (child_v, (_edit("polynomial"),))
 
     def crossover(self, first: Floats, second: Floats, rng: np.random.Generator) -> Bred[Floats] | None:

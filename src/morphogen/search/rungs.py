@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from morphogen.candidate import Limits, Report, Stage, Status
+from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Evolution
+from morphogen.figures import Limits
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 
@@ -39,8 +40,11 @@ def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:
             raise InputError(unknown(f"evolution.rung0_thresholds.{name}", name, known))
 
 
-def rejection(costs: Mapping[str, float], evolution: Evolution) -> str:
-    """Why rung 0 turns a blueprint of these costs away, every reason; empty when it passes."""
+def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool = True) -> str:
+    """Why rung 0 turns a genome of these costs away, every reason; empty when it passes.
+
+    gated: whether the structural gates hold for it.
+    """
     reasons = []
     for name, limit in evolution.rung0_thresholds.items():
         limits = limit if isinstance(limit, Limits) else Limits(max=limit)
@@ -49,7 +53,7 @@ def rejection(costs: Mapping[str, float], evolution: Evolution) -> str:
             reasons.append(f"{name} cannot be computed")
         elif complaint := limits.complaint(name, value, f"rung0_thresholds.{name}"):
             reasons.append(complaint)
-    for name, least in (("layers", evolution.min_layers), ("recurrences", evolution.min_recurrences)):
+    for name, least in evolution.gates.items() if gated else ():
         if costs.get(name, math.inf) < least:  # genomes of another kind have no such cost
             reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)

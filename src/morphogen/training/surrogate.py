@@ -7,17 +7,17 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Inheritance, Job, Limits, Report, Status, StopReason, Tokens, stream
+from morphogen.candidate import Job, Report, Status, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DivergedError, InputError
 from morphogen.experiment import Experiment
-from morphogen.inherit import inherit, splice_job
-from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.figures import Limits
+from morphogen.inherit import Inherited, Moments, inherit, splice_job
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
 from morphogen.metrics.recall import recall
@@ -71,15 +71,17 @@ class _Trial:
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
         self.started = time.perf_counter()
-        self.experiment = Experiment.model_validate(job.experiment)
+        experiment = Experiment.model_validate(job.experiment)
+        self.experiment = experiment.with_train(job.candidate.train)
         device = choose_device(job.device)
         self.prepared = prepare(self.experiment.data) if prepared is None else prepared
         self.job = _with_vocab(job, self.prepared.vocab_size)
         self.before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before
         self.blueprint = Blueprint.model_validate(self.job.candidate.blueprint)
         self.stages = self._stages()
-        state, self.inheritance = self._weights()
-        self.model = assemble(self.blueprint, state).to(device)
+        start = self._weights()
+        self.inheritance = start.report
+        self.model = assemble(self.blueprint, start.state).to(device)
         self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         total_steps = self.stages[-1][1]
@@ -92,6 +94,7 @@ class _Trial:
             total_steps=total_steps,
             tokens_per_step=self.prepared.tokens_per_step,
             seed=self._seed("dropout" if job.before is None else f"dropout/{self.stages[0][0]}"),
+            moments=start.moments,
         )
         self.rung = -1
         self.metrics = {name: value for name, value in self.before.metrics.items() if name == "bpb_inherited"}
@@ -149,7 +152,7 @@ class _Trial:
             )
         return stages
 
-    def _weights(self) -> tuple[dict[str, Tensor], Inheritance]:
+    def _weights(self) -> Inherited:
         """What the candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
         if self.job.before is not None:
             return self._own_weights(self.job.before)
@@ -158,17 +161,20 @@ class _Trial:
         if mode == "init" and path is None:
             raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
         if mode == "parent" and self.job.parents:
-            return splice_job(self.job, seed)
+            return splice_job(self.job, seed, with_moments=self.experiment.evolution.inherit_optimizer)
         if mode == "scratch" or path is None:
             return splice_job(self.job.replace(parents=()), seed)
         state, blueprint, _ = load_checkpoint(Path(path))
-        return inherit(self.blueprint, [(blueprint, state)], seed=seed)
+        return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
 
-    def _own_weights(self, before: Report) -> tuple[dict[str, Tensor], Inheritance]:
+    def _own_weights(self, before: Report) -> Inherited:
         """Those that an earlier job of the same candidate left."""
         if before.checkpoint is None or before.inheritance is None:
             raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
-        return load_checkpoint(Path(self.job.run_dir) / before.checkpoint)[0], before.inheritance
+        path = Path(self.job.run_dir) / before.checkpoint
+        kept = load_moments(path, self.blueprint) if self.experiment.evolution.inherit_optimizer else None
+        moments = None if kept is None else Moments(kept, {})
+        return Inherited(load_checkpoint(path)[0], before.inheritance, moments)
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
@@ -234,6 +240,8 @@ class _Trial:
         # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
         name = self.job.candidate.id + ("" if self.job.before is None else f"-rung{self.rung}")
         where = f"checkpoints/{name}.safetensors"
+        if self.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
+            save_moments(Path(self.job.run_dir) / where, self.trainer.updater.moments())
         extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step)}
         save_checkpoint(Path(self.job.run_dir) / where, self.model.state_dict(), self.blueprint, extra)
         return where
