@@ -13,15 +13,15 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 import transformers
-from rich.console import Console
-from rich.table import Table
 
 from contestants import Match, Step, matches
 
 TOKENS, EXPONENT = 4096, 1.15
+WIDTHS = ("<26", "<24", ">10", ">9", ">17", ">10")
 
 
 def medians(contestants: dict[str, Step], rounds: int) -> dict[str, float]:
@@ -67,13 +67,16 @@ def main() -> None:
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     rounds = 3 if arguments.quick else 9
-    table = Table(title=f"{'bf16 autocast' if arguments.bf16 else 'fp32'}, forward and backward, one thread")
-    for column in ("kind", "against", "tokens", "ms", "peer / morphogen (asked)", "exponent"):
-        table.add_column(column, justify="left" if column in ("kind", "against") else "right")
+    print(f"{'bf16 autocast' if arguments.bf16 else 'fp32'}, forward and backward, one thread")
+    show(("kind", "against", "tokens", "ms", "ratio (asked)", "exponent"))
     for match in matches():
         if arguments.only in match.kind:
-            table.add_row(*row(match, rounds, arguments.bf16, arguments.quick))
-    Console(width=130).print(table)
+            show(row(match, rounds, arguments.bf16, arguments.quick))
+
+
+def show(cells: Sequence[str]) -> None:
+    """A line of the table, as soon as it is known."""
+    print("".join(f"{cell:{width}}" for cell, width in zip(cells, WIDTHS, strict=True)), flush=True)
 
 
 if __name__ == "__main__":

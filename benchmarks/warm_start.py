@@ -5,12 +5,13 @@ Both children are trained on the same batches by the same schedule; held-out los
 spliced child gets its parent's optimizer moments too. The parent's own training is not counted: in a search it is there
 already.
 
-    python benchmarks/warm_start.py [--quick] [--steps 300]
+    python benchmarks/warm_start.py [--quick] [--steps 200]
 
 B sequences, T tokens
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from morphogen.training.loop import Trainer
 from morphogen.variation.operator import edit
 from splice import job_of
 
-SEQ_LEN, BATCH, EVERY = 128, 8, 5
+SEQ_LEN, BATCH, EVERY = 128, 8, 10
 OPERATORS = (
     "widen_ffn", "widen_dim", "duplicate_block", "insert_block", "dense_to_moe", "insert_retro_module",
     "add_recurrence", "add_heads", "toggle_ssm", "toggle_parallel", "delete_block", "change_norm",
@@ -83,7 +84,7 @@ def share(losses: list[float], goal: float) -> float:
 def main() -> None:
     """Print every pair and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--quick", action="store_true", help="40 steps, 4 pairs")
     options = parser.parse_args()
     steps, operators = (40, OPERATORS[:4]) if options.quick else (options.steps, OPERATORS)
@@ -92,7 +93,7 @@ def main() -> None:
     parent = Blueprint.model_validate(PARENT).with_vocab(prepared.vocab_size)
     mixture, later = Mixture(prepared, 0), Mixture(prepared, 1)
     name = prepared.eval_shards[0].name
-    ids_BT1 = torch.cat([torch.from_numpy(b.ids.copy()) for b in mixture.eval_batches(name, 4 * SEQ_LEN * BATCH)])
+    ids_BT1 = torch.cat([torch.from_numpy(b.ids.copy()) for b in mixture.eval_batches(name, 2 * SEQ_LEN * BATCH)])
     trained = curve(build(parent, seed=0), mixture, ids_BT1, steps, None)
     table = Table(
         title=f"{steps} steps of {SEQ_LEN * BATCH} tokens; parent at {trained.trace.figures['held out'][-1]:.3f}"
@@ -122,6 +123,7 @@ def main() -> None:
             curves = [each.trace.figures["held out"] for each in (fresh, spliced, informed)]
             needed = (share(curves[1], curves[0][-1]), share(curves[2], curves[0][-1]))
             shares.append(needed)
+            print(f"{operator}: {needed[0]:.0%}, with moments {needed[1]:.0%}", file=sys.stderr, flush=True)
             exact = "yes" if start.report.exact else "no"
             losses = (curves[1][0], curves[0][-1], curves[1][-1])
             table.add_row(operator, exact, *(f"{loss:.3f}" for loss in losses), *(f"{part:.0%}" for part in needed))

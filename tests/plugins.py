@@ -38,6 +38,10 @@ class Bottleneck(Plugin):
         return self.evolve(width=2 * self.width)
 
 
+class Sibling(Bottleneck):
+    """Another plug-in, of the same tensors."""
+
+
 class BottleneckBranch(Branch):
     def __init__(self, part: Bottleneck, ctx: Context) -> None:
         super().__init__()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from morphogen.candidate import MOMENTS_SUFFIX
 from morphogen.cli import main
 from morphogen.doctor import examine
 from morphogen.errors import InputError
-from morphogen.evolve import evolve, load
+from morphogen.evolve import Keep, evolve, load
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Notice, Training
 from morphogen.store.ledger import Ledger
@@ -153,3 +154,22 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(run: Path, tmp_path: 
             copy.write_bytes(data)
             with pytest.raises(InputError, match=r"copy\.safetensors: "):
                 load_checkpoint(copy)
+
+
+def test_moments_go_with_their_weights_in_the_budget_and_are_looked_at(sound: Path, tmp_path: Path) -> None:
+    experiment = load(sound / "tiny.yaml")
+    evolution = experiment.evolution.model_copy(update={"inherit_optimizer": True})
+    experiment = experiment.model_copy(update={"evolution": evolution})
+    evolve(experiment, tmp_path / "run", generations=1)
+    files = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert sum(path.name.endswith(MOMENTS_SUFFIX) for path in files) == len(files) / 2
+    budget = sum(path.stat().st_size for path in files) * 3 // 4
+    evolve(experiment, tmp_path / "less", generations=2, keep=Keep(disk_budget=budget))
+    left = sorted((tmp_path / "less" / "checkpoints").iterdir())
+    assert sum(path.stat().st_size for path in left) <= budget
+    assert sum(path.name.endswith(MOMENTS_SUFFIX) for path in left) == len(left) / 2
+    assert examine(tmp_path / "run") == []
+    moments = next(path for path in files if path.name.endswith(MOMENTS_SUFFIX))
+    flip(moments, -5)
+    (finding,) = examine(tmp_path / "run")
+    assert "do not match their checksum" in finding.wrong

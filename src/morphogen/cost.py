@@ -43,8 +43,8 @@ def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
         "kv_bytes_per_token": whole.kv_bytes,
         "state_bytes": whole.state_bytes,
         "train_memory_bytes": 16.0 * params,
-        "graph_entropy": entropy(blueprint),
         **structure(blueprint),
+        "graph_entropy": entropy(blueprint),
     }
 
 

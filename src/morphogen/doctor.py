@@ -12,7 +12,7 @@ from morphogen.blueprint.yaml import read
 from morphogen.errors import InputError, MorphogenError
 from morphogen.evolve import RESOLVED, read_environment
 from morphogen.experiment import Experiment
-from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Event, Generation, Ledger, Start, in_use
 
@@ -95,6 +95,8 @@ def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
         wanted = Blueprint.model_validate(engine.candidates[report.id].blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
+            if engine.experiment.evolution.inherit_optimizer:
+                load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")
             yield Finding(str(path), wrong, "restore it from a copy; until then, children that inherit from it fail")

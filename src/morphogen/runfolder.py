@@ -91,17 +91,22 @@ def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[s
     RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
     """
     sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
-    kept_bytes = sum(sizes.get(folder / name, 0) for name in needed if name is not None)
+
+    def parts(name: str) -> list[Path]:
+        return [path for path in (folder / name, moments_path(folder / name)) if path in sizes]
+
+    kept_bytes = sum(sizes[path] for name in needed if name is not None for path in parts(name))
     if kept_bytes > budget_bytes:
         raise RunError(
             f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
             f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
         )
     total_bytes, gone = sum(sizes.values()), 0
-    for path in (folder / name for name in spare if name is not None):
-        if path in sizes and total_bytes > budget_bytes:
-            path.unlink()
-            total_bytes -= sizes[path]
+    for found in (parts(name) for name in spare if name is not None):
+        if found and total_bytes > budget_bytes:
+            for path in found:
+                path.unlink()
+                total_bytes -= sizes[path]
             gone += 1
     return gone
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import runners
 
+from morphogen.candidate import moments_path
 from morphogen.doctor import examine
 from morphogen.errors import InputError, RunError
 from morphogen.evolve import evolve, settle
@@ -42,8 +43,9 @@ def test_checkpoints_travel_whole(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "checkpoints").mkdir(parents=True)
     names = [f"checkpoints/{letter}.safetensors" for letter in "ab"]
-    for name in names:
+    for name in (*names, "checkpoints/a.optimizer.safetensors"):
         (here / name).write_text(f"weights of {name}")
+        moments_path(here / name).write_text(f"moments of {name}")
     for url in (str(tmp_path / "shared"), "memory://weights"):
         shared = Exchange(url)
         for name in names:
@@ -54,9 +56,13 @@ def test_checkpoints_travel_whole(tmp_path):
         shared.keep_only({names[0]})
         for name in names:
             (there / name).unlink(missing_ok=True)
+            moments_path(there / name).unlink(missing_ok=True)
             shared.fetch(name, there)
         assert (there / names[0]).read_text() == f"weights of {names[0]}"
-        assert sorted(path.name for path in (there / "checkpoints").iterdir()) == ["a.safetensors"]
+        assert sorted(path.name for path in (there / "checkpoints").iterdir()) == [
+            "a.optimizer.safetensors",
+            "a.safetensors",
+        ]
 
 
 def test_a_shared_place_that_does_not_work_is_told(tmp_path):

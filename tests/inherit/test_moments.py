@@ -8,12 +8,12 @@ import torch
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Edit, Job, ParentRef, moments_path
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Train
 from morphogen.inherit import Inherited, splice_job
 from morphogen.inherit.checkpoint import load_moments, save_checkpoint, save_moments
 from morphogen.network import assemble, build, specs
-from morphogen.runfolder import remove_checkpoints
+from morphogen.runfolder import keep_to_budget, remove_checkpoints
 from morphogen.training.loop import Trainer
 from morphogen.variation.operator import edit as make_edit
 
@@ -139,6 +139,19 @@ def test_only_new_entries_warm_up(trained: Trainer, tmp_path: Path) -> None:
             young = fresh.get(key, torch.zeros_like(old, dtype=torch.bool))
             assert torch.equal(moved[~young], wanted[~young]), key
             assert torch.allclose(moved[young], share * wanted[young], atol=1e-7, rtol=1e-4), key
+
+
+def test_a_disk_budget_counts_moments_with_their_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.safetensors").write_bytes(b"x" * 10)
+        moments_path(folder / f"{name}.safetensors").write_bytes(b"x" * 20)
+    spare, needed = ["checkpoints/a.safetensors", "checkpoints/b.safetensors"], ["checkpoints/c.safetensors"]
+    with pytest.raises(RunError, match="take 30 bytes"):
+        keep_to_budget(tmp_path, spare, needed, 29)
+    assert keep_to_budget(tmp_path, spare, needed, 60) == 1
+    assert sorted(p.name[0] for p in folder.iterdir()) == ["b", "b", "c", "c"]
 
 
 def test_another_optimizers_moments_are_left_alone(tmp_path: Path) -> None:

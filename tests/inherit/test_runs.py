@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import MOMENTS_SUFFIX
+from morphogen.doctor import examine
 from morphogen.evolve import Keep, evolve
 from morphogen.experiment import Evolution, Experiment
 from morphogen.status import ancestry
@@ -39,6 +40,10 @@ def test_files_of_a_run_say_what_came_from_whom(tmp_path: Path, monkeypatch: pyt
     files = sorted(each.name for each in (tmp_path / "run" / "checkpoints").iterdir())
     weights = {name.removesuffix(".safetensors") for name in files if not name.endswith(MOMENTS_SUFFIX)}
     assert {name.removesuffix(MOMENTS_SUFFIX) for name in files if name.endswith(MOMENTS_SUFFIX)} == weights
+    assert examine(run.folder) == []
+    spoilt = tmp_path / "run" / "checkpoints" / f"{sorted(weights)[0]}{MOMENTS_SUFFIX}"
+    spoilt.write_bytes(spoilt.read_bytes()[:-4] + b"abcd")
+    assert ["checksum" in finding.wrong and str(spoilt) in finding.wrong for finding in examine(run.folder)] == [True]
     again = evolve(experiment, tmp_path / "again")
     assert json.dumps(untimed(again.folder / "lineage.json")) == json.dumps(untimed(run.folder / "lineage.json"))
 

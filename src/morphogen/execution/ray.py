@@ -18,7 +18,7 @@ import fsspec
 import ray
 import torch
 
-from morphogen.candidate import Job, Report
+from morphogen.candidate import Job, Report, moments_path
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed
@@ -117,28 +117,32 @@ class Exchange:
             raise InputError(f"--shared: got {url!r}: {error}") from None
 
     def leave(self, name: str, folder: Path) -> None:
-        """Puts a checkpoint of `folder` there, unless it is there whole."""
-        files, there, here = self._files, self._at(name), folder / name
-        with self._told(name):
-            if not files.exists(there) or files.size(there) != here.stat().st_size:
-                files.makedirs(os.path.dirname(there), exist_ok=True)
-                files.put_file(str(here), there)
+        """Puts a checkpoint of `folder` there, unless it is there whole; and the moments beside it, where there are."""
+        files, moments = self._files, str(moments_path(Path(name)))
+        for part in (moments, name) if (folder / moments).is_file() else (name,):
+            with self._told(part):
+                there, here = self._at(part), folder / part
+                if not files.exists(there) or files.size(there) != here.stat().st_size:
+                    files.makedirs(os.path.dirname(there), exist_ok=True)
+                    files.put_file(str(here), there)
 
     def fetch(self, name: str, folder: Path) -> None:
         """Puts a checkpoint from there into `folder`, whole or not at all; what is missing there stays missing."""
-        target = folder / name
-        temporary = target.with_name(f".{target.name}.fetched")
-        with self._told(name):
-            if self._files.exists(self._at(name)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._files.get_file(self._at(name), str(temporary))
-                os.replace(temporary, target)
+        for part in (str(moments_path(Path(name))), name):
+            target = folder / part
+            temporary = target.with_name(f".{target.name}.fetched")
+            with self._told(part):
+                if self._files.exists(self._at(part)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._files.get_file(self._at(part), str(temporary))
+                    os.replace(temporary, target)
 
     def keep_only(self, names: set[str]) -> None:
         """Removes the checkpoints that nobody will fetch any more."""
+        kept = {part for name in names for part in (name, str(moments_path(Path(name))))}
         with self._told("checkpoints"):
             for path in self._files.glob(self._at("checkpoints/*.safetensors")):
-                if f"checkpoints/{os.path.basename(path)}" not in names:
+                if f"checkpoints/{os.path.basename(path)}" not in kept:
                     self._files.rm_file(path)
 
     def _at(self, name: str) -> str:

@@ -172,9 +172,9 @@ class _Trial:
         if before.checkpoint is None or before.inheritance is None:
             raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
         path = Path(self.job.run_dir) / before.checkpoint
-        kept = load_moments(path, self.blueprint) if self.experiment.evolution.inherit_optimizer else None
-        moments = None if kept is None else Moments(kept, {})
-        return Inherited(load_checkpoint(path)[0], before.inheritance, moments)
+        state, blueprint, _ = load_checkpoint(path)
+        moments = load_moments(path, blueprint) if self.experiment.evolution.inherit_optimizer else None
+        return Inherited(state, before.inheritance, None if moments is None else Moments(of=moments, fresh={}))
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
