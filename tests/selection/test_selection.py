@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from morphogen.candidate import Descriptor, Limits, Report, Status
+from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
+from morphogen.figures import Descriptor, Limits
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cell, elites
 from morphogen.selection.objectives import (

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from morphogen.candidate import Limits, Report, Stage, Status
+from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Evolution
+from morphogen.figures import Limits
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 
@@ -40,7 +41,7 @@ def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:
 
 
 def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool = True) -> str:
-    """Why rung 0 turns a blueprint of these costs away, every reason; empty when it passes.
+    """Why rung 0 turns a genome of these costs away, every reason; empty when it passes.
 
     gated: whether the structural gates hold for it.
     """
@@ -53,7 +54,7 @@ def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool =
         elif complaint := limits.complaint(name, value, f"rung0_thresholds.{name}"):
             reasons.append(complaint)
     for name, least in evolution.gates.items() if gated else ():
-        if least > 0 and costs.get(name, math.inf) < least:  # genomes of another kind have no such cost
+        if costs.get(name, math.inf) < least:  # genomes of another kind have no such cost
             reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)
 

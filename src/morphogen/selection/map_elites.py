@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from morphogen.candidate import Descriptor, Limits, Report
+from morphogen.candidate import Report
+from morphogen.figures import Descriptor, Limits
 from morphogen.selection.objectives import Direction, Ints, matrix
 from morphogen.selection.pareto import order
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pymoo.indicators.hv import HV
 
-from morphogen.candidate import Limits, Report, Status
+from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
+from morphogen.figures import Limits
 
 Direction = Literal["min", "max"]
 Floats = NDArray[np.float64]

@@ -10,8 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from morphogen.candidate import Descriptor, Limits, Report
+from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
+from morphogen.figures import Descriptor, Limits
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cells
 from morphogen.selection.objectives import (

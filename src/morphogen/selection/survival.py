@@ -10,8 +10,9 @@ import numpy as np
 from pymoo.algorithms.moo.nsga3 import HyperplaneNormalization, associate_to_niches, calc_niche_count, niching
 from pymoo.util.ref_dirs import get_reference_directions
 
-from morphogen.candidate import Limits, Report
+from morphogen.candidate import Report
 from morphogen.errors import InputError, unknown
+from morphogen.figures import Limits
 from morphogen.selection.objectives import Direction, Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
