@@ -2,8 +2,8 @@
 
 Models of the same width, depth and vocabulary, built here from their configurations; batches of random ids. Each peer
 is met in fp32 and in bf16, both with fused AdamW as morphogen has it, and as shipped on a CPU (fp32, AdamW's default
-loop) by morphogen's bf16. Contestants take turns, times are medians over rounds; above 1 means that morphogen is the
-faster.
+loop) by morphogen's bf16. Contestants take turns, times are medians of CPU seconds, as others may share the machine;
+above 1 means that morphogen is the faster.
 
     python benchmarks/training_step.py [--quick] [--lengths 256 512]
 
@@ -127,13 +127,13 @@ def peer_step(model: nn.Module, batch: int, length: int, *, bf16: bool, fused: b
 
 
 def medians(contestants: dict[str, Step], rounds: int, uncounted: int = 2) -> dict[str, float]:
-    """Seconds of each, the median over rounds in which all take turns; the first rounds are not counted."""
+    """CPU seconds of each, the median over rounds in which all take turns; the first rounds are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds + uncounted):
         for name, step in contestants.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: statistics.median(times[uncounted:]) for name, times in seconds.items()}
 
 

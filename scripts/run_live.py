@@ -34,7 +34,7 @@ def run_live(
     seed: Annotated[int | None, typer.Option(help="of the run; default train.seed")] = None,
     lineage_out: Annotated[Path | None, typer.Option(help="where to put a copy of lineage.json")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run; start it if there is none")] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="weighted, pareto_uniform or lexicase")] = None,
+    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
     mutation_weight: Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches one off")] = None,
     mutation_steps: Annotated[
         int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")
@@ -53,11 +53,12 @@ def run_live(
     score_weight_moe: Annotated[float | None, weight("number of MoE blocks")] = None,
     score_weight_novelty: Annotated[float | None, weight("structural novelty")] = None,
     score_weight_instability: Annotated[float | None, weight("smooth training")] = None,
+    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable lines")] = False,
 ) -> None:
     """Evolve the experiment in FILE."""
     from morphogen.evolve import Keep
-    from morphogen.options import named_weights, with_options
+    from morphogen.options import execution_of, named_weights, with_options
 
     scores = {
         "ppl": score_weight_ppl,
@@ -88,7 +89,16 @@ def run_live(
         prune=prune_checkpoints_to_frontier,
     )
     folder = out.with_suffix("") if out.suffix == ".json" else out
-    carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+    carry_out(
+        experiment,
+        folder,
+        seed=seed,
+        device=device,
+        resume=resume,
+        keep=keep,
+        execution=execution_of(workers=workers),
+        as_json=as_json,
+    )
 
 
 if __name__ == "__main__":

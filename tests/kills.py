@@ -16,6 +16,7 @@ from typing import Any
 
 from morphogen import runfolder
 from morphogen.evolve import evolve, load
+from morphogen.execution import Execution
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
 from morphogen.notices import Training
@@ -47,7 +48,9 @@ def deadly(call: Callable[..., Any], left: int) -> Callable[..., Any]:
     return wrapped
 
 
-def attempt(experiment: Experiment, out: Path, moment: str | None, whole_seconds: float) -> int:
+def attempt(
+    experiment: Experiment, out: Path, moment: str | None, whole_seconds: float, workers: int | None = None
+) -> int:
     """The exit code of one trial in a process of its own; -9 where it was killed."""
     pid = os.fork()
     if pid == 0:
@@ -64,7 +67,7 @@ def attempt(experiment: Experiment, out: Path, moment: str | None, whole_seconds
                 if steps == 0:
                     die()
 
-        evolve(experiment, out, resume=True, observer=watch)
+        evolve(experiment, out, resume=True, execution=Execution(workers=workers), observer=watch)
         os._exit(0)
     if moment is not None and ":" not in moment:
         time.sleep(float(moment) * whole_seconds)

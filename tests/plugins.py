@@ -1,5 +1,6 @@
 """A plug-in as a user writes one. B batch, T tokens, D model dim, W width."""
 
+from importlib.metadata import EntryPoint
 from typing import ClassVar, Self, cast
 
 import numpy as np
@@ -53,3 +54,8 @@ class BottleneckBranch(Branch):
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         return self.mix(x_BTD)
+
+
+def installed(group: str) -> list[EntryPoint]:
+    """As `importlib.metadata.entry_points` where the plug-in above is installed."""
+    return [EntryPoint("bottleneck", "plugins:Bottleneck", group)]

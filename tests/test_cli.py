@@ -13,7 +13,7 @@ from rich.console import Console
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import execute, main
+from morphogen.cli import SCHEMAS, execute, main
 from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
@@ -102,7 +102,7 @@ def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path)
     assert told == {"changes": [], "others": [], "distance": 0.0, "same": True}
 
 
-@pytest.mark.parametrize("which", ["experiment", "blueprint", "frontier", "lineage"])
+@pytest.mark.parametrize("which", SCHEMAS)
 def test_schemas_are_json(cli: Cli, which: str) -> None:
     code, out, _ = cli("schema", which)
     assert code == 0
@@ -115,6 +115,8 @@ def test_operators_with_and_without_an_experiment(cli: Cli, config: Path) -> Non
     plain = json.loads(cli("operators", "--json")[1])
     assert [row["name"] for row in plain] == [row["name"] for row in rows]
     assert "exact" in cli("operators")[1]
+    assert next(row for row in plain if row["name"] == "toggle_precision")["weight"] == 0.0
+    assert next(row for row in plain if row["name"] == "graph_jitter")["preserves"] is None
 
 
 def test_status_and_lineage_of_a_finished_run(cli: Cli, finished: Path, tmp_path: Path) -> None:

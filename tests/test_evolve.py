@@ -219,9 +219,13 @@ def test_other_text_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_nothing_measures_is_refused_before_training(experiment: Experiment, tmp_path: Path) -> None:
-    for change in ({"objectives": {"long_recall": "max"}}, {"weights": {"moe": 1.0}}, {"weight_inheritance": "init"}):
+    for change in (
+        {"objectives": {"long_recall": "max"}},
+        {"weights": {"recall_nll": 1.0}},
+        {"weight_inheritance": "init"},
+    ):
         evolution = experiment.evolution.model_copy(update=change)
-        with pytest.raises(InputError, match=r"long_recall|moe_blocks|init_checkpoint"):
+        with pytest.raises(InputError, match=r"long_recall|recall_nll|init_checkpoint"):
             evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -279,3 +283,68 @@ def test_sigterm_ends_the_command_with_130_and_it_can_be_resumed(config: Path, w
     assert "--resume" in said
     evolve(load(config), tmp_path / "run", resume=True)
     same_run(tmp_path / "run", whole)
+
+
+def test_templates_are_kept_with_the_run_and_a_changed_file_is_noticed(experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "templates.yaml"
+    file.write_text("templates: [{name: both, actions: [{operator: widen_ffn}, {operator: insert_layer_scale}]}]\n")
+    settings = {
+        "generations": 1,
+        "crossover_prob": 0.0,
+        "mutation_steps": 1,
+        "templates": str(file),
+        "template_mutation_prob": 0.0,
+        "mutation_weights": {"template_mutation": 1e6},
+    }
+    changed = type(experiment.evolution).model_validate({**dict(experiment.evolution), **settings})
+    templated = experiment.model_copy(update={"evolution": changed})
+    run = evolve(templated, tmp_path / "run")
+    used = [edit.template for edge in run.lineage.edges for edit in edge.edits if edit.template]
+    assert {template["name"] for template in used} == {"both"}
+    steps = [step.operator for edge in run.lineage.edges for edit in edge.edits for step in edit.steps]
+    assert {"widen_ffn", "insert_layer_scale"} <= set(steps)
+    assert all(node.inheritance.exact for node in run.lineage.nodes[1:] if node.inheritance)
+    assert "name: both" in (tmp_path / "run" / "experiment.yaml").read_text()
+    resolved = load(tmp_path / "run" / "experiment.yaml")
+    assert resolved.evolution.templates == run.experiment.evolution.templates
+    file.write_text(file.read_text().replace("both", "other"))
+    with pytest.raises(RunError, match=r"evolution.templates is .* there and .* here"):
+        evolve(templated, tmp_path / "run", resume=True)
+    file.unlink()
+    assert evolve(run.experiment, tmp_path / "run", generations=2, resume=True).lineage.nodes[-1].generation == 2
+
+
+def test_bad_templates_are_told_before_anything_is_done(experiment: Experiment, tmp_path: Path) -> None:
+    file = tmp_path / "templates.yaml"
+    file.write_text("templates: [{name: a, actions: [{operator: widen_fnn}]}]\n")
+    evolution = experiment.evolution.model_copy(update={"templates": str(file)})
+    with pytest.raises(InputError, match=r"templates.yaml:1:34 templates\[0\].actions\[0\].operator: got 'widen_fnn'"):
+        evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_end(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    changes = {"rungs": "asha", "eta": 2, "min_tokens": 128, "max_tokens": 512, "population": 4, "generations": 1}
+    changes |= {"promotion_prob": 1.0}
+    evolution = type(experiment.evolution).model_validate({**dict(experiment.evolution), **changes})
+    halving = experiment.model_copy(update={"evolution": evolution})
+    whole = evolve(halving, tmp_path / "whole")
+    root, *others = whole.lineage.nodes
+    assert sorted(node.tokens.own for node in others) == [128, 128, 256, 768]
+    assert sorted(node.rung for node in others) == [1, 1, 2, 4]
+    assert (root.tokens.own, root.metrics["budget_share"]) == (768, 1.5)
+    assert [node.status for node in others].count(Status.GATED) == 3
+
+    class Stops(InProcess):
+        def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+            for done, report in enumerate(super().map(jobs, progress)):
+                if done == 1 and report.rung == 2:  # trained and saved, but not on record
+                    raise KeyboardInterrupt
+                yield report
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(halving, tmp_path / "parts", executor=Stops())
+    evolve(halving, tmp_path / "parts", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "parts")

@@ -12,11 +12,12 @@ SRC = Path(__file__).parent.parent / "src"
 FILES = sorted((SRC / "morphogen").rglob("*.py"))
 
 #: Unit (module or sub-package) -> the units it may import. `candidate` and `errors` are open to all.
-OPEN = {"candidate", "errors"}
+OPEN = {"candidate", "errors", "figures"}
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "candidate": set(),
+    "figures": set(),
     "ops": set(),
     "parts": {"ops"},
     "blueprint": {"parts"},
@@ -24,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "network": {"blueprint", "parts"},
     "cost": {"network", "blueprint", "parts"},
     "inherit": ARCHITECTURE,
-    "variation": ARCHITECTURE,
+    "variation": ARCHITECTURE | {"inherit"},
     "data": {"experiment"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit"},
@@ -33,9 +34,10 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data"},
+    "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation"},
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
-JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "console", "cli"]
+JOINING = ["options", "runfolder", "explain", "notices", "evolve", "status", "doctor", "console", "cli"]
 for position, name in enumerate(JOINING):
     ALLOWED[name] = {unit for unit in list(ALLOWED) if unit not in JOINING} | set(JOINING[:position])
 
@@ -46,8 +48,9 @@ HOMES = {
     "rich": {"console.py", "cli.py", "report/tables.py"},
     "typer": {"cli.py"},
     "datasets": {"data/corpora.py"},
+    "scipy": {"analysis/statistics.py"},
 }
-NO_TORCH = {"errors", "candidate", "selection", "store", "report", "console"}
+NO_TORCH = {"errors", "candidate", "figures", "selection", "store", "report", "console"}
 
 
 def unit(path: Path) -> str:

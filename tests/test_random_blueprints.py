@@ -27,7 +27,7 @@ from morphogen.parts.retro import AGGREGATORS
 from morphogen.parts.selector import Selective
 from morphogen.parts.sparsity import SPARSITIES
 from morphogen.training.loop import Trainer
-from strategies import VOCAB, blueprints
+from strategies import VOCAB, blueprints, experts, moes
 
 #: Tokens: more than one tile of attention and one chunk of every scan.
 TOKENS = 72
@@ -51,6 +51,17 @@ CHOICES = {
     "start_state": ("zero", "noise"),
     "activation": ("swiglu", "geglu", "gelu", "relu", "relu2", "silu"),
 }
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> Blueprint:
+    """Any blueprint; every mixture's experts may be of any kind."""
+    blueprint = draw(blueprints())
+    blocks = [
+        block.model_copy(update={"ffn": draw(moes(experts()))}) if isinstance(block.ffn, MoE) else block
+        for block in blueprint.blocks
+    ]
+    return blueprint.model_copy(update={"blocks": tuple(blocks)})
 
 
 def check(blueprint: Blueprint, seed: int) -> str:
@@ -163,7 +174,7 @@ def test_every_kind_and_choice_is_drawn() -> None:
     found = Counter[str]()
 
     @settings(max_examples=400)
-    @given(blueprint=blueprints())
+    @given(blueprint=mixed())
     def look(blueprint: Blueprint) -> None:
         for gene in blueprint.genes():
             for part in (gene.part, *experts_of(gene.part)):
@@ -188,7 +199,7 @@ def checked(count: int) -> Counter[str]:
     found = Counter[str]()
 
     @settings(max_examples=count)
-    @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+    @given(blueprint=mixed(), seed=st.integers(0, 2**31))
     def run(blueprint: Blueprint, seed: int) -> None:
         found[check(blueprint, seed)] += 1
 

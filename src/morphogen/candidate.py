@@ -4,15 +4,24 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
+
+#: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
+MOMENTS_SUFFIX = ".optimizer.safetensors"
+
+
+def moments_path(checkpoint: Path) -> Path:
+    """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
+    return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
 
 
 class Record(BaseModel):
@@ -31,7 +40,7 @@ class Status(StrEnum):
     PROPOSED = "proposed"  # asked for, nothing known yet
     REJECTED = "rejected"  # rung 0 turned it away; nothing was trained
     FAILED = "failed"  # training did not finish: out of memory, not finite, dead worker
-    GATED = "gated"  # a rung's gate stopped it early; its metrics are those of that rung
+    GATED = "gated"  # stopped early, by a rung's gate or because others went on; its metrics are those of that rung
     TRAINED = "trained"  # measured at the highest rung
 
 
@@ -44,6 +53,7 @@ class StopReason(IntEnum):
     NO_IMPROVE = 3
     NOT_FINITE = 4
     PPL_GATE = 5  # stopped after rung 1 by `train.ppl_stop_threshold`
+    METRIC_GATE = 6  # stopped after rung 1 by `evolution.rung1_gates`
 
 
 def stream(seed: int, index: int, purpose: str) -> np.random.Generator:
@@ -63,7 +73,10 @@ class Edit(Record):
     """What one operator did: enough to explain and to replay.
 
     `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
+    Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
     `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
+    `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
+    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn.
     """
 
     operator: str
@@ -71,6 +84,16 @@ class Edit(Record):
     preserves: bool
     changes: tuple[Change, ...] = ()
     sources: dict[str, int] = {}
+    steps: tuple["Edit", ...] = ()
+    template: dict[str, Any] | None = None
+    repair: bool = False
+
+    def single(self) -> Iterator["Edit"]:
+        """The edits to make one after another: the steps of a compound edit, else the edit itself."""
+        if not self.steps:
+            yield self
+        for step in self.steps:
+            yield from step.single()
 
 
 class Tokens(Record):
@@ -85,21 +108,43 @@ class Tokens(Record):
     unique: int
 
 
+class Origin(Record):
+    """Where the weights of one block, of the stem, or of one recurrence came from.
+
+    gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
+    position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
+    fresh: entries.
+    """
+
+    gene: str
+    parent: str | None
+    how: Literal["whole", "resized", "partly", "fresh"]
+    carried: int
+    fresh: int
+
+
 class Inheritance(Record):
     """Parameter counts of a splice: carried in tensors of unchanged shape, carried in others, initialised afresh.
 
-    exact: the child computes its parent's function. notes: why it does not.
+    dropped: entries of the parents' tensors of which the child has none. exact: the child computes its parent's
+    function. notes: why it does not. genes: what came from whom.
     """
 
     inherited: int
     resized: int
     fresh: int
     exact: bool
+    dropped: int = 0
     notes: tuple[str, ...] = ()
+    genes: tuple[Origin, ...] = ()
 
 
 class Candidate(Record):
-    """A blueprint, where it came from, and the edits that made it."""
+    """A blueprint, where it came from, and the edits that made it.
+
+    train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
+    """
 
     id: str
     index: int
@@ -107,6 +152,7 @@ class Candidate(Record):
     blueprint: dict[str, Any]
     parents: tuple[str, ...] = ()
     edits: tuple[Edit, ...] = ()
+    train: dict[str, Any] = {}
 
 
 class ParentRef(Record):
@@ -130,23 +176,6 @@ class Ancestor(Record):
     index: int
     steps: int
     tokens: int
-
-
-class Job(Record):
-    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
-
-    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
-    paths start.
-    """
-
-    experiment: dict[str, Any]
-    candidate: Candidate
-    parents: tuple[ParentRef, ...]
-    ancestors: tuple[Ancestor, ...]
-    stages: tuple[Stage, ...]
-    seed: int
-    run_dir: str
-    device: str
 
 
 class Report(Record):
@@ -177,3 +206,23 @@ class Report(Record):
         """The metric, timed metric or cost called `name`; None when this candidate has none."""
         tables: tuple[Mapping[str, float], ...] = (self.metrics, self.costs, self.timed)
         return next((table[name] for table in tables if name in table), None)
+
+
+class Job(Record):
+    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
+
+    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
+    paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
+    `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
+    """
+
+    experiment: dict[str, Any]
+    candidate: Candidate
+    parents: tuple[ParentRef, ...]
+    ancestors: tuple[Ancestor, ...]
+    stages: tuple[Stage, ...]
+    seed: int
+    run_dir: str
+    device: str
+    before: Report | None = None
+    budget_tokens: int = 0

@@ -18,7 +18,10 @@ from morphogen.errors import InputError, MorphogenError, unknown
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from morphogen.analysis.fidelity import Fidelity
+    from morphogen.analysis.verify import Verification
     from morphogen.evolve import Keep
+    from morphogen.execution import Execution
     from morphogen.experiment import Experiment
 
 app = typer.Typer(
@@ -31,7 +34,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-SCHEMAS = ("experiment", "blueprint", "frontier", "lineage")
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
 
 Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
@@ -50,7 +53,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")
     ] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="weighted, pareto_uniform or lexicase")] = None,
+    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
     mutation_weight: Annotated[
         list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")
     ] = None,
@@ -67,10 +70,18 @@ def run(
     prune_checkpoints_to_frontier: Annotated[
         bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")
     ] = False,
+    disk_budget: Annotated[str | None, typer.Option(help="checkpoints' size at most, such as 20GB")] = None,
+    executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
+    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds that a candidate may take")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="memory of a candidate's process, such as 4GB")] = None,
+    address: Annotated[str | None, typer.Option(help="ray: of a running cluster; default: one started here")] = None,
+    gpus_per_candidate: Annotated[float, typer.Option(help="ray: such as 0.25")] = 0.0,
+    shared: Annotated[str | None, typer.Option(help="ray: path or fsspec URL that checkpoints travel through")] = None,
 ) -> None:
     """Evolve the experiment in FILE."""
     from morphogen.evolve import Keep
-    from morphogen.options import named_weights, with_options
+    from morphogen.options import execution_of, named_weights, size_bytes, with_options
 
     experiment = with_options(
         read_experiment(config),
@@ -82,11 +93,33 @@ def run(
         mutation_weights=named_weights("--mutation-weight", mutation_weight or ()),
     )
     folder = Path(out) if out else Path("runs") / Path(config).stem
-    keep = Keep(cleanup=cleanup_old_checkpoints, prune=prune_checkpoints_to_frontier)
+    keep = Keep(
+        cleanup=cleanup_old_checkpoints,
+        prune=prune_checkpoints_to_frontier,
+        disk_budget=None if disk_budget is None else size_bytes("--disk-budget", disk_budget),
+    )
+    execution = execution_of(
+        executor=executor,
+        workers=workers,
+        timeout=timeout,
+        memory_limit=memory_limit,
+        address=address,
+        gpus_per_candidate=gpus_per_candidate,
+        shared=shared,
+    )
     if dry_run:
         rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
     else:
-        carry_out(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, as_json=as_json)
+        carry_out(
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            as_json=as_json,
+        )
 
 
 def read_experiment(file: str) -> "Experiment":
@@ -98,7 +131,15 @@ def read_experiment(file: str) -> "Experiment":
 
 
 def carry_out(
-    experiment: "Experiment", folder: Path, *, seed: int | None, device: str, resume: bool, keep: "Keep", as_json: bool
+    experiment: "Experiment",
+    folder: Path,
+    *,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    keep: "Keep",
+    execution: "Execution",
+    as_json: bool,
 ) -> None:
     """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
     from rich.console import Console
@@ -109,7 +150,16 @@ def carry_out(
     signal.signal(signal.SIGTERM, _interrupt)
     observer = observer_for(Console(), as_json)
     try:
-        evolve(experiment, folder, seed=seed, device=device, resume=resume, keep=keep, observer=observer)
+        evolve(
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            observer=observer,
+        )
     except KeyboardInterrupt:
         print(f"interrupted; the same command with --resume goes on (run folder {folder})", file=sys.stderr)
         raise
@@ -234,12 +284,14 @@ def schema(
     which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
 ) -> None:
     """The JSON Schema of a file format, for editors and other programs."""
+    from morphogen.analysis.fidelity import Fidelity
+    from morphogen.analysis.verify import Verification
     from morphogen.blueprint.schema import Blueprint
     from morphogen.experiment import Experiment
     from morphogen.store.frontier import Frontier
     from morphogen.store.lineage import Lineage
 
-    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage)
+    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity)
     models = dict(zip(SCHEMAS, kinds, strict=True))
     if which not in models:
         raise InputError(unknown("schema", which, SCHEMAS))
@@ -254,20 +306,25 @@ def operators(
     """Every mutation: its name, whether it keeps the function, what it does."""
     from morphogen.parts.base import OPERATORS
     from morphogen.report.tables import as_text
+    from morphogen.variation.act import Around
     from morphogen.variation.operator import describe_operators
+    from morphogen.variation.template import resolve_templates
 
     if config is not None:
-        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(read_experiment(config).model)]
+        experiment = read_experiment(config)
+        templates = resolve_templates(experiment.evolution.templates)
+        around = Around(experiment.train, templates=templates)
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
     else:
         rows = [
-            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": _preserves(op.preserves)}
+            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": op.declared, "weight": op.weight}
             for op in (OPERATORS[name] for name in sorted(OPERATORS))
         ]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     words = {True: "exact", False: "lossy", None: "depends"}
-    order = ("name", "level", "applies", "function", "summary")
+    order = ("name", "level", "weight", "applies", "function", "summary")
     shown = [{**row, "function": words[row["preserves"]]} for row in rows]
     print(as_text([{name: row[name] for name in order if name in row} for row in shown]), end="")
 
@@ -294,11 +351,101 @@ def lineage(
 
 
 @app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="a run's folder, or its frontier.json", metavar="RUN|FRONTIER")],
+    baseline: Annotated[str | None, typer.Option(help="a run to take the baseline's best from")] = None,
+    random: Annotated[
+        int | None, typer.Option(help="candidates of the random search; default as many as the run trained, 0 for none")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each blueprint")] = 3,
+    tokens: Annotated[int | None, typer.Option(help="of each training; default what the run gave a candidate")] = None,
+    finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
+    metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
+    from morphogen.analysis.verify import verify as verified
+    from morphogen.evolve import default_threads, threads
+
+    with threads(default_threads()):
+        found = verified(
+            Path(run),
+            baseline=Path(baseline) if baseline is not None else None,
+            random=random,
+            seeds=seeds,
+            tokens=tokens,
+            finalists=finalists,
+            metric=metric,
+            device=device,
+            workers=workers,
+            say=_aside,
+        )
+    told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
+    _show(found, told, as_json)
+
+
+@app.command()
+def fidelity(
+    run: Folder,
+    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung1_tokens")] = None,
+    long: Annotated[
+        int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="at most so many of the run's, evenly over it")] = 16,
+    seeds: Annotated[int, typer.Option(help="trainings of each candidate and length, of which the mean counts")] = 1,
+    top_k: Annotated[int, typer.Option(help="regret of taking the best of so many")] = 1,
+    bootstrap: Annotated[int, typer.Option(help="resamples for the intervals")] = 2000,
+    metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
+    from morphogen.analysis.fidelity import fidelity as measured
+    from morphogen.evolve import default_threads, threads
+
+    with threads(default_threads()):
+        found = measured(
+            _run(run),
+            short=short,
+            long=long,
+            candidates=candidates,
+            seeds=seeds,
+            top_k=top_k,
+            resamples=bootstrap,
+            metric=metric,
+            device=device,
+            workers=workers,
+            say=_aside,
+        )
+    budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
+    _show(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json)
+
+
+@app.command()
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Where a run stands. It may be running meanwhile."""
     from morphogen.status import standing
 
     _say(standing(_run(folder)), as_json)
+
+
+@app.command()
+def doctor(folder: Folder, as_json: AsJson = False) -> None:
+    """Check a run's folder, and say what to do about what is wrong. Exits with 2 where anything is."""
+    from morphogen.doctor import examine
+
+    findings = examine(_run(folder))
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.place}: {finding.wrong}\n    {finding.remedy}")
+        print(f"{len(findings)} problems" if findings else "healthy")
+    if findings:
+        raise typer.Exit(2)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -343,12 +490,28 @@ def _run(folder: str) -> Path:
     return path
 
 
-def _preserves(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
 def _flow(value: object) -> str:
     return json.dumps(value)
+
+
+def _aside(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(found: "Verification | Fidelity", title: str, as_json: bool) -> None:
+    """A measurement as its JSON file, or as a table."""
+    from rich.console import Console
+
+    from morphogen.report.tables import as_table, as_text
+
+    console = Console()
+    if as_json:
+        print(found.to_json(), end="")
+    elif console.is_terminal:
+        console.print(as_table(found.rows(), title))
+    else:
+        print(f"{title}\n{as_text(found.rows())}", end="")
 
 
 def _say(told: Mapping[str, Any], as_json: bool) -> None:

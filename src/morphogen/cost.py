@@ -4,11 +4,13 @@
 training step is three times that. `kv_bytes_per_token`: cache that grows with the sequence, two bytes an entry.
 Blocks that a recurrence loops over count once for each of its `max_train_recurrence` steps, their caches too.
 `state_bytes`: cache of fixed size per sequence. `train_memory_bytes`: weights, gradients and AdamW moments in fp32.
+`graph_entropy`: how mixed the branches are, in bits.
 """
 
+from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import parameter_count
-from morphogen.parts.base import Cost
+from morphogen.parts.base import TRAITS, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
@@ -22,6 +24,16 @@ def total(blueprint: Blueprint, seq_len: int) -> Cost:
     return whole
 
 
+def structure(blueprint: Blueprint) -> dict[str, float]:
+    """How many blocks and recurrences there are, and how many blocks hold a mixture, a selector, a memory."""
+    held = [frozenset[str]().union(*(part.traits() for part in block.branches())) for block in blueprint.blocks]
+    return {
+        "layers": float(len(blueprint.blocks)),
+        "recurrences": float(len(blueprint.recurrences)),
+        **{f"{trait}_blocks": float(sum(trait in traits for traits in held)) for trait in TRAITS},
+    }
+
+
 def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
     """Every cost by name."""
     whole, params = total(blueprint, seq_len), parameter_count(blueprint)
@@ -31,8 +43,8 @@ def costs(blueprint: Blueprint, seq_len: int) -> dict[str, float]:
         "kv_bytes_per_token": whole.kv_bytes,
         "state_bytes": whole.state_bytes,
         "train_memory_bytes": 16.0 * params,
-        "layers": float(len(blueprint.blocks)),
-        "recurrences": float(len(blueprint.recurrences)),
+        **structure(blueprint),
+        "graph_entropy": entropy(blueprint),
     }
 
 

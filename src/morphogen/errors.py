@@ -32,9 +32,16 @@ def nearest(name: object, allowed: Iterable[str]) -> str | None:
     return found[close[0]] if close else None
 
 
+#: A message lists at most this many allowed names; of more, those closest to what was found.
+SHOWN = 30
+
+
 def unknown(place: str, got: object, allowed: Iterable[str]) -> str:
     """`place: got 'x', expected one of a, b; did you mean 'a'?`"""
     names = sorted(allowed)
     hint = nearest(got, names)
     tail = f"; did you mean {hint!r}?" if hint else ""
+    if len(names) > SHOWN:
+        close = difflib.get_close_matches(str(got), names, n=8, cutoff=0.0)
+        return f"{place}: got {got!r}, expected one of {len(names)} names, the closest are {', '.join(close)}{tail}"
     return f"{place}: got {got!r}, expected one of {', '.join(names)}{tail}"

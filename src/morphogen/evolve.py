@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -22,8 +22,7 @@ from morphogen.candidate import TIMED, Candidate
 from morphogen.cost import costs
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.execution.base import Executor
-from morphogen.execution.local import InProcess
+from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
@@ -38,6 +37,7 @@ from morphogen.store.ledger import Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.variation.operator import check_weights
+from morphogen.variation.template import resolve_templates
 
 #: The experiment as resolved.
 RESOLVED = "experiment.yaml"
@@ -64,7 +64,9 @@ class Run:
         """Every candidate and how it came about, as in `lineage.json`."""
         return Lineage.read(self.folder / "lineage.json")
 
-    def resume(self, generations: int | None = None, observer: Observer = nobody) -> "Run":
+    def resume(
+        self, generations: int | None = None, execution: Execution = IN_PROCESS, observer: Observer = nobody
+    ) -> "Run":
         """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
         return evolve(
             self.experiment,
@@ -73,6 +75,7 @@ class Run:
             seed=self.seed,
             device=self.device,
             resume=True,
+            execution=execution,
             observer=observer,
         )
 
@@ -81,7 +84,8 @@ class Run:
 class Keep:
     """What to do with files. checkpoint_dir: where checkpoints lie, instead of the run folder. lineage_out,
     frontier_out: where to put a copy. cleanup: drop checkpoints that neither survivors nor the frontier need, after
-    every generation. prune: at the end, drop all but the frontier's.
+    every generation. prune: at the end, drop all but the frontier's. disk_budget: bytes that checkpoints may
+    take when a generation is closed; beyond it, those that neither survivors nor the frontier need go, oldest first.
     """
 
     checkpoint_dir: Path | None = None
@@ -89,6 +93,7 @@ class Keep:
     frontier_out: Path | None = None
     cleanup: bool = False
     prune: bool = False
+    disk_budget: int | None = None
 
 
 def load(path: str | Path) -> Experiment:
@@ -101,10 +106,12 @@ def load(path: str | Path) -> Experiment:
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
-    """The experiment with the vocabulary size filled in, and its data made ready."""
+    """The experiment with the vocabulary size and the templates of its file filled in, and its data made ready."""
+    templates = resolve_templates(experiment.evolution.templates)
     prepared = prepare(experiment.data)
     model = experiment.model.with_vocab(prepared.vocab_size)
-    return experiment.model_copy(update={"model": model}), prepared
+    evolution = experiment.evolution.model_copy(update={"templates": templates})
+    return experiment.model_copy(update={"model": model, "evolution": evolution}), prepared
 
 
 def check_settings(experiment: Experiment, model: Blueprint) -> None:
@@ -114,13 +121,26 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     shards = [shard.name for shard in experiment.data.measured_shards]
     found = costs(model, experiment.data.seq_len)
     check_weights(evolution.mutation_weights)
+    resolve_templates(evolution.templates)
     check_thresholds(evolution, found)
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}
     known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
-    for name in evolution.objectives:
+    known |= {"budget_share", "router_entropy", "expert_load_max_over_mean", "router_overflow"}
+    for name in evolution.rung1_gates:
         if name not in known:
-            raise InputError(unknown(f"evolution.objectives.{name}", name, known))
+            raise InputError(unknown(f"evolution.rung1_gates.{name}", name, known))
+    for name, composite in evolution.composite_metrics.items():
+        if missing := [part for part in composite.names if part not in known]:
+            raise InputError(unknown(f"evolution.composite_metrics.{name}.of", missing[0], known))
+        known.add(name)
+    for field in ("objectives", "constraints", "map_elites"):
+        for name in dict(evolution)[field]:
+            if name not in known:
+                raise InputError(unknown(f"evolution.{field}.{name}", name, known))
+    for name in evolution.lexicase_cases:
+        if (value := resolve(name, evolution.objectives)[0]) not in known:
+            raise InputError(unknown("evolution.lexicase_cases", value, known))
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
             raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
@@ -146,12 +166,14 @@ def evolve(
     device: str = "cpu",
     resume: bool = False,
     keep: Keep = Keep(),
+    execution: Execution = IN_PROCESS,
     executor: Executor | None = None,
     observer: Observer = nobody,
 ) -> Run:
     """Evolves `experiment` in folder `out` and returns when all its generations are closed.
 
-    seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. Raises
+    seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. execution:
+    how candidates are carried out; `executor`: by what, instead (left open for the caller to close). Raises
     InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used; on
     KeyboardInterrupt the run is left so that it can be resumed.
     """
@@ -165,9 +187,12 @@ def evolve(
     experiment, prepared = settle(experiment)
     check_possible(experiment)
     try:
-        session = _Session.open(folder, experiment, seed, device, prepared, keep, observer)
-        with session, threads(session.threads):
-            session.loop(executor or InProcess(prepared))
+        with ExitStack() as undo:
+            if executor is None:
+                executor = undo.enter_context(closing(open_executor(execution, prepared)))
+            session = undo.enter_context(_Session.open(folder, experiment, seed, device, prepared, keep, observer))
+            undo.enter_context(threads(session.threads))
+            session.loop(executor)
     except OSError as error:
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, seed, device)
@@ -266,20 +291,24 @@ class _Session:
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())
-            pending = engine.pending()
-            self.total = sum(c.generation == engine.generation for c in engine.candidates.values())
-            self.position = self.total - len(pending) + 1
-            for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
-                self.ledger.append(Reported(report=report))
-                engine.tell(report)
-                self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
-                self.position += 1
+            while pending := engine.pending():  # round after round: of the later ones only those that went on
+                self.total = engine.in_round
+                self.position = self.total - len(pending) + 1
+                for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
+                    self.ledger.append(Reported(report=report))
+                    engine.tell(report)
+                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                    self.position += 1
             generation = engine.close_generation()
             self.ledger.append(generation)
             self.finished = False
+            runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
             self._export()
+            needed = {*engine.survivors, *engine.frontier_ids}
             if self.keep.cleanup:
-                self._drop_checkpoints({*engine.survivors, *engine.frontier_ids})
+                self._drop_checkpoints(needed)
+            if self.keep.disk_budget is not None:
+                self._keep_to_budget(needed, self.keep.disk_budget)
             self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
@@ -312,6 +341,17 @@ class _Session:
         reports = self.engine.reports
         gone = runfolder.remove_checkpoints(self.folder, [reports[id].checkpoint for id in keep])
         self._write_log(f"removed {gone} checkpoints, kept {len(keep)}")
+
+    def _keep_to_budget(self, needed: set[str], budget_bytes: int) -> None:
+        reports = self.engine.reports
+        gone = runfolder.keep_to_budget(
+            self.folder,
+            [report.checkpoint for report in reports.values() if report.id not in needed],
+            [reports[id].checkpoint for id in needed],
+            budget_bytes,
+        )
+        if gone:
+            self._write_log(f"removed {gone} checkpoints to keep to the disk budget of {budget_bytes:,} bytes")
 
     def _interrupted(self) -> None:
         """An interrupt may come in the middle of a write, so that the ledger is opened anew to say so."""

@@ -4,11 +4,12 @@ Every field here is read by something; unknown names are refused. See docs/exper
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -20,6 +21,8 @@ from pydantic import (
 )
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.templates import Template
+from morphogen.figures import Composite, Descriptor, Limits
 from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -99,6 +102,11 @@ def _source(source: str) -> str:
     if source.startswith("probe:") and not _PROBE.fullmatch(source):
         raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
     return source
+
+
+def _list_tag(a_list: str, other: str) -> Callable[[Any], str]:
+    """Which of two forms a field has, as pydantic's discriminators tell them apart."""
+    return lambda value: TAG + (a_list if isinstance(value, list | tuple) else other)
 
 
 def _tokenizer_tag(value: Any) -> str:
@@ -191,38 +199,162 @@ class Data(Frozen):
 
 
 Direction = Literal["min", "max"]
+#: The ways to cross two parents; variation/crossover.py says what they are.
+Crossing = Literal["one_point", "aligned_span", "uniform"]
+
+
+def _one_way(value: Any) -> Any:
+    """One name for that one alone."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+#: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
+OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
+
+ParentSelection = Literal[
+    "weighted", "pareto_uniform", "lexicase", "epsilon_lexicase", "downsampled_lexicase", "tournament", "map_elites"
+]
 
 
 class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs from above before anything is trained, e.g. `{params: 2000000}`; `min_layers` and
-    `min_recurrences` turn away what has fewer.
+    `rung0_thresholds` bound costs before anything is trained, from above where a number is given.
+    `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
+    `inherit_optimizer` hands the optimizer's moments on with the weights.
+
+    Structural gates: `min_layers`, `min_recurrences`, and `min_moe_blocks`, `min_selector_blocks`,
+    `min_memory_blocks`. With `structural_gates: repair` operators add to a child what it lacks, and the root is free of
+    them; what cannot be repaired, and with `reject` everything short of them, is turned away.
+
+    A child has `mutation_steps` edits: 1 to a number, or as many as a range `[least, most]` allows. `mutation_weights`
+    are where operators start; with `adaptive_mutation` a generation multiplies the weight of each operator it used by
+    exp(eta · (the share of its children that survive − that of all children)), within the bounds. `templates`: compound
+    edits, or the YAML file they stand in; `template_mutation` applies one, with probability `template_mutation_prob` a
+    new one, made up or varied, which joins the others when its child survives.
     """
 
     generations: NonNegativeInt = 3
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
-    parent_selection: Literal["weighted", "pareto_uniform", "lexicase"] = "lexicase"
-    survival: Literal["rank_crowding"] = "rank_crowding"
-    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = {"bpb": "min", "flops_per_token": "min"}
+    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+        "one_point": 1.0,
+        "aligned_span": 1.0,
+        "uniform": 1.0,
+    }
+    baseline: Literal["none", "random", "control"] = "none"
+    parent_selection: ParentSelection = "epsilon_lexicase"
+    lexicase_cases: tuple[str, ...] = ()
+    downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    tournament_size: PositiveInt = 2
+    map_elites: Annotated[dict[str, Descriptor], Field(min_length=1)] = {
+        "flops_per_token": Descriptor(scale="log", width=1.5),
+        "layers": Descriptor(scale="linear", width=1.0),
+    }
+    archive_max_elites: PositiveInt = 32
+    survival: Literal["rank_crowding", "nsga3", "ageing"] = "rank_crowding"
+    structural_elite_k: NonNegativeInt = 0
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
+    composite_metrics: dict[str, Composite] = {}
+    constraints: dict[str, Limits] = {}
     weights: dict[str, float] = {}
-    rung0_thresholds: dict[str, PositiveFloat] = {}
+    rung0_thresholds: dict[str, PositiveFloat | Limits] = {}
+    rung1_gates: dict[str, Limits] = {}
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
+    budget: Literal["tokens", "flops"] = "tokens"
+    rungs: Literal["fixed", "asha"] = "fixed"
+    eta: Annotated[int, Field(ge=2)] = 3
+    min_tokens: PositiveInt = 10_000
+    max_tokens: PositiveInt = 90_000
+    promotion_prob: Share = 0.0
+    promotion_steps_multiplier: PositiveFloat = 1.0
+    promotion_tokens_multiplier: PositiveFloat = 1.0
+    promotion_min_layers: NonNegativeInt = 0
+    promotion_min_moe_blocks: NonNegativeInt = 0
+    promotion_min_router_entropy: NonNegativeFloat | None = None
+    promotion_min_recurrence_gain: float | None = None
+    promotion_max_instability: NonNegativeFloat | None = None
     min_layers: PositiveInt = 1
     min_recurrences: NonNegativeInt = 0
-    mutation_steps: NonNegativeInt = 2
+    min_moe_blocks: NonNegativeInt = 0
+    min_selector_blocks: NonNegativeInt = 0
+    min_memory_blocks: NonNegativeInt = 0
+    structural_gates: Literal["repair", "reject"] = "repair"
+    mutation_steps: Annotated[
+        Annotated[NonNegativeInt, Tag(TAG + "count")] | Annotated[tuple[PositiveInt, PositiveInt], Tag(TAG + "range")],
+        Discriminator(_list_tag("range", "count")),
+    ] = 2
     mutation_weights: dict[str, NonNegativeFloat] = {}
+    adaptive_mutation: bool = False
+    adaptive_mutation_eta: PositiveFloat = 0.5
+    adaptive_mutation_min_weight: PositiveFloat = 0.1
+    adaptive_mutation_max_weight: PositiveFloat = 5.0
+    templates: Annotated[
+        Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
+        Discriminator(_list_tag("list", "file")),
+    ] = ()
+    template_mutation_prob: Share = 0.25
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    inherit_optimizer: bool = False
+
+    @model_validator(mode="after")
+    def _moments_of_parents(self) -> Self:
+        if self.inherit_optimizer and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
+                f"{self.weight_inheritance!r}, expected 'parent'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_crossover(self) -> Self:
+        if self.crossover_prob and not any(self.crossover.values()):
+            raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
 
     @model_validator(mode="after")
     def _budget(self) -> Self:
-        if self.rung1_tokens + self.rung2_tokens == 0:
+        if self.rungs == "fixed" and self.rung1_tokens + self.rung2_tokens == 0:
             raise ValueError("rung1_tokens and rung2_tokens are both 0, so nothing would be trained")
+        if self.rungs == "asha" and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
         return self
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        least, most = self.steps
+        if least > most:
+            raise ValueError(f"mutation_steps: got the range {least} to {most}, expected [least, most]")
+        low, high = self.adaptive_mutation_min_weight, self.adaptive_mutation_max_weight
+        if low > high:
+            raise ValueError(f"adaptive_mutation_min_weight is {low:g}, above adaptive_mutation_max_weight {high:g}")
+        return self
+
+    @property
+    def edits(self) -> bool:
+        """Whether children differ from their parents; not so in the control."""
+        return self.baseline != "control" and self.steps[1] > 0
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The fewest and the most edits of a child; (0, 0) in the control without edits."""
+        if isinstance(self.mutation_steps, int):
+            return min(1, self.mutation_steps), self.mutation_steps
+        return self.mutation_steps
+
+    @property
+    def gates(self) -> dict[str, int]:
+        """The structural gates: name of the count (see `cost.structure`) -> the fewest allowed."""
+        return {
+            "layers": self.min_layers,
+            "recurrences": self.min_recurrences,
+            "moe_blocks": self.min_moe_blocks,
+            "selector_blocks": self.min_selector_blocks,
+            "memory_blocks": self.min_memory_blocks,
+        }
 
 
 class Experiment(Frozen):
@@ -232,3 +364,17 @@ class Experiment(Frozen):
     train: Train = Train()
     data: Data = Data()
     evolution: Evolution = Evolution()
+
+    @model_validator(mode="after")
+    def _recall(self) -> Self:
+        """With a probe in the data, recall is among the objectives that a file leaves to the defaults."""
+        if self.data.probe is not None and "objectives" not in self.evolution.model_fields_set:
+            objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
+            self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
+        return self
+
+    def with_train(self, fields: Mapping[str, Any]) -> Self:
+        """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""
+        if not fields:
+            return self
+        return self.model_copy(update={"train": Train.model_validate({**dict(self.train), **fields})})

@@ -1,12 +1,18 @@
 """Command-line options that change an experiment. What they say is what the run's experiment.yaml then holds."""
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from morphogen.errors import InputError
+from morphogen.errors import InputError, unknown
+from morphogen.execution import Execution, Limits
 from morphogen.experiment import Experiment
+
+EXECUTORS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
+#: Units of sizes in bytes, by the letter they begin with.
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def with_options(
@@ -84,6 +90,44 @@ def named_weights(flag: str, pairs: Iterable[str]) -> dict[str, float]:
         if not separator or not name.strip():
             raise InputError(f"{flag}: got {pair!r}, expected NAME=WEIGHT, as in widen_ffn=2.5")
     return weights
+
+
+def execution_of(
+    *,
+    executor: str = "local",
+    workers: int | None = None,
+    timeout: float | None = None,
+    memory_limit: str | None = None,
+    address: str | None = None,
+    gpus_per_candidate: float = 0.0,
+    shared: str | None = None,
+) -> Execution:
+    """How candidates are carried out, as options say it; InputError where one has no meaning."""
+    kind = next((name for name in EXECUTORS if name == executor), None)
+    if kind is None:
+        raise InputError(unknown("--executor", executor, EXECUTORS))
+    for flag, given in (("--address", address), ("--gpus-per-candidate", gpus_per_candidate), ("--shared", shared)):
+        if given and kind != "ray":
+            raise InputError(f"{flag}: only --executor ray has a use for it, got --executor {kind}")
+    for flag, number in (("--workers", workers), ("--timeout", timeout)):
+        if number is not None and not number > 0:
+            raise InputError(f"{flag}: got {number:g}, expected more than 0")
+    if not gpus_per_candidate >= 0.0:
+        raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected 0 or more, such as 0.25")
+    limits = Limits(timeout, None if memory_limit is None else size_bytes("--memory-limit", memory_limit))
+    return Execution(kind, workers, limits, address, gpus_per_candidate, shared)
+
+
+def size_bytes(flag: str, text: str) -> int:
+    """`512MiB`, `2GB`, `1.5g`, or a number of bytes; InputError for anything else."""
+    found = re.fullmatch(r"([0-9.]+)\s*((?:[kmgt]i?)?)b?", text.strip().lower())
+    try:
+        number = float(found[1]) * UNITS[found[2]] if found else 0.0
+    except ValueError:
+        number = 0.0
+    if number < 1.0:
+        raise InputError(f"{flag}: got {text!r}, expected a size such as 512MiB, 2GB, or a number of bytes")
+    return int(number)
 
 
 def _flag_message(error: ValidationError) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from morphogen import __version__
-from morphogen.candidate import Candidate, Report
+from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import RunError
 from morphogen.experiment import Direction
 from morphogen.report.html import report_html
@@ -47,9 +47,14 @@ def check_usable(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
+    return sorted([*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")])
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of a process that was killed while it wrote. Call only while holding the ledger."""
-    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")]:
+    """Removes temporary files. Call only while holding the ledger, with no candidate in training."""
+    for path in leftovers(folder):
         path.unlink(missing_ok=True)
 
 
@@ -70,12 +75,40 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
 
 
 def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
-    """Deletes every checkpoint that is not among `keep` (paths below the folder); how many they were."""
+    """Deletes every checkpoint that is not among `keep` (paths below the folder), and the moments beside it; how many
+    checkpoints they were."""
     kept = {folder / name for name in keep if name is not None}
+    kept |= {moments_path(path) for path in kept}
     gone = [path for path in (folder / CHECKPOINTS).glob("*.safetensors") if path not in kept]
     for path in gone:
         path.unlink()
-    return len(gone)
+    return sum(not path.name.endswith(MOMENTS_SUFFIX) for path in gone)
+
+
+def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
+    """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
+
+    RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
+    """
+    sizes = {path: path.stat().st_size for path in (folder / CHECKPOINTS).glob("*.safetensors")}
+
+    def parts(name: str) -> list[Path]:
+        return [path for path in (folder / name, moments_path(folder / name)) if path in sizes]
+
+    kept_bytes = sum(sizes[path] for name in needed if name is not None for path in parts(name))
+    if kept_bytes > budget_bytes:
+        raise RunError(
+            f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
+            f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
+        )
+    total_bytes, gone = sum(sizes.values()), 0
+    for found in (parts(name) for name in spare if name is not None):
+        if found and total_bytes > budget_bytes:
+            for path in found:
+                path.unlink()
+                total_bytes -= sizes[path]
+            gone += 1
+    return gone
 
 
 def differences(
@@ -133,6 +166,26 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+def records(
+    run: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    closed: Sequence[Generation],
+    objectives: Mapping[str, Direction],
+) -> dict[str, str]:
+    """File name -> text of what follows from the ledger alone, as of the last closed generation."""
+    frontier: Sequence[str] = closed[-1].frontier if closed else ()
+    files = {
+        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
+        "events.csv": events_csv(candidates, reports),
+        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
+    }
+    if closed:
+        volume = closed[-1].hypervolume
+        files["frontier.json"] = build_frontier(run, objectives, volume, candidates, reports, frontier).to_json()
+    return files
+
+
 def export(
     folder: Path,
     run: str,
@@ -147,15 +200,10 @@ def export(
 
     copies: file name -> where else to put it.
     """
-    frontier: Sequence[str] = closed[-1].frontier if closed else ()
-    files = {
-        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
-        "events.csv": events_csv(candidates, reports),
-        "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
-    }
+    files = records(run, candidates, reports, closed, objectives)
     if closed:
         volumes = [generation.hypervolume for generation in closed]
-        files["frontier.json"] = build_frontier(run, objectives, volumes[-1], candidates, reports, frontier).to_json()
+        frontier = closed[-1].frontier
         files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
@@ -187,12 +235,14 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             "training_flops": report.flops,
         }
         if report.inheritance is not None:
-            parameters = report.inheritance.model_dump(exclude={"notes"})
+            parameters = report.inheritance.model_dump(exclude={"notes", "genes"})
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
-        rows.append(row | report.metrics | report.costs | report.timed)
+        for table in (report.metrics, report.costs, report.timed):
+            row |= dict(sorted(table.items()))  # as the ledger gives them back
+        rows.append(row)
     fixed = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
-    table = csv.DictWriter(out, fixed, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    writer = csv.DictWriter(out, fixed, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()

@@ -11,7 +11,7 @@ from morphogen.errors import InputError
 from morphogen.evolve import FINISHED, RESOLVED
 from morphogen.experiment import Experiment
 from morphogen.report.subway import lineage_dot, lineage_svg
-from morphogen.report.wording import edit_lines, number
+from morphogen.report.wording import edit_lines, number, origin_lines
 from morphogen.search.engine import Engine
 from morphogen.store.files import write_atomic
 from morphogen.store.frontier import Frontier
@@ -42,7 +42,7 @@ def standing(folder: Path) -> dict[str, Any]:
         told["hypervolume"] = round(engine.generations[-1].hypervolume, 6)
         told["frontier"] = len(engine.frontier_ids)
         for name, direction in experiment.evolution.objectives.items():
-            values = [(report.value(name), report.id) for report in engine.scored(engine.frontier_ids)]
+            values = [(engine.reports[id].value(name), id) for id in engine.frontier_ids]
             known = [(value, id) for value, id in values if value is not None]
             value, id = (min if direction == "min" else max)(known)
             told[f"best {name}"] = f"{number(value)} ({id})"
@@ -67,6 +67,7 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
         also = "".join(f", also from {parent}" for parent in candidate.parents[1:])
         text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}")
         text += [f"    {row}" for edit in candidate.edits for row in edit_lines(edit)]
+        text += [f"    {row}" for row in (origin_lines(report) if candidate.parents else [])]
     return "\n".join(text)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from morphogen.ops import naive_scan
 from morphogen.ops.causal_conv import causal_conv
@@ -151,6 +152,20 @@ def test_a_convolution_equals_its_loop(tokens: int, taps: int, dtype: torch.dtyp
     got = outcome(convolved(causal_conv), inputs)
     for a, b in zip(want, got, strict=True):
         assert float((a - b).abs().max()) <= rtol * max(1.0, float(a.abs().max()))
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 4 * 11 * 3, 4 * 11 * 100])
+@pytest.mark.parametrize("taps", [1, 4, 9])
+def test_a_convolution_in_tiles_and_through_silu_equals_its_loop(
+    taps: int, tile_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("morphogen.ops.causal_conv.CPU_TILE_BYTES", tile_bytes)
+    draw = torch.Generator().manual_seed(taps)
+    inputs = [noise(draw, 5, 31, 11), noise(draw, 11, taps), noise(draw, 11)]
+    want = outcome(lambda *xs: (F.silu(naive_scan.causal_conv(*xs)),), inputs)
+    got = outcome(lambda *xs: (causal_conv(*xs, silu=True),), inputs)
+    for a, b in zip(want, got, strict=True):
+        assert float((a - b).abs().max()) <= 1e-12 * max(1.0, float(a.abs().max()))
 
 
 def test_a_view_of_wider_rows_scans_as_its_copy() -> None:

@@ -23,7 +23,8 @@ def experiment(**evolution):
         "emb": {"dim": 16, "vocab": 37},
         "blocks": [{"attn": attn, "ffn": ffn}, {"attn": attn, "ffn": ffn}],
     }
-    settings = {"generations": 3, "population": 6, "topk_keep": 4, **evolution}
+    objectives = {"bpb": "min", "flops_per_token": "min"}
+    settings = {"generations": 3, "population": 6, "topk_keep": 4, "objectives": objectives, **evolution}
     return Experiment.model_validate({"model": model, "data": {"seq_len": SEQ_LEN}, "evolution": settings})
 
 

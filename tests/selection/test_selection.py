@@ -14,9 +14,12 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
-from morphogen.selection.lexicase import epsilon_lexicase, lexicase
+from morphogen.figures import Descriptor, Limits
+from morphogen.selection.lexicase import choose, deviations
+from morphogen.selection.map_elites import cell, elites
 from morphogen.selection.objectives import (
     SCORES,
+    Matrix,
     check_weights,
     hypervolume,
     matrix,
@@ -25,15 +28,28 @@ from morphogen.selection.objectives import (
     resolve,
     weighted_scores,
 )
-from morphogen.selection.parents import SELECTORS, select_parent, weighted_probabilities
-from morphogen.selection.pareto import crowding, order, ranks
-from morphogen.selection.survival import front, survive
+from morphogen.selection.parents import SELECTORS, Pool, Rules, select_parent, weighted_probabilities
+from morphogen.selection.pareto import constrained_ranks, crowding, order, ranks
+from morphogen.selection.survival import SURVIVAL, front, reference_directions
+from morphogen.selection.survival import survive as survive_by
 
 OBJECTIVES = {"bpb": "min", "recall": "max"}
 
 
 def report(id, status=Status.TRAINED, **metrics):
     return Report(id=id, status=status, metrics=metrics, costs={"params": 10.0}, timed={"throughput": 5.0})
+
+
+def matrix_of(F, violation=None):
+    F = np.asarray(F, dtype=np.float64)
+    signs = np.ones(F.shape[1])
+    violation = np.zeros(len(F)) if violation is None else np.asarray(violation, dtype=np.float64)
+    return Matrix(tuple(f"{i:03}" for i in range(len(F))), tuple("abcdef"[: F.shape[1]]), signs, F, violation)
+
+
+def survive(reports, objectives, keep, rule="rank_crowding", constraints={}, births=None):  # noqa: B006
+    births = births or {report.id: i for i, report in enumerate(reports)}
+    return survive_by(rule, reports, objectives, constraints, keep, births, np.random.default_rng(0))
 
 
 def brute_ranks(F):
@@ -154,7 +170,7 @@ def check_against_brute_force(F):
         want = brute_crowding(F[distinct].tolist()) if len(distinct) > 2 else [math.inf] * len(distinct)
         assert got[distinct] == pytest.approx(want)
         assert all(got[i] == 0.0 for i in members if i not in distinct)
-    placed = order(F).tolist()
+    placed = order(matrix_of(F)).tolist()
     assert sorted(placed) == list(range(len(F)))
     keys = [(rank[i], -got[i], i) for i in placed]
     assert keys == sorted(keys)
@@ -241,28 +257,57 @@ LEXICASE_TABLE = {
 }
 
 
-@pytest.mark.parametrize("rows", LEXICASE_TABLE.values(), ids=LEXICASE_TABLE.keys())
-@pytest.mark.parametrize("kind", ["plain", "epsilon"])
-def test_lexicase_draws_with_the_exact_probabilities(rows, kind):
+def random_cases(count):
+    """Small matrices of few distinct values, so that ties and near ties are common."""
+    rng = np.random.default_rng(20)
+    for _ in range(count):
+        yield rng.integers(0, 5, size=(int(rng.integers(2, 9)), int(rng.integers(1, 6)))).astype(float)
+
+
+@pytest.mark.parametrize(
+    "rows", [*LEXICASE_TABLE.values(), *random_cases(20)], ids=[*LEXICASE_TABLE, *map(str, range(20))]
+)
+def test_lexicase_draws_with_the_exact_probabilities(rows):
     F = np.array(rows)
-    deviation = [float(np.median([abs(v - np.median(column)) for v in column])) for column in F.T]
-    want = exact_lexicase(F, deviation if kind == "epsilon" else [0.0] * F.shape[1])
-    select = epsilon_lexicase if kind == "epsilon" else lexicase
-    rng, draws = np.random.default_rng(7), 4000
-    got = np.bincount([select(F, rng) for _ in range(draws)], minlength=len(F)) / draws
-    assert got[want == 0.0].sum() == 0.0
-    assert np.abs(got - want).max() < 4.5 * 0.5 / math.sqrt(draws)  # 4.5 standard errors, at most
+    spread = [float(np.median([abs(v - np.median(column)) for v in column])) for column in F.T]
+    assert deviations(F).tolist() == spread
+    for epsilon in (np.array(spread), np.zeros(F.shape[1])):
+        want = exact_lexicase(F, epsilon)
+        rng, draws = np.random.default_rng(7), 3000
+        got = np.bincount([choose(F, epsilon, rng) for _ in range(draws)], minlength=len(F)) / draws
+        assert got[want == 0.0].sum() == 0.0
+        assert np.abs(got - want).max() < 4.5 * 0.5 / math.sqrt(draws)  # 4.5 standard errors, at most
+
+
+@pytest.mark.slow
+def test_epsilon_lexicase_is_within_a_hundredth_of_enumeration_on_20_cases():
+    for F in random_cases(20):
+        pool = pool_of(matrix_of(F))
+        want = exact_lexicase(F, deviations(F))
+        rng, draws = np.random.default_rng(1), 40_000
+        rows = [select_parent("epsilon_lexicase", pool, rng) for _ in range(draws)]
+        assert np.abs(np.bincount(rows, minlength=len(F)) / draws - want).max() <= 1e-2
+
+
+def pool_of(scored):
+    reports = [
+        Report(id=id, status=Status.TRAINED, metrics=dict(zip(scored.names, row.tolist(), strict=True)))
+        for id, row in zip(scored.ids, scored.F_nm, strict=True)
+    ]
+    return Pool.of(reports, Rules(dict.fromkeys(scored.names, "min")))
 
 
 def test_epsilon_keeps_a_near_tie_that_plain_lexicase_drops():
     F = np.array(LEXICASE_TABLE["near ties"])
-    draw = lambda select: {select(F, np.random.default_rng(seed)) for seed in range(200)}  # noqa: E731
-    assert draw(epsilon_lexicase) != draw(lexicase)
+    draw = lambda epsilon: {choose(F, epsilon, np.random.default_rng(seed)) for seed in range(200)}  # noqa: E731
+    assert draw(deviations(F)) != draw(np.zeros(3))
     with pytest.raises(ValueError, match="no candidates"):
-        lexicase(np.zeros((0, 2)), np.random.default_rng(0))
+        choose(np.zeros((0, 2)), np.zeros(2), np.random.default_rng(0))
 
 
 # ---------------------------------------------------------------- parents and weights
+
+BY_PARAMS = {"bpb": Descriptor(scale="linear", width=1.0)}
 
 POOL = [
     report("a", bpb=1.0, recall=0.1),
@@ -273,11 +318,17 @@ POOL = [
 ]
 
 
+def draw(name, reports, rng, objectives=OBJECTIVES, **rules):
+    """The id of one parent."""
+    pool = Pool.of(reports, Rules(objectives, **rules))
+    return pool.ids[select_parent(name, pool, rng)]
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_repeats_itself_and_ignores_the_order_of_reports(name):
     def draws(reports):
         rng = np.random.default_rng(11)
-        return [select_parent(name, reports, OBJECTIVES, {}, rng) for _ in range(60)]
+        return [draw(name, reports, rng, descriptors=BY_PARAMS) for _ in range(60)]
 
     first = draws(POOL)
     assert len(set(first)) > 1
@@ -288,14 +339,14 @@ def test_every_selector_repeats_itself_and_ignores_the_order_of_reports(name):
 
 def test_pareto_uniform_draws_evenly_from_the_front_alone():
     rng = np.random.default_rng(3)
-    drawn = [select_parent("pareto_uniform", POOL, OBJECTIVES, {}, rng) for _ in range(3000)]
+    drawn = [draw("pareto_uniform", POOL, rng) for _ in range(3000)]
     assert set(drawn) == {"a", "b", "c"}
     assert all(abs(drawn.count(id) / 3000 - 1 / 3) < 0.04 for id in "abc")
 
 
 def test_weighted_draws_with_the_stated_probabilities():
     weights, rng = {"bpb": 2.0}, np.random.default_rng(5)
-    drawn = [select_parent("weighted", POOL, OBJECTIVES, weights, rng) for _ in range(4000)]
+    drawn = [draw("weighted", POOL, rng, weights=weights) for _ in range(4000)]
     want = np.exp([2.0, 2.0 * 1.5 / 2.5, 2.0 * 0.5 / 2.5, 0.0])
     got = np.array([drawn.count(id) for id in ("a", "b", "c", "dominated")]) / 4000
     assert np.abs(got - want / want.sum()).max() < 0.035
@@ -325,7 +376,7 @@ def test_command_line_names_map_to_measured_names():
 def test_a_weight_nobody_measured_is_refused_by_every_selector(name):
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match=r"evolution\.weights\.moe: got 'moe_blocks'.*params"):
-        select_parent(name, POOL, OBJECTIVES, {"moe": 1.0}, rng)
+        draw(name, POOL, rng, weights={"moe": 1.0})
     with pytest.raises(InputError, match="expected a finite number"):
         check_weights(POOL, {"bpb": math.nan}, OBJECTIVES)
 
@@ -333,9 +384,173 @@ def test_a_weight_nobody_measured_is_refused_by_every_selector(name):
 def test_selecting_from_nothing_and_by_an_unknown_name():
     rng = np.random.default_rng(0)
     with pytest.raises(InputError, match="did you mean 'lexicase'"):
-        select_parent("lexicas", POOL, OBJECTIVES, {}, rng)
+        draw("lexicas", POOL, rng)
     with pytest.raises(RunError, match="none of 1 candidates"):
-        select_parent("lexicase", POOL[-1:], OBJECTIVES, {}, rng)
+        draw("lexicase", POOL[-1:], rng)
+
+
+def test_tournaments_of_all_find_the_best_and_of_one_draw_evenly():
+    rng = np.random.default_rng(0)
+    best = {draw("tournament", POOL, rng, tournament_size=4) for _ in range(50)}
+    assert best == {"a", "b", "c"} - {"b"}  # the ends of the front are lonelier than its middle
+    even = [draw("tournament", POOL, rng, tournament_size=1) for _ in range(2000)]
+    assert all(abs(even.count(id) / 2000 - 1 / 4) < 0.05 for id in ("a", "b", "c", "dominated"))
+
+
+def test_map_elites_draws_cells_evenly_however_many_are_in_them():
+    reports = [report(f"crowd{i}", bpb=1.0 + i / 100, recall=0.5) for i in range(9)] + [
+        report("far", bpb=5.0, recall=0.5)
+    ]
+    rng = np.random.default_rng(0)
+    drawn = [draw("map_elites", reports, rng, descriptors=BY_PARAMS) for _ in range(1000)]
+    assert abs(drawn.count("far") / 1000 - 0.5) < 0.05
+
+
+def test_lexicase_goes_through_the_cases_given_and_a_missing_one_is_the_worst():
+    reports = [report("a", bpb=1.0, recall=0.1, bpb_code=9.0), report("b", bpb=2.0, recall=0.1, bpb_code=3.0)]
+    reports.append(report("lacks", bpb=0.5, recall=0.9))
+    rng = np.random.default_rng(0)
+    assert {draw("lexicase", reports, rng, cases=["bpb_code"]) for _ in range(20)} == {"b"}
+    with pytest.raises(InputError, match="did you mean 'bpb_code'"):
+        draw("lexicase", reports, rng, cases=["bpb_kode"])
+
+
+def test_downsampled_lexicase_sees_a_share_of_the_cases():
+    reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=2.0, recall=0.6), report("z", bpb=1.5, recall=0.5)]
+    exact = {draw("downsampled_lexicase", reports, np.random.default_rng(s), downsample=0.5) for s in range(100)}
+    assert exact == {"a", "b", "z"}  # with one case of two left, whoever is within its tolerance
+
+
+# ---------------------------------------------------------------- constraints
+
+LIMITS = {"params": Limits(max=20.0)}
+
+
+def sized(id, params, **metrics):
+    return Report(id=id, status=Status.TRAINED, metrics=metrics, costs={"params": params})
+
+
+def test_the_feasible_come_first_and_of_the_others_the_least_violating():
+    reports = [
+        sized("best_but_large", 30.0, bpb=0.1, recall=1.0),
+        sized("larger", 50.0, bpb=0.05, recall=1.0),
+        sized("good", 20.0, bpb=1.0, recall=0.5),
+        sized("poor", 10.0, bpb=3.0, recall=0.1),
+    ]
+    scored = matrix(reports, OBJECTIVES, LIMITS)
+    assert dict(zip(scored.ids, scored.violation_n, strict=True)) == pytest.approx(
+        {"best_but_large": 0.5, "good": 0.0, "larger": 1.5, "poor": 0.0}
+    )
+    assert survive(reports, OBJECTIVES, 4, constraints=LIMITS) == ("good", "poor", "best_but_large", "larger")
+    assert front(reports, OBJECTIVES, LIMITS) == ("good",)
+    assert front(reports[:2], OBJECTIVES, LIMITS) == ("best_but_large",)
+    for name in SELECTORS:
+        rng = np.random.default_rng(0)
+        rules = {"constraints": LIMITS, "descriptors": BY_PARAMS}
+        assert {draw(name, reports, rng, **rules) for _ in range(40)} <= {"good", "poor"}
+        worst_never = {draw(name, reports[:2], rng, **rules, tournament_size=2) for _ in range(40)}
+        assert "best_but_large" in worst_never
+
+
+def test_an_infeasible_candidate_adds_no_hypervolume():
+    reference = {"bpb": 4.0, "recall": -1.0}
+    inside, outside = sized("a", 10.0, bpb=2.0, recall=0.5), sized("b", 90.0, bpb=0.1, recall=1.0)
+    alone = hypervolume(matrix([inside], OBJECTIVES, LIMITS), reference)
+    assert hypervolume(matrix([inside, outside], OBJECTIVES, LIMITS), reference) == alone > 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.0, 0.5, 1.0])), min_size=1, max_size=12
+    )
+)
+def test_constrained_ranks_agree_with_constraint_domination(rows):
+    F, violation = np.array([row[:2] for row in rows], dtype=float), [row[2] for row in rows]
+    rank = constrained_ranks(matrix_of(F, violation))
+    for i, j in itertools.permutations(range(len(rows)), 2):
+        both = violation[i] == violation[j] == 0.0
+        if violation[i] < violation[j] or (both and dominates(F[i], F[j])):
+            assert rank[i] < rank[j]
+
+
+def test_a_constraint_nobody_measured_is_named_with_the_nearest():
+    with pytest.raises(InputError, match=r"evolution\.constraints\.parms.*did you mean 'params'"):
+        matrix(POOL, OBJECTIVES, {"parms": Limits(max=1.0)})
+
+
+@pytest.mark.parametrize("bad", [{}, {"min": 2.0, "max": 1.0}, {"max": math.inf}])
+def test_limits_that_bound_nothing_are_refused(bad):
+    with pytest.raises(ValueError, match=r"neither|above|finite"):
+        Limits(**bad)
+
+
+# ---------------------------------------------------------------- survival
+
+
+@pytest.mark.parametrize("rule", SURVIVAL)
+def test_no_rule_keeps_the_failed_or_depends_on_the_order_of_reports(rule):
+    births = {r.id: i for i, r in enumerate(POOL)}
+    kept = survive(POOL, OBJECTIVES, 3, rule, births=births)
+    assert len(kept) == 3
+    assert "failed" not in kept
+    for seed in range(4):
+        mixed = random.Random(seed).sample(POOL, len(POOL))
+        assert survive(mixed, OBJECTIVES, 3, rule, births=births) == kept
+
+
+def test_ageing_keeps_the_young_however_bad_they_are():
+    births = {"a": 0, "b": 1, "c": 2, "dominated": 3, "failed": 4}
+    assert set(survive(POOL, OBJECTIVES, 2, "ageing", births=births)) == {"c", "dominated"}
+
+
+@pytest.mark.parametrize(("objectives", "keep"), [(2, 6), (3, 91), (4, 35), (1, 5), (3, 1)])
+def test_reference_directions_are_as_many_as_fit(objectives, keep):
+    directions = reference_directions(objectives, keep)
+    assert directions.sum(axis=1) == pytest.approx(1.0)
+    assert len(directions) <= max(keep, objectives)
+    if (objectives, keep) == (3, 91):
+        assert len(directions) == 91
+
+
+def test_nsga3_spreads_over_the_front_where_crowding_is_blind():
+    rng = np.random.default_rng(3)
+    points = np.abs(rng.normal(size=(400, 3)))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    reports = [report(f"{i:03}", a=p[0], b=p[1], c=p[2]) for i, p in enumerate(points.tolist())]
+    objectives = dict.fromkeys("abc", "min")
+
+    def gap(rule):  # the largest distance from a direction to the nearest survivor
+        kept = points[[int(id) for id in survive(reports, objectives, 28, rule)]]
+        unit = reference_directions(3, 28)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        return np.linalg.norm(kept[None] - unit[:, None], axis=2).min(axis=1).mean()
+
+    assert len(survive(reports, objectives, 28, "nsga3")) == 28
+    assert gap("nsga3") < 0.7 * gap("rank_crowding")
+
+
+def test_nsga3_keeps_whole_fronts_and_fills_up_with_the_infeasible():
+    rows = [sized("a", 10.0, bpb=1.0, recall=0.5), sized("b", 10.0, bpb=2.0, recall=0.4)]
+    rows += [sized("c", 40.0, bpb=0.1, recall=1.0), sized("d", 90.0, bpb=0.1, recall=1.0)]
+    assert survive(rows, OBJECTIVES, 3, "nsga3", LIMITS) == ("a", "b", "c")
+    assert survive(rows, OBJECTIVES, 1, "nsga3", LIMITS) == ("a",)
+
+
+def test_elites_are_the_best_of_their_cells():
+    axes = {"params": Descriptor(scale="log", width=2.0), "bpb": Descriptor(scale="linear", width=10.0)}
+    reports = [
+        sized("a", 4.0, bpb=2.0, recall=0.1),
+        sized("a2", 7.9, bpb=1.0, recall=0.1),
+        sized("b", 8.1, bpb=3.0, recall=0.1),
+        sized("c", 8.1, bpb=13.0, recall=0.9),
+        sized("lame", 0.0, bpb=1.0, recall=0.0),
+    ]
+    assert set(elites(reports, OBJECTIVES, {}, axes, 32)) == {"a2", "b", "c", "lame"}
+    assert len(elites(reports, OBJECTIVES, {}, axes, 2)) == 2
+    assert set(elites(reports, OBJECTIVES, {"params": Limits(max=5.0)}, axes, 32)) == {"a", "b", "c", "lame"}
+    assert elites([], OBJECTIVES, {}, axes, 3) == ()
+    assert cell(sized("x", 8.0), {"recall": Descriptor()}) == (None,)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from morphogen.candidate import (
     Stage,
     Status,
     StopReason,
+    moments_path,
     stream,
 )
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
@@ -278,6 +279,26 @@ def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[...,
     assert (nothing.status, nothing.reason[:21]) == (Status.FAILED, "train.init_checkpoint")
 
 
+def test_moments_are_handed_on_where_that_is_asked_for(make: Callable[..., Job], tmp_path: Path) -> None:
+    settings = {"evolution": {"inherit_optimizer": True}}
+    parent = run_surrogate(make(**settings))
+    assert parent.checkpoint is not None
+    moments = moments_path(tmp_path / parent.checkpoint)
+    assert moments.is_file()
+    job = child_of(make(**settings), parent, hidden=48)
+    child = run_surrogate(job)
+    assert child.inheritance is not None
+    assert child.inheritance.exact
+    assert [origin.parent for origin in child.inheritance.genes] == [parent.id] * 2
+    assert repeatable(run_surrogate(job)) == repeatable(child)
+    without = run_surrogate(child_of(make(), parent, hidden=48))
+    assert without.metrics["bpb_inherited"] == child.metrics["bpb_inherited"]
+    assert without.metrics["bpb"] != child.metrics["bpb"]
+    moments.unlink()
+    lost = run_surrogate(job)
+    assert (lost.status, "c-0.optimizer.safetensors" in lost.reason) == (Status.FAILED, True)
+
+
 def test_a_damaged_parent_fails_the_candidate_with_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     parent = run_surrogate(job)
@@ -332,3 +353,61 @@ def _raising(error: BaseException) -> Callable[[StepInfo], None]:
         raise error
 
     return progress
+
+
+def test_training_is_what_the_candidate_s_edits_made_of_it(make: Callable[..., Job]) -> None:
+    """A job whose candidate overrides bf16 gives the very numbers of one whose experiment says so."""
+    plain, said = make(), make(train={"bf16": True})
+    edited = plain.replace(candidate=plain.candidate.replace(train={"bf16": True}))
+    assert run_surrogate(edited).metrics == run_surrogate(said).metrics != run_surrogate(plain).metrics
+
+
+# ----------------------------------------------------------------------------------------- going on, and other gates
+
+
+def test_a_job_goes_on_from_its_checkpoint_on_the_text_that_follows(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make(steps=(4,)).replace(budget_tokens=10 * STEP)
+    read: list[int] = []
+    batch = Mixture.batch
+    monkeypatch.setattr(Mixture, "batch", lambda self, step: read.append(step) or batch(self, step))
+    first = run_surrogate(job)
+    on = job.replace(before=first, stages=(Stage(rung=2, budget_tokens=6 * STEP),))
+    second, again = run_surrogate(on), run_surrogate(on)
+    assert read[:10] == list(range(10))
+    assert (first.steps, first.tokens.own, first.metrics["budget_share"]) == (4, 4 * STEP, 0.4)
+    assert (second.steps, second.tokens.own, second.metrics["budget_share"]) == (10, 10 * STEP, 1.0)
+    assert (second.rung, second.status, second.inheritance) == (2, Status.TRAINED, first.inheritance)
+    assert second.metrics["bpb"] < first.metrics["bpb"]
+    assert second.metrics == again.metrics
+    assert second.checkpoint != first.checkpoint
+    whole = run_surrogate(job.replace(stages=(Stage(rung=1, budget_tokens=10 * STEP),)))
+    assert (second.tokens, second.flops) == (whole.tokens, whole.flops)
+
+
+def test_a_job_without_the_checkpoint_it_goes_on_from_fails(make: Callable[..., Job]) -> None:
+    job = make(steps=(4,))
+    lost = run_surrogate(job).replace(checkpoint=None)
+    report = run_surrogate(job.replace(before=lost, stages=(Stage(rung=2, budget_tokens=STEP),)))
+    assert report.status is Status.FAILED
+    assert "of which no checkpoint is left" in report.reason
+
+
+@pytest.mark.parametrize(
+    ("gates", "reason"),
+    [
+        ({"bpb": {"max": 0.5}}, "bpb is "),
+        ({"layers": {"min": 2}}, "layers is 1, below rung1_gates.layers 2"),
+        ({"router_entropy": {"min": 0.1}}, "router_entropy was not measured"),
+        ({"bpb": {"max": 50.0}}, ""),
+    ],
+)
+def test_gates_after_rung_1_end_a_candidate_that_is_outside(
+    make: Callable[..., Job], gates: dict[str, Any], reason: str
+) -> None:
+    report = run_surrogate(make(evolution={"rung1_gates": gates}))
+    assert report.reason.startswith(reason)
+    assert report.status is (Status.GATED if reason else Status.TRAINED)
+    assert report.stop_reason is (StopReason.METRIC_GATE if reason else StopReason.FULL_RUN)
+    assert report.rung == (1 if reason else 2)

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
+from pydantic import ValidationError
 
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.experiment import Evolution
 from morphogen.inherit.plan import plan
 from morphogen.parts.mlp import MLP
-from morphogen.variation.crossover import CROSSOVERS, aligned_span, crossover, one_point
+from morphogen.variation.crossover import CROSSOVERS, aligned_span, crossover, one_point, uniform
 from morphogen.variation.operator import mutate
 from strategies import blueprints, rngs
 
@@ -57,7 +59,7 @@ def test_the_model_fields_are_the_first_parents():
     for name, make in CROSSOVERS.items():
         child, (edit,) = make(first, second, np.random.default_rng(0))
         assert (child.name, child.norm, child.emb, child.head) == (first.name, first.norm, first.emb, first.head)
-        assert (edit.operator, edit.target, edit.preserves) == (name, "model", False)
+        assert (edit.operator, edit.target, edit.preserves) == (f"crossover_{name}", "model", False)
 
 
 def test_nothing_comes_of_strangers_or_twins():
@@ -102,7 +104,37 @@ def test_an_aligned_span_is_contiguous_in_the_child(root, rng):
     assert sources.strip("0").strip("1") == ""
 
 
-def test_both_crossovers_are_used():
+def test_uniform_takes_each_gene_by_itself():
+    assert mosaics(uniform, of("abc", 0), of("abc", 500)) == {"Abc", "aBc", "abC", "ABc", "aBC", "AbC"}
+
+
+def test_uniform_leaves_out_what_the_chosen_parent_has_not_and_places_its_own_genes_after_what_they_follow():
+    found = mosaics(uniform, of("ab", 0), of("xayb", 500), draws=400)
+    assert {"aB", "Ab", "XaYb", "aYb", "Xab", "XaYB", "XAYb"} <= found
+    assert {child for child in found if not set("ab") <= set(child.lower())} == set()
+    found = mosaics(uniform, of("axb", 0), of("ab", 500), draws=400)
+    assert found == {"AxB", "axB", "Axb", "aB", "Ab"}
+
+
+def test_all_crossovers_are_used_by_their_weights():
     rng = np.random.default_rng(0)
-    names = [crossover(of("abc", 0), of("abc", 500), rng).edits[0].operator for _ in range(40)]
-    assert min(names.count(name) for name in CROSSOVERS) > 8
+    first, second = of("abcd", 0), of("abcd", 500)
+    names = [crossover(first, second, rng).edits[0].operator for _ in range(90)]
+    assert min(names.count(f"crossover_{name}") for name in CROSSOVERS) > 15
+    weights = {"one_point": 1.0, "uniform": 9.0}
+    names = [crossover(first, second, rng, weights).edits[0].operator for _ in range(60)]
+    assert set(names) == {"crossover_one_point", "crossover_uniform"}
+    assert names.count("crossover_uniform") > 40
+
+
+@pytest.mark.parametrize(
+    ("given_as", "message"),
+    [({"two_point": 1.0}, "one_point"), ({"uniform": -1.0}, "greater than"), ({"uniform": 0.0}, "crossover_prob to 0")],
+)
+def test_bad_ways_to_cross_are_refused(given_as, message):
+    with pytest.raises(ValidationError, match=message):
+        Evolution.model_validate({"crossover": given_as})
+
+
+def test_one_name_means_that_way_alone():
+    assert Evolution.model_validate({"crossover": "uniform"}).crossover == {"uniform": 1.0}

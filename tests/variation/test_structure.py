@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.inherit.splice import inherit
+from morphogen.inherit import inherit
 from morphogen.network import assemble, initial_state
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import OPERATORS
@@ -27,6 +27,7 @@ EXACT = (
     "insert_attn",
     "insert_ssm",
     "insert_ffn",
+    "add_extra_combo",
 )
 LOSSY = (
     "delete_block",
@@ -38,7 +39,10 @@ LOSSY = (
     "remove_branch",
     "toggle_parallel",
     "toggle_ssm",
+    "remove_extra",
 )
+#: Exact or not by what they put in.
+EITHER = ("add_extra_combo",)
 
 
 def trained_like(blueprint, seed):
@@ -97,6 +101,9 @@ def test_lossy_operators_move_the_logits(name):
     start = three()
     if name == "tie_head":
         start = named_edit(start, "untie_head", 0)[0]
+    if name == "remove_extra":
+        blocks = (start.blocks[0].evolve(extras=({"kind": "layer_scale", "init": 0.5},)), *start.blocks[1:])
+        start = start.evolve(blocks=blocks)
     child, _ = named_edit(start, name, 3)
     moved, report = jump(start, child, 0)
     assert moved > 1e-4

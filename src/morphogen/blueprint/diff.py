@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
@@ -58,13 +60,18 @@ def changes(before: Blueprint, after: Blueprint) -> tuple[Change, ...]:
 
 
 def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
-    """The blueprint with recorded changes made again. Raises ValueError where a change does not fit."""
+    """The blueprint with recorded changes made again; those of training are passed over.
+
+    Raises ValueError where a change does not fit.
+    """
     data = blueprint.to_json()
     blocks: dict[str, Any] = {block["id"]: block for block in data["blocks"]}
     loops: dict[str, Any] = {loop["id"]: loop for loop in data["recurrences"]}
     order = list(blocks)
     for change in edits:
         section, _, rest = change.path.partition(".")
+        if section == "train":
+            continue
         if change.path == "blocks":
             order = list(change.after)
         elif section in ("blocks", "recurrences"):
@@ -108,26 +115,55 @@ def _part_changes(path: str, old: Any, new: Any) -> list[Change]:
     return [Change(path=path, before=old, after=new)]
 
 
+#: Leaves of nested data as (path, value) pairs.
+Leaves = frozenset[tuple[str, str]]
+
+
+class Traits(NamedTuple):
+    """What distances are computed from: the leaves of every block in order, and of all that is not in blocks."""
+
+    blocks: tuple[Leaves, ...]
+    rest: Leaves
+
+
+def traits(blueprint: Blueprint) -> Traits:
+    """The blueprint taken apart once, for many distances."""
+    plain = canonical(blueprint)
+    rest = [plain[name] for name in ("emb", "norm", "head", "recurrences")]
+    return Traits(tuple(_fields(block) for block in plain["blocks"]), _fields(rest))
+
+
 def distance(a: Blueprint, b: Blueprint) -> float:
     """Structural distance: edit distance over blocks, plus the share of model-level fields and recurrences that differ.
 
     Putting in or taking out a block costs 1; turning one into another costs the share of their fields that differ.
     Symmetric, 0 only for blueprints of equal digest, and within the triangle inequality.
     """
-    left, right = canonical(a), canonical(b)
-    xs, ys = [_fields(block) for block in left["blocks"]], [_fields(block) for block in right["blocks"]]
-    row = [float(j) for j in range(len(ys) + 1)]
-    for i, x in enumerate(xs, start=1):
+    return trait_distance(traits(a), traits(b))
+
+
+def trait_distance(a: Traits, b: Traits) -> float:
+    """`distance` of the blueprints that these are the traits of."""
+    row = [float(j) for j in range(len(b.blocks) + 1)]
+    for i, x in enumerate(a.blocks, start=1):
         diagonal, row[0] = row[0], float(i)
-        for j, y in enumerate(ys, start=1):
+        for j, y in enumerate(b.blocks, start=1):
             best = min(row[j] + 1.0, row[j - 1] + 1.0, diagonal + _unlike(x, y))
             diagonal, row[j] = row[j], best
-    rest = ("emb", "norm", "head", "recurrences")
-    return row[-1] + _unlike(_fields([left[k] for k in rest]), _fields([right[k] for k in rest]))
+    return row[-1] + _unlike(a.rest, b.rest)
 
 
-def _fields(value: Any, path: str = "") -> frozenset[tuple[str, str]]:
-    """Leaves of nested data as (path, value) pairs."""
+def entropy(blueprint: Blueprint) -> float:
+    """Shannon entropy, in bits, of the blueprint's branches: 0 where all are alike, log2(n) where n are all different.
+
+    H = −Σ p log2 p over distinct branches, each with all its settings; p is the share of branches that are so.
+    """
+    blocks = [_canonical_block(block) for block in blueprint.blocks]
+    branches = [json.dumps(part, sort_keys=True) for block in blocks for part in block["parts"]]
+    return sum(n / len(branches) * math.log2(len(branches) / n) for n in Counter(branches).values())
+
+
+def _fields(value: Any, path: str = "") -> Leaves:
     if isinstance(value, dict):
         return frozenset().union(*(_fields(v, f"{path}.{k}") for k, v in value.items()))
     if isinstance(value, list | tuple):
@@ -135,6 +171,9 @@ def _fields(value: Any, path: str = "") -> frozenset[tuple[str, str]]:
     return frozenset({(path, repr(value))})
 
 
-def _unlike(x: frozenset[tuple[str, str]], y: frozenset[tuple[str, str]]) -> float:
+def _unlike(x: Leaves, y: Leaves) -> float:
     """Jaccard distance, a metric on sets."""
-    return 1.0 - len(x & y) / len(x | y) if x | y else 0.0
+    if x == y:
+        return 0.0
+    both = len(x & y)
+    return 1.0 - both / (len(x) + len(y) - both)

@@ -32,6 +32,11 @@ class Document:
         """The tree as ordinary Python data."""
         return dict(_plain(self.tree))
 
+    def at(self, loc: Loc, said: str) -> str:
+        """One line for a mistake at `loc`: `file:line:column path: said`."""
+        line, column, path = _place(self.tree, loc)
+        return f"{self.file}:{line}:{column} {path}: {said}"
+
     def parse(self, cls: type[M]) -> M:
         """The tree as a `cls`; InputError with one line per mistake."""
         try:
@@ -44,8 +49,15 @@ class Document:
             raise InputError("\n".join(dict.fromkeys(lines))) from None
 
 
-def read(path: str | os.PathLike[str]) -> Document:
-    """Parse a YAML file. InputError when it cannot be read, is not YAML, is empty, or is not a mapping."""
+#: What an experiment file is, for messages about one that is something else.
+EXPERIMENT = "a mapping with at least 'model'"
+
+
+def read(path: str | os.PathLike[str], wanted: str = EXPERIMENT) -> Document:
+    """Parse a YAML file. InputError when it cannot be read, is not YAML, is empty, or is not a mapping.
+
+    wanted: what the file should hold, for the last two.
+    """
     file = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -58,10 +70,10 @@ def read(path: str | os.PathLike[str]) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{file}: cannot be read: {reason}") from None
-    return loads(text, file)
+    return loads(text, file, wanted)
 
 
-def loads(text: str, file: str = "<text>") -> Document:
+def loads(text: str, file: str = "<text>", wanted: str = EXPERIMENT) -> Document:
     """Parse YAML text; errors as `read`."""
     try:
         tree = YAML().load(text)
@@ -72,9 +84,9 @@ def loads(text: str, file: str = "<text>") -> Document:
     except YAMLError as error:
         raise InputError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
-        raise InputError(f"{file}: the file is empty, expected an experiment with at least 'model'")
+        raise InputError(f"{file}: the file is empty, expected {wanted}")
     if not isinstance(tree, CommentedMap):
-        raise InputError(f"{file}:1:1: found a {_kind(tree)}, expected a mapping with at least 'model'")
+        raise InputError(f"{file}:1:1: found a {_kind(tree)}, expected {wanted}")
     return Document(file, tree)
 
 

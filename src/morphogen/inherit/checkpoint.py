@@ -14,10 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.network import specs
 
 FORMAT = "morphogen-checkpoint-1"
+MOMENTS_FORMAT = "morphogen-moments-1"
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], blueprint: Blueprint, extra: Mapping[str, str]) -> None:
@@ -25,14 +27,49 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], blueprint: Blueprin
 
     RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
     """
+    _write(path, FORMAT, state, {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)})
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str, str]]:
+    """State dict, blueprint and the extra metadata. InputError when missing, damaged, or not one of ours.
+
+    The tensors are views of the mapped file; what is written to them stays in memory.
+    """
+    state, metadata = _read(path, FORMAT)
+    try:
+        blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
+    except ValidationError as error:
+        raise InputError(f"{path}: its blueprint cannot be read: {error.errors()[0]['msg']}") from None
+    wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
+    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise InputError(f"{path}: the weights are not those of its blueprint")
+    return {name: state[name] for name in wanted}, blueprint, metadata
+
+
+def save_moments(checkpoint: Path, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the optimizer's moments (kind -> parameter -> tensor) beside a checkpoint, as `save_checkpoint` does."""
+    tensors = {f"{kind}/{name}": tensor for kind, of in moments.items() for name, tensor in of.items()}
+    _write(moments_path(checkpoint), MOMENTS_FORMAT, tensors, {})
+
+
+def load_moments(checkpoint: Path, blueprint: Blueprint) -> dict[str, dict[str, Tensor]]:
+    """The moments beside a checkpoint of `blueprint`, kind -> parameter -> tensor. InputError as `load_checkpoint`."""
+    path = moments_path(checkpoint)
+    tensors, _ = _read(path, MOMENTS_FORMAT)
+    shapes = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items() if not spec.buffer}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        kind, _, name = full.partition("/")
+        if name not in shapes or tuple(tensor.shape) not in ((), shapes[name]):
+            raise InputError(f"{path}: {full} is no moment of a parameter of its checkpoint")
+        moments.setdefault(kind, {})[name] = tensor
+    return moments
+
+
+def _write(path: Path, form: str, state: Mapping[str, Tensor], extra: Mapping[str, str]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {
-        **extra,
-        "format": FORMAT,
-        "blueprint": json.dumps(blueprint.to_json(), sort_keys=True),
-        "crc32": str(checksum(tensors)),
-    }
-    data = save(tensors, metadata)
+    metadata = {**extra, "format": form}
+    data = save(tensors, {**metadata, "crc32": str(checksum(tensors, metadata))})
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +85,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], blueprint: Blueprin
         raise RunError(f"{path}: the checkpoint cannot be written: {error.strerror}") from None
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str, str]]:
-    """State dict, blueprint and the extra metadata. InputError when missing, damaged, or not one of ours."""
+def _read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a whole and undamaged file of ours."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
@@ -58,24 +95,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str,
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable checkpoint: {_first_line(error)}") from None
-    found = metadata.pop("format", None)
-    if found != FORMAT:
-        raise InputError(f"{path}: format is {found!r}, expected {FORMAT!r}; it was not written by morphogen")
-    if metadata.pop("crc32", None) != str(checksum(state)):
+    if (found := metadata.get("format")) != form:
+        raise InputError(f"{path}: format is {found!r}, expected {form!r}; it was not written by morphogen")
+    if metadata.pop("crc32", None) != str(checksum(state, metadata)):
         raise InputError(f"{path}: the weights do not match their checksum; the file is damaged")
-    try:
-        blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
-    except ValidationError as error:
-        raise InputError(f"{path}: its blueprint cannot be read: {error.errors()[0]['msg']}") from None
-    wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
-    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
-        raise InputError(f"{path}: the weights are not those of its blueprint")
-    return {name: state[name] for name in wanted}, blueprint, metadata
+    del metadata["format"]
+    return state, metadata
 
 
-def checksum(state: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the tensors' bytes, by name."""
-    total = 0
+def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """CRC-32 over the metadata and the tensors' bytes, by name. A flipped byte changes it wherever it is."""
+    total = zlib.crc32(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(state):
         total = zlib.crc32(state[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return total

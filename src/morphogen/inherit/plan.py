@@ -3,12 +3,14 @@
 Plain data that costs no tensor. Blocks are matched by gene id, parameters by name, axes by name.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
+from morphogen.network import specs
 from morphogen.parts.base import ZEROS, Alignment, Axes, AxisMap, Derived, Frozen, Init, Modifier, Spec, flat
 
 
@@ -63,14 +65,24 @@ class DerivedPlan(Frozen):
     args: tuple[int, ...]
 
 
+class Dropped(Frozen):
+    """A parent's tensor that no tensor of the child is made from."""
+
+    parent: int
+    tensor: str
+    entries: int
+
+
 class Plan(Frozen):
     """A child's tensors, each exactly once, and whether the child computes its parent's function.
 
-    derived: what to compute of the parents' tensors first. notes: why the function is another, in words.
+    derived: what to compute of the parents' tensors first. dropped: the parents' tensors that nothing reads; every
+    other is the source of something. notes: why the function is another, in words.
     """
 
     tensors: tuple[TensorPlan, ...]
     derived: tuple[DerivedPlan, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
     exact: bool
     notes: tuple[str, ...] = ()
 
@@ -113,7 +125,25 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
         if len(parents) > 1:
             draft.notes.append("blocks of two parents")
     exact = bool(parents) and not draft.notes
-    return Plan(tensors=tuple(draft.tensors), derived=tuple(draft.derived), exact=exact, notes=tuple(draft.notes))
+    return Plan(
+        tensors=tuple(draft.tensors),
+        derived=tuple(draft.derived),
+        dropped=_dropped(draft, parents),
+        exact=exact,
+        notes=tuple(draft.notes),
+    )
+
+
+def _dropped(draft: _Draft, parents: Sequence[Blueprint]) -> tuple[Dropped, ...]:
+    """What of the parents' tensors the draft does not read."""
+    read = {(item.parent, item.source) for item in draft.tensors if not item.clear}
+    read |= {(item.parent, source) for item in draft.derived for source in item.sources}
+    return tuple(
+        Dropped(parent=which, tensor=name, entries=math.prod(spec.shape))
+        for which, parent in enumerate(parents)
+        for name, (_, _, spec) in specs(parent).items()
+        if (which, name) not in read
+    )
 
 
 def _find(gene: Gene, parents: Sequence[Blueprint], sources: Mapping[str, int]) -> tuple[int | None, bool, str]:
@@ -156,7 +186,7 @@ def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
 
 
 def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignment, copied: bool) -> None:
-    part, specs = gene.part, source.part.specs(source.ctx)
+    part, origins = gene.part, source.part.specs(source.ctx)
     sizes, their_sizes = part.sizes(gene.ctx), source.part.sizes(source.ctx)
     lossy: list[str] = []
     for name, spec in part.specs(gene.ctx).items():
@@ -171,7 +201,7 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
         made = aligned.derived.get(name)
         full = _derive(draft, gene, source, which, name, made) if made else source.tensor(origin)
         dims = _dims(gene, name, spec, aligned, which, sizes, their_sizes)
-        order = _order(gene, name, dims, made.axes if made else aligned.parent_axes.get(name, specs[origin].axes))
+        order = _order(gene, name, dims, made.axes if made else aligned.parent_axes.get(name, origins[origin].axes))
         shrunk = {p.axis for dim in dims for p in dim if p.take.how in ("largest", "mean")}
         lossy += sorted(shrunk)
         zero, mean = aligned.zero.get(name, ()), aligned.mean.get(name, ())

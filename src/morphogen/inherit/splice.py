@@ -1,24 +1,24 @@
 """Carrying a plan out on tensors, with a count of what was carried and what was drawn afresh."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Inheritance, Job
-from morphogen.errors import InputError
-from morphogen.inherit.checkpoint import load_checkpoint
-from morphogen.inherit.plan import Plan, TensorPlan, plan
-from morphogen.network import initial_state
+from morphogen.candidate import Inheritance, Origin
+from morphogen.inherit.plan import Plan, TensorPlan
+from morphogen.network import specs
 from morphogen.parts.base import AxisMap, Init
-from morphogen.parts.initial import draw, stream
+from morphogen.parts.initial import draw, draw_some, stream
 from morphogen.parts.transforms import transform
 
 State = dict[str, Tensor]
+
+#: The step count of an optimizer: one number for a whole tensor.
+STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,12 @@ class Marks:
     """What became of a tensor's entries over one or several splices.
 
     carried: 1 where the entry comes from the first ancestor; None when all do. resized: its shape changed on the way.
+    parent: which of a child's parents that ancestor is.
     """
 
     carried: Tensor | None = None
     resized: bool = False
+    parent: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,100 +51,94 @@ class Axis:
 
 @dataclass
 class Spliced:
-    """A child's state dict and the marks of its tensors."""
+    """A child's state dict and the marks of its tensors.
+
+    moments: of an optimizer, kind -> parameter -> tensor of its shape, or of none for `STEP`. given: whether a child
+    may have the very tensors, as nobody else will use them.
+    """
 
     state: State
     marks: dict[str, Marks] = field(default_factory=dict)
+    moments: dict[str, State] = field(default_factory=dict)
+    given: bool = False
 
-    def report(self, exact: bool, notes: Sequence[str]) -> Inheritance:
-        """Counts of entries: carried in tensors of unchanged shape, carried in others, fresh."""
+    def report(
+        self, child: Blueprint, exact: bool, notes: Sequence[str], dropped: int, parents: Sequence[str]
+    ) -> Inheritance:
+        """Counts of entries: carried in tensors of unchanged shape, carried in others, fresh; and what came from whom.
+
+        parents: their names.
+        """
         inherited = resized = fresh = 0
-        for name, tensor in self.state.items():
-            mark = self.marks[name]
-            carried = tensor.numel() if mark.carried is None else int(mark.carried.sum())
-            fresh += tensor.numel() - carried
-            if mark.resized:
+        genes: dict[str, list[str]] = {}
+        for name, (gene, _, _) in specs(child).items():
+            owner = gene.block.id if gene.block is not None else gene.loop.id if gene.loop is not None else gene.key
+            genes.setdefault(owner, []).append(name)
+            carried = self._carried(name)
+            fresh += self.state[name].numel() - carried
+            if self.marks[name].resized:
                 resized += carried
             else:
                 inherited += carried
-        return Inheritance(inherited=inherited, resized=resized, fresh=fresh, exact=exact, notes=tuple(notes))
+        return Inheritance(
+            inherited=inherited,
+            resized=resized,
+            fresh=fresh,
+            exact=exact,
+            dropped=dropped,
+            notes=tuple(notes),
+            genes=tuple(self._origin(gene, names, parents) for gene, names in genes.items()),
+        )
 
+    def _carried(self, name: str) -> int:
+        carried = self.marks[name].carried
+        return self.state[name].numel() if carried is None else int(carried.sum())
 
-def inherit(
-    child: Blueprint,
-    parents: Sequence[tuple[Blueprint, Mapping[str, Tensor]]],
-    *,
-    sources: Mapping[str, int] | None = None,
-    seed: int = 0,
-) -> tuple[State, Inheritance]:
-    """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
-
-    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's.
-    """
-    whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
-    if child.emb.vocab is None and whole:
-        child = child.with_vocab(whole[0][0].context().vocab)
-    drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
-    spliced = splice(drawn, [Spliced(dict(state), {n: Marks() for n in state}) for _, state in whole], seed)
-    return spliced.state, spliced.report(drawn.exact, drawn.notes)
-
-
-def _with_vocab(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Blueprint:
-    if blueprint.emb.vocab is None and "emb.weight" in state:
-        return blueprint.with_vocab(state["emb.weight"].shape[0])
-    return blueprint
-
-
-def splice_job(job: Job, seed: int) -> tuple[State, Inheritance]:
-    """The state dict that a candidate starts from.
-
-    The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
-    InputError when a parent's checkpoint is missing, damaged, or of another blueprint.
-    """
-    target = Blueprint.model_validate(job.candidate.blueprint)
-    if not job.parents:
-        state = initial_state(target, seed)
-        fresh = sum(tensor.numel() for tensor in state.values())
-        return state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",))
-    loaded = []
-    for parent in job.parents:
-        path = Path(job.run_dir) / parent.checkpoint
-        state, blueprint, _ = load_checkpoint(path)
-        if blueprint != Blueprint.model_validate(parent.blueprint):
-            raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
-        loaded.append((blueprint, Spliced(state, {name: Marks() for name in state})))
-    return splice_edits(target, loaded, job, seed)
-
-
-def splice_edits(
-    target: Blueprint, loaded: Sequence[tuple[Blueprint, Spliced]], job: Job, seed: int
-) -> tuple[State, Inheritance]:
-    """Splice through the candidate's edits, from its loaded parents to `target`."""
-    exact = True
-    notes: list[str] = []
-    here, spliced = loaded[0]
-    for step, edit in enumerate(job.candidate.edits):
-        following = apply(here, edit.changes)
-        if edit.sources:
-            others, parts = [blueprint for blueprint, _ in loaded], [weights for _, weights in loaded]
-            drawn = plan(following, others, edit.sources)
-        else:
-            drawn, parts = plan(following, [here]), [spliced]
-        spliced = splice(drawn, parts, seed + step)
-        exact, notes, here = exact and drawn.exact, [*notes, *drawn.notes], following
-    if here != target:
-        raise InputError(f"candidate {job.candidate.id}: its recorded edits do not lead to its blueprint")
-    return spliced.state, spliced.report(exact, notes)
+    def _origin(self, gene: str, names: Sequence[str], parents: Sequence[str]) -> Origin:
+        from_parent = {name: count for name in names if (count := self._carried(name))}
+        carried, total = sum(from_parent.values()), sum(self.state[name].numel() for name in names)
+        if not carried:
+            return Origin(gene=gene, parent=None, how="fresh", carried=0, fresh=total)
+        parent = parents[self.marks[next(iter(from_parent))].parent]
+        how: Literal["whole", "resized", "partly"] = "whole" if carried == total else "partly"
+        if any(self.marks[name].resized for name in from_parent):
+            how = "resized"
+        return Origin(gene=gene, parent=parent, how=how, carried=carried, fresh=total - carried)
 
 
 def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
-    """Carry out a plan. Fresh entries derive from `seed` and the gene; every tensor of the result is a new one."""
+    """Carry out a plan. Fresh entries derive from `seed` and the gene.
+
+    Every tensor of the result is a new one, but for what is carried verbatim from a parent that is `given`. Moments go
+    the way of their parameters, bit for bit; those of fresh entries are zero.
+    """
     parents = _with_derived(drawn, parents)
     kept = _survivors(drawn, parents)
     dtype = next(iter(parents[0].state.values())).dtype if parents else torch.float32
-    out = Spliced({})
+    out, taken = Spliced({}, given=True), set[tuple[int, str]]()
     for item in drawn.tensors:
-        out.state[item.tensor], out.marks[item.tensor] = _tensor(item, parents, kept, seed, dtype)
+        out.state[item.tensor], out.marks[item.tensor] = _tensor(item, parents, kept, seed, dtype, taken)
+    for kind in sorted({kind for parent in parents for kind in parent.moments}):
+        out.moments[kind] = _moments(drawn.tensors, kind, parents, kept)
+    return out
+
+
+def _moments(
+    items: Iterable[TensorPlan], kind: str, parents: Sequence[Spliced], kept: Mapping[str, tuple[int, ...]]
+) -> State:
+    """One kind of moment of every parameter that has it in the parent it comes from."""
+    theirs = [Spliced(parent.moments.get(kind, {})) for parent in parents]
+    out: State = {}
+    for item in items:
+        if item.source is None or item.parent is None or item.source not in theirs[item.parent].state or item.clear:
+            continue
+        source = theirs[item.parent].state[item.source]
+        if kind == STEP:
+            out[item.tensor] = source.clone()
+            continue
+        theirs[item.parent].marks[item.source] = Marks()
+        plain = item.model_copy(update={"init": "zeros", "init_args": (), "scale": 1.0, "zero": (), "mean": ()})
+        out[item.tensor], _ = _tensor(plain, theirs, kept, 0, source.dtype, set())
     return out
 
 
@@ -150,7 +146,7 @@ def _with_derived(drawn: Plan, parents: Sequence[Spliced]) -> Sequence[Spliced]:
     """The parents, with what the plan wants computed of their tensors beside these."""
     if not drawn.derived:
         return parents
-    made = [Spliced(dict(parent.state), dict(parent.marks)) for parent in parents]
+    made = [replace(parent, state=dict(parent.state), marks=dict(parent.marks)) for parent in parents]
     for item in drawn.derived:
         parent = parents[item.parent]
         tensors = [parent.state[name] for name in item.sources]
@@ -158,34 +154,43 @@ def _with_derived(drawn: Plan, parents: Sequence[Spliced]) -> Sequence[Spliced]:
         whole = all(parent.marks[name].carried is None for name in item.sources)
         carried = None if whole else torch.zeros(tensor.shape, dtype=torch.bool)
         made[item.parent].state[item.name] = tensor
-        made[item.parent].marks[item.name] = Marks(carried, resized=True)
+        made[item.parent].marks[item.name] = Marks(carried, True, parent.marks[item.sources[0]].parent)
     return made
 
 
 def _tensor(
-    item: TensorPlan, parents: Sequence[Spliced], kept: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype
+    item: TensorPlan,
+    parents: Sequence[Spliced],
+    kept: Mapping[str, tuple[int, ...]],
+    seed: int,
+    dtype: torch.dtype,
+    taken: set[tuple[int, str]],
 ) -> tuple[Tensor, Marks]:
+    """One tensor of the child and its marks. `taken`: what of given parents other tensors are; grows."""
     if item.source is None or item.parent is None:
         return _drawn(item, seed).to(dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
     source, marks = parents[item.parent].state[item.source].detach().cpu(), parents[item.parent].marks[item.source]
     if item.verbatim and tuple(source.shape) == item.shape:
+        if parents[item.parent].given and (item.parent, item.source) not in taken:
+            taken.add((item.parent, item.source))
+            return source, marks
         return source.clone(memory_format=torch.contiguous_format), marks
     if item.clear:
         return torch.zeros(item.shape, dtype=dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
-    sizes = [axis.size for axis in axes]
-    whole = all(not axis.fresh for axis in axes)
-    out = torch.empty(sizes, dtype=dtype) if whole else _drawn(item, seed).to(dtype).reshape(sizes)
+    out = _ground(item, names, axes, seed).to(dtype)
     carried = _factored(source.to(dtype), item)
-    flags = torch.ones(carried.shape, dtype=torch.bool) if marks.carried is None else _factored(marks.carried, item)
+    flags = None if marks.carried is None else _factored(marks.carried, item)
     for k, axis in enumerate(axes):
-        carried, flags = _take(carried, k, axis), _take(flags, k, axis)
+        carried, flags = _take(carried, k, axis), None if flags is None else _take(flags, k, axis)
     if item.scale != 1.0:
         carried, out = (carried.double() * item.scale).to(dtype), (out.double() * item.scale).to(dtype)
-    mark = torch.zeros(sizes, dtype=torch.bool)
     _put(out, carried, axes)
-    _put(mark, flags, axes)
+    mark = None
+    if flags is not None or any(axis.fresh for axis in axes):
+        mark = torch.zeros(out.shape, dtype=torch.bool)
+        _put(mark, torch.ones((), dtype=torch.bool).expand(carried.shape) if flags is None else flags, axes)
     for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
         if axis.fresh and name in item.zero:
             out.index_fill_(k, torch.tensor(axis.fresh), 0.0)
@@ -194,8 +199,8 @@ def _tensor(
             weights = [parents[item.parent].state[w].to(out) for w in item.weights]
             _fill_mean(out, k, axis, weights)
     resized = marks.resized or tuple(source.shape) != item.shape
-    done = None if bool(mark.all()) else mark.reshape(item.shape)
-    return out.reshape(item.shape), Marks(done, resized)
+    done = None if mark is None or bool(mark.all()) else mark.reshape(item.shape)
+    return out.reshape(item.shape), Marks(done, resized, marks.parent)
 
 
 def _factored(source: Tensor, item: TensorPlan) -> Tensor:
@@ -205,6 +210,21 @@ def _factored(source: Tensor, item: TensorPlan) -> Tensor:
         return source.reshape(sizes)
     theirs = [size for _, size in sorted(zip(item.order, sizes, strict=True))]
     return source.reshape(theirs).permute(item.order)
+
+
+def _ground(item: TensorPlan, names: Sequence[str], axes: Sequence[Axis], seed: int) -> Tensor:
+    """What carried entries are written over, a dimension per factor: fresh entries, drawn only where they will stay."""
+    sizes = [axis.size for axis in axes]
+    open_axes = [k for k, axis in enumerate(axes) if axis.fresh and names[k] not in (*item.zero, *item.mean)]
+    out, generator = torch.zeros(sizes), stream(seed, item.gene, item.name)
+    for k in open_axes:
+        fresh = torch.tensor(axes[k].fresh)
+        some = tuple(len(fresh) if i == k else size for i, size in enumerate(sizes))
+        entries = draw_some(Init(item.init, item.init_args), item.shape, some, generator)
+        if entries is None:
+            return _drawn(item, seed).reshape(sizes)
+        out.index_copy_(k, fresh, entries)
+    return out
 
 
 def _drawn(item: TensorPlan, seed: int) -> Tensor:
@@ -270,8 +290,9 @@ def _survivors(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, 
                 continue
             sizes[planned.group] = planned.take.size
             source = parents[item.parent].state[item.source].detach()
-            view = _factored(source, item).double()
-            norm = view.square().sum([i for i in range(view.dim()) if i != k])
+            view = _factored(source, item)
+            others = [i for i in range(view.dim()) if i != k]
+            norm = torch.linalg.vector_norm(view, dim=others, dtype=torch.float64).square()
             scores[planned.group] = scores[planned.group] + norm if planned.group in scores else norm
     return {
         group: tuple(sorted(torch.argsort(score, descending=True, stable=True)[: sizes[group]].tolist()))

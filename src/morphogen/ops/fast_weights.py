@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from morphogen.ops.autocast import no_autocast
 
 FeatureMap = Literal["elu", "relu", "dpfp"]
-#: Tokens of a chunk (benchmarks/memories.py).
+#: Tokens of a chunk (benchmarks/speed.py).
 CHUNK = 32
 #: Added to a squared length, so that features of zero have a gradient of zero.
 TINY = 1e-6

@@ -1,10 +1,11 @@
 """Sending tokens to experts: choosing them, keeping to a capacity, and running them on tokens sorted by expert.
 
 B sequences, T tokens of a sequence, N tokens, F places (what competes for a token), E experts, K choices per token,
-A assignments of tokens to experts, sorted by expert, D model dim, H hidden
+A assignments of tokens to experts, sorted by expert, a those of one expert, D model dim, H hidden
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from morphogen.ops.autocast import no_autocast
-from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
+from morphogen.ops.elementwise import ACTIVATIONS, GATES, activation_backward, gated_activation
 
 RouterKind = Literal["softmax", "sigmoid"]
 #: Strides that torch's grouped matmul takes, in bytes.
@@ -128,13 +129,20 @@ class Dispatch:
     token_A: Tensor
     counts_E: Tensor
 
-    def gather(self, x_ND: Tensor) -> Tensor:
-        """The tokens in the order of their assignments, x_AD."""
-        return x_ND.index_select(0, self.token_A)
+    def divided(self, first: int) -> list["Dispatch"]:
+        """The assignments to the first experts together, then those to each of the others alone."""
+        groups = [self.counts_E[:first], *torch.split(self.counts_E[first:], 1)]
+        sizes = [int(counts.sum()) for counts in groups]
+        pieces = zip(torch.split(self.order_A, sizes), torch.split(self.token_A, sizes), groups, strict=True)
+        return [Dispatch(*piece) for piece in pieces]
+
+    def weights(self, weights_NK: Tensor) -> Tensor:
+        """Of each assignment, weights_A."""
+        return weights_NK.flatten().index_select(0, self.order_A)
 
     def combine(self, y_AD: Tensor, weights_NK: Tensor) -> Tensor:
         """Each token's outputs, times its weights, summed; (N, D) in y's dtype."""
-        weights_A1 = weights_NK.flatten()[self.order_A, None].to(y_AD.dtype)
+        weights_A1 = self.weights(weights_NK)[:, None].to(y_AD.dtype)
         y_ND = y_AD.new_zeros(len(weights_NK), y_AD.shape[1])
         return y_ND.index_add(0, self.token_A, y_AD * weights_A1)
 
@@ -152,26 +160,53 @@ def dispatch(experts_NK: Tensor, n_experts: int, kept_NK: Tensor | None = None) 
 
 
 def expert_ffn(
-    x_AD: Tensor, counts_E: Tensor, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+    x_ND: Tensor,
+    weights_NK: Tensor,
+    plan: Dispatch,
+    up_EHD: Tensor,
+    gate_EHD: Tensor | None,
+    down_EHD: Tensor,
+    activation: str,
 ) -> Tensor:
-    """y = (act(gate_e x) ⊙ up_e x) down_e, or without a gate act(up_e x) down_e, on tokens sorted by expert; (A, D)."""
-    up_AH = grouped_matmul(x_AD, up_EHD.mT, counts_E)
+    """Σ over a token's assignments to e of w · (act(gate_e x) ⊙ up_e x) down_e, (N, D) in x's dtype.
+
+    Without a gate it is act(up_e x) down_e. On a CPU expert by expert, so that what lies between its matmuls stays in
+    the cache; elsewhere by torch's grouped matmul, where that can.
+    """
+    if x_ND.device.type != "cpu" and _groupable(x_ND, up_EHD):
+        return plan.combine(grouped_outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
+    y_ND = _ExpertFFN.apply(  # type: ignore[no-untyped-call]
+        x_ND,
+        plan.weights(weights_NK).to(x_ND.dtype),
+        up_EHD,
+        gate_EHD,
+        down_EHD,
+        plan.token_A,
+        plan.counts_E.tolist(),
+        activation,
+    )
+    assert isinstance(y_ND, Tensor)
+    return y_ND
+
+
+def _groupable(x_ND: Tensor, up_EHD: Tensor) -> bool:
+    """Whether torch's grouped matmul takes such sizes, on such a device."""
+    step = GROUPED_ALIGNMENT // x_ND.element_size()
+    aligned = up_EHD.shape[1] % step == 0 and up_EHD.shape[2] % step == 0
+    return aligned and grouped_mm_works(x_ND.device.type, x_ND.dtype)
+
+
+def grouped_outputs(
+    x_ND: Tensor, plan: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+) -> Tensor:
+    """Every assignment's output, y_AD, by three grouped matmuls."""
+    x_AD, ends_E = x_ND.index_select(0, plan.token_A), plan.counts_E.cumsum(0, dtype=torch.int32)
+    up_AH = F.grouped_mm(x_AD, up_EHD.mT, offs=ends_E)
     if gate_EHD is None:
         h_AH = ACTIVATIONS[activation](up_AH)
     else:
-        h_AH = gated_activation(activation, grouped_matmul(x_AD, gate_EHD.mT, counts_E), up_AH)
-    return grouped_matmul(h_AH, down_EHD, counts_E)
-
-
-def grouped_matmul(x_AI: Tensor, w_EIO: Tensor, counts_E: Tensor) -> Tensor:
-    """x[rows of expert e] @ w[e] for every expert, y_AO: by torch's grouped matmul where it can, else by slices."""
-    step = GROUPED_ALIGNMENT // x_AI.element_size()
-    aligned = w_EIO.shape[1] % step == 0 and w_EIO.shape[2] % step == 0
-    if len(x_AI) and aligned and grouped_mm_works(x_AI.device.type, x_AI.dtype):
-        return F.grouped_mm(x_AI, w_EIO, offs=counts_E.cumsum(0, dtype=torch.int32))
-    y_AO = _Sliced.apply(x_AI, w_EIO, counts_E.tolist())  # type: ignore[no-untyped-call]
-    assert isinstance(y_AO, Tensor)
-    return y_AO
+        h_AH = gated_activation(activation, F.grouped_mm(x_AD, gate_EHD.mT, offs=ends_E), up_AH)
+    return F.grouped_mm(h_AH, down_EHD, offs=ends_E)
 
 
 @functools.cache
@@ -189,27 +224,80 @@ def grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
     return True
 
 
-class _Sliced(torch.autograd.Function):
-    """A matmul per expert on contiguous rows; gradients are written in place, once."""
+class _ExpertFFN(torch.autograd.Function):
+    """One expert after the other, each token gathered and its output added where it belongs.
+
+    Kept for the backward pass is what enters the activation. Below, a are the assignments of one expert.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_AI: Tensor, w_EIO: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x_AI, w_EIO)
-        ctx.counts = counts
-        y_AO = x_AI.new_empty(len(x_AI), w_EIO.shape[2])
-        with no_autocast(x_AI.device):
-            for y, x, w in zip(torch.split(y_AO, counts), torch.split(x_AI, counts), w_EIO, strict=True):
-                torch.mm(x, w, out=y)
-        return y_AO
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weights_A: Tensor,
+        up_EHD: Tensor,
+        gate_EHD: Tensor | None,
+        down_EHD: Tensor,
+        token_A: Tensor,
+        counts: list[int],
+        activation: str,
+    ) -> Tensor:
+        hidden = up_EHD.shape[1]
+        up_AH = x_ND.new_empty(len(token_A), hidden)
+        gate_AH = None if gate_EHD is None else torch.empty_like(up_AH)
+        y_ND = torch.zeros_like(x_ND)
+        with no_autocast(x_ND.device):
+            for e, rows in _each(counts):
+                token_a = token_A[rows]
+                x_aD = x_ND.index_select(0, token_a)
+                up_aH = torch.mm(x_aD, up_EHD[e].t(), out=up_AH[rows])
+                if gate_EHD is None or gate_AH is None:
+                    h_aH = ACTIVATIONS[activation](up_aH)
+                else:
+                    h_aH = gated_activation(activation, torch.mm(x_aD, gate_EHD[e].t(), out=gate_AH[rows]), up_aH)
+                y_aD = torch.mm(h_aH, down_EHD[e]).mul_(weights_A[rows, None])
+                y_ND.index_add_(0, token_a, y_aD)
+        ctx.save_for_backward(x_ND, weights_A, up_EHD, gate_EHD, down_EHD, token_A, up_AH, gate_AH)
+        ctx.counts, ctx.activation = counts, activation
+        return y_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy_AO: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_AI, w_EIO = ctx.saved_tensors
-        dx_AI, dw_EIO = torch.empty_like(x_AI), torch.empty_like(w_EIO)
-        pieces = (*(torch.split(rows, ctx.counts) for rows in (dx_AI, x_AI, dy_AO)), dw_EIO, w_EIO)
-        with no_autocast(x_AI.device):
-            for dx, x, dy, dw, w in zip(*pieces, strict=True):
-                torch.mm(dy, w.mT, out=dx)
-                dw.copy_(x.mT @ dy)
-        return dx_AI, dw_EIO, None
+    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weights_A, up_EHD, gate_EHD, down_EHD, token_A, up_AH, gate_AH = ctx.saved_tensors
+        dx_ND, dweights_A = torch.zeros_like(x_ND), torch.empty_like(weights_A)
+        dup_EHD, ddown_EHD = torch.empty_like(up_EHD), torch.empty_like(down_EHD)
+        dgate_EHD = None if gate_EHD is None else torch.empty_like(gate_EHD)
+        with no_autocast(x_ND.device):
+            for e, rows in _each(ctx.counts):
+                token_a, weights_a1 = token_A[rows], weights_A[rows, None]
+                x_aD, dy_aD, up_aH = x_ND.index_select(0, token_a), dy_ND.index_select(0, token_a), up_AH[rows]
+                dh_aH = torch.mm(dy_aD, down_EHD[e].t())
+                if gate_AH is None:
+                    h_aH = ACTIVATIONS[ctx.activation](up_aH)
+                else:
+                    act_aH = GATES[ctx.activation](gate_AH[rows])
+                    h_aH = act_aH * up_aH
+                dweights_A[rows] = (h_aH * dh_aH).sum(-1)
+                torch.mm(h_aH.t(), dy_aD.mul_(weights_a1), out=ddown_EHD[e])
+                dh_aH.mul_(weights_a1)
+                if gate_AH is None:
+                    dup_aH = activation_backward(ctx.activation, dh_aH, up_aH)
+                else:
+                    dup_aH = act_aH.mul_(dh_aH)
+                    dgate_aH = activation_backward(ctx.activation, dh_aH.mul_(up_aH), gate_AH[rows])
+                dx_aD = torch.mm(dup_aH, up_EHD[e])
+                torch.mm(dup_aH.t(), x_aD, out=dup_EHD[e])
+                if dgate_EHD is not None:
+                    dx_aD.addmm_(dgate_aH, gate_EHD[e])
+                    torch.mm(dgate_aH.t(), x_aD, out=dgate_EHD[e])
+                dx_ND.index_add_(0, token_a, dx_aD)
+        return dx_ND, dweights_A, dup_EHD, dgate_EHD, ddown_EHD, None, None, None
+
+
+def _each(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    """Every expert and its rows."""
+    start = 0
+    for e, count in enumerate(counts):
+        yield e, slice(start, start + count)
+        start += count

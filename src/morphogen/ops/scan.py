@@ -7,7 +7,7 @@ B batch, T tokens, H heads, P head width, F = H·P channels, N state size,
 Q tokens of a chunk, C chunks of a sequence, R = B·C chunks in all
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ def ssd(
     """state ← exp(dt·a)·state + dt·b xᵀ; y = state c + d·x. Returns y_BTHP in x's dtype, and the last state_BNHP.
 
     a: negative. state_BNHP: the one to start from, None for zeros. Within a chunk of Q tokens the recurrence is a
-    masked matmul of scores c bᵀ with decays; the decays are exponentials of sums over segments, never of differences
-    of sums, so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
+    masked matmul of scores c bᵀ with decays; the decays are exponentials of sums over segments, or of what is as exact,
+    so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
     Ref: arXiv 2405.21060.
     """
     y_BTHP, last_BNHP = _SSD.apply(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, state_BNHP, min(chunk, x_BTHP.shape[1]))  # type: ignore[no-untyped-call]
@@ -51,21 +51,29 @@ def ssd(
 
 
 class _Decays:
-    """What a chunk's log decays la_RQH come to; sums by matmul with triangles."""
+    """What a chunk's log decays la_RQH come to; sums by matmul with triangles.
+
+    Decays between tokens are differences of running sums. Those are kept in twice the digits, as the rounded sum and
+    what the rounding left, so that a difference is as exact as the sum of its segment.
+    """
 
     def __init__(self, log_RQH: Tensor) -> None:
         ones_QQ = log_RQH.new_ones(log_RQH.shape[1], log_RQH.shape[1])
         self.upto_QQ, self.before_QQ = ones_QQ.tril(), ones_QQ.tril(-1)
-        sums_RQH = self.upto_QQ @ log_RQH
-        self.log_RHQ = log_RQH.transpose(1, 2)
-        self.into_RQH = sums_RQH.exp()  # from before the chunk to after token q
+        wide = torch.float32 if log_RQH.device.type == "mps" else torch.float64  # that device has no more
+        sums_RHQ = log_RQH.transpose(1, 2).to(wide).cumsum(2)
+        self.sums_RHQ = sums_RHQ.to(log_RQH.dtype)
+        self.rest_RHQ = (sums_RHQ - self.sums_RHQ).to(log_RQH.dtype)
+        self.into_RQH = self.sums_RHQ.exp().transpose(1, 2)  # from before the chunk to after token q
         self.out_RQH = (self.before_QQ.t() @ log_RQH).exp_()  # from after token q to the chunk's end
         self.whole_RH = self.into_RQH[:, -1]
 
     def between(self, rows: slice) -> Tensor:
         """(r, H, Q, Q): the decay from after token j to after token i, for j ≤ i; 1 elsewhere."""
-        log_rHQQ = self.log_RHQ[rows].unsqueeze(2) * self.upto_QQ
-        return (log_rHQQ @ self.before_QQ).exp_()
+        sums_rHQ, rest_rHQ = self.sums_RHQ[rows], self.rest_RHQ[rows]
+        log_rHQQ = sums_rHQ.unsqueeze(3) - sums_rHQ.unsqueeze(2)
+        log_rHQQ.add_(rest_rHQ.unsqueeze(3)).sub_(rest_rHQ.unsqueeze(2))
+        return log_rHQQ.clamp_max_(0.0).exp_()
 
     def between_backward(self, dsum_rHQQ: Tensor) -> Tensor:
         """Gradient of the log decays, (r, Q, H), from that of the segments' sums."""
@@ -98,19 +106,22 @@ class _SSD(torch.autograd.Function):
         size = b_BTN.shape[-1]
         with no_autocast(x_BTHP.device):
             x_RQHP, dt_RQH, b_RQN, c_RQN = (_chunked(t, chunk, full) for t in (x_BTHP, dt_BTH, b_BTN, c_BTN))
+            d_H1, x_RHQP = d_H.to(full)[:, None], x_RQHP.transpose(1, 2).contiguous()
             decays = _Decays(dt_RQH * a_H.to(full))
-            u_RQHP = x_RQHP * dt_RQH.unsqueeze(-1)
-            new_RNF = torch.bmm(b_RQN.mT, (u_RQHP * decays.out_RQH.unsqueeze(-1)).flatten(2))
+            written_RQHP = x_RQHP * (decays.out_RQH * dt_RQH).unsqueeze(-1)
+            new_RNF = torch.bmm(b_RQN.mT, written_RQHP.flatten(2))
             start = x_RQHP.new_zeros(batch, size, heads, width) if state_BNHP is None else state_BNHP.to(full)
             states_BCNHP, last_BNHP = _recur(
                 new_RNF.view(batch, -1, size, heads, width), decays.whole_RH.view(batch, -1, heads), start
             )
             y_RQHP = torch.bmm(c_RQN, states_BCNHP.view(-1, size, heads * width)).view(x_RQHP.shape)
-            y_RQHP.mul_(decays.into_RQH.unsqueeze(-1)).addcmul_(x_RQHP, d_H.to(full)[:, None])
             scores_RQQ = torch.bmm(c_RQN, b_RQN.mT).tril_()
             for rows in _rows(x_RQHP):
-                m_rHQQ = decays.between(rows).mul_(scores_RQQ[rows].unsqueeze(1))
-                y_RQHP[rows] += (m_rHQQ @ u_RQHP[rows].transpose(1, 2)).transpose(1, 2)
+                m_rHQQ = decays.between(rows).mul_(scores_RQQ[rows].unsqueeze(1)).mul_(_sent(dt_RQH[rows]))
+                m_rHQQ.diagonal(dim1=2, dim2=3).add_(d_H1)
+                within_rHQP = m_rHQQ @ x_RHQP[rows]
+                y_rQHP, into_rQH1 = y_RQHP[rows], decays.into_RQH[rows].unsqueeze(-1)
+                torch.addcmul(within_rHQP.transpose(1, 2), y_rQHP, into_rQH1, out=y_rQHP)
         ctx.save_for_backward(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, states_BCNHP)
         ctx.chunk, ctx.from_state = chunk, state_BNHP is not None
         y_BTHP = y_RQHP.view(batch, -1, heads, width)[:, :length].to(x_BTHP.dtype)
@@ -128,15 +139,15 @@ class _SSD(torch.autograd.Function):
                 _chunked(t, chunk, full) for t in (x_BTHP, dt_BTH, b_BTN, c_BTN, dy_BTHP)
             )
             states_RNF = states_BCNHP.view(-1, size, heads * width)
+            d_H1, x_RHQP = d_H.to(full)[:, None], x_RQHP.transpose(1, 2).contiguous()
             decays = _Decays(dt_RQH * a_H.to(full))
-            u_RQHP = x_RQHP * dt_RQH.unsqueeze(-1)
             # what is read from the state before the chunk
             dread_RQHP = dy_RQHP * decays.into_RQH.unsqueeze(-1)
             dread_RQF = dread_RQHP.flatten(2)
             dc_RQN = torch.bmm(dread_RQF, states_RNF.mT)
-            read_RQHP = torch.bmm(c_RQN, states_RNF).view(x_RQHP.shape)
-            dinto_RQH = (dread_RQHP * read_RQHP).sum(-1)
             dstates_BCNHP = torch.bmm(c_RQN.mT, dread_RQF).view(states_BCNHP.shape)
+            read_RQHP = torch.bmm(c_RQN, states_RNF).view(x_RQHP.shape)
+            dinto_RQH = read_RQHP.mul_(dread_RQHP).sum(-1)
             # the recurrence from chunk to chunk
             whole_BCH = decays.whole_RH.view(batch, -1, heads)
             dnew_BCNHP, dwhole_BCH, dstart_BNHP = _recur_backward(
@@ -144,31 +155,36 @@ class _SSD(torch.autograd.Function):
             )
             # what the chunk adds to the state
             dnew_RNF = dnew_BCNHP.view(-1, size, heads * width)
-            written_RQHP = u_RQHP * decays.out_RQH.unsqueeze(-1)
+            share_RQH = decays.out_RQH * dt_RQH
+            written_RQHP = torch.mul(x_RQHP, share_RQH.unsqueeze(-1), out=read_RQHP)
             db_RQN = torch.bmm(written_RQHP.flatten(2), dnew_RNF.mT)
             dwritten_RQHP = torch.bmm(b_RQN, dnew_RNF).view(x_RQHP.shape)
-            dout_RQH = (dwritten_RQHP * written_RQHP).sum(-1)
-            du_RQHP = dwritten_RQHP.mul_(decays.out_RQH.unsqueeze(-1))
+            dshare_RQH = torch.mul(dwritten_RQHP, x_RQHP, out=dread_RQHP).sum(-1)
             dinto_RQH[:, -1] += dwhole_BCH.view(-1, heads)
-            dlog_RQH = decays.upto_QQ.t() @ dinto_RQH + decays.before_QQ @ dout_RQH
+            dlog_RQH = decays.upto_QQ.t() @ dinto_RQH + decays.before_QQ @ (dshare_RQH * share_RQH)
+            ddt_RQH = dshare_RQH.mul_(decays.out_RQH)
+            dx_RQHP = dwritten_RQHP.mul_(share_RQH.unsqueeze(-1))
             # within the chunk
-            scores_RQQ = torch.bmm(c_RQN, b_RQN.mT).tril_()
+            scores_RQQ, dd_H = torch.bmm(c_RQN, b_RQN.mT).tril_(), torch.zeros_like(a_H, dtype=full)
             dscores_RQQ = torch.empty_like(scores_RQQ)
             for rows in _rows(x_RQHP):
-                decay_rHQQ = decays.between(rows)
-                m_rHQQ = decay_rHQQ * scores_RQQ[rows].unsqueeze(1)
-                dy_rHQP = dy_RQHP[rows].transpose(1, 2)
-                dm_rHQQ = dy_rHQP @ u_RQHP[rows].permute(0, 2, 3, 1)
-                du_RQHP[rows] += (m_rHQQ.mT @ dy_rHQP).transpose(1, 2)
-                dscores_RQQ[rows] = decay_rHQQ.mul_(dm_rHQQ).sum(1)
-                dlog_RQH[rows] += decays.between_backward(dm_rHQQ.mul_(m_rHQQ))
+                decay_rHQQ, dt_rH1Q = decays.between(rows), _sent(dt_RQH[rows])
+                k_rHQQ = decay_rHQQ * scores_RQQ[rows].unsqueeze(1)
+                m_rHQQ = k_rHQQ * dt_rH1Q
+                m_rHQQ.diagonal(dim1=2, dim2=3).add_(d_H1)
+                dy_rHQP = dy_RQHP[rows].transpose(1, 2).contiguous()
+                dx_RQHP[rows] += (m_rHQQ.mT @ dy_rHQP).transpose(1, 2)
+                dm_rHQQ = torch.matmul(dy_rHQP, x_RHQP[rows].mT, out=m_rHQQ)
+                dd_H += dm_rHQQ.diagonal(dim1=2, dim2=3).sum((0, 2))
+                dscores_RQQ[rows] = decay_rHQQ.mul_(dt_rH1Q).mul_(dm_rHQQ).sum(1)
+                dm_rHQQ.mul_(k_rHQQ)
+                ddt_RQH[rows] += dm_rHQQ.sum(2).transpose(1, 2)
+                dlog_RQH[rows] += decays.between_backward(dm_rHQQ.mul_(dt_rH1Q))
             dscores_RQQ.tril_()
             dc_RQN.baddbmm_(dscores_RQQ, b_RQN)
             db_RQN.baddbmm_(dscores_RQQ.mT, c_RQN)
-            ddt_RQH = (du_RQHP * x_RQHP).sum(-1).addcmul_(dlog_RQH, a_H.to(full))
+            ddt_RQH.addcmul_(dlog_RQH, a_H.to(full))
             da_H = (dlog_RQH * dt_RQH).sum((0, 1))
-            dd_H = (dy_RQHP * x_RQHP).sum((0, 1, 3))
-            dx_RQHP = du_RQHP.mul_(dt_RQH.unsqueeze(-1)).addcmul_(dy_RQHP, d_H.to(full)[:, None])
 
         def whole(grad: Tensor, like: Tensor) -> Tensor:
             return grad.view(batch, -1, *like.shape[2:])[:, :length].to(like.dtype)
@@ -183,6 +199,11 @@ class _SSD(torch.autograd.Function):
             dstart_BNHP if ctx.from_state else None,
             None,
         )
+
+
+def _sent(dt_rQH: Tensor) -> Tensor:
+    """The step of the token a Q×Q matrix's column stands for, (r, H, 1, Q)."""
+    return dt_rQH.transpose(1, 2).unsqueeze(2)
 
 
 def _rows(x_RQHP: Tensor) -> Iterator[slice]:
@@ -239,17 +260,26 @@ def selective_scan(
 
 
 class _Tile:
-    """Some tokens t of a sequence: their inputs, decays and states."""
+    """Some tokens t of a sequence: their inputs, decays and states. The last two take the place of `rooms`' first."""
 
-    def __init__(self, tokens: slice, state_BNF: Tensor, a_NF: Tensor, *inputs: Tensor) -> None:
+    def __init__(
+        self, tokens: slice, rooms: Sequence[Tensor], state_BNF: Tensor, a_NF: Tensor, *inputs: Tensor
+    ) -> None:
         self.before_BNF = state_BNF
         self.x_BtF, self.dt_BtF, self.b_BtN, self.c_BtN = (t[:, tokens].to(a_NF.dtype) for t in inputs)
         self.written_BtF = self.dt_BtF * self.x_BtF
-        self.decay_BtNF = (self.dt_BtF.unsqueeze(2) * a_NF).exp_()
-        self.states_BtNF = self.written_BtF.unsqueeze(2) * self.b_BtN.unsqueeze(-1)
+        decay_BtNF, states_BtNF = (room[:, : self.x_BtF.shape[1]] for room in rooms[:2])
+        self.decay_BtNF = torch.mul(self.dt_BtF.unsqueeze(2), a_NF, out=decay_BtNF).exp_()
+        self.states_BtNF = torch.mul(self.written_BtF.unsqueeze(2), self.b_BtN.unsqueeze(-1), out=states_BtNF)
         for decay_BNF, written_BNF in zip(self.decay_BtNF.unbind(1), self.states_BtNF.unbind(1), strict=True):
             state_BNF = torch.addcmul(written_BNF, decay_BNF, state_BNF, out=written_BNF)
         self.last_BNF = state_BNF.clone()
+
+
+def _rooms(count: int, x_BTF: Tensor, tile: int, a_NF: Tensor) -> list[Tensor]:
+    """Memory for all tiles in turn, (B, t, N, F) each: fresh memory would cost as much as the arithmetic."""
+    shape = (len(x_BTF), min(tile, x_BTF.shape[1]), *a_NF.shape)
+    return [a_NF.new_empty(shape) for _ in range(count)]
 
 
 def _tiles(length: int, tile: int) -> list[slice]:
@@ -279,9 +309,10 @@ class _SelectiveScan(torch.autograd.Function):
         state = a.new_zeros(len(x_BTF), *a.shape) if state_BNF is None else state_BNF.to(full)
         y_BTF, kept = torch.empty(x_BTF.shape, dtype=x_BTF.dtype, device=x_BTF.device), []
         with no_autocast(x_BTF.device):
+            rooms = _rooms(2, x_BTF, tile, a)
             for tokens in _tiles(x_BTF.shape[1], tile):
                 kept.append(state)
-                part = _Tile(tokens, state, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                part = _Tile(tokens, rooms, state, a, x_BTF, dt_BTF, b_BTN, c_BTN)
                 y_BtF = _contract(part.c_BtN.unsqueeze(2), part.states_BtNF).squeeze(2)
                 y_BTF[:, tokens] = y_BtF.addcmul_(part.x_BtF, d)
                 state = part.last_BNF
@@ -300,11 +331,13 @@ class _SelectiveScan(torch.autograd.Function):
         )
         da_NF, dd_F, dstate_BNF = torch.zeros_like(a), torch.zeros_like(d), dlast_BNF.to(full)
         with no_autocast(x_BTF.device):
+            rooms = _rooms(3, x_BTF, ctx.tile, a)
             for tokens, state_BNF in reversed(list(zip(_tiles(x_BTF.shape[1], ctx.tile), kept, strict=True))):
-                part = _Tile(tokens, state_BNF, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                part = _Tile(tokens, rooms, state_BNF, a, x_BTF, dt_BTF, b_BTN, c_BTN)
                 dy_BtF = dy_BTF[:, tokens].to(full)
                 dc_BTN[:, tokens] = _contract(part.states_BtNF, dy_BtF.unsqueeze(-1)).squeeze(-1)
-                dstates_BtNF = part.c_BtN.unsqueeze(-1) * dy_BtF.unsqueeze(2)
+                dstates_BtNF = rooms[2][:, : dy_BtF.shape[1]]
+                torch.mul(part.c_BtN.unsqueeze(-1), dy_BtF.unsqueeze(2), out=dstates_BtNF)
                 steps, decays = dstates_BtNF.unbind(1), part.decay_BtNF.unbind(1)
                 steps[-1].add_(dstate_BNF)
                 for i in range(len(steps) - 1, 0, -1):

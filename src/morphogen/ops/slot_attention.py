@@ -18,7 +18,7 @@ from morphogen.ops.autocast import autocast_dtype, no_autocast
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
 
 Aggregator = Literal["mean", "attention", "gate"]
-#: Queries of a tile (benchmarks/memories.py).
+#: Queries of a tile (benchmarks/speed.py).
 ROWS = 128
 
 

@@ -25,7 +25,7 @@ LONG_TRIANGLE_ROWS = 128
 LONG_TRIANGLE = 512
 BAND_ROWS = 64
 LEAST_ROWS = 16
-#: On a CPU torch's fused kernel is behind tiles at these lengths in fp32, at all in bf16 (benchmarks/attention.py).
+#: On a CPU torch's fused kernel is behind tiles at these lengths in fp32, at all in bf16 (benchmarks/speed.py).
 TILED_FP32 = range(256, 1024)
 
 

@@ -38,6 +38,10 @@ class AssocMemory(Part):
     head_dim: PositiveInt = 32
     feature_map: FeatureMap = "elu"
 
+    def traits(self) -> frozenset[str]:
+        """A memory."""
+        return frozenset({"memory"})
+
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, head_dim and dim."""
         return {"heads": self.heads, "head_dim": self.head_dim, "dim": ctx.dim}

@@ -22,6 +22,9 @@ from morphogen.errors import OperatorError, unknown
 NormKind = Literal["rmsnorm", "layernorm"]
 NORM_EPS = 1e-5
 
+#: What structural gates and the conditions of templates ask for: mixtures of experts, selectors, memories.
+TRAITS = ("moe", "selector", "memory")
+
 #: The stable name of a block or a recurrence within a lineage.
 GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
@@ -201,6 +204,10 @@ class Part(Frozen):
 
     def inert(self) -> frozenset[str]:
         """Fields without effect at the present setting; digest and distance skip them."""
+        return frozenset()
+
+    def traits(self) -> frozenset[str]:
+        """What a block that holds this part counts as: of `TRAITS`."""
         return frozenset()
 
     def neutral(self) -> bool:
@@ -484,27 +491,46 @@ class BlockLike(Protocol):
         ...
 
 
+Level = Literal["part", "block", "model", "train", "compound"]
+
+
 @dataclass(frozen=True)
 class Operator:
-    """A named mutation. `level` says what `act` is called on: a part of class `target`, a block, or a whole blueprint.
+    """A named mutation. `level` says what `act` is called on: a part of class `target`, a block, a whole blueprint, the
+    settings of training, or (`compound`, several edits by other operators) a blueprint and what surrounds it.
 
     preserves: whether a child that inherits computes its parent's function; a predicate where that depends on the
-    target, called with the same arguments as `act` less the generator.
+    target, called with the same arguments as `act` less the generator; None where each application says it itself.
+    weight: how often it is drawn, relative to the others, unless an experiment says otherwise.
     """
 
     name: str
     summary: str
-    level: Literal["part", "block", "model"]
+    level: Level
     act: Callable[..., Any]
-    preserves: bool | Callable[..., bool]
+    preserves: bool | Callable[..., bool] | None
     target: type[Part] | None = None
+    weight: float = 1.0
+
+    @property
+    def declared(self) -> bool | None:
+        """`preserves` where it is the same everywhere; None where it depends."""
+        return self.preserves if isinstance(self.preserves, bool) else None
 
     def exact(self, *subject: Any) -> bool:
-        """`preserves`, resolved for a subject: `(part, ctx)`, `(block, ctx)` or `(blueprint,)`."""
+        """`preserves`, resolved for a subject: `(part, ctx)`, `(block, ctx)`, `(blueprint,)` or `(train,)`."""
+        if self.preserves is None:
+            raise TypeError(f"{self.name} is exact or not by what it did, not by what it is called on")
         return self.preserves if isinstance(self.preserves, bool) else self.preserves(*subject)
 
 
 OPERATORS: dict[str, Operator] = {}
+
+#: Other names that are understood where an operator is named -> the operator's own.
+ALIASES: Mapping[str, str] = {
+    "toggle_mla": "toggle_mla_attention",
+    "insert_retro": "insert_retro_module",
+}
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P", bound=Part)
@@ -513,20 +539,24 @@ PartAct = Callable[[P, Context, np.random.Generator], Part | None]
 
 
 def find_operator(name: str) -> Operator:
-    """The operator called `name`; OperatorError with the nearest name otherwise."""
-    if name not in OPERATORS:
+    """The operator called `name`, or of which that is an alias; OperatorError with the nearest name otherwise."""
+    own = ALIASES.get(name, name)
+    if own not in OPERATORS:
         raise OperatorError(unknown("operator", name, OPERATORS))
-    return OPERATORS[name]
+    return OPERATORS[own]
 
 
 def _add(
-    level: Literal["part", "block", "model"], preserves: bool | Callable[..., bool], target: type[Part] | None
+    level: Level,
+    preserves: bool | Callable[..., bool] | None,
+    target: type[Part] | None = None,
+    weight: float = 1.0,
 ) -> Callable[[F], F]:
     def join(act: F) -> F:
         if act.__name__ in OPERATORS:
             raise RuntimeError(f"two operators are called {act.__name__}")
         summary = (act.__doc__ or "").strip().split("\n")[0]
-        OPERATORS[act.__name__] = Operator(act.__name__, summary, level, act, preserves, target)
+        OPERATORS[act.__name__] = Operator(act.__name__, summary, level, act, preserves, target, weight)
         return act
 
     return join
@@ -542,12 +572,25 @@ def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool])
 
 def block_operator(*, preserves: bool | Callable[[Any, Context], bool]) -> Callable[[F], F]:
     """Register a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply."""
-    return _add("block", preserves, None)
+    return _add("block", preserves)
 
 
 def model_operator(*, preserves: bool | Callable[[Any], bool]) -> Callable[[F], F]:
     """Register a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply."""
-    return _add("model", preserves, None)
+    return _add("model", preserves)
+
+
+def train_operator(*, preserves: bool) -> Callable[[F], F]:
+    """Register a mutation of how a candidate is trained: `(train, rng) -> train`, None where it does not apply.
+
+    Not drawn unless an experiment gives it a weight: architectures are compared under the same training.
+    """
+    return _add("train", preserves, weight=0.0)
+
+
+def compound_operator(name: str, summary: str, act: Callable[..., Any]) -> None:
+    """Register a mutation by other operators: `(blueprint, around, rng) -> variation.act.Made`, or None."""
+    OPERATORS[name] = Operator(name, summary, "compound", act, None)
 
 
 def pick(rng: np.random.Generator, choices: list[T] | tuple[T, ...]) -> T | None:

@@ -70,6 +70,15 @@ def stream(seed: int, gene: str, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{gene}/{name}".encode()))
 
 
+def draw_some(init: Init, shape: tuple[int, ...], some: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+    """As many fresh fp32 entries as shape `some` has, of a tensor of `shape`; None where entries differ by position."""
+    if init.name in (log_count.__name__, vector.__name__):
+        return None
+    if init.name == fan_in_normal.__name__:
+        return normal(some, generator, init.args[0] / math.sqrt(shape[-1]))
+    return draw(init, some, generator)
+
+
 def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A fresh fp32 tensor."""
     return INITIALISERS[init.name](shape, generator, *init.args)

@@ -130,7 +130,7 @@ class Mamba2(SSM):
     def cost(self, ctx: Context) -> Cost:
         """Projections and convolution, and chunk by chunk the scan.
 
-        Per token, in chunks of Q, multiply-adds: scores Q·N, their use Q·F, states 2·N·F, decays Q·(Q + 2)·H.
+        Per token, in chunks of Q, multiply-adds: scores Q·N, their use Q·F, states 2·N·F, decays Q·H.
         """
         inner, size = self.inner(ctx), self.d_state
         channels = inner + 2 * size
@@ -138,7 +138,7 @@ class Mamba2(SSM):
         projections = ctx.dim * (channels + heads + inner * (2 if self.gate else 1))
         chunk = min(self.chunk_tokens, ctx.seq_len)
         padded = chunk * math.ceil(ctx.seq_len / chunk) / ctx.seq_len
-        scan = padded * (chunk * (size + inner) + 2 * size * inner + chunk * (chunk + 2) * heads)
+        scan = padded * (chunk * (size + inner) + 2 * size * inner + chunk * heads)
         return Cost(
             flops=2.0 * (projections + self.d_conv * channels + scan),
             state_bytes=4.0 * size * inner + 2.0 * (self.d_conv - 1) * channels,

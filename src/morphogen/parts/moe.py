@@ -136,6 +136,10 @@ class MoE(Part):
         """Hidden units of one shared expert."""
         return self.shared_hidden or self.hidden
 
+    def traits(self) -> frozenset[str]:
+        """A mixture of experts."""
+        return frozenset({"moe"})
+
     def inert(self) -> frozenset[str]:
         """The shared experts' size without any, a capacity that nothing is dropped by."""
         return frozenset(

@@ -95,7 +95,7 @@ class Experts(Branch):
             self._report(routed, kept_NK)
         refused = kept_NK if part.drop_policy == "greedy" else None
         plan = routing.dispatch(routed.experts_NK, part.n_experts, refused)
-        y_ND = plan.combine(self._outputs(plan, x_BTD, state), routed.weights_NK)
+        y_ND = self._outputs(plan, routed.weights_NK, x_BTD, state)
         if self.shared_up is not None and self.shared_down is not None:
             up = self.shared_up(x_ND)
             if self.shared_gate is None:
@@ -178,30 +178,29 @@ class Experts(Branch):
 
     # ------------------------------------------------------------------------------------------------ outputs
 
-    def _outputs(self, plan: routing.Dispatch, x_BTD: Tensor, state: State | None) -> Tensor:
-        """Every assignment's output, y_AD, in the order of the experts."""
+    def _outputs(self, plan: routing.Dispatch, weights_NK: Tensor, x_BTD: Tensor, state: State | None) -> Tensor:
+        """Every token's outputs, times its weights, summed; y_ND."""
         part, x_ND = self.part, x_BTD.flatten(0, 1)
         if not self.others:
-            return self._stacked(plan.gather(x_ND), plan.counts_E)
-        counts = plan.counts_E.tolist()
-        stacked = sum(counts[: part.stacked])
-        tokens = torch.split(plan.token_A, [stacked, *counts[part.stacked :]])
-        outputs = [self._stacked(x_ND[tokens[0]], plan.counts_E[: part.stacked])] if part.stacked else []
-        for i, (token_A, expert) in enumerate(zip(tokens[1:], part.experts, strict=True)):
+            return self._stacked(plan, weights_NK, x_ND)
+        of_stacked, *of_others = plan.divided(part.stacked)
+        outputs = [self._stacked(of_stacked, weights_NK, x_ND)] if part.stacked else []
+        for i, (its_plan, expert) in enumerate(zip(of_others, part.experts, strict=True)):
             other = cast(Branch, self.others[i])
             if expert.pointwise:
-                outputs.append(other.mix(x_ND[token_A][None])[0])
+                y_AD = other.mix(x_ND[its_plan.token_A][None])[0]
             else:
                 y_BTD = other.mix(x_BTD) if state is None else _remembering(other, x_BTD, state, f"others.{i}.")
-                outputs.append(y_BTD.flatten(0, 1)[token_A])
-        return torch.cat(outputs)
+                y_AD = y_BTD.flatten(0, 1)[its_plan.token_A]
+            outputs.append(its_plan.combine(y_AD, weights_NK))
+        return torch.stack(outputs).sum(0)
 
-    def _stacked(self, x_AD: Tensor, counts_E: Tensor) -> Tensor:
+    def _stacked(self, plan: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
         assert self.up is not None
         assert self.down is not None
-        gate_EHD = None if self.gate is None else self.gate.weight.to(x_AD.dtype)
-        up_EHD, down_EHD = self.up.weight.to(x_AD.dtype), self.down.weight.to(x_AD.dtype)
-        return routing.expert_ffn(x_AD, counts_E, up_EHD, gate_EHD, down_EHD, self.part.activation)
+        gate_EHD = None if self.gate is None else self.gate.weight.to(x_ND.dtype)
+        up_EHD, down_EHD = self.up.weight.to(x_ND.dtype), self.down.weight.to(x_ND.dtype)
+        return routing.expert_ffn(x_ND, weights_NK, plan, up_EHD, gate_EHD, down_EHD, self.part.activation)
 
     # ---------------------------------------------------------------------------------------------- reporting
 

@@ -53,6 +53,10 @@ class Reader(Part):
         """Channels of all heads."""
         return self.heads * self.head_dim
 
+    def traits(self) -> frozenset[str]:
+        """A memory."""
+        return frozenset({"memory"})
+
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, dim, and head_dim once for queries and keys and once for values: they grow by different rules."""
         return {"heads": self.heads, "k_dim": self.head_dim, "v_dim": self.head_dim, "dim": ctx.dim}

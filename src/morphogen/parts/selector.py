@@ -70,6 +70,10 @@ class Selective(Sparse):
             raise ValueError(f"selector {self.selector} chooses among all past tokens, expected sparsity none")
         return self
 
+    def traits(self) -> frozenset[str]:
+        """A selector, where there is one."""
+        return frozenset({"selector"} if self.selector != "none" else ())
+
     def inert(self) -> frozenset[str]:
         """The settings of a selector that is not there, and knobs of other patterns."""
         unused = super().inert()

@@ -86,17 +86,11 @@ def seen_pairs(pattern: Pattern, length: int) -> int:
 
 
 @operator(Sparse, preserves=False)
-def change_sparsity(part: Sparse, ctx: Context, rng: np.random.Generator) -> Sparse | None:
-    """Another sparsity pattern."""
-    return part.evolve(sparsity=pick(rng, [s for s in SPARSITIES if s != part.sparsity]))
-
-
-@operator(Sparse, preserves=False)
-def tune_sparsity(part: Sparse, ctx: Context, rng: np.random.Generator) -> Sparse | None:
-    """One knob of the sparsity pattern, halved or doubled."""
+def tune_attn_sparsity(part: Sparse, ctx: Context, rng: np.random.Generator) -> Sparse | None:
+    """Another sparsity pattern, or one knob of the present one halved or doubled."""
     knob = pick(rng, KNOBS[part.sparsity])
-    if knob is None:
-        return None
+    if knob is None or rng.random() < 0.5:
+        return part.evolve(sparsity=pick(rng, [s for s in SPARSITIES if s != part.sparsity]))
     old = dict(part)[knob]
     least = {"sliding_window": 8, "block_size": 8, "global_stride": 4, "dilation": 2, "block_stride": 2}[knob]
     return part.evolve(**{knob: pick(rng, [n for n in (old // 2, old * 2) if n >= least and n <= 4096])})

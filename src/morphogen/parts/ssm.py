@@ -161,7 +161,7 @@ def convolve(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor, state: State) -> Te
         known = state["conv"].shape[1]
         x_BTF = torch.cat([state["conv"].to(x_BTF.dtype), x_BTF], 1)
     state["conv"] = x_BTF[:, max(0, x_BTF.shape[1] - taps_FK.shape[1] + 1) :].clone()
-    return F.silu(causal_conv(x_BTF, taps_FK, bias_F)[:, known:])
+    return causal_conv(x_BTF, taps_FK, bias_F, silu=True)[:, known:]
 
 
 def step_sizes(dt_BTF: Tensor, bias_F: Tensor) -> Tensor:

@@ -46,11 +46,28 @@ def plain(value: Any, limit: int = 60) -> str:
 
 
 def edit_lines(edit: Edit) -> list[str]:
-    """`operator target (function kept)`, then one line `path: before → after` for each change."""
+    """`operator target (function kept)`, the steps of a compound edit, then `path: before → after` for each change."""
     kept = "keeps the function" if edit.preserves else "lossy"
-    return [f"{edit.operator} {edit.target} ({kept})"] + [
+    what = f" {edit.template['name']}" if edit.template else ""
+    why = " to satisfy a gate" if edit.repair else ""
+    steps = [f"  {step.operator} {step.target}" for step in edit.steps]
+    return [f"{edit.operator}{what} {edit.target} ({kept}){why}", *steps] + [
         f"  {change.path}: {plain(change.before)} → {plain(change.after)}" for change in edit.changes
     ]
+
+
+def origin_lines(report: Report) -> list[str]:
+    """What came from whom: a line per parent with its blocks, those resized or with new parts marked; one for new ones.
+
+    Empty where nothing was inherited.
+    """
+    origins = report.inheritance.genes if report.inheritance is not None else ()
+    marks = {"whole": "", "fresh": "", "resized": " (resized)", "partly": " (with new parts)"}
+    lines = []
+    for parent in dict.fromkeys(origin.parent for origin in sorted(origins, key=lambda origin: origin.parent is None)):
+        blocks = ", ".join(origin.gene + marks[origin.how] for origin in origins if origin.parent == parent)
+        lines.append(f"new: {blocks}" if parent is None else f"weights of {parent}: {blocks}")
+    return lines
 
 
 def edits_short(candidate: Candidate) -> str:
@@ -68,6 +85,7 @@ def story(candidate: Candidate, report: Report | None) -> str:
     for edit in candidate.edits:
         lines += edit_lines(edit)
     if report is not None:
+        lines += origin_lines(report)
         lines.append(f"{report.status}: {report.reason}" if report.reason else str(report.status))
         lines += [f"{name} {number(value)}" for name, value in sorted({**report.costs, **report.metrics}.items())]
         if report.tokens.own:

@@ -1,7 +1,8 @@
-"""Lexicase selection: cases in random order, each keeping only the best. Every case is a column of F_nm, minimised.
+"""Lexicase selection: cases in random order, each keeping only the best. Every case is a column of F_nc, minimised.
 
-Both functions return the row number of one parent. Rows that no case can tell apart are drawn from evenly.
-Sources: Spector 2012 (lexicase); La Cava, Spector and Danai 2016 (epsilon by the median absolute deviation).
+Rows that no case can tell apart are drawn from evenly.
+Sources: Spector 2012 (lexicase); La Cava, Spector and Danai 2016 (epsilon by the median absolute deviation);
+Hernandez et al. 2019 (down-sampling the cases).
 """
 
 import numpy as np
@@ -9,22 +10,20 @@ import numpy as np
 from morphogen.selection.objectives import Floats
 
 
-def lexicase(F_nm: Floats, rng: np.random.Generator) -> int:
-    """A parent whose value is exactly the best of those left at every case it was tried on."""
-    return _filter(F_nm, np.zeros(F_nm.shape[1]), rng)
+def deviations(F_nc: Floats) -> Floats:
+    """The median absolute deviation from the median of every column, shape (c,)."""
+    return np.asarray(np.median(np.abs(F_nc - np.median(F_nc, axis=0)), axis=0), dtype=np.float64)
 
 
-def epsilon_lexicase(F_nm: Floats, rng: np.random.Generator) -> int:
-    """A parent within epsilon of the best of those left at every case; epsilon is the column's own MAD."""
-    epsilon_m = np.median(np.abs(F_nm - np.median(F_nm, axis=0)), axis=0)
-    return _filter(F_nm, epsilon_m, rng)
-
-
-def _filter(F_nm: Floats, epsilon_m: Floats, rng: np.random.Generator) -> int:
-    if len(F_nm) == 0:
+def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator) -> int:
+    """The row number of a parent within `epsilon_c` of the best of those left at every case: 0 for plain lexicase,
+    `deviations` for epsilon-lexicase. ValueError when there are no rows."""
+    if len(F_nc) == 0:
         raise ValueError("lexicase: there are no candidates to select from")
-    pool = np.arange(len(F_nm))
-    for case in rng.permutation(F_nm.shape[1]):
-        values = F_nm[pool, case]
-        pool = pool[values <= values.min() + epsilon_m[case]]
+    pool = np.arange(len(F_nc))
+    for case in rng.permutation(F_nc.shape[1]):
+        values = F_nc[pool, case]
+        pool = pool[values <= values.min() + epsilon_c[case]]
+        if len(pool) == 1:
+            break
     return int(rng.choice(pool))

@@ -1,10 +1,12 @@
 """From reports to numbers that can be compared: the objective matrix, scores for weights, and hypervolume.
 
 Legend: n candidates, m objectives. F_nm is always minimised: a "max" objective stands in it negated.
+A constraint is no objective: `violation_n` says by how much, in all, a candidate is outside its constraints' limits.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -14,9 +16,11 @@ from pymoo.indicators.hv import HV
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
+from morphogen.figures import Limits
 
 Direction = Literal["min", "max"]
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 #: The `--score-weight-*` family: name at the command line -> (measured name, the better direction).
 SCORES: Mapping[str, tuple[str, Direction]] = {
@@ -49,13 +53,24 @@ LESS_IS_BETTER = (
 class Matrix:
     """The comparable candidates: `ids` (sorted), the objectives' `names`, and F_nm (float64, finite, minimised).
 
-    signs_m is -1 where a "max" objective was negated, else 1.
+    signs_m is -1 where a "max" objective was negated, else 1. violation_n: sum over the constraints, 0 within all.
     """
 
     ids: tuple[str, ...]
     names: tuple[str, ...]
     signs_m: Floats
     F_nm: Floats
+    violation_n: Floats
+
+    def rows(self, kept: Ints) -> "Matrix":
+        """The rows of these numbers, or of this mask."""
+        ids = tuple(np.array(self.ids, dtype=object)[kept])
+        return replace(self, ids=ids, F_nm=self.F_nm[kept], violation_n=self.violation_n[kept])
+
+    @property
+    def feasible(self) -> "Matrix":
+        """The rows that keep every constraint."""
+        return self if not self.violation_n.any() else self.rows(np.flatnonzero(self.violation_n == 0.0))
 
 
 def in_order(reports: Iterable[Report]) -> list[Report]:
@@ -72,27 +87,42 @@ def measured(reports: Iterable[Report]) -> set[str]:
     return {name for report in reports for table in (report.metrics, report.costs, report.timed) for name in table}
 
 
-def matrix(reports: Iterable[Report], objectives: Mapping[str, Direction]) -> Matrix:
+def matrix(
+    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits] = {}
+) -> Matrix:
     """The objective matrix of the candidates that can be compared.
 
     Left out before any sorting: whatever is not `trained` (failed, gated, rejected), and whoever lacks an objective or
-    has a value there that is not finite. (Non-dominated sorting can put a row with NaN into the first front.)
-    Raises InputError for an objective that no trained report has. Without trained reports the matrix has no rows.
+    a constrained figure, or has a value there that is not finite. (Non-dominated sorting can put a row with NaN into
+    the first front.) Raises InputError for an objective or a constraint that no trained report has. Without trained
+    reports the matrix has no rows.
     """
     trained = [report for report in in_order(reports) if report.status is Status.TRAINED]
-    known = measured(trained)
-    if trained and (absent := [name for name in objectives if name not in known]):
-        raise InputError(unknown(f"evolution.objectives.{absent[0]}", absent[0], known))
-    ids, rows = [], []
+    wanted, count = (*objectives, *constraints), len(objectives)
+    ids: list[str] = []
+    rows: list[list[float]] = []
+    complete = True
     for report in trained:
-        values = [report.value(name) for name in objectives]
-        finite = [value for value in values if value is not None and np.isfinite(value)]
+        values = [report.value(name) for name in wanted]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
         if len(finite) == len(values):
             ids.append(report.id)
             rows.append(finite)
+        complete = complete and None not in values
+    if not complete:
+        _check_known(measured(trained), objectives, constraints)
     signs_m = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
-    F_nm = np.array(rows, dtype=np.float64).reshape(len(rows), len(objectives)) * signs_m
-    return Matrix(tuple(ids), tuple(objectives), signs_m, F_nm)
+    F_nm = np.array([row[:count] for row in rows], dtype=np.float64).reshape(len(rows), count) * signs_m
+    limits = tuple(constraints.values())
+    outside = [sum(limit.violation(value) for limit, value in zip(limits, row[count:], strict=True)) for row in rows]
+    return Matrix(tuple(ids), tuple(objectives), signs_m, F_nm, np.array(outside, dtype=np.float64))
+
+
+def _check_known(known: set[str], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits]) -> None:
+    for field, names in (("objectives", objectives), ("constraints", constraints)):
+        for name in names:
+            if name not in known:
+                raise InputError(unknown(f"evolution.{field}.{name}", name, known))
 
 
 def resolve(name: str, objectives: Mapping[str, Direction]) -> tuple[str, Direction]:
@@ -160,13 +190,14 @@ def reference_point(root: Matrix) -> dict[str, float]:
 def hypervolume(scored: Matrix, reference: Mapping[str, float]) -> float:
     """Volume dominated by `scored` up to `reference`, each axis in units of the reference's size.
 
-    A point that is worse than the reference anywhere adds nothing; none better gives 0. With one reference, volumes
-    of different generations compare: adding candidates never makes it smaller. Zitzler and Thiele 1998, by pymoo.
+    A point that is worse than the reference anywhere, or breaks a constraint, adds nothing; none better gives 0. With
+    one reference, volumes of different generations compare: adding candidates never makes it smaller. Zitzler and
+    Thiele 1998, by pymoo.
     """
     if set(reference) != set(scored.names):
         raise InputError(f"hypervolume: reference names {sorted(reference)}, expected {sorted(scored.names)}")
     own_m = np.array([reference[name] for name in scored.names])
     scale_m = np.where(own_m == 0.0, 1.0, np.abs(own_m))
-    if not scored.ids:
-        return 0.0
-    return float(HV(ref_point=own_m * scored.signs_m / scale_m)(scored.F_nm / scale_m))
+    F_nm, corner_m = scored.feasible.F_nm / scale_m, own_m * scored.signs_m / scale_m
+    inside_nm = F_nm[(F_nm < corner_m).all(axis=1)]
+    return float(HV(ref_point=corner_m)(inside_nm)) if len(inside_nm) else 0.0

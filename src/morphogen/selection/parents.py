@@ -1,20 +1,140 @@
-"""Who breeds: a registry of pure functions from reports to one parent's id.
+"""Who breeds: a registry of pure functions from the pool of those who may to the row number of one parent.
 
-All of them look only at trained candidates with finite objectives, in order of id, and draw from the generator given.
+The pool holds only trained candidates with finite objectives, in order of id. Where any of them keeps every constraint,
+it holds only those who do; while none does, by how much each is outside is the pool's only objective.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.selection.lexicase import epsilon_lexicase
-from morphogen.selection.objectives import Direction, Floats, Matrix, check_weights, in_order, matrix, weighted_scores
-from morphogen.selection.pareto import ranks
+from morphogen.figures import Descriptor, Limits
+from morphogen.selection.lexicase import choose, deviations
+from morphogen.selection.map_elites import cells
+from morphogen.selection.objectives import (
+    Direction,
+    Floats,
+    Ints,
+    check_weights,
+    in_order,
+    matrix,
+    resolve,
+    weighted_scores,
+)
+from morphogen.selection.pareto import crowding, ranks
 
-#: (objective matrix, weighted score per row, generator) -> row number
-Selector = Callable[[Matrix, Floats, np.random.Generator], int]
+
+@dataclass(frozen=True)
+class Rules:
+    """What selectors may ask for. objectives, constraints and weights as in an experiment.
+
+    cases: figures that lexicase goes through instead of the objectives. downsample: the share of cases that
+    down-sampled lexicase looks at. tournament_size: candidates drawn for a tournament. descriptors: the axes of
+    MAP-Elites' cells.
+    """
+
+    objectives: Mapping[str, Direction]
+    constraints: Mapping[str, Limits] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    cases: Sequence[str] = ()
+    downsample: float = 0.5
+    tournament_size: int = 2
+    descriptors: Mapping[str, Descriptor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Those who may breed (n) with their objectives F_nm and lexicase cases F_nc, minimised, and their weighted scores.
+
+    What is computed of it is computed once, however many parents are drawn.
+    """
+
+    ids: tuple[str, ...]
+    F_nm: Floats
+    F_nc: Floats
+    score_n: Floats
+    cell_n: Ints
+    rules: Rules
+
+    @classmethod
+    def of(cls, reports: Iterable[Report], rules: Rules) -> "Pool":
+        """InputError for an objective, a constraint, a case or a weight that nothing measured; RunError when no
+        candidate can be selected."""
+        ordered = in_order(reports)
+        check_weights(ordered, rules.weights, rules.objectives)
+        scored = matrix(ordered, rules.objectives, rules.constraints)
+        if not scored.ids:
+            wanted = ", ".join((*rules.objectives, *rules.constraints))
+            raise RunError(f"no parent to select: none of {len(ordered)} candidates was trained with finite {wanted}")
+        if (scored.violation_n > 0.0).all():
+            F_nm = F_nc = scored.violation_n[:, None]
+            score_n = -scored.violation_n
+        else:
+            scored = scored.feasible
+            F_nm = F_nc = scored.F_nm
+        usable = set(scored.ids)
+        able = [report for report in ordered if report.id in usable]
+        if scored.feasible is scored:
+            score_n = weighted_scores(able, rules.weights, rules.objectives)
+            if rules.cases:
+                F_nc = _cases(able, rules)
+        cell_n = cells(able, rules.descriptors)
+        return cls(scored.ids, F_nm, F_nc, score_n, cell_n, rules)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def without(self, row: int) -> "Pool":
+        """The others, with the ranks, distances and tolerances that they had in the whole pool."""
+        kept = np.delete(np.arange(len(self)), row)
+        made = replace(
+            self,
+            ids=(*self.ids[:row], *self.ids[row + 1 :]),
+            F_nm=self.F_nm[kept],
+            F_nc=self.F_nc[kept],
+            score_n=self.score_n[kept],
+            cell_n=self.cell_n[kept],
+        )
+        made.__dict__.update(rank_n=self.rank_n[kept], crowding_n=self.crowding_n[kept], epsilon_c=self.epsilon_c)
+        return made
+
+    @cached_property
+    def rank_n(self) -> Ints:
+        """The non-dominated front of each row."""
+        return ranks(self.F_nm)
+
+    @cached_property
+    def crowding_n(self) -> Floats:
+        """The crowding distance of each row within its front."""
+        return crowding(self.F_nm, self.rank_n)
+
+    @cached_property
+    def epsilon_c(self) -> Floats:
+        """Epsilon-lexicase's tolerance for each case."""
+        return deviations(self.F_nc)
+
+
+def _cases(reports: Sequence[Report], rules: Rules) -> Floats:
+    """The figures that lexicase goes through, minimised, shape (n, c); a missing or non-finite one is infinitely bad.
+    InputError for one that no report has."""
+    columns = []
+    for name in rules.cases:
+        figure, direction = resolve(name, rules.objectives)
+        found = [report.value(figure) for report in reports]
+        if all(value is None for value in found):
+            known = {known for report in reports for known in (*report.metrics, *report.costs, *report.timed)}
+            raise InputError(unknown(f"evolution.lexicase_cases: {name}", name, known))
+        sign = -1.0 if direction == "max" else 1.0
+        columns.append([sign * value if value is not None and np.isfinite(value) else np.inf for value in found])
+    return np.array(columns, dtype=np.float64).T
+
+
+#: (pool, generator) -> row number
+Selector = Callable[[Pool, np.random.Generator], int]
 
 
 def weighted_probabilities(score_n: Floats) -> Floats:
@@ -26,48 +146,58 @@ def weighted_probabilities(score_n: Floats) -> Floats:
     return np.asarray(weight_n / weight_n.sum(), dtype=np.float64)
 
 
-def weighted(scored: Matrix, score_n: Floats, rng: np.random.Generator) -> int:
+def weighted(pool: Pool, rng: np.random.Generator) -> int:
     """Draws by weighted score. The only one that the weights steer."""
-    return int(rng.choice(len(score_n), p=weighted_probabilities(score_n)))
+    return int(rng.choice(len(pool), p=weighted_probabilities(pool.score_n)))
 
 
-def pareto_uniform(scored: Matrix, score_n: Floats, rng: np.random.Generator) -> int:
-    """Draws evenly from the non-dominated front."""
-    return int(rng.choice(np.flatnonzero(ranks(scored.F_nm) == 0)))
+def pareto_uniform(pool: Pool, rng: np.random.Generator) -> int:
+    """Draws evenly from the best front."""
+    return int(rng.choice(np.flatnonzero(pool.rank_n == pool.rank_n.min())))
 
 
-def lexicase_objectives(scored: Matrix, score_n: Floats, rng: np.random.Generator) -> int:
-    """Epsilon-lexicase with the objectives as cases: specialists breed too."""
-    return epsilon_lexicase(scored.F_nm, rng)
+def plain_lexicase(pool: Pool, rng: np.random.Generator) -> int:
+    """Lexicase over the cases: specialists breed too."""
+    return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng)
+
+
+def epsilon_lexicase(pool: Pool, rng: np.random.Generator) -> int:
+    """Epsilon-lexicase over the cases."""
+    return choose(pool.F_nc, pool.epsilon_c, rng)
+
+
+def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
+    """Epsilon-lexicase over a fresh sample of the cases for every parent."""
+    count = pool.F_nc.shape[1]
+    cases = rng.permutation(count)[: max(1, round(pool.rules.downsample * count))]
+    return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng)
+
+
+def tournament(pool: Pool, rng: np.random.Generator) -> int:
+    """The best of a few drawn at random: by front, then by crowding, then by the draw (NSGA-II, Deb et al. 2002)."""
+    drawn = rng.permutation(len(pool))[: pool.rules.tournament_size]
+    return int(min(drawn, key=lambda row: (pool.rank_n[row], -pool.crowding_n[row])))
+
+
+def map_elites(pool: Pool, rng: np.random.Generator) -> int:
+    """Draws a cell of behaviour evenly, then evenly among those in it (Mouret and Clune 2015)."""
+    cell = rng.choice(np.unique(pool.cell_n))
+    return int(rng.choice(np.flatnonzero(pool.cell_n == cell)))
 
 
 SELECTORS: Mapping[str, Selector] = {
     "weighted": weighted,
     "pareto_uniform": pareto_uniform,
-    "lexicase": lexicase_objectives,
+    "lexicase": plain_lexicase,
+    "epsilon_lexicase": epsilon_lexicase,
+    "downsampled_lexicase": downsampled_lexicase,
+    "tournament": tournament,
+    "map_elites": map_elites,
 }
 
 
-def select_parent(
-    name: str,
-    reports: Iterable[Report],
-    objectives: Mapping[str, Direction],
-    weights: Mapping[str, float],
-    rng: np.random.Generator,
-) -> str:
-    """The id of one parent, chosen by the selector called `name`. Independent of the order of `reports`.
-
-    Raises InputError for an unknown selector, an objective or a weight that nothing measured; RunError when no
-    candidate can be selected.
-    """
+def select_parent(name: str, pool: Pool, rng: np.random.Generator) -> int:
+    """The row number of one parent, chosen by the selector called `name`; InputError where there is none of it."""
     if name not in SELECTORS:
         raise InputError(unknown("evolution.parent_selection", name, SELECTORS))
-    ordered = in_order(reports)
-    check_weights(ordered, weights, objectives)
-    scored = matrix(ordered, objectives)
-    if not scored.ids:
-        wanted = ", ".join(objectives)
-        raise RunError(f"no parent to select: none of {len(ordered)} candidates was trained with finite {wanted}")
-    usable = set(scored.ids)
-    score_n = weighted_scores([report for report in ordered if report.id in usable], weights, objectives)
-    return scored.ids[SELECTORS[name](scored, score_n, rng)]
+    return SELECTORS[name](pool, rng)

@@ -1,13 +1,14 @@
-"""Non-dominated ranks and crowding of a minimised objective matrix F_nm (n candidates, m objectives)."""
+"""Non-dominated ranks and crowding of a minimised objective matrix F_nm (n candidates, m objectives).
+
+Constraint domination (Deb et al. 2002): whoever keeps every constraint comes before whoever does not, and of the others
+the one that is less far outside comes first.
+"""
 
 import numpy as np
-from numpy.typing import NDArray
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from morphogen.selection.objectives import Floats
-
-Ints = NDArray[np.int64]
+from morphogen.selection.objectives import Floats, Ints, Matrix
 
 
 def ranks(F_nm: Floats) -> Ints:
@@ -37,7 +38,20 @@ def crowding(F_nm: Floats, rank_n: Ints) -> Floats:
     return distance_n
 
 
-def order(F_nm: Floats) -> Ints:
+def constrained_ranks(scored: Matrix) -> Ints:
+    """The front of each row under constraint domination, shape (n,): after the fronts of the feasible rows, one front
+    for every violation, in its order."""
+    feasible_n = scored.violation_n == 0.0
+    if feasible_n.all():
+        return ranks(scored.F_nm)
+    rank_n = np.zeros(len(scored.ids), dtype=np.int64)
+    rank_n[feasible_n] = ranks(scored.F_nm[feasible_n])
+    first = rank_n[feasible_n].max() + 1 if feasible_n.any() else 0
+    rank_n[~feasible_n] = first + np.unique(scored.violation_n[~feasible_n], return_inverse=True)[1]
+    return rank_n
+
+
+def order(scored: Matrix) -> Ints:
     """Row numbers from best to worst, shape (n,): by front, then by crowding, then by position."""
-    rank_n = ranks(F_nm)
-    return np.lexsort((np.arange(len(F_nm)), -crowding(F_nm, rank_n), rank_n))
+    rank_n = constrained_ranks(scored)
+    return np.lexsort((np.arange(len(rank_n)), -crowding(scored.F_nm, rank_n), rank_n))

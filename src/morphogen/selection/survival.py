@@ -1,26 +1,97 @@
-"""Who stays: the best by non-dominated front, then by crowding (NSGA-II, Deb et al. 2002)."""
+"""Who stays: pure functions from reports to the ids of the survivors, best first.
 
-from collections.abc import Iterable, Mapping
+Only trained candidates with finite objectives can stay. Ties go to the smaller id.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import comb
 
 import numpy as np
+from pymoo.algorithms.moo.nsga3 import HyperplaneNormalization, associate_to_niches, calc_niche_count, niching
+from pymoo.util.ref_dirs import get_reference_directions
 
 from morphogen.candidate import Report
-from morphogen.selection.objectives import Direction, matrix
-from morphogen.selection.pareto import order, ranks
+from morphogen.errors import InputError, unknown
+from morphogen.figures import Limits
+from morphogen.selection.objectives import Direction, Floats, Ints, Matrix, matrix
+from morphogen.selection.pareto import constrained_ranks, order, ranks
+
+#: (matrix, age rank of each row: 0 the oldest, how many, generator) -> row numbers, in any order
+Survival = Callable[[Matrix, Ints, int, np.random.Generator], Ints]
 
 
-def survive(reports: Iterable[Report], objectives: Mapping[str, Direction], keep: int) -> tuple[str, ...]:
-    """Ids of at most `keep` survivors, best first. Ties go to the smaller id; failed and gated candidates never stay.
+def rank_crowding(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+    """By non-dominated front, then by crowding (NSGA-II, Deb et al. 2002)."""
+    return order(scored)[:keep]
 
-    Raises ValueError for a negative `keep`, InputError for an objective that nothing measured.
+
+def ageing(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+    """The youngest, however good the others are (regularised evolution, Real et al. 2019)."""
+    return np.argsort(-birth_n, kind="stable")[:keep]
+
+
+def reference_directions(objectives: int, keep: int) -> Floats:
+    """Das and Dennis's directions, shape (r, m): as many partitions as give at most `keep` of them, at least one."""
+    partitions = 1
+    while objectives > 1 and comb(partitions + objectives, objectives - 1) <= keep:
+        partitions += 1
+    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions), dtype=np.float64)
+
+
+def nsga3(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+    """By non-dominated front; the front that does not fit whole is thinned evenly over reference directions.
+
+    NSGA-III, Deb and Jain 2014, of pymoo's pieces; the scale is taken from the candidates at hand alone. While fewer
+    than `keep` candidates are feasible, the others follow by their violation.
+    """
+    feasible = np.flatnonzero(scored.violation_n == 0.0)
+    if len(feasible) <= keep:
+        return order(scored)[:keep]
+    F_nm = scored.F_nm[feasible]
+    rank_n = ranks(F_nm)
+    splitting = int(np.sort(rank_n)[keep - 1]) if keep else 0
+    whole, last = np.flatnonzero(rank_n < splitting), np.flatnonzero(rank_n == splitting)
+    scale = HyperplaneNormalization(F_nm.shape[1])
+    with np.errstate(all="ignore"):
+        scale.update(F_nm, nds=np.flatnonzero(rank_n == 0))
+    directions = reference_directions(F_nm.shape[1], keep)
+    niche_n, distance_n, _ = associate_to_niches(F_nm, directions, scale.ideal_point, scale.nadir_point)
+    count_r = calc_niche_count(len(directions), niche_n[whole])
+    thinned = niching(last, keep - len(whole), count_r, niche_n[last], distance_n[last], random_state=rng)
+    chosen: Ints = feasible[np.concatenate([whole, last[np.array(thinned, dtype=np.int64)]])]
+    return chosen
+
+
+SURVIVAL: Mapping[str, Survival] = {"rank_crowding": rank_crowding, "nsga3": nsga3, "ageing": ageing}
+
+
+def survive(
+    name: str,
+    reports: Iterable[Report],
+    objectives: Mapping[str, Direction],
+    constraints: Mapping[str, Limits],
+    keep: int,
+    births: Mapping[str, int],
+    rng: np.random.Generator,
+) -> tuple[str, ...]:
+    """Ids of at most `keep` survivors chosen by the rule called `name`, best first. births: when each came to be.
+
+    Raises ValueError for a negative `keep`, InputError for an unknown rule and for what nothing measured.
     """
     if keep < 0:
         raise ValueError(f"survive: keep is {keep}, expected at least 0")
-    scored = matrix(reports, objectives)
-    return tuple(scored.ids[row] for row in order(scored.F_nm)[:keep])
+    if name not in SURVIVAL:
+        raise InputError(unknown("evolution.survival", name, SURVIVAL))
+    scored = matrix(reports, objectives, constraints)
+    birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
+    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, keep, rng)))
+    return tuple(kept.ids[row] for row in order(kept))
 
 
-def front(reports: Iterable[Report], objectives: Mapping[str, Direction]) -> tuple[str, ...]:
-    """Ids of the Pareto frontier in order of id: the trained candidates that no other one dominates."""
-    scored = matrix(reports, objectives)
-    return tuple(scored.ids[row] for row in np.flatnonzero(ranks(scored.F_nm) == 0))
+def front(
+    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits] = {}
+) -> tuple[str, ...]:
+    """Ids of the Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps
+    the constraints, those that are least far outside."""
+    scored = matrix(reports, objectives, constraints)
+    return tuple(scored.ids[row] for row in np.flatnonzero(constrained_ranks(scored) == 0))

@@ -27,6 +27,8 @@ from morphogen.store.files import canonical_json, sync_folder
 FILE = "ledger.sqlite"
 LOCK = "ledger.lock"
 SCHEMA_VERSION = 1
+#: How long a writer waits for another program that holds the database.
+BUSY_SECONDS = 30.0
 APPLICATION_ID = 0x6D6F7270  # "morp", tells our files from other SQLite databases
 
 
@@ -152,6 +154,13 @@ class Ledger:
                     raise RunError(f"{self.path}: damaged at event {count}: its text does not match its hash")
                 yield seq, kind, payload, sha
 
+    def check(self) -> None:
+        """RunError unless the database file is sound as a whole; `events` checks what is in it."""
+        with _reading(self.path):
+            said = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
+        if said != ["ok"]:
+            raise RunError(f"{self.path}: damaged: {said[0]}")
+
     def close(self) -> None:
         """Closes the file and lets another writer in."""
         self._connection.close()
@@ -166,6 +175,19 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def in_use(folder: Path) -> str:
+    """Who has the run in `folder` open for writing, e.g. `process 12 on host`; empty when nobody has."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read() or "unknown process"
+    except OSError:
+        pass  # no lock was ever taken there
+    return ""
 
 
 def _digest(before: str, kind: str, payload: str) -> str:
@@ -204,11 +226,11 @@ def _hold(folder: Path) -> IO[str]:
 
 def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
     if not readonly:
-        return sqlite3.connect(path, timeout=30.0, isolation_level=None)
+        return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     # A finished run in a folder that cannot be written has no room for WAL's side files, and needs none.
     still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{FILE}-wal").exists()
     address = f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if still else ''}"
-    return sqlite3.connect(address, uri=True, timeout=30.0, isolation_level=None)
+    return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
 
 
 def _prepare(path: Path, connection: sqlite3.Connection, create: bool) -> None:

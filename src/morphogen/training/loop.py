@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Train
+from morphogen.inherit import Moments
 from morphogen.metrics.throughput import PeakMemory
 from morphogen.network import LanguageModel
+from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.optimizers import make_updater
 
@@ -95,10 +96,18 @@ class Trainer:
 
     total_steps: of all calls together; the schedule spans them. seed: of dropout and of recurrences'
     noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
+    moments: optimizer state to go on from; then only what is new warms up.
     """
 
     def __init__(
-        self, model: LanguageModel, train: Train, *, total_steps: int, tokens_per_step: int, seed: int
+        self,
+        model: LanguageModel,
+        train: Train,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        seed: int,
+        moments: Moments | None = None,
     ) -> None:
         self.model = model
         self.train = train
@@ -112,6 +121,9 @@ class Trainer:
         self.warmup = warmup_steps(train, total_steps)
         self.updater = make_updater(model, train)
         self.guards = Guards(train, self.warmup)
+        if moments is not None:
+            self.updater.adopt(moments, self.warmup)
+            self.warmup = 0
         self.memory = PeakMemory(self.device)
         self.trace = Trace()
         self.step = 0
@@ -204,9 +216,7 @@ def sequence_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
     Training descends on the mean over sequences, so that a probe, few of whose targets are scored, has its share.
     """
-    nats_N = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.clamp_min(-1).flatten(), ignore_index=-1, reduction="none"
-    )
+    nats_N = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
     return nats_N.view_as(targets_BT).sum(1) / (targets_BT >= 0).sum(1)
 
 

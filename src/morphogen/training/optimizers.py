@@ -1,6 +1,6 @@
 """Update rules, and which parameters they decay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from morphogen.errors import InputError
 from morphogen.experiment import Train
+from morphogen.inherit import Moments
 from morphogen.network import LanguageModel, specs
 from morphogen.parts.base import Spec, flat
 
@@ -45,12 +46,25 @@ class Lion(torch.optim.Optimizer):
                 moment.lerp_(parameter.grad, 1.0 - beta2)
 
 
-class Updater:
-    """One or two torch optimizers stepped as one. Each parameter group keeps its own rate; a step scales them all."""
+#: What each optimizer keeps of a parameter. Muon is not in every torch.
+KINDS: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Lion: {"exp_avg"},
+} | ({torch.optim.Muon: {"momentum_buffer"}} if hasattr(torch.optim, "Muon") else {})
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+
+class Updater:
+    """One or two torch optimizers stepped as one. Each parameter group keeps its own rate; a step scales them all.
+
+    names: of the parameters, by which their moments are known outside.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer], names: Mapping[Tensor, str]) -> None:
         self.optimizers = optimizers
+        self._names = names
         self._groups = [(group, float(group["lr"])) for optimizer in optimizers for group in optimizer.param_groups]
+        self._young: list[tuple[nn.Parameter, Tensor]] = []
+        self._youth = self._steps = 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -62,13 +76,47 @@ class Updater:
         states = (state for optimizer in self.optimizers for state in optimizer.state.values())
         return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """The state of every parameter that has one: kind -> name -> tensor."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for optimizer in self.optimizers:
+            for parameter, state in optimizer.state.items():
+                for kind, tensor in state.items():
+                    found.setdefault(kind, {})[self._names[parameter]] = tensor
+        return found
+
+    def adopt(self, inherited: Moments, warmup: int) -> None:
+        """Go on from inherited moments; entries that are new warm up over `warmup` steps on their own.
+
+        Those are the fresh ones, and whole parameters without moments of the kinds that their optimizer keeps.
+        """
+        self._youth = warmup
+        for optimizer in self.optimizers:
+            kinds = KINDS[type(optimizer)]
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                name = self._names[parameter]
+                state = {kind: of[name] for kind, of in inherited.of.items() if name in of}
+                if state.keys() == kinds:
+                    optimizer.state[parameter] = {kind: x.to(parameter.device) for kind, x in state.items()}
+                    if name in inherited.fresh:
+                        self._young.append((parameter, inherited.fresh[name].to(parameter.device)))
+                else:
+                    self._young.append((parameter, torch.ones_like(parameter, dtype=torch.bool)))
+
     def step(self, scale: float) -> None:
         """Update at `scale` × the base rates, then drop the gradients."""
         for group, lr in self._groups:
             group["lr"] = lr * scale
+        warming = self._young if self._steps < self._youth else []
+        before = [parameter.detach().clone() for parameter, _ in warming]
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        share = (self._steps + 1) / (self._youth + 1)
+        with torch.no_grad():
+            for (parameter, young), old in zip(warming, before, strict=True):
+                parameter.copy_(torch.where(young, torch.lerp(old, parameter, share), parameter))
+        self._steps += 1
 
 
 def decays(spec: Spec) -> bool:
@@ -94,6 +142,7 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     AdamW's scale of update (arXiv 2502.16982), AdamW the rest. InputError where this torch has no Muon.
     """
     chosen = train.optimizer
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     lr = train.lr if chosen.lr is None else chosen.lr
     weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
     decayed, plain = split_parameters(model)
@@ -103,16 +152,16 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
         return [group for group in both if group["params"]]
 
     if chosen.name == "lion":
-        return Updater([Lion(groups(decayed), lr, chosen.betas, weight_decay)])
+        return Updater([Lion(groups(decayed), lr, chosen.betas, weight_decay)], names)
 
     def adamw(matrices: list[nn.Parameter]) -> torch.optim.Optimizer:
         fused = model.emb.weight.device.type in FUSED
         return torch.optim.AdamW(groups(matrices), lr=lr, betas=chosen.betas, eps=chosen.eps, fused=fused)
 
     if chosen.name == "adamw":
-        return Updater([adamw(decayed)])
+        return Updater([adamw(decayed)], names)
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"train.optimizer.name: got 'muon', which needs torch 2.9; this is {torch.__version__}")
     hidden = [parameter for parameter in decayed if parameter.dim() == 2]
     muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Updater([muon, adamw([parameter for parameter in decayed if parameter.dim() != 2])])
+    return Updater([muon, adamw([parameter for parameter in decayed if parameter.dim() != 2])], names)

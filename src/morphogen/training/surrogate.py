@@ -7,17 +7,17 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Inheritance, Job, Report, Status, StopReason, Tokens, stream
+from morphogen.candidate import Job, Report, Status, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DivergedError, InputError
 from morphogen.experiment import Experiment
-from morphogen.inherit import inherit, splice_job
-from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.figures import Limits
+from morphogen.inherit import Inherited, Moments, inherit, splice_job
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
 from morphogen.metrics.recall import recall
@@ -71,16 +71,19 @@ class _Trial:
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
         self.started = time.perf_counter()
-        self.experiment = Experiment.model_validate(job.experiment)
+        experiment = Experiment.model_validate(job.experiment)
+        self.experiment = experiment.with_train(job.candidate.train)
         device = choose_device(job.device)
         self.prepared = prepare(self.experiment.data) if prepared is None else prepared
         self.job = _with_vocab(job, self.prepared.vocab_size)
+        self.before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before
         self.blueprint = Blueprint.model_validate(self.job.candidate.blueprint)
         self.stages = self._stages()
-        state, self.inheritance = self._weights()
-        self.model = assemble(self.blueprint, state).to(device)
+        start = self._weights()
+        self.inheritance = start.report
+        self.model = assemble(self.blueprint, start.state).to(device)
         self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
-        self.inherits = self.inheritance.inherited + self.inheritance.resized > 0
+        self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         total_steps = self.stages[-1][1]
         self.healing_steps = 0
         if self.inherits and not self.inheritance.exact:
@@ -90,10 +93,11 @@ class _Trial:
             self.experiment.train,
             total_steps=total_steps,
             tokens_per_step=self.prepared.tokens_per_step,
-            seed=self._seed("dropout"),
+            seed=self._seed("dropout" if job.before is None else f"dropout/{self.stages[0][0]}"),
+            moments=start.moments,
         )
         self.rung = -1
-        self.metrics: dict[str, float] = {}
+        self.metrics = {name: value for name, value in self.before.metrics.items() if name == "bpb_inherited"}
         self.decode_throughput: float | None = None
         self.eval_seconds = 0.0
 
@@ -106,20 +110,33 @@ class _Trial:
         stop: StopReason | None = None
         for rung, until_step in self.stages:
             stop = self._train(until_step, progress)
-            at_gate = rung == 1 and threshold is not None
+            gates = self.experiment.evolution.rung1_gates
+            at_gate = rung == 1 and (threshold is not None or len(gates) > 0)
             if at_gate or stop is not None or until_step == self.stages[-1][1]:
                 self.metrics |= self._measure()
                 self.rung = rung
             if at_gate and self.metrics["ppl"] > allowed:
                 reason = f"held-out perplexity {self.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
                 return self.report(Status.GATED, reason, StopReason.PPL_GATE)
+            if at_gate and (reason := self._complaints(gates)):
+                return self.report(Status.GATED, reason, StopReason.METRIC_GATE)
             if stop is not None:
                 break
         return self.report(Status.TRAINED, stop_reason=stop or StopReason.FULL_RUN, checkpoint=self._save())
 
+    def _complaints(self, gates: Mapping[str, Limits]) -> str:
+        """What a candidate that was measured at rung 1 has outside its gates; a figure it lacks is."""
+        found = []
+        for name, limits in gates.items():
+            value = self.report(Status.TRAINED).value(name)
+            place = f"rung1_gates.{name}"
+            found.append(f"{name} was not measured" if value is None else limits.complaint(name, value, place))
+        return "; ".join(complaint for complaint in found if complaint)
+
     def _stages(self) -> list[tuple[int, int]]:
         """(rung, the step it ends at) of every stage that trains at all, under `train.max_tokens`."""
-        per_step, most_tokens = self.prepared.tokens_per_step, self.experiment.train.max_tokens
+        per_step = self.prepared.tokens_per_step
+        most_tokens = self.experiment.train.max_tokens - self.before.tokens.own
         stages: list[tuple[int, int]] = []
         budget_tokens = done = 0
         for stage in self.job.stages:
@@ -130,23 +147,34 @@ class _Trial:
                 done = until
         if not stages:
             raise InputError(
-                f"evolution.rung1_tokens and rung2_tokens: got {budget_tokens} tokens in all (train.max_tokens is "
+                f"evolution.rung1_tokens and rung2_tokens: got {budget_tokens} tokens in all (train.max_tokens leaves "
                 f"{most_tokens}), expected at least one batch of {per_step}"
             )
         return stages
 
-    def _weights(self) -> tuple[dict[str, Tensor], Inheritance]:
+    def _weights(self) -> Inherited:
         """What the candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
+        if self.job.before is not None:
+            return self._own_weights(self.job.before)
         seed = self._seed("weights")
         mode, path = self.experiment.evolution.weight_inheritance, self.experiment.train.init_checkpoint
         if mode == "init" and path is None:
             raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
         if mode == "parent" and self.job.parents:
-            return splice_job(self.job, seed)
+            return splice_job(self.job, seed, with_moments=self.experiment.evolution.inherit_optimizer)
         if mode == "scratch" or path is None:
             return splice_job(self.job.replace(parents=()), seed)
         state, blueprint, _ = load_checkpoint(Path(path))
-        return inherit(self.blueprint, [(blueprint, state)], seed=seed)
+        return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
+
+    def _own_weights(self, before: Report) -> Inherited:
+        """Those that an earlier job of the same candidate left."""
+        if before.checkpoint is None or before.inheritance is None:
+            raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
+        path = Path(self.job.run_dir) / before.checkpoint
+        state, blueprint, _ = load_checkpoint(path)
+        moments = load_moments(path, blueprint) if self.experiment.evolution.inherit_optimizer else None
+        return Inherited(state, before.inheritance, None if moments is None else Moments(of=moments, fresh={}))
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
@@ -157,7 +185,8 @@ class _Trial:
             if trainer.step == healing:
                 trainer.guards.new_text()
         if stop is None and trainer.step < until_step:
-            stop = trainer.run(lambda step: mixture.batch(step - healing), until_step, progress)
+            first = self.before.steps - healing
+            stop = trainer.run(lambda step: mixture.batch(first + step), until_step, progress)
         if stop is StopReason.NOT_FINITE:
             loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
             raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
@@ -208,7 +237,11 @@ class _Trial:
         return decoded.kv_bytes
 
     def _save(self) -> str:
-        where = f"checkpoints/{self.job.candidate.id}.safetensors"
+        # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
+        name = self.job.candidate.id + ("" if self.job.before is None else f"-rung{self.rung}")
+        where = f"checkpoints/{name}.safetensors"
+        if self.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
+            save_moments(Path(self.job.run_dir) / where, self.trainer.updater.moments())
         extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step)}
         save_checkpoint(Path(self.job.run_dir) / where, self.model.state_dict(), self.blueprint, extra)
         return where
@@ -235,11 +268,11 @@ class _Trial:
             status=status,
             reason=reason,
             rung=self.rung,
-            metrics=self.metrics,
+            metrics={**self.metrics, **self._share(tokens)},
             timed={**timed, "seconds": time.perf_counter() - self.started},
             costs=cost.costs(self.blueprint, seq_len),
             tokens=tokens,
-            steps=max(0, trainer.step - self.healing_steps),
+            steps=self.before.steps + max(0, trainer.step - self.healing_steps),
             flops=cost.train_flops(self.blueprint, seq_len, tokens.own),
             inheritance=self.inheritance,
             checkpoint=checkpoint,
@@ -253,12 +286,18 @@ class _Trial:
         per_step, steps = self.prepared.tokens_per_step, self.trainer.step
         healing = min(self.healing_steps, steps)
         ancestors = self.job.ancestors if self.experiment.evolution.weight_inheritance == "parent" else ()
-        runs = [Trained(self._data_seed(self.job.candidate.index), steps - healing, healing)]
+        earlier, healed = self.before.steps, self.before.tokens.own // per_step - self.before.steps
+        mine = Trained(self._data_seed(self.job.candidate.index), earlier + steps - healing, healed + healing)
+        runs = [mine]
         # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
         runs += [Trained(self._data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]
-        own = steps * per_step
+        own = self.before.tokens.own + steps * per_step
         lineage = own + sum(ancestor.tokens for ancestor in ancestors)
         return Tokens(own=own, lineage=lineage, unique=unique_tokens(self.prepared, runs))
+
+    def _share(self, tokens: Tokens) -> dict[str, float]:
+        """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""
+        return {"budget_share": tokens.own / self.job.budget_tokens} if self.job.budget_tokens else {}
 
     def _data_seed(self, index: int) -> int:
         return int(stream(self.job.seed, index, "data").integers(2**63))

@@ -4,7 +4,7 @@ Every block of the child comes whole from one parent; embedding, recurrences, no
 child has blocks of both parents, no gene twice, and an architecture that is neither parent's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
@@ -13,10 +13,15 @@ import numpy as np
 from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
+from morphogen.experiment import Crossing
 from morphogen.variation.operator import Proposal
 
 #: A child's blocks, each with the number of the parent it comes from.
 Mosaic = list[tuple[Block, int]]
+
+
+#: Tosses of a coin for every gene before a pair counts as having no new child.
+TOSSES = 16
 
 
 class Cut(NamedTuple):
@@ -34,7 +39,7 @@ def one_point(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> 
     stop, tail = len(second.blocks), len(first.blocks)
     # a cut is before the shared gene or after it
     cuts = [Cut(at[gene] + past, there[gene] + past, stop, tail) for gene in at if gene in there for past in (0, 1)]
-    return _first_new("crossover_one_point", first, second, cuts, rng)
+    return _first_new("crossover_one_point", first, second, _cut(first, second, cuts, rng))
 
 
 def aligned_span(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
@@ -46,19 +51,37 @@ def aligned_span(first: Blueprint, second: Blueprint, rng: np.random.Generator) 
     shared = [gene for gene in at if gene in there]
     pairs = [(a, b) for a, b in combinations_with_replacement(shared, 2) if there[a] <= there[b]]
     cuts = [Cut(at[a], there[a], there[b] + 1, at[b] + 1) for a, b in pairs]
-    return _first_new("crossover_aligned_span", first, second, cuts, rng)
+    return _first_new("crossover_aligned_span", first, second, _cut(first, second, cuts, rng))
+
+
+def uniform(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
+    """Every gene from either parent with even chances; what that parent has not, the child has not.
+
+    Shared genes stand where the first parent has them, the second's own after what they follow there. None where the
+    parents share no gene or no toss gives a new architecture.
+    """
+    if not _places(first).keys() & _places(second).keys():
+        return None
+    return _first_new("crossover_uniform", first, second, (_tossed(first, second, rng) for _ in range(TOSSES)))
 
 
 Crossover = Callable[[Blueprint, Blueprint, np.random.Generator], Proposal | None]
 
-#: Name of the edit -> how it is made.
-CROSSOVERS: Mapping[str, Crossover] = {"crossover_one_point": one_point, "crossover_aligned_span": aligned_span}
+#: How a child is made, by its name in `evolution.crossover`; in the edit it is `crossover_<name>`.
+CROSSOVERS: Mapping[Crossing, Crossover] = {"one_point": one_point, "aligned_span": aligned_span, "uniform": uniform}
 
 
-def crossover(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
-    """A child by one of the crossovers, chosen evenly; by the other where that one has none to give; else None."""
-    makers = list(CROSSOVERS.values())
-    made = (makers[i](first, second, rng) for i in rng.permutation(len(makers)))
+def crossover(
+    first: Blueprint, second: Blueprint, rng: np.random.Generator, weights: Mapping[Crossing, float] | None = None
+) -> Proposal | None:
+    """A child by one of the crossovers, chosen by weight (evenly when there are none); by another where that one has
+    none to give; else None. Those of weight 0 or without one are not used.
+    """
+    weights = dict.fromkeys(CROSSOVERS, 1.0) if weights is None else weights
+    names = [name for name in CROSSOVERS if weights.get(name, 0.0) > 0]
+    weight = np.array([weights[name] for name in names])
+    order = rng.choice(len(names), size=len(names), replace=False, p=weight / weight.sum())
+    made = (CROSSOVERS[names[i]](first, second, rng) for i in order)
     return next((proposal for proposal in made if proposal is not None), None)
 
 
@@ -77,13 +100,37 @@ def _mosaic(first: Blueprint, second: Blueprint, cut: Cut) -> Mosaic:
     ]
 
 
-def _first_new(
-    name: str, first: Blueprint, second: Blueprint, cuts: Sequence[Cut], rng: np.random.Generator
-) -> Proposal | None:
-    """The child of the first of `cuts`, in random order, that has blocks of both parents and is like neither."""
+def _cut(first: Blueprint, second: Blueprint, cuts: Sequence[Cut], rng: np.random.Generator) -> Iterator[Mosaic]:
+    """What `cuts` give, in random order."""
+    return (_mosaic(first, second, cuts[i]) for i in rng.permutation(len(cuts)))
+
+
+def _tossed(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Mosaic:
+    """Every gene as the parent has it that a coin names."""
+    theirs, places = {block.id: block for block in second.blocks}, _places(first)
+    genes = [*places, *(gene for gene in theirs if gene not in places)]
+    heads = dict(zip(genes, (rng.random(len(genes)) < 0.5).tolist(), strict=True))
+    child: Mosaic = []
+    for block in first.blocks:
+        if not heads[block.id]:
+            child.append((block, 0))
+        elif block.id in theirs:
+            child.append((theirs[block.id], 1))
+    at = 0
+    for block in second.blocks:
+        standing = [gene.id for gene, _ in child]
+        if block.id in standing:
+            at = standing.index(block.id) + 1
+        elif block.id not in places and heads[block.id]:
+            child.insert(at, (block, 1))
+            at += 1
+    return child
+
+
+def _first_new(name: str, first: Blueprint, second: Blueprint, mosaics: Iterable[Mosaic]) -> Proposal | None:
+    """The child of the first of `mosaics` that has blocks of both parents and is like neither."""
     parents = {digest(first), digest(second)}
-    for i in rng.permutation(len(cuts)):
-        mosaic = _mosaic(first, second, cuts[i])
+    for mosaic in mosaics:
         if {source for _, source in mosaic} != {0, 1}:
             continue
         child = first.with_blocks(block for block, _ in mosaic)

@@ -128,6 +128,21 @@ def swap_blocks(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | N
     return with_blocks(blueprint, blocks)
 
 
+@model_operator(preserves=False)
+def shuffle_block_span(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """Two to four blocks in a row in another order."""
+    count = len(blueprint.blocks)
+    if count < 2:
+        return None
+    length = int(rng.integers(2, min(4, count) + 1))
+    start = int(rng.integers(count - length + 1))
+    span = blueprint.blocks[start : start + length]
+    mixed = [span[i] for i in rng.permutation(length)]
+    if all(_alike(a, b) for a, b in zip(mixed, span, strict=True)):
+        return None
+    return with_blocks(blueprint, (*blueprint.blocks[:start], *mixed, *blueprint.blocks[start + length :]))
+
+
 def _alike(a: Block, b: Block) -> bool:
     return a.parallel == b.parallel and list(a.parts()) == list(b.parts())
 

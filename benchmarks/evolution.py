@@ -1,0 +1,165 @@
+"""Evolution, random search and the no-edit control on equal token budgets, several seeds each; and the noise floor.
+
+All arms have the same space, the same root and the same tokens per candidate and generation. Hypervolumes of one seed
+share their reference point, that of the root. Printed: mean hypervolume and best bits per byte by generation with t
+intervals over seeds, the differences to the control paired by seed (arms of one seed share their root), and how far
+repeats of one blueprint lie apart.
+
+    python benchmarks/evolution.py [CONFIG] [--arms evolution random control] [--seeds 5] [--generations N]
+                                   [--steps N] [--repeats 5] [--minutes 60] [--out FOLDER] [--quick]
+
+Goes on where it was stopped when it is started again with the same arguments.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import morphogen as mg
+from morphogen.analysis.recorded import Recorded
+from morphogen.analysis.statistics import t_interval
+from morphogen.analysis.trials import Trial, Workshop, run_trials
+from morphogen.candidate import Status
+from morphogen.data.prepare import prepare
+from morphogen.experiment import Experiment
+from morphogen.notices import Measured, Notice
+from morphogen.options import with_options
+from morphogen.report.tables import as_text
+from morphogen.store.ledger import Generation, Ledger
+
+ROOT = Path(__file__).resolve().parent.parent
+#: What each arm changes in the experiment's search.
+ARMS: dict[str, dict[str, Any]] = {
+    "evolution": {},
+    "random": {"baseline": "random"},
+    "control": {"mutation_steps": 0, "crossover_prob": 0.0},
+}
+
+
+class Curve(NamedTuple):
+    """One finished run, by generation: hypervolume, best bits per byte so far, training tokens so far."""
+
+    hypervolume: list[float]
+    bpb: list[float]
+    tokens: list[int]
+    reference: dict[str, float]
+
+
+class TimeOverError(KeyboardInterrupt):
+    """The minutes are over; as an interrupt, it leaves a run that can be resumed."""
+
+
+def arm(experiment: Experiment, name: str) -> Experiment:
+    """The experiment with the search of one arm."""
+    plain = experiment.model_dump(mode="json")
+    return Experiment.model_validate({**plain, "evolution": {**plain["evolution"], **ARMS[name]}})
+
+
+def run(experiment: Experiment, folder: Path, seed: int, deadline: float) -> Curve:
+    """A run, or the rest of it. TimeOverError when the deadline has passed."""
+
+    def watch(notice: Notice) -> None:
+        if isinstance(notice, Measured):
+            print(
+                f"  {folder.name}: {notice.candidate.id} {notice.report.metrics.get('bpb', float('nan')):.4f}",
+                flush=True,
+            )
+            if time.monotonic() > deadline:
+                raise TimeOverError
+
+    mg.evolve(experiment, out=folder, seed=seed, resume=True, observer=watch)
+    with Ledger.open(folder, readonly=True) as ledger:
+        closed = [event for event in ledger.events() if isinstance(event, Generation)]
+    recorded = Recorded.read(folder)
+    best, tokens = [], []
+    for generation in range(len(closed)):
+        reports = [one for id, one in recorded.reports.items() if recorded.candidates[id].generation <= generation]
+        best.append(min(report.metrics["bpb"] for report in reports if report.status is Status.TRAINED))
+        tokens.append(sum(report.tokens.own for report in reports))
+    return Curve([event.hypervolume for event in closed], best, tokens, closed[0].reference)
+
+
+def main() -> None:
+    """Run what is missing, then print the tables of what is finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default=str(ROOT / "configs" / "live_smoke.yaml"))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--generations", type=int)
+    parser.add_argument("--steps", type=int, help="training steps per candidate")
+    parser.add_argument("--repeats", type=int, default=5, help="trainings of the root for the noise floor")
+    parser.add_argument("--minutes", type=float, default=60.0, help="stops after the candidate during which they end")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evolution")
+    parser.add_argument("--quick", action="store_true", help="two seeds, few steps, in a folder of its own")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.quick:
+        options.seeds, options.generations, options.steps, options.repeats = 2, 1, 4, 2
+        options.out = Path(tempfile.mkdtemp(prefix="evolution-"))
+    deadline = time.monotonic() + 60.0 * options.minutes
+    experiment = with_options(mg.load(options.config), generations=options.generations, steps=options.steps)
+    curves: dict[str, list[Curve]] = {name: [] for name in options.arms}
+    try:
+        for seed in range(options.seeds):  # seed by seed, so that arms stay comparable whenever time is over
+            for name in options.arms:
+                curves[name].append(run(arm(experiment, name), options.out / f"{name}-{seed}", seed, deadline))
+        noise_floor(experiment, options.out, options.repeats, deadline)
+    except TimeOverError:
+        print(f"{options.minutes:g} minutes are over; start again to go on", flush=True)
+    report(curves)
+
+
+def noise_floor(experiment: Experiment, out: Path, repeats: int, deadline: float) -> None:
+    """The root, trained again and again on one candidate's tokens: other weights, another order of the text."""
+    tokens = experiment.evolution.rung1_tokens + experiment.evolution.rung2_tokens
+    shop = Workshop(out, experiment, prepare(experiment.data))
+    values = []
+    for seed in range(repeats):
+        (one,) = run_trials(shop, [Trial(f"root, seed {seed}", experiment.model, seed, tokens)])
+        values.append(one.metrics["bpb"])
+        print(f"  root, seed {seed}: {values[-1]:.4f}", flush=True)
+        if time.monotonic() > deadline:
+            raise TimeOverError
+    spread, span = np.std(values, ddof=1), max(values) - min(values)
+    said = f"mean {np.mean(values):.4f}, standard deviation {spread:.4f}, range {span:.4f} bits per byte"
+    print(f"\nnoise floor, the root trained {repeats} times on {tokens:,} tokens: {said}")
+
+
+def report(curves: dict[str, list[Curve]]) -> None:
+    """Curves by generation, then differences to the control, over the seeds that all arms have finished."""
+    seeds = min(len(found) for found in curves.values())
+    if seeds == 0:
+        print("no seed is finished in all arms yet")
+        return
+    for found in zip(*curves.values(), strict=False):
+        assert len({tuple(curve.reference.items()) for curve in found}) == 1, "arms of one seed share their root"
+    rows = []
+    for name, found in curves.items():
+        for generation in range(len(found[0].bpb)):
+            volume, bpb = (
+                t_interval([values[generation] for values in series])
+                for series in ([curve.hypervolume for curve in found[:seeds]], [curve.bpb for curve in found[:seeds]])
+            )
+            tokens = np.mean([curve.tokens[generation] for curve in found[:seeds]])
+            row = {"arm": name, "generation": generation, "tokens": float(tokens)}
+            row |= {"hypervolume": volume.value, "hv low": volume.low, "hv high": volume.high}
+            rows.append(row | {"best bpb": bpb.value, "bpb low": bpb.low, "bpb high": bpb.high})
+    print(f"\nmeans over {seeds} seeds with 95 % t intervals\n{as_text(rows)}")
+    if "control" in curves and len(curves) > 1:
+        rows = []
+        for name in (name for name in curves if name != "control"):
+            pairs = list(zip(curves[name][:seeds], curves["control"][:seeds], strict=True))
+            volume = t_interval([one.hypervolume[-1] - other.hypervolume[-1] for one, other in pairs])
+            bpb = t_interval([one.bpb[-1] - other.bpb[-1] for one, other in pairs])
+            row = {"arm less control": name, "hypervolume": volume.value, "hv low": volume.low, "hv high": volume.high}
+            rows.append(row | {"best bpb": bpb.value, "bpb low": bpb.low, "bpb high": bpb.high})
+        print(as_text(rows))
+
+
+if __name__ == "__main__":
+    main()

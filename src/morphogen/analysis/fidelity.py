@@ -1,0 +1,215 @@
+"""Fidelity: how well does the ranking of a short rung predict that of a longer one?
+
+Candidates of a run are trained from scratch on a short and on a long budget. Predictors of the long ranking are the
+short rung, the run's own measurement (by inheritance, where the run inherits), and the number of parameters, which any
+predictor has to beat: overall, and among candidates of nearly equal size, where counting parameters says little.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from morphogen.analysis.recorded import Recorded
+from morphogen.analysis.statistics import Interval, agreements, size_bands
+from morphogen.analysis.trials import Say, Trial, Workshop, check_least, run_trials, silent
+from morphogen.blueprint.diff import digest
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Candidate, Record, Report, Status, stream
+from morphogen.cost import costs
+from morphogen.data.prepare import prepare
+from morphogen.errors import InputError, RunError, unknown
+from morphogen.experiment import Direction
+from morphogen.store.documents import Document
+
+FILE = "fidelity.json"
+LEVEL = 0.95
+#: Candidates within ± this share of a band's centre count as of equal size.
+BAND = 0.05
+
+Predictor = Literal["short", "recorded", "params"]
+Scope = Literal["all", "equal size"]
+
+
+class Ranked(Record):
+    """One candidate: its parameters, its band of equal size, the metric as the run recorded it, and the means over
+    seeds after the short and the long training."""
+
+    id: str
+    params: float
+    band: int
+    recorded: float
+    short: float
+    long: float
+
+
+class Predicted(Record):
+    """How well a predictor ranks candidates as the long training does. pairs: those compared. Every figure stands with
+    its interval: tau, accuracy (share of pairs in the right order), regret (in the metric's unit)."""
+
+    predictor: Predictor
+    scope: Scope
+    pairs: int
+    tau: Interval
+    accuracy: Interval
+    regret: Interval
+
+
+class Fidelity(Document):
+    """The file. short_tokens, long_tokens: the budgets. top_k: of the regret. failures: reasons of candidates that
+    were left out, by id."""
+
+    title: ClassVar[str] = "fidelity"
+    metric: str
+    direction: Direction
+    short_tokens: int
+    long_tokens: int
+    seeds: tuple[int, ...]
+    top_k: int
+    resamples: int
+    level: float
+    band: float
+    candidates: tuple[Ranked, ...]
+    failures: dict[str, str]
+    predictors: tuple[Predicted, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one row per predictor and scope."""
+        return [
+            {"predictor": one.predictor, "among": one.scope, "pairs": one.pairs}
+            | {
+                column: value
+                for name, (middle, low, high) in (
+                    ("tau", one.tau),
+                    ("accuracy", one.accuracy),
+                    (f"top-{self.top_k} regret", one.regret),
+                )
+                for column, value in ((name, middle), (f"{name} low", low), (f"{name} high", high))
+            }
+            for one in self.predictors
+        ]
+
+
+def fidelity(
+    path: Path,
+    *,
+    short: int | None = None,
+    long: int | None = None,
+    candidates: int = 16,
+    seeds: int = 1,
+    top_k: int = 1,
+    resamples: int = 2000,
+    metric: str = "bpb",
+    device: str = "cpu",
+    workers: int | None = None,
+    say: Say = silent,
+) -> Fidelity:
+    """Measures the fidelity of the run in a folder, and writes `fidelity.json` there.
+
+    short, long: training tokens (default: those of rung 1, and of one whole candidate). candidates: at most so many
+    architectures, evenly over the run. Short and long trainings share seeds and text, as the rungs of a run do.
+    Finished trainings are kept below the run folder and not repeated. InputError for what does not fit, RunError as
+    `Recorded.read`.
+    """
+    check_least({"candidates": (candidates, 3), "seeds": (seeds, 1), "top-k": (top_k, 1)})
+    check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
+    run = Recorded.read(path)
+    chosen = _spread(run.trained, candidates)
+    if len(chosen) < 3:
+        raise InputError(f"{run.folder}: has {len(chosen)} trained architectures, expected at least 3 to rank")
+    short = run.experiment.evolution.rung1_tokens if short is None else short
+    long = run.budget_tokens if long is None else long
+    if not 0 < short < long:
+        raise InputError(
+            f"--short, --long: got {short} and {long} tokens, expected the first above 0 and below the second"
+        )
+    prepared = prepare(run.experiment.data)
+    shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
+    drawn = tuple(int(stream(run.seed, k, "fidelity").integers(2**31)) for k in range(seeds))
+    trials = [
+        Trial(f"{candidate.id} {tokens:,} tokens", blueprint, seed, tokens)
+        for candidate, blueprint in chosen
+        for tokens in (short, long)
+        for seed in drawn
+    ]
+    say(f"{len(chosen)} architectures x {seeds} seeds, {short:,} and {long:,} tokens")
+    reports = run_trials(shop, trials)
+    ranked, failures = _ranked(run, chosen, reports, seeds, metric)
+    if len(ranked) < 3:
+        raise RunError(f"{run.folder}: {len(ranked)} of {len(chosen)} architectures could be trained: {failures}")
+    rng = stream(run.seed, 0, "fidelity/bootstrap")
+    found = Fidelity(
+        run=run.name,
+        metric=metric,
+        direction=run.direction(metric),
+        short_tokens=short,
+        long_tokens=long,
+        seeds=drawn,
+        top_k=top_k,
+        resamples=resamples,
+        level=LEVEL,
+        band=BAND,
+        candidates=tuple(ranked),
+        failures=failures,
+        predictors=tuple(compare(ranked, run.direction(metric), rng, top_k=top_k, resamples=resamples)),
+    )
+    found.write(run.folder / FILE)
+    return found
+
+
+def compare(
+    ranked: Sequence[Ranked], direction: Direction, rng: np.random.Generator, *, top_k: int, resamples: int
+) -> list[Predicted]:
+    """Every predictor against the long training, among all and within bands of equal size."""
+    sign = 1.0 if direction == "min" else -1.0
+    true = [sign * one.long for one in ranked]
+    predictions: dict[Predictor, list[float]] = {
+        "short": [sign * one.short for one in ranked],
+        "recorded": [sign * one.recorded for one in ranked],
+        "params": [-one.params for one in ranked],  # more parameters are predicted to be better
+    }
+    scopes: dict[Scope, list[int] | None] = {"all": None, "equal size": [one.band for one in ranked]}
+    found = []
+    for scope, bands in scopes.items():
+        for name, predicted in predictions.items():
+            measured = agreements(predicted, true, rng, bands=bands, top_k=top_k, resamples=resamples, level=LEVEL)
+            found.append(Predicted(predictor=name, scope=scope, **measured._asdict()))
+    return found
+
+
+def _spread(candidates: Sequence[Candidate], most: int) -> list[tuple[Candidate, Blueprint]]:
+    """At most `most` candidates of different architecture, evenly over the run, the first and the last among them."""
+    distinct: dict[str, tuple[Candidate, Blueprint]] = {}
+    for candidate in candidates:
+        blueprint = Blueprint.model_validate(candidate.blueprint)
+        distinct.setdefault(digest(blueprint), (candidate, blueprint))
+    found = list(distinct.values())
+    places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int).tolist()
+    return [found[place] for place in places]
+
+
+def _ranked(
+    run: Recorded,
+    chosen: Sequence[tuple[Candidate, Blueprint]],
+    reports: Sequence[Report],
+    seeds: int,
+    metric: str,
+) -> tuple[list[Ranked], dict[str, str]]:
+    """Every candidate of which all trainings came to an end, and why the others did not."""
+    values: list[tuple[str, Blueprint, float, float]] = []
+    failures: dict[str, str] = {}
+    for i, (candidate, blueprint) in enumerate(chosen):
+        own = reports[2 * seeds * i : 2 * seeds * (i + 1)]
+        if lost := [report.reason for report in own if report.status is not Status.TRAINED]:
+            failures[candidate.id] = lost[0]
+            continue
+        if metric not in own[0].metrics:
+            raise InputError(unknown("--metric", metric, own[0].metrics))
+        short, long = ([report.metrics[metric] for report in part] for part in (own[:seeds], own[seeds:]))
+        values.append((candidate.id, blueprint, sum(short) / seeds, sum(long) / seeds))
+    sizes = [costs(blueprint, run.experiment.data.seq_len)["params"] for _, blueprint, _, _ in values]
+    return [
+        Ranked(id=id, params=size, band=band, recorded=run.value(id, metric), short=short, long=long)
+        for (id, _, short, long), size, band in zip(values, sizes, size_bands(sizes, BAND), strict=True)
+    ], failures

@@ -1,0 +1,96 @@
+"""A run as its ledger tells it, for whoever measures again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from morphogen.candidate import Candidate, Report, Status
+from morphogen.errors import InputError, RunError, unknown
+from morphogen.experiment import Direction, Experiment
+from morphogen.selection.objectives import resolve
+from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.ledger import Asked, Generation, Ledger, Reported, Start
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run: its experiment as resolved, everything asked for and measured by id, and the frontier's ids."""
+
+    folder: Path
+    name: str
+    seed: int
+    experiment: Experiment
+    candidates: dict[str, Candidate]
+    reports: dict[str, Report]
+    frontier: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The run in a folder, or the one that a frontier file belongs to (its finalists are then that file's).
+
+        A frontier file lies in its run's folder, or beside a folder of its name. InputError where no run is found,
+        RunError as `Ledger`, or where no generation is closed.
+        """
+        folder = _folder(path)
+        with Ledger.open(folder, readonly=True) as ledger:
+            events = list(ledger.events())
+        closed = [event for event in events if isinstance(event, Generation)]
+        if not closed or not isinstance(events[0], Start):
+            raise RunError(f"{folder}: no generation of this run is closed yet, so there is nothing to measure again")
+        asked = [event for event in events if isinstance(event, Asked)]
+        candidates = {candidate.id: candidate for event in asked for candidate in event.candidates}
+        frontier = closed[-1].frontier
+        if path != folder:
+            frontier = tuple(entry.id for entry in Frontier.read(path).candidates)
+            if strangers := [id for id in frontier if id not in candidates]:
+                raise InputError(f"{path}: {strangers[0]} is no candidate of the run in {folder}")
+        return cls(
+            folder=folder,
+            name=events[0].run,
+            seed=events[0].seed,
+            experiment=Experiment.model_validate(events[0].experiment),
+            candidates=candidates,
+            reports={event.report.id: event.report for event in events if isinstance(event, Reported)},
+            frontier=frontier,
+        )
+
+    @property
+    def trained(self) -> list[Candidate]:
+        """Candidates measured at the highest rung, by index."""
+        found = [self.candidates[id] for id, report in self.reports.items() if report.status is Status.TRAINED]
+        return sorted(found, key=lambda candidate: candidate.index)
+
+    @property
+    def budget_tokens(self) -> int:
+        """The most training tokens that any one candidate had for itself."""
+        return max(report.tokens.own for report in self.reports.values())
+
+    def value(self, id: str, metric: str) -> float:
+        """A candidate's metric as the run measured it. InputError where it has none, with the nearest name."""
+        found = self.reports[id].value(metric)
+        if found is None:
+            raise InputError(unknown(f"--metric (of {id})", metric, self.reports[id].metrics))
+        return found
+
+    def direction(self, metric: str) -> Direction:
+        """Which way the metric is better."""
+        return resolve(metric, self.experiment.evolution.objectives)[1]
+
+    def edits_to(self, id: str) -> int:
+        """Edits between the root and a candidate, along its longest line of parents."""
+        candidate = self.candidates[id]
+        return len(candidate.edits) + max((self.edits_to(parent) for parent in candidate.parents), default=0)
+
+
+def _folder(path: Path) -> Path:
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise InputError(f"{path}: no such run folder or frontier file")
+    for folder in (path.parent, path.with_suffix("")):
+        if (folder / LEDGER).is_file():
+            return folder
+    raise InputError(
+        f"{path}: no run beside it ({path.parent / LEDGER} is missing); expected a run folder or its frontier.json"
+    )

@@ -1,0 +1,167 @@
+"""Statistics for evidence: intervals, tests and rank agreement. Pure functions of numbers.
+
+n candidates, B bootstrap resamples. Values are "lower is better" where an order of merit matters.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval; a number that cannot be had is None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean ± t·s/√n, Student's t with n − 1 degrees of freedom; without ends where n < 2. All None for no values."""
+    count = len(values)
+    if count == 0:
+        return Interval(None, None, None)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Interval(mean, None, None)
+    half = float(stats.t.ppf(0.5 + level / 2.0, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Two-sided p of Welch's t-test that two means are equal; None where a sample has fewer than two values.
+
+    Samples without any spread are equal (p = 1) or not (p = 0). Ref: Welch 1947, Biometrika 34.
+    """
+    if min(len(a), len(b)) < 2:
+        return None
+    if np.ptp(a) == 0.0 and np.ptp(b) == 0.0:
+        return 1.0 if a[0] == b[0] else 0.0
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction: the k-th smallest of m (from 0) becomes the largest so far of (m − k)·p, at most 1.
+
+    Missing values stay missing and do not count. Ref: Holm 1979, Scandinavian Journal of Statistics 6.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for k, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - k) * p))
+        corrected[i] = largest
+    return corrected
+
+
+class Agreement(NamedTuple):
+    """How well one ranking predicts another. tau: Kendall's τ-b. accuracy: share of pairs ordered alike, those that the
+    prediction ties counting one half. regret: the best true value among the `top_k` predicted best less the best of
+    all, in the values' unit; a mean over bands. None where there is nothing to compare."""
+
+    tau: float | None
+    accuracy: float | None
+    regret: float | None
+
+
+class Agreements(NamedTuple):
+    """`Agreement` with bootstrap intervals. pairs: how many are compared."""
+
+    pairs: int
+    tau: Interval
+    accuracy: Interval
+    regret: Interval
+
+
+def agreement(
+    predicted: Sequence[float],
+    true: Sequence[float],
+    *,
+    bands: Sequence[int] | None = None,
+    top_k: int = 1,
+    counts: NDArray[np.int64] | None = None,
+) -> Agreement:
+    """Agreement of two rankings of n candidates, both "lower is better".
+
+    bands: only candidates of the same band are compared. counts_n: how often each candidate stands in a resample; its
+    copies are not compared with one another. τ-b = Σ sign·sign / √(untied predicted pairs · untied true pairs).
+    """
+    x_n, y_n = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    band_n = np.zeros(len(x_n), dtype=np.int64) if bands is None else np.asarray(bands)
+    count_n = np.ones(len(x_n), dtype=np.int64) if counts is None else counts
+    weight_nn = np.triu(np.outer(count_n, count_n) * (band_n[:, None] == band_n), k=1)
+    one_nn, other_nn = np.sign(x_n[:, None] - x_n), np.sign(y_n[:, None] - y_n)
+    both = float((weight_nn * one_nn * other_nn).sum())
+    untied_x, untied_y = float((weight_nn * np.abs(one_nn)).sum()), float((weight_nn * np.abs(other_nn)).sum())
+    norm = math.sqrt(untied_x * untied_y)
+    return Agreement(
+        tau=both / norm if norm else None,
+        # alike − unlike = both, and a predicted tie is half of each
+        accuracy=0.5 + 0.5 * both / untied_y if untied_y else None,
+        regret=_regret(x_n, y_n, band_n, count_n, top_k),
+    )
+
+
+def _regret(x_n: Floats, y_n: Floats, band_n: NDArray[np.int64], count_n: NDArray[np.int64], k: int) -> float | None:
+    """The mean over bands with more than k candidates of (best true value among the k predicted best − best)."""
+    found = []
+    for band in np.unique(band_n):
+        members = np.flatnonzero((band_n == band) & (count_n > 0))
+        if len(members) > k:
+            chosen = members[np.argsort(x_n[members], kind="stable")[:k]]
+            found.append(float(y_n[chosen].min() - y_n[members].min()))
+    return math.fsum(found) / len(found) if found else None
+
+
+def agreements(
+    predicted: Sequence[float],
+    true: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    bands: Sequence[int] | None = None,
+    top_k: int = 1,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Agreements:
+    """`agreement` of at least one candidate, with percentile intervals over `resamples` draws with replacement.
+
+    Resamples in which nothing can be compared are left out. Ref: Efron and Tibshirani 1993, chapter 13.
+    """
+    count = len(predicted)
+    point = agreement(predicted, true, bands=bands, top_k=top_k)
+    drawn_Bn = rng.multinomial(count, np.full(count, 1.0 / count), size=resamples)
+    tries = [agreement(predicted, true, bands=bands, top_k=top_k, counts=drawn_n) for drawn_n in drawn_Bn]
+    band_n = np.zeros(count) if bands is None else np.asarray(bands)
+    pairs = int(np.triu(band_n[:, None] == band_n, k=1).sum())
+    tau, accuracy, regret = (
+        _percentiles(value, [found for one in tries if (found := one[i]) is not None], level)
+        for i, value in enumerate(point)
+    )
+    return Agreements(pairs, tau, accuracy, regret)
+
+
+def _percentiles(value: float | None, tries: Sequence[float], level: float) -> Interval:
+    if value is None or not tries:
+        return Interval(value, None, None)
+    low, high = np.quantile(tries, [0.5 - level / 2.0, 0.5 + level / 2.0]).tolist()
+    return Interval(value, low, high)
+
+
+def size_bands(sizes: Sequence[float], tolerance: float = 0.05) -> list[int]:
+    """The band of each size: from the smallest on, a band takes all within ± `tolerance` of its centre.
+
+    A band that begins at s ends at s·(1 + tolerance)/(1 − tolerance); the next begins at the first size beyond.
+    """
+    bands = [0] * len(sizes)
+    number, end = -1, -math.inf
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if sizes[i] > end:
+            number, end = number + 1, sizes[i] * (1.0 + tolerance) / (1.0 - tolerance)
+        bands[i] = number
+    return bands

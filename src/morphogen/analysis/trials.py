@@ -1,0 +1,178 @@
+"""Trainings from scratch, each done once: what is finished is kept beside the run and never repeated."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from morphogen import __version__
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason
+from morphogen.data.prepare import PreparedData
+from morphogen.data.store import SplitName
+from morphogen.errors import InputError
+from morphogen.execution import Execution, Executor, open_executor
+from morphogen.experiment import Experiment
+from morphogen.store.files import canonical_json, write_atomic
+
+#: Where finished trainings lie, below the run folder.
+FOLDER = "trials"
+#: Guards that end nothing: whoever is compared has been trained on all the tokens.
+UNGUARDED = {
+    "entropy_threshold": 0.0,
+    "instability_threshold": 1e30,
+    "no_improve_patience": 10**9,
+    "ppl_stop_threshold": None,
+    "init_checkpoint": None,
+}
+
+Say = Callable[[str], None]
+#: The split that trials are measured on.
+Split = Literal["eval", "test"]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """InputError for an option below its least value. options: name -> (value, least)."""
+    for name, (value, least) in options.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name}: got {value}, expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One blueprint, to be trained from scratch on `tokens` tokens. label: what progress calls it.
+
+    Trials of one seed read the same text in the same order, whatever their blueprints.
+    """
+
+    label: str
+    blueprint: Blueprint
+    seed: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What trials have in common: where they are kept, how they are trained, on which text they are measured.
+
+    workers: processes that train, None for this one alone.
+    """
+
+    folder: Path
+    experiment: Experiment
+    prepared: PreparedData
+    split: Split = "eval"
+    device: str = "cpu"
+    workers: int | None = None
+    say: Say = silent
+
+
+def measurable(prepared: PreparedData, split: SplitName) -> bool:
+    """Whether every measured shard holds at least one sequence in `split`."""
+    return all(shard.windows(split, prepared.seq_len) > 0 for shard in prepared.eval_shards)
+
+
+def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | None = None) -> list[Report]:
+    """One report per trial, in order. Those on disk are read, the others trained and put there as each is done.
+
+    A trial whose numbers are not finite has a report with status FAILED, which is kept too; one that failed for another
+    reason is tried again the next time. InputError for fewer tokens than one batch has.
+    """
+    for trial in trials:
+        if trial.tokens < shop.prepared.tokens_per_step:
+            raise InputError(
+                f"tokens: got {trial.tokens}, expected at least one batch of {shop.prepared.tokens_per_step}"
+            )
+    places = [_place(shop, trial) for trial in trials]
+    known = {place: report for place in places if (report := _kept(place)) is not None}
+    todo = {place: trial for place, trial in zip(places, trials, strict=True) if place not in known}
+    if len(todo) < len(set(places)):
+        shop.say(f"{len(set(places)) - len(todo)} of {len(set(places))} trainings were done before")
+    prepared = _measured_on(shop.prepared, shop.split)
+    started = time.monotonic()
+    with ExitStack() as undo:
+        scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix="morphogen-trials-"))
+        (Path(scratch) / "checkpoints").mkdir()
+        jobs = {f"trial-{i}": (place, trial) for i, (place, trial) in enumerate(todo.items())}
+        if executor is None:
+            execution = Execution(workers=shop.workers)
+            executor = undo.enter_context(closing(open_executor(execution, prepared)))
+        work = [_job(shop, id, trial, scratch) for id, (_, trial) in jobs.items()]
+        for done, report in enumerate(executor.map(work, lambda candidate, step: None), start=1):
+            place, trial = jobs[report.id]
+            if report.checkpoint is not None:
+                (Path(scratch) / report.checkpoint).unlink()
+            known[place] = report.replace(checkpoint=None)
+            if report.status is Status.TRAINED or report.stop_reason is StopReason.NOT_FINITE:
+                place.parent.mkdir(exist_ok=True)
+                write_atomic(place, canonical_json(known[place].model_dump(mode="json")).encode())
+            left = (time.monotonic() - started) / done * (len(jobs) - done)
+            shop.say(f"[{done}/{len(jobs)}] {trial.label}: {_told(report)}, about {left:.0f} s left")
+    return [known[place] for place in places]
+
+
+def _told(report: Report) -> str:
+    return report.reason or f"bpb {report.metrics['bpb']:.4f}"
+
+
+def _kept(place: Path) -> Report | None:
+    """The report of a finished trial; None where there is none that can be read."""
+    try:
+        return Report.model_validate_json(place.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _place(shop: Workshop, trial: Trial) -> Path:
+    """The trial's file, named after all that its numbers depend on."""
+    decides = {
+        "version": __version__,
+        "train": _alone(shop.experiment, trial.tokens)["train"],
+        "data": shop.experiment.data.model_dump(mode="json"),
+        "text": shop.prepared.environment(),
+        "split": shop.split,
+        "blueprint": trial.blueprint.to_json(),
+        "seed": trial.seed,
+        "tokens": trial.tokens,
+        "device": shop.device,
+    }
+    name = hashlib.blake2b(canonical_json(decides).encode(), digest_size=12).hexdigest()
+    return shop.folder / FOLDER / f"{name}.json"
+
+
+def _alone(experiment: Experiment, tokens: int) -> dict[str, Any]:
+    """The experiment as data: from scratch, on all `tokens`, without anything that ends training early."""
+    plain = experiment.model_dump(mode="json")
+    plain["train"] |= {**UNGUARDED, "max_tokens": tokens}
+    plain["evolution"]["weight_inheritance"] = "scratch"
+    return plain
+
+
+def _job(shop: Workshop, id: str, trial: Trial, run_dir: str) -> Job:
+    """The same candidate index for all: streams then differ by the trial's seed alone."""
+    return Job(
+        experiment=_alone(shop.experiment, trial.tokens),
+        candidate=Candidate(id=id, index=0, generation=0, blueprint=trial.blueprint.to_json()),
+        parents=(),
+        ancestors=(),
+        stages=(Stage(rung=2, budget_tokens=trial.tokens),),
+        seed=trial.seed,
+        run_dir=run_dir,
+        device=shop.device,
+    )
+
+
+def _measured_on(prepared: PreparedData, split: Split) -> PreparedData:
+    """The data with `split` in the place of the eval split."""
+    shards = tuple(replace(shard, files={**shard.files, "eval": shard.files[split]}) for shard in prepared.eval_shards)
+    return replace(prepared, eval_shards=shards)

@@ -1,0 +1,122 @@
+"""Is a run's folder what its ledger says? Looks at everything, changes nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from morphogen import runfolder
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.yaml import read
+from morphogen.errors import InputError, MorphogenError
+from morphogen.evolve import RESOLVED, read_environment
+from morphogen.experiment import Experiment
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.search.engine import Engine
+from morphogen.store.ledger import Event, Generation, Ledger, Start, in_use
+
+GO_ON = "the run's command with --resume puts it right"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: where (a path), what, and what to do about it."""
+
+    place: str
+    wrong: str
+    remedy: str
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Everything that is wrong with the run in `folder`; it may be in use meanwhile.
+
+    Looked at: the database and its chain of hashes, whether its events follow one another, the experiment and the
+    environment, exports against the ledger, the checkpoints that are still needed, every checkpoint's header, checksum
+    and blueprint, and temporary files that nobody is writing.
+    """
+    try:
+        with Ledger.open(folder, readonly=True) as ledger:
+            ledger.check()
+            events = list(ledger.events())
+    except MorphogenError as error:
+        return [Finding(str(folder), str(error), "restore ledger.sqlite from a copy, or start anew in another folder")]
+    if not events:
+        return [Finding(str(folder), "the ledger is empty: the run had only just begun", GO_ON)]
+    try:
+        engine, settled = _replayed(events, folder)
+    except MorphogenError as error:
+        return [Finding(str(folder), str(error), "it was made by another version of morphogen, or changed by hand")]
+    running = bool(in_use(folder))
+    found = [*_settings(folder, events[0]), *_checkpoints(folder, engine)]
+    return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]
+
+
+def _replayed(events: list[Event], folder: Path) -> tuple[Engine, Engine]:
+    """The search as it stands, and as it stood when its last generation was closed, which is what exports show."""
+    last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=0)
+    try:
+        return tuple(  # type: ignore[return-value]
+            Engine.replay(part, run_dir=str(folder), device="cpu") for part in (events, events[: last + 1])
+        )
+    except ValidationError as error:
+        what = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in what["loc"])
+        raise InputError(f"the recorded experiment cannot be read: {place}: {what['msg']}") from None
+
+
+def _settings(folder: Path, start: Event) -> Iterator[Finding]:
+    assert isinstance(start, Start)
+    path = folder / RESOLVED
+    try:
+        here = read(path).parse(Experiment).model_dump(mode="json")
+        for place, recorded, found in runfolder.differences(start.experiment, here):
+            yield Finding(str(path), f"{place} is {found!r}, and the run was begun with {recorded!r}", GO_ON)
+    except MorphogenError as error:
+        yield Finding(str(path), str(error), GO_ON)
+    try:
+        read_environment(folder)
+    except MorphogenError as error:
+        yield Finding(str(folder / "environment.json"), str(error), "restore it from a copy; --resume needs it")
+
+
+def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
+    """Those still needed must be there, and all that are there must be what they are called."""
+    breeders = () if engine.done else engine.survivors
+    for id in dict.fromkeys((*breeders, *engine.frontier_ids)):
+        path = folder / (engine.reports[id].checkpoint or "")
+        if not path.is_file():
+            who = "a survivor, and children that inherit from it will fail" if id in breeders else "on the frontier"
+            yield Finding(str(path), f"missing; {id} is {who}", "restore it from a copy, or train the blueprint anew")
+    for report in engine.reports.values():
+        path = folder / (report.checkpoint or "")
+        if report.checkpoint is None or not path.is_file():
+            continue
+        wanted = Blueprint.model_validate(engine.candidates[report.id].blueprint)
+        try:
+            _, blueprint, extra = load_checkpoint(path)
+            if engine.experiment.evolution.inherit_optimizer:
+                load_moments(path, blueprint)
+        except MorphogenError as error:
+            wrong = str(error).removeprefix(f"{path}: ")
+            yield Finding(str(path), wrong, "restore it from a copy; until then, children that inherit from it fail")
+            continue
+        if extra.get("candidate") != report.id or blueprint != wanted:
+            yield Finding(str(path), f"holds {extra.get('candidate')}, not {report.id}", "restore it from a copy")
+
+
+def _exports(folder: Path, start: Event, settled: Engine) -> Iterator[Finding]:
+    assert isinstance(start, Start)
+    objectives = settled.experiment.evolution.objectives
+    files = runfolder.records(start.run, settled.candidates, settled.reports, settled.generations, objectives)
+    for name, text in files.items():
+        path = folder / name
+        if not path.is_file():
+            yield Finding(str(path), "missing", GO_ON)
+        elif path.read_bytes() != text.encode():
+            yield Finding(str(path), "is not what the ledger gives", GO_ON)
+
+
+def _leftovers(folder: Path) -> Iterator[Finding]:
+    for path in runfolder.leftovers(folder):
+        yield Finding(str(path), "a temporary file, left by a process that was killed", GO_ON)

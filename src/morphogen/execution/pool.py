@@ -1,0 +1,234 @@
+"""Several candidates at a time, each in a process that is watched.
+
+Workers are forked by a server that has torch loaded (a few hundredths of a second each), live from one candidate to
+the next, and read tokens through the same memory maps. Every worker has its own pipe and nothing else in common with
+the others, so that one that is killed, hangs or outgrows its memory is replaced, and the others do not notice.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+import psutil
+import torch
+
+from morphogen.candidate import Candidate, Job, Report
+from morphogen.data.prepare import PreparedData
+from morphogen.errors import MorphogenError
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
+from morphogen.execution.local import InProcess
+from morphogen.training.loop import StepInfo
+from morphogen.training.surrogate import run_surrogate
+
+#: How often the memory of workers is looked at, where it is limited.
+WATCH_SECONDS = 0.1
+#: A worker that has not begun by then is taken to hang too, where time is limited: starting includes importing torch.
+START_SECONDS = 120.0
+#: What the fork server imports before it forks.
+PRELOADED = ["morphogen.execution.pool", "torch._dynamo"]  # the latter is what an optimizer imports when first made
+
+
+@dataclass(frozen=True)
+class _Began:
+    """A worker says that it has taken its job."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    job: Job
+    attempt: int = 1
+
+
+class Pool:
+    """`workers` processes, started when they are needed, each computing with as many threads as the caller does.
+
+    A candidate whose worker dies is begun once more, then recorded as failed. runner: what evaluates a candidate; it
+    must be importable. Close it when done.
+    """
+
+    def __init__(
+        self, prepared: PreparedData | None, workers: int, limits: Limits = NO_LIMITS, runner: Runner = run_surrogate
+    ) -> None:
+        self.prepared, self.limits, self.runner = prepared, limits, runner
+        self._workers: list[_Worker | None] = [None] * workers
+
+    def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+        """One report per job, as each is finished. An error that concerns the whole run is raised."""
+        waiting = deque(_Task(job) for job in jobs)
+        try:
+            while waiting or self._busy():
+                self._hand_out(waiting)
+                for place in self._heard():
+                    report = self._listen(place, waiting, progress)
+                    if report is not None:
+                        yield report
+                yield from self._over_limit()
+        finally:
+            for place in self._busy():  # the caller has no more use for them
+                self._end(place)
+
+    def close(self) -> None:
+        """Ends all workers at once."""
+        for place, worker in enumerate(self._workers):
+            if worker is not None:
+                self._end(place)
+
+    def _busy(self) -> list[int]:
+        return [place for place, worker in enumerate(self._workers) if worker is not None and worker.task is not None]
+
+    def _hand_out(self, waiting: deque[_Task]) -> None:
+        """A task to every worker that has none, starting workers where there are none."""
+        for place, worker in enumerate(self._workers):
+            if not waiting:
+                return
+            if worker is None or (worker.task is None and not worker.process.is_alive()):
+                worker = self._workers[place] = _Worker(self.prepared, self.runner, torch.get_num_threads())
+            if worker.task is None:
+                worker.begin(waiting.popleft(), self.limits)
+
+    def _heard(self) -> list[int]:
+        """Places whose worker has said something or died; waits for one, but not beyond what limits allow."""
+        workers = {worker.connection: place for place in self._busy() if (worker := self._workers[place]) is not None}
+        deadlines = [worker.deadline for worker in self._workers if worker is not None and worker.task is not None]
+        patience = min(deadlines) - time.monotonic() if self.limits.seconds is not None and deadlines else None
+        if self.limits.memory_bytes is not None:
+            patience = WATCH_SECONDS if patience is None else min(WATCH_SECONDS, patience)
+        ready = wait(list(workers), None if patience is None else max(patience, 0.0))
+        return [place for connection, place in workers.items() if connection in ready]
+
+    def _listen(self, place: int, waiting: deque[_Task], progress: Progress) -> Report | None:
+        """One message of a worker; a report where that is what it is, or where the worker is dead for good."""
+        worker, task = self._at_work(place)
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            return self._died(place, waiting)
+        match message:
+            case _Began():
+                worker.deadline = time.monotonic() + (self.limits.seconds or 0.0)
+            case StepInfo():
+                progress(task.job.candidate, message)
+            case MorphogenError():
+                raise message
+            case Report():
+                worker.task = None
+                if self.limits.memory_bytes is not None and worker.memory_bytes() > self.limits.memory_bytes // 2:
+                    self._end(place)  # what one candidate left behind shall not count against the next
+                return message
+        return None
+
+    def _died(self, place: int, waiting: deque[_Task]) -> Report | None:
+        """Begins the candidate of a dead worker once more, or gives it up."""
+        worker, task = self._at_work(place)
+        code = worker.end()
+        self._workers[place] = None
+        if task.attempt < ATTEMPTS:
+            waiting.appendleft(_Task(task.job, task.attempt + 1))
+            return None
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return failed(task.job, f"its worker died {ATTEMPTS} times ({how})")
+
+    def _over_limit(self) -> Iterator[Report]:
+        """Ends workers whose candidate takes more than it may."""
+        seconds, memory_bytes = self.limits.seconds, self.limits.memory_bytes
+        for place in self._busy():
+            worker, task = self._at_work(place)
+            if seconds is not None and time.monotonic() >= worker.deadline:
+                self._end(place)
+                yield failed(task.job, f"not done after {seconds:g} seconds, the time limit")
+            elif memory_bytes is not None and (found := worker.memory_bytes()) > memory_bytes:
+                self._end(place)
+                yield failed(
+                    task.job, f"out of memory: its worker held {found:,} bytes, and the limit is {memory_bytes:,}"
+                )
+
+    def _at_work(self, place: int) -> "tuple[_Worker, _Task]":
+        worker = self._workers[place]
+        assert worker is not None
+        assert worker.task is not None
+        return worker, worker.task
+
+    def _end(self, place: int) -> None:
+        worker = self._workers[place]
+        assert worker is not None
+        worker.end()
+        self._workers[place] = None
+
+
+class _Worker:
+    """A process and the pipe to it. task: what it is at; deadline: when it must be done, on the monotonic clock."""
+
+    def __init__(self, prepared: PreparedData | None, runner: Runner, threads: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, prepared, runner, threads), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.task: _Task | None = None
+        self.deadline = 0.0
+
+    def begin(self, task: _Task, limits: Limits) -> None:
+        """Hands a task over. A worker that has just died is found out when it is listened to."""
+        self.task = task
+        self.deadline = time.monotonic() + START_SECONDS + (limits.seconds or 0.0)
+        try:
+            self.connection.send(task.job)
+        except OSError:
+            self.process.kill()
+
+    def memory_bytes(self) -> int:
+        """Resident memory; 0 once the process is gone."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def end(self) -> int:
+        """Kills the process where it lives, and waits for it; its exit code, negative for a signal."""
+        self.process.kill()
+        self.process.join()
+        code = self.process.exitcode
+        self.process.close()
+        self.connection.close()
+        return code if code is not None else 0
+
+
+def _serve(
+    connection: "Connection[object, object]", prepared: PreparedData | None, runner: Runner, threads: int
+) -> None:
+    """A worker's life: job after job, until its parent ends it or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    executor = InProcess(prepared, runner)
+
+    def progress(candidate: Candidate, step: StepInfo) -> None:
+        connection.send(step)
+
+    try:
+        while True:
+            job = connection.recv()
+            assert isinstance(job, Job)
+            connection.send(_Began())
+            try:
+                outcome: object = executor.run(job, progress)
+            except MorphogenError as error:
+                outcome = error
+            connection.send(outcome)
+    except (EOFError, BrokenPipeError):
+        return  # the parent is gone
+
+
+def _follow_parent() -> None:
+    """Ends this process with its parent, so that nothing trains on for a run that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

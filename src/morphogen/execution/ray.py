@@ -1,0 +1,214 @@
+"""Candidates on a Ray cluster: a task each, spread over its nodes. Only this file knows of ray.
+
+Nodes read and write checkpoints in the run folder where they all see it (one machine, or a shared file system). Where
+they do not, `shared` names a path or an fsspec URL that checkpoints travel through: a task fetches its parents' from
+there and leaves its own; the driver copies that into the run folder before the candidate counts as done.
+"""
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import ray
+import torch
+
+from morphogen.candidate import Job, Report, moments_path
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.errors import InputError, MorphogenError, RunError
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed
+from morphogen.execution.local import InProcess
+from morphogen.execution.pool import Pool
+from morphogen.experiment import Experiment
+from morphogen.training.surrogate import run_surrogate
+
+#: Ray's store for large objects. Jobs and reports are small, weights go through files.
+OBJECT_STORE_BYTES = 100 * 2**20
+#: How long to try to reach a cluster.
+CONNECT_SECONDS = 5.0
+
+
+class OnRay:
+    """Runs jobs as Ray tasks; one whose node or worker dies is begun once more, elsewhere. Steps are not told of.
+
+    Uses the cluster this process is connected to already, or connects to `execution.address`, or starts one on this
+    machine. InputError where the address cannot be reached or the cluster has no GPU of which a share is asked.
+    """
+
+    def __init__(self, prepared: PreparedData, execution: Execution, runner: Runner = run_surrogate) -> None:
+        self.prepared, self.execution, self.runner = prepared, execution, runner
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _connect(execution)
+        gpus, found = execution.gpus_per_candidate, ray.cluster_resources().get("GPU", 0.0)
+        if gpus > found:
+            self.close()
+            raise InputError(f"--gpus-per-candidate: got {gpus:g}, but the cluster has {found:g} GPUs")
+        self._task: Any = ray.remote(_carry_out).options(
+            num_cpus=1, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )
+
+    def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+        """One report per job, as each is finished. An error that concerns the whole run is raised."""
+        local = [job.replace(run_dir=str(Path(job.run_dir).resolve())) for job in jobs]
+        shared = self._exchange(local)
+        waiting = [(job, 1) for job in reversed(local)]
+        running: dict[Any, tuple[Job, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and (self.execution.workers is None or len(running) < self.execution.workers):
+                    job, attempt = waiting.pop()
+                    running[self._submit(job)] = job, attempt
+                (done, *_), _ = ray.wait(list(running))
+                job, attempt = running.pop(done)
+                try:
+                    outcome = ray.get(done)
+                except ray.exceptions.RayError as error:  # its node or its worker is gone
+                    if attempt < ATTEMPTS:
+                        waiting.append((job, attempt + 1))
+                    else:
+                        yield failed(job, f"its worker died {ATTEMPTS} times ({type(error).__name__})")
+                    continue
+                if isinstance(outcome, MorphogenError):
+                    raise outcome
+                if shared is not None and outcome.checkpoint is not None:
+                    shared.fetch(outcome.checkpoint, Path(job.run_dir))
+                yield outcome
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Leaves the cluster, and ends it where it was started here."""
+        if self._ours:
+            ray.shutdown()
+
+    def _submit(self, job: Job) -> Any:
+        return self._task.remote(
+            job, self.prepared, self.runner, torch.get_num_threads(), self.execution.limits, self.execution.shared
+        )
+
+    def _exchange(self, jobs: list[Job]) -> "Exchange | None":
+        """The place that checkpoints travel through, holding just those that these jobs inherit from."""
+        if self.execution.shared is None:
+            return None
+        shared = Exchange(self.execution.shared)
+        needed = {(parent.checkpoint, job.run_dir) for job in jobs for parent in job.parents}
+        shared.keep_only({name for name, _ in needed})
+        for name, folder in sorted(needed):
+            if (Path(folder) / name).is_file():
+                shared.leave(name, Path(folder))
+        return shared
+
+
+class Exchange:
+    """Checkpoints at a path or an fsspec URL, named as below the run folder. RunError where it cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"--shared: got {url!r}: {error}") from None
+
+    def leave(self, name: str, folder: Path) -> None:
+        """Puts a checkpoint of `folder` there, unless it is there whole; and the moments beside it, where there are."""
+        files, moments = self._files, str(moments_path(Path(name)))
+        for part in (moments, name) if (folder / moments).is_file() else (name,):
+            with self._told(part):
+                there, here = self._at(part), folder / part
+                if not files.exists(there) or files.size(there) != here.stat().st_size:
+                    files.makedirs(os.path.dirname(there), exist_ok=True)
+                    files.put_file(str(here), there)
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Puts a checkpoint from there into `folder`, whole or not at all; what is missing there stays missing."""
+        for part in (str(moments_path(Path(name))), name):
+            target = folder / part
+            temporary = target.with_name(f".{target.name}.fetched")
+            with self._told(part):
+                if self._files.exists(self._at(part)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._files.get_file(self._at(part), str(temporary))
+                    os.replace(temporary, target)
+
+    def keep_only(self, names: set[str]) -> None:
+        """Removes the checkpoints that nobody will fetch any more."""
+        kept = {part for name in names for part in (name, str(moments_path(Path(name))))}
+        with self._told("checkpoints"):
+            for path in self._files.glob(self._at("checkpoints/*.safetensors")):
+                if f"checkpoints/{os.path.basename(path)}" not in kept:
+                    self._files.rm_file(path)
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.url}: {name} cannot be exchanged: {error.strerror or error}") from None
+
+
+def _connect(execution: Execution) -> None:
+    """Joins the cluster at the address, or starts one on this machine."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if execution.address is None:
+        ray.init(num_cpus=execution.workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        return
+    where = urlsplit(execution.address if "//" in execution.address else f"//{execution.address}")
+    try:
+        if where.hostname is not None and where.port is not None:
+            socket.create_connection((where.hostname, where.port), CONNECT_SECONDS).close()
+        ray.init(address=execution.address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"--address: no Ray cluster can be reached at {execution.address!r}: {said}") from None
+
+
+def _carry_out(
+    job: Job, prepared: PreparedData, runner: Runner, threads: int, limits: Limits, shared: str | None
+) -> Report | MorphogenError:
+    """A task: one job, evaluated on the node it is on. Limits are kept by a worker process of its own."""
+    torch.set_num_threads(threads)
+    with contextlib.ExitStack() as stack:
+        try:
+            exchange = None if shared is None else Exchange(shared)
+            if exchange is not None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                for parent in job.parents:
+                    exchange.fetch(parent.checkpoint, folder)
+                job = job.replace(run_dir=str(folder))
+            elif not Path(job.run_dir).is_dir():
+                raise RunError(
+                    f"{job.run_dir}: is not there on node {socket.gethostname()}; keep runs on a file system that all "
+                    "nodes share, or give --shared"
+                )
+            data = _data_here(job, prepared)
+            executor: Executor = InProcess(data, runner) if limits == NO_LIMITS else Pool(data, 1, limits, runner)
+            stack.callback(executor.close)
+            (report,) = executor.map([job], lambda candidate, step: None)
+            if exchange is not None and report.checkpoint is not None:
+                exchange.leave(report.checkpoint, folder)
+            return report
+        except MorphogenError as error:
+            return error
+
+
+def _data_here(job: Job, prepared: PreparedData) -> PreparedData:
+    """The prepared data where its files are on this node too, else the same made here. RunError where it differs."""
+    shards = prepared.shards + prepared.eval_shards + prepared.healing_shards
+    files = [prepared.bytes_path, *(file.path for shard in shards for file in shard.files.values())]
+    if all(Path(file).is_file() for file in files):
+        return prepared
+    here = prepare(Experiment.model_validate(job.experiment).data)
+    if here.environment() != prepared.environment():
+        raise RunError(f"node {socket.gethostname()}: its text or tokenizer differs from the driver's")
+    return here

@@ -1,0 +1,139 @@
+"""What a candidate starts from: its parents' weights through the edits that made it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from morphogen.blueprint.diff import apply
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Edit, Inheritance, Job
+from morphogen.errors import InputError
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.inherit.plan import Plan, plan
+from morphogen.inherit.splice import Marks, Spliced, State, splice
+from morphogen.network import initial_state
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Optimizer state that came along with weights.
+
+    of: kind -> parameter -> tensor. fresh: where the entries of a parameter are new ones; parameters that were carried
+    whole are not in it.
+    """
+
+    of: Mapping[str, State]
+    fresh: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Weights, the report of how they came about, and the optimizer's moments where these were asked for."""
+
+    state: State
+    report: Inheritance
+    moments: Moments | None = None
+
+
+def inherit(
+    child: Blueprint,
+    parents: Sequence[tuple[Blueprint, Mapping[str, Tensor]]],
+    *,
+    edits: Sequence[Edit] = (),
+    sources: Mapping[str, int] | None = None,
+    names: Sequence[str] = ("0", "1"),
+    seed: int = 0,
+) -> tuple[State, Inheritance]:
+    """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
+
+    edits: those that made the child; weights are carried through them one by one, so that a chain of exact edits, and
+    of the steps of a compound one, is exact. Without, they are carried from the parents to the child at once.
+    sources: gene id of a block -> which parent it comes from, where both have it. names: of the parents, in the report.
+    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's, or where
+    the edits do not lead to the child.
+    """
+    whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
+    if child.emb.vocab is None and whole:
+        child = child.with_vocab(whole[0][0].context().vocab)
+    if edits and whole:
+        loaded = [(blueprint, from_parent(dict(state), which)) for which, (blueprint, state) in enumerate(whole)]
+        spliced, report = splice_edits(child, loaded, edits, seed, names)
+        return spliced.state, report
+    drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
+    spliced = splice(drawn, [from_parent(dict(state), which) for which, (_, state) in enumerate(whole)], seed)
+    return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
+
+
+def from_parent(
+    state: State, which: int = 0, moments: Mapping[str, State] | None = None, *, given: bool = False
+) -> Spliced:
+    """The weights of parent number `which`, of which nothing has been spliced yet."""
+    marks = {name: Marks(parent=which) for name in state}
+    return Spliced(state, marks, {kind: dict(of) for kind, of in (moments or {}).items()}, given)
+
+
+def _with_vocab(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Blueprint:
+    if blueprint.emb.vocab is None and "emb.weight" in state:
+        return blueprint.with_vocab(state["emb.weight"].shape[0])
+    return blueprint
+
+
+def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
+    """What a candidate starts from, with the optimizer's moments of its parents where these are wanted.
+
+    The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
+    InputError when a parent's checkpoint is missing, damaged, or of another blueprint.
+    """
+    target = Blueprint.model_validate(job.candidate.blueprint)
+    if not job.parents:
+        state = initial_state(target, seed)
+        fresh = sum(tensor.numel() for tensor in state.values())
+        return Inherited(state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",)))
+    loaded = []
+    for which, parent in enumerate(job.parents):
+        path = Path(job.run_dir) / parent.checkpoint
+        state, blueprint, _ = load_checkpoint(path)
+        if blueprint != Blueprint.model_validate(parent.blueprint):
+            raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
+        moments = load_moments(path, blueprint) if with_moments else None
+        loaded.append((blueprint, from_parent(state, which, moments, given=True)))
+    try:
+        spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, [parent.id for parent in job.parents])
+    except InputError as error:
+        raise InputError(f"candidate {job.candidate.id}: {error}") from None
+    if not with_moments:
+        return Inherited(spliced.state, report)
+    fresh_of = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
+    return Inherited(spliced.state, report, Moments(spliced.moments, fresh_of))
+
+
+def splice_edits(
+    target: Blueprint,
+    loaded: Sequence[tuple[Blueprint, Spliced]],
+    edits: Sequence[Edit],
+    seed: int,
+    names: Sequence[str],
+) -> tuple[Spliced, Inheritance]:
+    """Splice through edits, from the parents called `names` to `target`; InputError where the edits lead elsewhere."""
+    exact, dropped = True, 0
+    notes: list[str] = []
+    here, spliced = loaded[0]
+    for step, edit in enumerate(one for whole in edits for one in whole.single()):
+        following = apply(here, edit.changes)
+        if edit.sources:
+            others, parts = [blueprint for blueprint, _ in loaded], [weights for _, weights in loaded]
+            drawn = plan(following, others, edit.sources)
+        else:
+            drawn, parts = plan(following, [here]), [spliced]
+        spliced = splice(drawn, parts, seed + step)
+        exact, notes, here = exact and drawn.exact, [*notes, *drawn.notes], following
+        dropped += _entries(drawn)
+    if here != target:
+        raise InputError("the recorded edits do not lead to the blueprint")
+    return spliced, spliced.report(target, exact, notes, dropped, names)
+
+
+def _entries(drawn: Plan) -> int:
+    return sum(item.entries for item in drawn.dropped)

@@ -1,0 +1,62 @@
+"""Cross-entropy of next tokens as one autograd function. N tokens, V vocabulary, n the tokens of a tile."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from morphogen.ops.autocast import no_autocast
+
+#: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
+CPU_TILE_BYTES = 2**20
+DEVICE_TILE_BYTES = 2**28
+
+
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """−log softmax(logits)[target], in nats and fp32 at least, (N,); 0 where the target is negative.
+
+    Nothing the size of the logits is kept but the logits, in their own dtype, as is their gradient.
+    """
+    nats_N = _CrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    assert isinstance(nats_N, Tensor)
+    return nats_N
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        full = torch.promote_types(logits_NV.dtype, torch.float32)
+        nats_N = torch.empty(len(targets_N), dtype=full, device=logits_NV.device)
+        shift_N = torch.empty_like(nats_N)  # log Σ exp(logits)
+        with no_autocast(logits_NV.device):
+            for rows in _tiles(logits_NV):
+                at_n1 = targets_N[rows, None].clamp_min(0)
+                logits_nV = logits_NV[rows].to(full)
+                logp_nV = logits_nV.log_softmax(-1)
+                logp_n1 = logp_nV.gather(1, at_n1)
+                nats_N[rows] = -logp_n1.squeeze(1)
+                shift_N[rows] = (logits_nV.gather(1, at_n1) - logp_n1).squeeze(1)
+        ctx.save_for_backward(logits_NV, targets_N, shift_N)
+        return nats_N.masked_fill_(targets_N < 0, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dnats_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, targets_N, shift_N = ctx.saved_tensors
+        dnats_N = dnats_N.masked_fill(targets_N < 0, 0.0)
+        dlogits_NV = torch.empty_like(logits_NV)
+        with no_autocast(logits_NV.device):
+            for rows in _tiles(logits_NV):
+                at_n1, dnats_n1 = targets_N[rows, None].clamp_min(0), dnats_N[rows, None]
+                d_nV = torch.sub(logits_NV[rows], shift_N[rows, None]).exp_().mul_(dnats_n1)
+                dlogits_NV[rows] = d_nV.scatter_add_(1, at_n1, -dnats_n1)
+        return dlogits_NV, None
+
+
+def _tiles(logits_NV: Tensor) -> Iterator[slice]:
+    budget = CPU_TILE_BYTES if logits_NV.device.type == "cpu" else DEVICE_TILE_BYTES
+    step = max(1, budget // (4 * logits_NV.shape[1]))
+    for start in range(0, len(logits_NV), step):
+        yield slice(start, start + step)

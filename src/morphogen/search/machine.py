@@ -1,0 +1,403 @@
+"""The search as a state machine fed by events: ask for candidates, tell what was measured, close the generation.
+
+It runs nothing and writes nothing, and knows genomes only through a `Space`. Its state is a function of the events it
+was given, so that replaying a ledger's events resumes a run exactly. What is decided next depends on that state and on
+`stream(seed, candidate index, purpose)`; not on the clock, on hash seeds, or on the order in which reports come in.
+
+    ask()  ->  while pending(): tell(report) for each of them  ->  close_generation()  ->  ask() ...
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Generic, NamedTuple
+
+import numpy as np
+
+from morphogen.candidate import Candidate, Edit, Report, Status, stream
+from morphogen.errors import RunError, nearest
+from morphogen.experiment import Evolution
+from morphogen.search.novelty import NAME as NOVELTY
+from morphogen.search.novelty import Novelty, wanted
+from morphogen.search.rungs import composed, decide, rejection, rounds
+from morphogen.search.space import Bred, G, Space, T
+from morphogen.selection.map_elites import elites
+from morphogen.selection.objectives import hypervolume, matrix, reference_point
+from morphogen.selection.parents import Pool, Rules, select_parent
+from morphogen.selection.survival import front, survive
+from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
+
+#: Proposals drawn for one place in a generation before the generation stays smaller.
+TRIES = 50
+#: Candidates that rung 0 may turn away in one generation, per offspring wanted.
+REJECTIONS = 8
+#: Operator names in a candidate's id take at most this many characters.
+ID_LENGTH = 60
+
+
+def candidate_id(operators: Iterable[str], index: int, digest: str) -> str:
+    """`<operators joined by +>-<index>-<digest4>`; of many operators those that fit are named, the others counted."""
+    names = list(operators)
+    shown = len(names)
+    while shown > 1 and len("+".join(names[:shown])) > ID_LENGTH:
+        shown -= 1
+    rest = [f"{len(names) - shown}more"] if shown < len(names) else []
+    return f"{'+'.join([*names[:shown], *rest])}-{index}-{digest[:4]}"
+
+
+class _Known(NamedTuple, Generic[G]):
+    """What a genome says of itself. rejected: why rung 0 turns it away; empty when it does not."""
+
+    genome: G
+    digest: str
+    identity: str
+    costs: dict[str, float]
+    rejected: str
+
+
+class Search(Generic[G, T]):
+    """The search of one run, for genomes of any kind.
+
+    candidates, reports: everything asked for and everything known of it, by id. survivors: those that may breed, best
+    first. frontier_ids: the non-dominated among all trained candidates of the run, as of the last closed generation.
+    generations: the events of the closed ones. generation: the last one asked for, -1 before the first. newborn: its
+    candidates. round: of its training.
+    """
+
+    def __init__(self, evolution: Evolution, space: Space[G, T], *, seed: int) -> None:
+        self.evolution, self.space, self.seed = evolution, space, seed
+        self.candidates: dict[str, Candidate] = {}
+        self.reports: dict[str, Report] = {}
+        self.survivors: tuple[str, ...] = ()
+        self.frontier_ids: tuple[str, ...] = ()
+        self.generations: list[Generation] = []
+        self.generation = -1
+        self.newborn: tuple[str, ...] = ()
+        self.round = 0
+        self._in_round: tuple[str, ...] = ()
+        self._due: dict[str, Candidate] = {}
+        self._identities: set[str] = set()
+        self._asked: dict[str, _Known[G]] = {}
+        self._genomes: dict[str, G] = {}
+        self._novelty = Novelty(space.distance) if wanted(evolution) else None
+        self._rules = Rules(
+            objectives=evolution.objectives,
+            constraints=evolution.constraints,
+            weights=evolution.weights,
+            cases=evolution.lexicase_cases,
+            downsample=evolution.downsample,
+            tournament_size=evolution.tournament_size,
+            descriptors=evolution.map_elites,
+        )
+
+    def apply(self, event: Event) -> None:
+        """Take a recorded event into account. RunError where it does not follow the state."""
+        match event:
+            case Asked():
+                self._take_asked(event)
+            case Reported():
+                self.tell(event.report)
+            case Generation():
+                self._take_closed(event)
+            case Stop():
+                pass  # says why a process ended, nothing about the search
+            case Start():
+                raise RunError("replay: a second start event")
+
+    # ------------------------------------------------------------------------------------------------- state
+
+    @property
+    def open(self) -> bool:
+        """Whether a generation was asked for and is not closed."""
+        return self.generation >= len(self.generations)
+
+    @property
+    def done(self) -> bool:
+        """Whether the root's and all offspring generations are closed."""
+        return len(self.generations) > self.evolution.generations
+
+    def pending(self) -> list[Candidate]:
+        """Candidates of which this round's report is missing, in order of index. When the last report of a round is
+        told, those that go on to the next are pending."""
+        return list(self._due.values())
+
+    @property
+    def in_round(self) -> int:
+        """How many candidates this round is about."""
+        return len(self._in_round)
+
+    def waits(self, id: str) -> bool:
+        """Whether this round's report of the candidate is missing."""
+        return id in self._due
+
+    # --------------------------------------------------------------------------------------------------- ask
+
+    def ask(self) -> Asked:
+        """The next generation's candidates: the founders, then `population` offspring a generation.
+
+        Offspring differ from everything in the run, save for the copies of the control without edits. Those that rung 0
+        turns away stand among the candidates too, in `reports` as rejected. RunError when a generation is open, when
+        the run is done, or when rung 0 turns every founder away.
+        """
+        if self.open:
+            raise RunError(f"ask: generation {self.generation} is open; tell its reports and close it first")
+        if self.done:
+            raise RunError(f"ask: all {self.evolution.generations} generations are done")
+        number = self.generation + 1
+        event = Asked(generation=number, candidates=tuple(self._offspring(number) if number else self._founders()))
+        self._take_asked(event)
+        return event
+
+    def _founders(self) -> Iterator[Candidate]:
+        founders = [
+            self._examine(genome, founder=True) for genome in self.space.founders(stream(self.seed, 0, "founders"))
+        ]
+        if all(known.rejected for known in founders):
+            raise RunError(f"the root is rejected by rung 0: {founders[0].rejected}")
+        for index, known in enumerate(founders):
+            yield self._candidate(index, 0, known, (), ["root"], ())
+
+    def _offspring(self, number: int) -> Iterator[Candidate]:
+        evolution, made_now = self.evolution, set[str]()
+        breeders = Pool.of([self.reports[id] for id in self.survivors], self._rules)
+        wanted, first = evolution.population, len(self.candidates)
+        for index in range(first, first + (1 + REJECTIONS) * evolution.population):
+            made = self._new(index, breeders, made_now) if wanted else None
+            if made is None:
+                return
+            (child, edits), parents = made
+            known = self._examine(child, founder=False)
+            made_now.add(known.identity)
+            wanted -= not known.rejected
+            operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
+            yield self._candidate(index, number, known, parents, operators, edits)
+
+    def _new(self, index: int, breeders: Pool, made_now: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
+        """A proposal of a genome that neither the run nor `made_now` has, and its parents; None when `TRIES` draws
+        found none."""
+        rng, control = stream(self.seed, index, "variation"), not self.evolution.edits
+        for _ in range(TRIES):
+            drawn = self._draw(breeders, rng)
+            if drawn is not None and (control or self._is_new(self.space.identity(drawn[0][0]), made_now)):
+                return drawn
+        return None
+
+    def _is_new(self, identity: str, made_now: set[str]) -> bool:
+        return identity not in self._identities and identity not in made_now
+
+    def _draw(self, breeders: Pool, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
+        """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
+        evolution = self.evolution
+        if evolution.baseline == "random":
+            return self._walk(rng)
+        row = select_parent(evolution.parent_selection, breeders, rng)
+        first = breeders.ids[row]
+        parent = self._genome(first)
+        if not evolution.edits:
+            return (parent, ()), (first,)
+        if rng.random() < evolution.crossover_prob and len(breeders) > 1:
+            others = breeders.without(row)
+            second = others.ids[select_parent(evolution.parent_selection, others, rng)]
+            crossed = self.space.crossover(parent, self._genome(second), rng)
+            if crossed is not None:
+                return crossed, (first, second)
+        mutated = self.space.mutate(parent, rng)
+        return None if mutated is None else (mutated, (first,))
+
+    def _walk(self, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
+        """A random walk of edits from a founder, as long as a lineage may be by now: the baseline without selection."""
+        founder = str(rng.choice(self.survivors))
+        genome, edits = self._genome(founder), list[Edit]()
+        for _ in range(int(rng.integers(1, self.generation + 2))):
+            mutated = self.space.mutate(genome, rng)
+            if mutated is None:
+                break
+            genome = mutated[0]
+            edits += mutated[1]
+        return ((genome, tuple(edits)), (founder,)) if edits else None
+
+    def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
+        """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended
+        for."""
+        evolution, found = self.evolution, self.space.costs(genome)
+        found |= composed(found, evolution)
+        rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
+        return _Known(genome, self.space.digest(genome), self.space.identity(genome), found, rejected)
+
+    def _candidate(
+        self,
+        index: int,
+        generation: int,
+        known: _Known[G],
+        parents: tuple[str, ...],
+        operators: list[str],
+        edits: tuple[Edit, ...],
+    ) -> Candidate:
+        id = candidate_id(operators, index, known.digest)
+        self._asked[id] = known
+        return Candidate(
+            id=id,
+            index=index,
+            generation=generation,
+            parents=parents,
+            edits=edits,
+            **self.space.record(known.genome),
+        )
+
+    def _genome(self, id: str) -> G:
+        if id not in self._genomes:
+            self._genomes[id] = self.space.load(self.candidates[id])
+        return self._genomes[id]
+
+    def _take_asked(self, event: Asked) -> None:
+        if self.open or event.generation != self.generation + 1:
+            state = "open" if self.open else "closed"
+            raise RunError(
+                f"generation {event.generation} was asked for, but {self.generation} is the last and {state}"
+            )
+        for candidate in event.candidates:
+            if candidate.id in self.candidates or candidate.index != len(self.candidates):
+                raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
+            known = self._asked.get(candidate.id)
+            if known is None:
+                known = self._examine(self.space.load(candidate), founder=event.generation == 0)
+            self.candidates[candidate.id] = candidate
+            self._genomes[candidate.id] = known.genome
+            self._identities.add(known.identity)
+            if self._novelty is not None:
+                self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
+            if known.rejected:
+                self.reports[candidate.id] = Report(
+                    id=candidate.id, status=Status.REJECTED, reason=known.rejected, rung=-1, costs=known.costs
+                )
+            else:
+                self._due[candidate.id] = candidate
+        self._asked.clear()
+        self.generation, self.round = event.generation, 0
+        self.newborn, self._in_round = tuple(candidate.id for candidate in event.candidates), tuple(self._due)
+        if not self._due:
+            self._end_round()
+
+    # --------------------------------------------------------------------------------------------------- tell
+
+    def tell(self, report: Report) -> None:
+        """Take in what was measured of a pending candidate; in any order. RunError for any other, or a second time.
+
+        A candidate that fails or is gated after it went on to a further round keeps what was measured before.
+        """
+        if report.id not in self.candidates:
+            hint = nearest(report.id, self.candidates)
+            raise RunError(f"tell: there is no candidate {report.id!r}" + (f"; did you mean {hint!r}?" if hint else ""))
+        if report.id not in self._due:
+            raise RunError(f"tell: candidate {report.id} was already {self.reports[report.id].status.value}")
+        if report.status in (Status.PROPOSED, Status.REJECTED):
+            raise RunError(f"tell: got status {report.status.value} for {report.id}, expected failed, gated or trained")
+        if self.round and report.status is not Status.TRAINED:
+            rung = rounds(self.evolution)[self.round][-1].rung
+            reason = f"rung {rung}: {report.status.value}: {report.reason}"
+            status = Status.TRAINED if self._promoting else Status.GATED
+            self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason)
+        else:
+            self.reports[report.id] = self._with_composites(report)
+        del self._due[report.id]
+        if not self._due:
+            self._end_round()
+
+    @property
+    def _promoting(self) -> bool:
+        """Whether this round is the extra one of the promoted."""
+        return self.evolution.promotion_prob > 0.0 and self.round == len(rounds(self.evolution)) - 1
+
+    def _with_composites(self, report: Report) -> Report:
+        made = composed({**report.timed, **report.costs, **report.metrics}, self.evolution)
+        return report.replace(metrics={**report.metrics, **made}) if made else report
+
+    def _end_round(self) -> None:
+        """All reports of a round are in: novelty is measured, and some go on to the next round."""
+        if self._novelty is not None:
+            for id in dict.fromkeys((*self.survivors, *self.frontier_ids, *self.newborn)):
+                if (report := self.reports[id]).status is Status.TRAINED:
+                    figures = {**report.metrics, NOVELTY: self._novelty.of(id)}
+                    self.reports[id] = self._with_composites(report.replace(metrics=figures))
+        draws = {id: self._promotion_draw(id) for id in self._in_round} if self.evolution.promotion_prob else {}
+        decision = decide(self.evolution, self.round, [self.reports[id] for id in self._in_round], draws)
+        for id, reason in decision.stopped.items():
+            self.reports[id] = self.reports[id].replace(status=Status.GATED, reason=reason)
+        if decision.on:
+            self.round += 1
+            going = set(decision.on)
+            self._in_round = tuple(id for id in self.newborn if id in going)
+            self._due = {id: self.candidates[id] for id in self._in_round}
+
+    def _promotion_draw(self, id: str) -> float:
+        return float(stream(self.seed, self.candidates[id].index, "promotion").random())
+
+    # ------------------------------------------------------------------------------------------------- close
+
+    def close_generation(self) -> Generation:
+        """Choose the survivors among the last ones and the offspring; find the frontier and its hypervolume.
+
+        The frontier is sought among the last one and the offspring. RunError while reports are missing, when no
+        generation is open, or when no founder could be trained.
+        """
+        if not self.open:
+            raise RunError("close_generation: no generation is open; ask for one first")
+        if waiting := self.pending():
+            raise RunError(f"close_generation: {len(waiting)} reports are missing, {waiting[0].id} is the first")
+        evolution, number = self.evolution, self.generation
+        if number == 0:
+            self._check_founders()
+        objectives, limits = evolution.objectives, evolution.constraints
+        known = [self.reports[id] for id in dict.fromkeys((*self.frontier_ids, *self.newborn))]
+        best = [self.reports[id] for id in front(known, objectives, limits)]
+        scored = matrix(best, objectives, limits)
+        reference = self.generations[0].reference if self.generations else reference_point(scored)
+        event = Generation(
+            generation=number,
+            survivors=self._survivors(number),
+            frontier=scored.ids,
+            hypervolume=hypervolume(scored, reference),
+            reference=reference,
+        )
+        self._take_closed(event)
+        return event
+
+    def _survivors(self, number: int) -> tuple[str, ...]:
+        """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them."""
+        evolution = self.evolution
+        objectives, limits = evolution.objectives, evolution.constraints
+        if evolution.baseline == "random" and number:
+            return self.survivors  # the founders, from whom all walks begin
+        pool = [self.reports[id] for id in dict.fromkeys((*self.survivors, *self.newborn))]
+        if evolution.parent_selection == "map_elites":
+            kept = elites(pool, objectives, limits, evolution.map_elites, evolution.archive_max_elites)
+        else:
+            births = {report.id: self.candidates[report.id].index for report in pool}
+            rng = stream(self.seed, number, "survival")
+            kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng)
+        if evolution.structural_elite_k:
+            others = [report for report in pool if report.id not in kept]
+            usable = set(matrix(others, objectives, limits).ids)
+            able = [report for report in others if report.id in usable]
+            able.sort(key=lambda report: (-report.metrics[NOVELTY], report.id))
+            kept += tuple(report.id for report in able[: evolution.structural_elite_k])
+        return kept
+
+    def _check_founders(self) -> None:
+        """RunError unless a founder was trained and has every objective: there is nothing else to breed from."""
+        first, *_ = reports = [self.reports[id] for id in self.newborn]
+        if all(report.status is not Status.TRAINED for report in reports):
+            why = first.reason or "no reason given"
+            raise RunError(f"the root {first.id} was not trained ({first.status.value}): {why}")
+        evolution = self.evolution
+        if not matrix(reports, evolution.objectives, evolution.constraints).ids:
+            found = {name: first.value(name) for name in (*evolution.objectives, *evolution.constraints)}
+            raise RunError(f"the root {first.id} was trained, but its objectives are not all finite numbers: {found}")
+
+    def _take_closed(self, event: Generation) -> None:
+        if not self.open or event.generation != self.generation or self.pending():
+            raise RunError(f"generation {event.generation} was closed, but it is not open with all reports in")
+        self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
+        self.survivors, self.frontier_ids = event.survivors, event.frontier
+        self.generations.append(event)
+        self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}
+        if self._novelty is not None:
+            self._novelty.forget({*self.survivors, *self.frontier_ids})

@@ -1,0 +1,267 @@
+"""One operator on one blueprint: the places where it may act, the child it makes there, and the record of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import JsonValue, ValidationError
+
+import morphogen.variation.recurrence
+import morphogen.variation.structure  # noqa: F401  (these two register the operators on blocks and models)
+from morphogen.blueprint.diff import changes, digest
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.blueprint.templates import Template
+from morphogen.candidate import Change, Edit
+from morphogen.experiment import Train
+from morphogen.inherit.plan import plan
+from morphogen.parts.base import Context, Operator, Part, find_operator
+
+#: Draws at one target before another is tried: an operator that applies may by chance pick what changes nothing.
+DRAWS = 4
+
+
+class Around(NamedTuple):
+    """What an edit may depend on besides the blueprint.
+
+    train: how the candidate is trained. weights: of the operators that compound ones draw from; none where all are as
+    they declare. templates: those of the run. novelty: the probability that a template is varied or made up.
+    """
+
+    train: Train = Train()
+    weights: Mapping[str, float] = {}
+    templates: tuple[Template, ...] = ()
+    novelty: float = 0.25
+
+
+PLAIN = Around()
+
+
+class Made(NamedTuple):
+    """What a compound operator did: the child, the edits that lead to it, and the template they come from, if any."""
+
+    child: Blueprint
+    steps: tuple[Edit, ...]
+    template: Template | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place where an operator may act. `position` and `path` say which part or block; both are None for the model."""
+
+    name: str
+    position: int | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where among its targets an operator shall act, and what it shall make there.
+
+    order: at a random one where it applies, the first or the last. block: only in the block of this id. set: fields of
+    the one part that it puts in or changes.
+    """
+
+    order: Literal["any", "first", "last"] = "any"
+    block: str | None = None
+    set: Mapping[str, JsonValue] | None = None
+
+
+ANYWHERE = Place()
+
+
+def targets(blueprint: Blueprint, op: Operator) -> tuple[Target, ...]:
+    """Every place of the kind `op` is written for, in order of depth; it need not apply at all of them."""
+    if op.level == "train":
+        return (Target("train"),)
+    if op.level in ("model", "compound"):
+        return (Target("model"),)
+    if op.level == "block":
+        return tuple(Target(f"blocks[{block.id}]", i) for i, block in enumerate(blueprint.blocks))
+    assert op.target is not None
+    return tuple(
+        Target(f"blocks[{block.id}].{_bracketed(path)}", i, path)
+        for i, block in enumerate(blueprint.blocks)
+        for _, path, part in block.parts()
+        if isinstance(part, op.target)
+    )
+
+
+def _bracketed(path: str) -> str:
+    """`extras.0` as `extras[0]`."""
+    slot, _, number = path.partition(".")
+    return f"{slot}[{number}]" if number else slot
+
+
+def identity(blueprint: Blueprint, train: Train) -> str:
+    """Equal for equal architectures that are trained alike."""
+    return f"{digest(blueprint)}/{train.model_dump_json()}"
+
+
+def trained(train: Train, edits: Iterable[Edit]) -> Train:
+    """The settings of training after edits. Raises ValueError where a change does not fit."""
+    fields = train.model_dump()
+    for edit in edits:
+        for change in edit.changes:
+            section, _, name = change.path.partition(".")
+            if section == "train":
+                if fields[name] != change.before:
+                    raise ValueError(f"{change.path}: found {fields[name]!r}, the edit expects {change.before!r}")
+                fields[name] = change.after
+    return Train.model_validate(fields)
+
+
+def train_changes(before: Train, after: Train) -> tuple[Change, ...]:
+    """What differs between two ways of training."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return tuple(
+        Change(path=f"train.{name}", before=old[name], after=new[name]) for name in old if old[name] != new[name]
+    )
+
+
+def apply_operator(
+    blueprint: Blueprint, name: str, rng: np.random.Generator, around: Around = PLAIN, place: Place = ANYWHERE
+) -> tuple[Blueprint, Edit] | None:
+    """The child that operator `name` makes at a place where it applies, and the edit; None when there is none.
+
+    The child is valid and of another architecture than `blueprint`, or trained in another way. OperatorError for an
+    unknown name.
+    """
+    op = find_operator(name)
+    if op.level == "compound":
+        return _compound(blueprint, op, rng, around)
+    if op.level == "train":
+        after: Train | None = op.act(around.train, rng)
+        if after is None or after == around.train:
+            return None
+        done = train_changes(around.train, after)
+        return blueprint, Edit(operator=op.name, target="train", preserves=op.exact(around.train), changes=done)
+    return _in_order(blueprint, op, _ordered(blueprint, targets(blueprint, op), place, rng), place, rng)
+
+
+def _compound(
+    blueprint: Blueprint, op: Operator, rng: np.random.Generator, around: Around
+) -> tuple[Blueprint, Edit] | None:
+    made: Made | None = op.act(blueprint, around, rng)
+    if made is None:
+        return None
+    after = trained(around.train, made.steps)
+    if identity(made.child, after) == identity(blueprint, around.train):
+        return None
+    edit = Edit(
+        operator=op.name,
+        target="model",
+        preserves=all(step.preserves for step in made.steps),
+        changes=(*changes(blueprint, made.child), *train_changes(around.train, after)),
+        steps=made.steps,
+        template=None if made.template is None else made.template.model_dump(mode="json"),
+    )
+    return made.child, edit
+
+
+def _ordered(
+    blueprint: Blueprint, places: Sequence[Target], place: Place, rng: np.random.Generator
+) -> Sequence[Target]:
+    """The targets at which to try, in order."""
+    if place.block is not None:
+        position = {block.id: i for i, block in enumerate(blueprint.blocks)}.get(place.block)
+        places = [target for target in places if target.position is not None and target.position == position]
+    if place.order == "any":
+        return [places[i] for i in rng.permutation(len(places))]
+    return places if place.order == "first" else places[::-1]
+
+
+def _in_order(
+    blueprint: Blueprint, op: Operator, places: Sequence[Target], place: Place, rng: np.random.Generator
+) -> tuple[Blueprint, Edit] | None:
+    """The operator at the first of `places` where it applies."""
+    before = digest(blueprint)
+    for target in places:
+        subject = _subject(blueprint, target)
+        for _ in range(DRAWS):
+            child = _put(blueprint, target, op.act(*subject, rng))
+            if child is not None and place.set:
+                child = _with_fields(blueprint, child, place.set)
+            if child is not None and digest(child) != before:
+                # fields of one's own choice may make an exact edit lossy, so that the plan is asked
+                exact = plan(_known(child), [_known(blueprint)]).exact if place.set else op.exact(*subject)
+                done = changes(blueprint, child)
+                return child, Edit(operator=op.name, target=target.name, preserves=exact, changes=done)
+    return None
+
+
+def _known(blueprint: Blueprint) -> Blueprint:
+    """The same with a vocabulary; one that is not known yet counts as one token."""
+    return blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
+
+
+def _context(blueprint: Blueprint) -> Context:
+    """What operators may know of the model."""
+    return _known(blueprint).context()
+
+
+def _subject(blueprint: Blueprint, target: Target) -> tuple[Any, ...]:
+    """What the operator is called on, less the generator."""
+    if target.position is None:
+        return (blueprint,)
+    block = blueprint.blocks[target.position]
+    if target.path is None:
+        return block, _context(blueprint)
+    return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint)
+
+
+def _put(blueprint: Blueprint, target: Target, made: Any) -> Blueprint | None:
+    """The blueprint with what an operator made in its place; None where it made nothing or that is not valid there."""
+    if made is None or target.position is None:
+        return made  # type: ignore[no-any-return]
+    block: Block | None = made
+    if target.path is not None:
+        block = _with_part(blueprint.blocks[target.position], target.path, made)
+    return None if block is None else _with_block(blueprint, target.position, block)
+
+
+def _with_block(blueprint: Blueprint, position: int, block: Block) -> Blueprint | None:
+    blocks = list(blueprint.blocks)
+    blocks[position] = block
+    return blueprint.evolve(blocks=tuple(blocks))
+
+
+def _with_part(block: Block, path: str, part: Any) -> Block | None:
+    slot, _, number = path.partition(".")
+    if not number:
+        return block.evolve(**{slot: part})
+    extras = list(block.extras)
+    extras[int(number)] = part
+    return block.evolve(extras=tuple(extras))
+
+
+def _with_fields(before: Blueprint, child: Blueprint, fields: Mapping[str, JsonValue]) -> Blueprint | None:
+    """The child with `fields` in the one part or recurrence that it has and `before` has not; None where that fails."""
+    old_parts = {(block.id, path): part for block in before.blocks for _, path, part in block.parts()}
+    loops = [i for i, loop in enumerate(child.recurrences) if loop not in before.recurrences]
+    found: list[tuple[int, str, Part]] = [
+        (i, path, part)
+        for i, block in enumerate(child.blocks)
+        for _, path, part in block.parts()
+        if old_parts.get((block.id, path)) != part
+    ]
+    if len(found) + len(loops) != 1:
+        return None
+    if loops:
+        loop = _with(child.recurrences[loops[0]], fields)
+        changed = tuple(loop if i == loops[0] else other for i, other in enumerate(child.recurrences))
+        return None if loop is None else child if changed == child.recurrences else child.evolve(recurrences=changed)
+    position, path, part = found[0]
+    made = _with(part, fields)
+    if made is None or made == part:
+        return None if made is None else child
+    block = _with_part(child.blocks[position], path, made)
+    return None if block is None else _with_block(child, position, block)
+
+
+def _with(part: Part, fields: Mapping[str, JsonValue]) -> Part | None:
+    """The part with `fields`; None where it has none of such a name or value."""
+    try:
+        return type(part).model_validate({**dict(part), **fields})
+    except ValidationError:
+        return None

@@ -1,0 +1,120 @@
+"""Stand-ins for the evaluation of a candidate, importable by workers. What each does is said by its candidate's id."""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from morphogen.candidate import Candidate, Job, Report, Status
+from morphogen.errors import RunError
+from morphogen.training.loop import StepInfo
+from morphogen.training.surrogate import run_surrogate
+
+GIB = 2**30
+
+
+def job(id, index=0, run_dir="."):
+    candidate = Candidate(id=id, index=index, generation=0, blueprint={})
+    return Job(
+        experiment={},
+        candidate=candidate,
+        parents=(),
+        ancestors=(),
+        stages=(),
+        seed=0,
+        run_dir=str(run_dir),
+        device="cpu",
+    )
+
+
+def act(job, progress, prepared):
+    """Does what the first word of the candidate's id says."""
+    id, place = job.candidate.id, Path(job.run_dir)
+    with (place / f"{id}.begun").open("a") as file:
+        file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
+    match id.split("-")[0]:
+        case "well":
+            progress(StepInfo(1, 1, 0.5, 0.5, 1.0, 8, 0.0, None))
+        case "slow":
+            time.sleep(0.3)
+        case "raise":
+            raise ZeroDivisionError("on purpose")
+        case "hang":
+            time.sleep(600)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            os._exit(3)
+        case "once":  # dies the first time
+            if (place / f"{id}.begun").read_text().count("\n") == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        case "greedy":
+            held = np.ones(GIB, dtype=np.uint8)
+            time.sleep(600)
+            held.sum()
+        case "full":
+            raise RunError("disk full")
+    return Report(id=id, status=Status.TRAINED, metrics={"index": float(job.candidate.index)})
+
+
+def begun(id, place):
+    """(process, threads) of every time that a candidate was begun."""
+    path = Path(place) / f"{id}.begun"
+    return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def lose_a_worker(job, progress, prepared):
+    """A real evaluation; the worker of candidate 2 is killed the first time, in the middle of training."""
+    mark = Path(job.run_dir) / "killed"
+
+    def watch(step):
+        if job.candidate.index == 2 and step.step == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        progress(step)
+
+    return run_surrogate(job, watch, prepared)
+
+
+#: Candidate index -> what goes wrong with it in `mishap`.
+MISHAPS = {1: "nan", 2: "hang", 3: "greedy", 4: "die"}
+
+
+def mishap(job, progress, prepared):
+    """A real evaluation, but for the candidates in MISHAPS: each goes wrong in its own way, after its first step."""
+    match MISHAPS.get(job.candidate.index):
+        case None:
+            return run_surrogate(job, progress, prepared)
+        case "nan":
+            train = {**job.experiment["train"], "lr": 1e30, "instability_threshold": 1e300}
+            return run_surrogate(job.replace(experiment={**job.experiment, "train": train}), progress, prepared)
+        case word:
+            index = job.candidate.index
+            act(job.replace(candidate=job.candidate.replace(id=f"{word}-{index}")), progress, prepared)
+            raise AssertionError(f"candidate {index} came through")
+
+
+def small_files(job, progress, prepared):
+    """A real evaluation in a process that may write no file as large as a checkpoint."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    return run_surrogate(job, progress, prepared)
+
+
+def unhurried(job, progress, prepared):
+    """A real evaluation that says on which node it is, and takes a while."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    with (Path(job.run_dir) / f"node-{node}").open("a") as file:
+        file.write(f"{job.candidate.id}\n")
+
+    def pause(step):
+        time.sleep(0.3)
+        progress(step)
+
+    return run_surrogate(job, pause, prepared)

@@ -1,0 +1,178 @@
+"""Workers: the same reports whatever carries them out; dying, hanging and greedy candidates cost themselves alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runners
+import torch
+
+from morphogen.candidate import Status
+from morphogen.errors import InputError, RunError
+from morphogen.execution import Execution, InProcess, Limits, open_executor
+from morphogen.execution.pool import Pool
+from morphogen.options import execution_of, size_bytes
+
+
+@pytest.fixture
+def pool(request):
+    made = []
+
+    def make(workers=2, **limits):
+        made.append(Pool(None, workers, Limits(**limits), runners.act))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def carry_out(pool, ids, place, progress=lambda candidate, step: None):
+    jobs = [runners.job(id, index, place) for index, id in enumerate(ids)]
+    return {report.id: report for report in pool.map(jobs, progress)}
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_every_job_has_its_report_and_workers_stay_for_the_next(pool, tmp_path):
+    heard, two = [], pool()
+    ids = [f"well-{i}" for i in range(6)]
+    found = carry_out(two, ids, tmp_path, lambda candidate, step: heard.append((candidate.id, step.step)))
+    assert {id: report.metrics["index"] for id, report in found.items()} == {id: i for i, id in enumerate(ids)}
+    assert sorted(heard) == [(id, 1) for id in ids]
+    carry_out(two, ["well-7"], tmp_path)
+    begun = [start for id in (*ids, "well-7") for start in runners.begun(id, tmp_path)]
+    assert len({pid for pid, _ in begun}) <= 2
+    assert {threads for _, threads in begun} == {torch.get_num_threads()}
+    assert os.getpid() not in {pid for pid, _ in begun}
+
+
+def test_two_workers_work_at_the_same_time(pool, tmp_path):
+    carry_out(two := pool(), ["well-0", "well-1"], tmp_path)
+    began = time.monotonic()
+    carry_out(two, [f"slow-{i}" for i in range(4)], tmp_path)
+    assert time.monotonic() - began < 4 * 0.3
+
+
+def test_what_a_candidate_raises_is_its_own_failure(pool, tmp_path):
+    found = carry_out(pool(), ["raise-0", "well-1"], tmp_path)
+    assert found["raise-0"].status is Status.FAILED
+    assert found["raise-0"].reason.startswith("ZeroDivisionError: on purpose (act:")
+    assert found["raise-0"] == InProcess(runner=runners.act).run(runners.job("raise-0", 0, tmp_path), print)
+    assert found["well-1"].status is Status.TRAINED
+
+
+def test_what_concerns_the_run_is_raised_and_nothing_trains_on(pool, tmp_path):
+    two = pool()
+    with pytest.raises(RunError, match="disk full"):
+        carry_out(two, ["hang-0", "full-1"], tmp_path)
+    assert not any(alive(pid) for pid, _ in runners.begun("hang-0", tmp_path))
+    assert carry_out(two, ["well-2"], tmp_path)["well-2"].status is Status.TRAINED
+
+
+@pytest.mark.parametrize(("id", "how"), [("die-0", "killed by SIGKILL"), ("exit-0", "exit code 3")])
+def test_a_dead_worker_is_replaced_its_candidate_begun_once_more_then_given_up(id, how, pool, tmp_path):
+    ids = ["well-1", id, *(f"well-{i}" for i in range(2, 6))]
+    found = carry_out(pool(), ids, tmp_path)
+    assert found[id].reason == f"its worker died 2 times ({how})"
+    assert len(runners.begun(id, tmp_path)) == 2
+    assert [report.status for name, report in found.items() if name != id] == [Status.TRAINED] * 5
+
+
+def test_a_candidate_whose_worker_died_by_accident_is_measured_after_all(pool, tmp_path):
+    found = carry_out(pool(), ["once-0", "well-1"], tmp_path)
+    assert {report.status for report in found.values()} == {Status.TRAINED}
+    assert len(runners.begun("once-0", tmp_path)) == 2
+
+
+def test_a_worker_that_died_while_it_had_nothing_to_do_costs_no_attempt(pool, tmp_path):
+    one = pool(1)
+    carry_out(one, ["well-0"], tmp_path)
+    os.kill(runners.begun("well-0", tmp_path)[0][0], 9)
+    time.sleep(0.2)
+    assert carry_out(one, ["once-1"], tmp_path)["once-1"].status is Status.TRAINED
+
+
+def test_a_hanging_candidate_is_ended_at_its_time_limit(pool, tmp_path):
+    two = pool(seconds=0.5)
+    began = time.monotonic()
+    found = carry_out(two, ["hang-0", *(f"slow-{i}" for i in range(1, 5))], tmp_path)
+    assert found["hang-0"].status is Status.FAILED
+    assert found["hang-0"].reason == "not done after 0.5 seconds, the time limit"
+    assert [report.status for id, report in found.items() if id != "hang-0"] == [Status.TRAINED] * 4
+    assert len(runners.begun("hang-0", tmp_path)) == 1
+    assert not alive(runners.begun("hang-0", tmp_path)[0][0])
+    assert time.monotonic() - began < 60
+
+
+def test_a_greedy_candidate_is_ended_at_its_memory_limit(pool, tmp_path):
+    found = carry_out(pool(memory_bytes=900 * 2**20), ["greedy-0", "slow-1", "slow-2"], tmp_path)
+    assert found["greedy-0"].status is Status.FAILED
+    assert found["greedy-0"].reason.startswith("out of memory: its worker held")
+    assert found["slow-1"].status is found["slow-2"].status is Status.TRAINED
+
+
+ORPHANS = """
+import sys, runners
+from morphogen.execution.pool import Pool
+pool = Pool(None, 2, runner=runners.act)
+list(pool.map([runners.job(id, 0, sys.argv[1]) for id in ("hang-0", "hang-1")], print))
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ids = ("hang-0", "hang-1")
+    with subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], env=env, stderr=subprocess.PIPE) as parent:
+        until = time.monotonic() + 300
+        while not all(runners.begun(id, tmp_path) for id in ids) and time.monotonic() < until:
+            time.sleep(0.05)
+        workers = [pid for id in ids for pid, _ in runners.begun(id, tmp_path)]
+        parent.kill()
+        _, said = parent.communicate()
+    assert len(workers) == 2
+    until = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    assert said == b""
+
+
+def test_limits_need_a_process_of_their_own():
+    assert isinstance(open_executor(Execution(), None), InProcess)
+    assert isinstance(open_executor(Execution(limits=Limits(seconds=1.0)), None), Pool)
+    assert isinstance(open_executor(Execution(workers=1), None), Pool)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"executor": "rey"}, "--executor: got 'rey', expected one of local, ray; did you mean 'ray'?"),
+        ({"workers": 0}, "--workers: got 0, expected more than 0"),
+        ({"timeout": -1.0}, "--timeout: got -1, expected more than 0"),
+        ({"address": "auto"}, "--address: only --executor ray has a use for it, got --executor local"),
+        ({"gpus_per_candidate": -0.5, "executor": "ray"}, "--gpus-per-candidate: got -0.5, expected 0 or more"),
+        ({"memory_limit": "much"}, "--memory-limit: got 'much', expected a size such as 512MiB, 2GB, or"),
+        ({"memory_limit": "1.2.3GB"}, "--memory-limit: got '1.2.3GB', expected"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, said):
+    with pytest.raises(InputError) as error:
+        execution_of(**options)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("123", 123), ("2GB", 2 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 1_500_000_000), ("3k", 3000)],
+)
+def test_sizes_are_read(text, size):
+    assert size_bytes("--disk-budget", text) == size

@@ -1,0 +1,163 @@
+"""Whole runs: the same lineage however they are carried out, and mishaps that are survived, recorded and reported."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runners
+
+from morphogen.candidate import Status, StopReason
+from morphogen.doctor import examine
+from morphogen.errors import RunError
+from morphogen.evolve import Keep, evolve, settle
+from morphogen.execution import Execution, Limits
+from morphogen.execution.pool import Pool
+from morphogen.notices import Measured, Training
+from morphogen.store import ledger
+from tiny import untimed
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def same_run(a, b):
+    for name in ("lineage.json", "frontier.json"):
+        assert untimed(a / name) == untimed(b / name)
+    assert examine(a) == examine(b) == []
+
+
+@pytest.fixture
+def pool(experiment):
+    made = []
+
+    def make(runner, **limits):
+        made.append(Pool(settle(experiment)[1], 2, Limits(**limits), runner))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pool_gives_the_same_lineage_as_one_process(workers, experiment, whole, tmp_path):
+    heard = []
+    evolve(experiment, tmp_path / "run", execution=Execution(workers=workers), observer=heard.append)
+    same_run(tmp_path / "run", whole)
+    measured = [notice for notice in heard if isinstance(notice, Measured)]
+    assert [(notice.position, notice.total) for notice in measured[1:5]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert sum(isinstance(notice, Training) for notice in heard) == 9 * 3
+
+
+def test_a_worker_killed_in_the_middle_of_a_candidate_changes_nothing(experiment, whole, pool, tmp_path):
+    evolve(experiment, tmp_path / "run", executor=pool(runners.lose_a_worker))
+    assert (tmp_path / "run" / "killed").exists()
+    (tmp_path / "run" / "killed").unlink()
+    same_run(tmp_path / "run", whole)
+
+
+def test_an_interrupted_pool_leaves_a_run_that_goes_on(experiment, whole, tmp_path):
+    def stop(notice):
+        if isinstance(notice, Measured) and notice.candidate.generation == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(experiment, tmp_path / "run", execution=Execution(workers=2), observer=stop)
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+def test_nan_hanging_greedy_and_deadly_candidates_are_survived_recorded_and_reported(experiment, pool, tmp_path):
+    limits = {"seconds": 10.0, "memory_bytes": 900 * 2**20}
+    run = evolve(experiment, tmp_path / "run", executor=pool(runners.mishap, **limits))
+    reasons = {node.index: node.reason for node in run.lineage.nodes if node.status is Status.FAILED}
+    assert reasons.keys() == runners.MISHAPS.keys()
+    for index, said in {
+        1: "training diverged at step",
+        2: "not done after 10 seconds, the time limit",
+        3: "out of memory: its worker held",
+        4: "its worker died 2 times (killed by SIGKILL)",
+    }.items():
+        assert said in reasons[index]
+    assert run.lineage.nodes[1].stop_reason == StopReason.NOT_FINITE
+    assert len(run.lineage.nodes) == 9
+    assert {node.status for node in run.lineage.nodes if node.generation == 2} == {Status.TRAINED}
+    table, log = (tmp_path / "run" / "events.csv").read_text(), (tmp_path / "run" / "run.log").read_text()
+    assert all(said in table and said in log for said in ("the time limit", "out of memory", "killed by SIGKILL"))
+    for path in (tmp_path / "run").glob("*.begun"):
+        path.unlink()
+    assert examine(tmp_path / "run") == []
+
+
+def test_a_disk_that_is_full_for_a_worker_ends_the_run_and_leaves_it_resumable(experiment, whole, pool, tmp_path):
+    with pytest.raises(RunError, match=r"safetensors: the checkpoint cannot be written: File too large"):
+        evolve(experiment, tmp_path / "run", executor=pool(runners.small_files))
+    evolve(experiment, tmp_path / "run", resume=True, execution=Execution(workers=2))
+    same_run(tmp_path / "run", whole)
+
+
+def test_a_ledger_that_another_program_locks_ends_the_run_and_leaves_it_resumable(
+    experiment, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ledger, "BUSY_SECONDS", 0.2)
+    other = []
+
+    def lock(notice):
+        if isinstance(notice, Training) and notice.candidate.index == 2 and not other:
+            other.append(sqlite3.connect(tmp_path / "run" / "ledger.sqlite", isolation_level=None))
+            other[0].execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(RunError, match=r"event \d+ \(report\) could not be written: database is locked"):
+        evolve(experiment, tmp_path / "run", observer=lock)
+    other[0].close()
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+def test_a_second_writer_is_told_who_the_first_is(experiment, tmp_path):
+    def second(notice):
+        if isinstance(notice, Training) and notice.candidate.index == 0 and notice.step.step == 1:
+            with pytest.raises(RunError, match=f"another writer has this run open .process {os.getpid()} on "):
+                evolve(experiment, tmp_path / "run", resume=True)
+
+    evolve(experiment, tmp_path / "run", generations=0, observer=second)
+
+
+def sizes(folder):
+    return [path.stat().st_size for path in (folder / "checkpoints").glob("*.safetensors")]
+
+
+def test_checkpoints_keep_to_the_disk_budget(experiment, whole, tmp_path):
+    budget = sum(sizes(whole)) * 3 // 4
+    seen = []
+
+    def look(notice):
+        if isinstance(notice, Measured):
+            seen.append(sum(sizes(tmp_path / "run")))
+
+    evolve(experiment, tmp_path / "run", keep=Keep(disk_budget=budget), observer=look)
+    assert max(seen) > budget >= sum(sizes(tmp_path / "run"))
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+    assert "to keep to the disk budget" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_disk_budget_too_small_for_what_is_needed_is_told_and_can_be_raised(experiment, whole, tmp_path):
+    with pytest.raises(RunError, match=r"survivors and frontier take .* --resume goes on with a larger"):
+        evolve(experiment, tmp_path / "run", keep=Keep(disk_budget=1000))
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_leave_identical_lineages():
+    """Of processes and of pools, over five hash seeds: benchmarks/kills.py does a hundred."""
+    began = time.monotonic()
+    command = [sys.executable, str(BENCHMARKS / "kills.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "10 of 10 identical" in done.stdout
+    assert time.monotonic() - began > 1.0

@@ -1,0 +1,54 @@
+"""A whole small run with crossovers whose children inherit weights and moments."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from morphogen.blueprint.yaml import read
+from morphogen.candidate import MOMENTS_SUFFIX
+from morphogen.doctor import examine
+from morphogen.evolve import Keep, evolve
+from morphogen.experiment import Evolution, Experiment
+from morphogen.status import ancestry
+from tiny import untimed, write_config
+
+SETTINGS = "generations: 4, crossover: uniform, crossover_prob: 0.7, inherit_optimizer: true"
+
+
+def test_files_of_a_run_say_what_came_from_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    path = write_config(tmp_path, **{"generations: 2": SETTINGS})
+    experiment = read(path).parse(Experiment)
+    run = evolve(experiment, tmp_path / "run", keep=Keep(cleanup=True))
+    nodes = {node.id: node for node in run.lineage.nodes}
+    parents: dict[str, list[str]] = {}
+    for edge in run.lineage.edges:
+        parents.setdefault(edge.child, []).append(edge.parent)
+    crossed = [id for id, found in parents.items() if len(found) == 2 and nodes[id].inheritance is not None]
+    assert crossed
+    for id in crossed:
+        edit = next(edge for edge in run.lineage.edges if edge.child == id).edits[0]
+        origins = {origin.gene: origin for origin in nodes[id].inheritance.genes}
+        assert origins["stem"].parent == parents[id][0]
+        assert {gene: origins[gene].parent for gene in edit.sources} == {
+            gene: parents[id][which] for gene, which in edit.sources.items()
+        }
+        candidates, reports = run.lineage.records()
+        assert all(f"weights of {parent}: " in ancestry(candidates, reports, id) for parent in parents[id])
+    files = sorted(each.name for each in (tmp_path / "run" / "checkpoints").iterdir())
+    weights = {name.removesuffix(".safetensors") for name in files if not name.endswith(MOMENTS_SUFFIX)}
+    assert {name.removesuffix(MOMENTS_SUFFIX) for name in files if name.endswith(MOMENTS_SUFFIX)} == weights
+    assert examine(run.folder) == []
+    spoilt = tmp_path / "run" / "checkpoints" / f"{sorted(weights)[0]}{MOMENTS_SUFFIX}"
+    spoilt.write_bytes(spoilt.read_bytes()[:-4] + b"abcd")
+    assert ["checksum" in finding.wrong and str(spoilt) in finding.wrong for finding in examine(run.folder)] == [True]
+    again = evolve(experiment, tmp_path / "again")
+    assert json.dumps(untimed(again.folder / "lineage.json")) == json.dumps(untimed(run.folder / "lineage.json"))
+
+
+@pytest.mark.parametrize("mode", ["init", "scratch"])
+def test_moments_without_a_parents_weights_are_refused(mode: str) -> None:
+    with pytest.raises(ValidationError, match="inherit_optimizer: moments go with a parent's weights"):
+        Evolution.model_validate({"inherit_optimizer": True, "weight_inheritance": mode})
