@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.inherit.splice import inherit
+from morphogen.inherit import inherit
 from morphogen.network import assemble, initial_state
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import OPERATORS
