@@ -55,7 +55,6 @@ def ours(name, seed, generations, population):
         parent_selection="tournament",
         tournament_size=1 if many else 2,
         survival="nsga3" if many else "rank_crowding",
-        mutation_steps=1,
         objectives={f"f{i}": "min" for i in range(problem.n_obj)},
     )
     space = Vectors(

@@ -61,12 +61,11 @@ class Clock:
         return result
 
 
-def timed(space, clock):
-    """The space, with the time its variations take on the clock."""
-    mutate, crossover = space.mutate, space.crossover
-    space.mutate = lambda *args: clock.time("variation", mutate, *args)
-    space.crossover = lambda *args: clock.time("variation", crossover, *args)
-    return space
+def timed(kind, clock):
+    """From now on the time that variations take in this kind of space is on the clock."""
+    mutate, crossover = kind.mutate, kind.crossover
+    kind.mutate = lambda *args: clock.time("variation", mutate, *args)
+    kind.crossover = lambda *args: clock.time("variation", crossover, *args)
 
 
 def measured(candidate, costs):
@@ -89,9 +88,7 @@ def measured(candidate, costs):
 def searches(genome, generations, population, novelty):
     """A maker of searches, what a Start event holds of them, and their costs of a candidate."""
     if genome == "vector":
-        evolution = Evolution(
-            **settings(generations, population), objectives={"bpb": "min", "other": "min"}, mutation_steps=1
-        )
+        evolution = Evolution(**settings(generations, population), objectives={"bpb": "min", "other": "min"})
         space = Vectors(np.zeros(10), np.ones(10), population)
         return lambda: Search(evolution, space, seed=0), {}, lambda search, candidate: {}
     made = experiment(generations, population, novelty)
@@ -115,7 +112,7 @@ def main():
     generations = wanted // population
     make, plain, costs = searches(options.genome, generations, population, options.novelty)
     search, clock, process = make(), Clock(), psutil.Process(os.getpid())
-    timed(search.space, clock)
+    timed(type(search.space), clock)
     columns = ("variation", "ask", "tell", "close", "engine", "ledger")
     print(f"{'candidates':>10} " + " ".join(f"{c + ' ms':>12}" for c in columns) + f" {'MiB':>8} {'frontier':>8}")
     path: list[tuple[int, float]] = []

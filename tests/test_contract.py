@@ -32,13 +32,10 @@ SIMPLE = [name for name, op in OPERATORS.items() if op.level in ("part", "block"
 def jump(parent: Blueprint, edit: Edit, dtype: torch.dtype, seed: int = 0) -> tuple[float, bool]:
     """max |Δlogit| over max |logit|, and whether the splice, step by step, called itself exact."""
     state = stirred(parent, seed, dtype)
-    child, child_state, exact = parent, state, True
-    for step in edit.single():
-        following = apply(child, step.changes)
-        child_state, report = inherit(following, [(child, child_state)], seed=seed)
-        child, exact = following, exact and report.exact
+    child = apply(parent, edit.changes)
+    child_state, report = inherit(child, [(parent, state)], edits=[edit], seed=seed)
     before, after = logits(parent, state, ids_of(seed)), logits(child, child_state, ids_of(seed))
-    return float((before - after).abs().max() / before.abs().max()), exact
+    return float((before - after).abs().max() / before.abs().max()), report.exact
 
 
 def rounding(blueprint: Blueprint, seed: int) -> float:

@@ -221,11 +221,11 @@ def test_other_text_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_nothing_measures_is_refused_before_training(experiment: Experiment, tmp_path: Path) -> None:
     for change in (
         {"objectives": {"long_recall": "max"}},
-        {"weights": {"long_recall": 1.0}},
+        {"weights": {"recall_nll": 1.0}},
         {"weight_inheritance": "init"},
     ):
         evolution = experiment.evolution.model_copy(update=change)
-        with pytest.raises(InputError, match=r"long_recall|init_checkpoint"):
+        with pytest.raises(InputError, match=r"long_recall|recall_nll|init_checkpoint"):
             evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

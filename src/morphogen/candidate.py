@@ -3,7 +3,6 @@
 A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
 """
 
-import math
 import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
 #: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
 TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
@@ -33,55 +32,6 @@ class Record(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """A validated copy with `changes`."""
         return type(self).model_validate({**dict(self), **changes})
-
-
-class Limits(Record):
-    """Bounds on one figure, both included; at least one of them."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    min: float | None = None
-    max: float | None = None
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if self.min is None and self.max is None:
-            raise ValueError("neither min nor max is set")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
-        return self
-
-    def violation(self, value: float) -> float:
-        """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside."""
-        below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
-        above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
-        return max(0.0, below, above)
-
-    def complaint(self, name: str, value: float, place: str) -> str:
-        """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is."""
-        if self.min is not None and value < self.min:
-            return f"{name} is {value:.12g}, below {place} {self.min:.12g}"
-        if self.max is not None and value > self.max:
-            return f"{name} is {value:.12g}, above {place} {self.max:.12g}"
-        return ""
-
-
-class Descriptor(Record):
-    """One axis of a grid of behaviours: the figure it is named after, cut into bins.
-
-    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`).
-    """
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    scale: Literal["linear", "log"] = "log"
-    width: float = Field(default=1.5, gt=0.0)
-
-    def bin(self, value: float) -> int:
-        """The bin that `value` falls into. On a `log` axis everything up to 0 shares one."""
-        if self.scale == "linear":
-            return math.floor(value / self.width)
-        return math.floor(math.log(value) / math.log(self.width)) if value > 0.0 else -(2**31)
 
 
 class Status(StrEnum):

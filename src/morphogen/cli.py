@@ -362,6 +362,7 @@ def verify(
     finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
     metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
@@ -378,6 +379,7 @@ def verify(
             finalists=finalists,
             metric=metric,
             device=device,
+            workers=workers,
             say=_aside,
         )
     told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
@@ -397,6 +399,7 @@ def fidelity(
     bootstrap: Annotated[int, typer.Option(help="resamples for the intervals")] = 2000,
     metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
@@ -414,6 +417,7 @@ def fidelity(
             resamples=bootstrap,
             metric=metric,
             device=device,
+            workers=workers,
             say=_aside,
         )
     budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"

@@ -96,6 +96,7 @@ class Live:
         )
         self.run: TaskID | None = None
         self.candidate: TaskID | None = None
+        self.shown = ""
 
     def __call__(self, notice: Notice) -> None:
         match notice:
@@ -108,6 +109,9 @@ class Live:
                 self.bars.start()
             case Training(candidate, position, total, step):
                 assert self.candidate is not None
+                self.shown = self.shown or candidate.id  # one of those in training, until it is done
+                if candidate.id != self.shown:
+                    return
                 note = f"loss {step.loss:.3f}  generation {candidate.generation} [{position}/{total}]"
                 self.bars.update(
                     self.candidate, description=candidate.id, completed=step.step, total=step.steps, note=note
@@ -116,7 +120,9 @@ class Live:
                 assert self.run is not None
                 assert self.candidate is not None
                 self.bars.advance(self.run)
-                self.bars.reset(self.candidate, total=None)
+                if notice.report.id == self.shown:
+                    self.shown = ""
+                    self.bars.reset(self.candidate, total=None)
                 style = "dim" if notice.report.status is Status.TRAINED else "yellow"
                 self.console.print(log_line(notice), style=style, highlight=False, markup=False)
             case Closed():

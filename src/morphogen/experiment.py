@@ -3,7 +3,6 @@
 Every field here is read by something; unknown names are refused. See docs/experiments.md for what each one means.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +22,7 @@ from pydantic import (
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
-from morphogen.candidate import Descriptor, Limits
+from morphogen.figures import Bounds, Composite, Descriptor
 from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -209,57 +208,6 @@ def _one_way(value: Any) -> Any:
     return {value: 1.0} if isinstance(value, str) else value
 
 
-class Ratio(Frozen):
-    """The first figure divided by the second; not a number where the second is 0."""
-
-    op: Literal["ratio"]
-    of: tuple[str, str]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        above, below = (figures[name] for name in self.of)
-        return above / below if below else math.nan
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return self.of
-
-
-class Product(Frozen):
-    """Figures multiplied."""
-
-    op: Literal["product"]
-    of: Annotated[tuple[str, ...], Field(min_length=2)]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        return math.prod(figures[name] for name in self.of)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return self.of
-
-
-class WeightedSum(Frozen):
-    """Figures times their weights, added up."""
-
-    op: Literal["weighted_sum"]
-    of: Annotated[dict[str, float], Field(min_length=1)]
-
-    def value(self, figures: Mapping[str, float]) -> float:
-        """Of figures that hold every name in `names`."""
-        return sum(weight * figures[name] for name, weight in self.of.items())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The figures it is made of."""
-        return tuple(self.of)
-
-
-Composite = Annotated[Ratio | Product | WeightedSum, Field(discriminator="op")]
-
 #: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
 OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
 
@@ -269,10 +217,10 @@ ParentSelection = Literal[
 
 
 class Evolution(Frozen):
-    """The search: who breeds, what is measured, what survives. docs/experiments.md says what every field means.
+    """The search: who breeds, what is measured, what survives.
 
     Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs before anything is trained: from above where a number is given.
+    `rung0_thresholds` bound costs before anything is trained, from above where a number is given.
     `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
     `inherit_optimizer` hands the optimizer's moments on with the weights.
 
@@ -310,10 +258,10 @@ class Evolution(Frozen):
     structural_elite_k: NonNegativeInt = 0
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}
-    constraints: dict[str, Limits] = {}
+    constraints: dict[str, Bounds] = {}
     weights: dict[str, float] = {}
-    rung0_thresholds: dict[str, PositiveFloat | Limits] = {}
-    rung1_gates: dict[str, Limits] = {}
+    rung0_thresholds: dict[str, PositiveFloat | Bounds] = {}
+    rung1_gates: dict[str, Bounds] = {}
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
     budget: Literal["tokens", "flops"] = "tokens"
@@ -386,6 +334,11 @@ class Evolution(Frozen):
         return self
 
     @property
+    def edits(self) -> bool:
+        """Whether children differ from their parents; not so in the control."""
+        return self.baseline != "control" and self.steps[1] > 0
+
+    @property
     def steps(self) -> tuple[int, int]:
         """The fewest and the most edits of a child; (0, 0) in the control without edits."""
         if isinstance(self.mutation_steps, int):
@@ -403,11 +356,6 @@ class Evolution(Frozen):
             "memory_blocks": self.min_memory_blocks,
         }
 
-    @property
-    def edits(self) -> bool:
-        """Whether children differ from their parents; not so in the control."""
-        return self.baseline != "control" and self.steps[1] > 0
-
 
 class Experiment(Frozen):
     """One experiment file."""
@@ -417,12 +365,6 @@ class Experiment(Frozen):
     data: Data = Data()
     evolution: Evolution = Evolution()
 
-    def with_train(self, fields: Mapping[str, Any]) -> Self:
-        """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""
-        if not fields:
-            return self
-        return self.model_copy(update={"train": Train.model_validate({**dict(self.train), **fields})})
-
     @model_validator(mode="after")
     def _recall(self) -> Self:
         """With a probe in the data, recall is among the objectives that a file leaves to the defaults."""
@@ -430,3 +372,9 @@ class Experiment(Frozen):
             objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
             self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
         return self
+
+    def with_train(self, fields: Mapping[str, Any]) -> Self:
+        """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""
+        if not fields:
+            return self
+        return self.model_copy(update={"train": Train.model_validate({**dict(self.train), **fields})})

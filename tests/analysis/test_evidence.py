@@ -123,6 +123,14 @@ def test_finished_trials_are_read_and_not_repeated(run: Path) -> None:
     assert said == ["4 of 4 trainings were done before"]
 
 
+@pytest.mark.slow
+def test_two_workers_give_the_same_reports(run: Path) -> None:
+    alone = run_trials(workshop(run), trials(run))
+    shutil.rmtree(run / FOLDER)
+    together = run_trials(workshop(run, workers=2), trials(run))
+    assert [one.replace(timed={}) for one in together] == [one.replace(timed={}) for one in alone]
+
+
 def test_an_interrupt_keeps_what_was_finished(run: Path) -> None:
     shop = workshop(run)
     with pytest.raises(KeyboardInterrupt):
@@ -309,6 +317,7 @@ def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
     ("args", "said"),
     [
         (("verify", "RUN", "--seeds", "1"), "--seeds: got 1, expected at least 2"),
+        (("verify", "RUN", "--workers", "0"), "--workers: got 0, expected at least 1"),
         (("verify", "RUN", "--metric", "bpbb"), "did you mean 'bpb'"),
         (("verify", "RUN", "--tokens", "5"), "expected at least one batch of 128"),
         (("verify", "RUN/nothing"), "no such run folder or frontier file"),

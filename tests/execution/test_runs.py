@@ -71,7 +71,7 @@ def test_an_interrupted_pool_leaves_a_run_that_goes_on(experiment, whole, tmp_pa
 
 
 def test_nan_hanging_greedy_and_deadly_candidates_are_survived_recorded_and_reported(experiment, pool, tmp_path):
-    limits = {"seconds": 10.0, "memory_bytes": 1200 * 2**20}
+    limits = {"seconds": 10.0, "memory_bytes": 900 * 2**20}
     run = evolve(experiment, tmp_path / "run", executor=pool(runners.mishap, **limits))
     reasons = {node.index: node.reason for node in run.lineage.nodes if node.status is Status.FAILED}
     assert reasons.keys() == runners.MISHAPS.keys()

@@ -158,6 +158,18 @@ def test_grouped_matmuls_equal_the_loop_over_experts(activation: str) -> None:
         assert rel_rms(a, b) <= 1e-5
 
 
+def test_fp32_weights_are_cast_for_bf16_tokens_and_keep_fp32_gradients() -> None:
+    x, weights = draw(63, 16, dtype=torch.bfloat16), draw(63, 2, seed=1, dtype=torch.float32).softmax(-1)
+    stacks = [draw(5, 24, 16, seed=2 + i, dtype=torch.float32).requires_grad_() for i in range(3)]
+    plan, dy = routing.dispatch(draw(63, 5).topk(2).indices, 5), draw(63, 16, seed=9, dtype=torch.bfloat16)
+    got = routing.expert_ffn(x, weights, plan, *stacks, "swiglu")
+    want = routing.expert_ffn(x, weights, plan, *(stack.bfloat16() for stack in stacks), "swiglu")
+    assert torch.equal(got, want)
+    for a, b in zip(*(torch.autograd.grad(y, stacks, dy) for y in (got, want)), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
 def test_the_balance_loss_pushes_down_the_probability_of_the_busy_expert() -> None:
     logits_NE = (draw(200, 4) + torch.tensor([2.0, 0.0, 0.0, 0.0])).requires_grad_()
     probs_NE = logits_NE.softmax(-1)

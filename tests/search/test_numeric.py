@@ -50,16 +50,15 @@ def test_children_stay_within_bounds_and_vectors_survive_json():
         first, second = (rng.choice([LOW, HIGH, FIRST, SECOND]) for _ in range(2))
         child, _ = SPACE.crossover(first, second, rng)
         assert ((child >= LOW) & (child <= HIGH)).all()
-        candidate = Candidate(id="a", index=0, generation=0, **SPACE.dump(child))
-        assert SPACE.digest(SPACE.load(candidate)) == SPACE.digest(child)
+        record = Candidate(id="a", index=0, generation=0, **SPACE.record(child))
+        again = SPACE.load(Candidate.model_validate_json(record.model_dump_json()))
+        assert SPACE.digest(again) == SPACE.digest(child)
 
 
 def evolved(generations, **settings):
     problem = get_problem("zdt1", n_var=6)
     objectives = {"f1": "min", "f2": "min"}
-    evolution = Evolution(
-        generations=generations, population=40, topk_keep=40, objectives=objectives, mutation_steps=1, **settings
-    )
+    evolution = Evolution(generations=generations, population=40, topk_keep=40, objectives=objectives, **settings)
     search = Search(evolution, Vectors(problem.xl, problem.xu, founders=40), seed=0)
     while not search.done:
         search.ask()

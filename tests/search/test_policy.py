@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import as_text, engine, experiment, run, start
 
+from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Action, Template
 from morphogen.candidate import Candidate, Edit
@@ -206,8 +207,6 @@ def test_children_are_repaired_and_the_root_need_not_be():
 @settings(max_examples=30, deadline=None)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_a_repair_adds_what_is_missing_and_replays(blueprint, seed):
-    from morphogen.blueprint.diff import apply
-
     evolution = Evolution(**GATES)
     made = Policy.of(evolution).repaired(evolution, Proposal(blueprint, ()), Train(), np.random.default_rng(seed))
     here = blueprint
@@ -276,3 +275,31 @@ def test_toggle_precision_by_hand():
     same, done = edit(model, "toggle_precision", 0)
     assert same == model
     assert [(c.path, c.before, c.after) for c in done.changes] == [("train.bf16", False, True)]
+
+
+@pytest.mark.slow
+def test_the_edits_of_two_hundred_candidates_replay_with_everything_on():
+    weights = {"toggle_precision": 2.0, "template_mutation": 10.0, "graph_jitter": 5.0}
+    search = engine(
+        generations=20,
+        population=10,
+        mutation_steps=[1, 3],
+        templates=TEMPLATES,
+        adaptive_mutation=True,
+        mutation_weights=weights,
+        min_moe_blocks=1,
+        min_memory_blocks=1,
+    )
+    events = run(search)
+    _, *children = search.candidates.values()
+    assert len(children) >= 200
+    for candidate in children:
+        here = blueprint_of(search.candidates[candidate.parents[0]])
+        for each in candidate.edits:
+            here = apply(here, each.changes)
+        assert here == blueprint_of(candidate)
+    operators = {e.operator for c in children for e in c.edits}
+    assert {"toggle_precision", "template_mutation", "graph_jitter"} <= operators
+    again = Engine.replay([start(search), *events], run_dir=search.run_dir, device=search.device)
+    assert again.space.policy == search.space.policy
+    assert again.candidates == search.candidates

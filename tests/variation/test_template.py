@@ -11,7 +11,8 @@ from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template
 from morphogen.errors import InputError
-from morphogen.inherit.plan import plan
+from morphogen.inherit import inherit, plan
+from morphogen.network import initial_state
 from morphogen.parts.attention import Attention
 from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
@@ -189,6 +190,11 @@ def test_exact_after_exact_is_exact_where_the_plan_from_end_to_end_is_not():
     assert all(step.preserves for step in made.steps)
     assert isinstance(made.child.blocks[0].ffn, MoE)
     assert not plan(made.child, [model()]).exact
+    parents = [(model(), initial_state(model(), 0))]
+    assert inherit(made.child, parents, edits=made.steps)[1].exact
+    assert not inherit(made.child, parents)[1].exact
+    with pytest.raises(InputError, match="do not lead to the blueprint"):
+        inherit(made.child, parents, edits=made.steps[:1])
 
 
 # ------------------------------------------------------------------------------------------------ the operator

@@ -13,7 +13,7 @@ import numpy as np
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import Interval, agreements, size_bands
-from morphogen.analysis.trials import Say, Trial, Workshop, run_trials, silent
+from morphogen.analysis.trials import Say, Trial, Workshop, check_least, run_trials, silent
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Record, Report, Status, stream
@@ -102,6 +102,7 @@ def fidelity(
     resamples: int = 2000,
     metric: str = "bpb",
     device: str = "cpu",
+    workers: int | None = None,
     say: Say = silent,
 ) -> Fidelity:
     """Measures the fidelity of the run in a folder, and writes `fidelity.json` there.
@@ -111,15 +112,8 @@ def fidelity(
     Finished trainings are kept below the run folder and not repeated. InputError for what does not fit, RunError as
     `Recorded.read`.
     """
-    least = (
-        ("--candidates", candidates, 3),
-        ("--seeds", seeds, 1),
-        ("--top-k", top_k, 1),
-        ("--bootstrap", resamples, 1),
-    )
-    for name, value, minimum in least:
-        if value < minimum:
-            raise InputError(f"{name}: got {value}, expected at least {minimum}")
+    check_least({"candidates": (candidates, 3), "seeds": (seeds, 1), "top-k": (top_k, 1)})
+    check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
     run = Recorded.read(path)
     chosen = _spread(run.trained, candidates)
     if len(chosen) < 3:
@@ -131,7 +125,7 @@ def fidelity(
             f"--short, --long: got {short} and {long} tokens, expected the first above 0 and below the second"
         )
     prepared = prepare(run.experiment.data)
-    shop = Workshop(run.folder, run.experiment, prepared, "eval", device, say)
+    shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
     drawn = tuple(int(stream(run.seed, k, "fidelity").integers(2**31)) for k in range(seeds))
     trials = [
         Trial(f"{candidate.id} {tokens:,} tokens", blueprint, seed, tokens)

@@ -3,7 +3,8 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,7 @@ from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReaso
 from morphogen.data.prepare import PreparedData
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError
-from morphogen.execution.base import Executor
-from morphogen.execution.local import InProcess
+from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.store.files import canonical_json, write_atomic
 
@@ -41,6 +41,13 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
+def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
+    """InputError for an option below its least value. options: name -> (value, least)."""
+    for name, (value, least) in options.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name}: got {value}, expected at least {least}")
+
+
 @dataclass(frozen=True)
 class Trial:
     """One blueprint, to be trained from scratch on `tokens` tokens. label: what progress calls it.
@@ -56,13 +63,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What trials have in common: where they are kept, how they are trained, on which text they are measured."""
+    """What trials have in common: where they are kept, how they are trained, on which text they are measured.
+
+    workers: processes that train, None for this one alone.
+    """
 
     folder: Path
     experiment: Experiment
     prepared: PreparedData
     split: Split = "eval"
     device: str = "cpu"
+    workers: int | None = None
     say: Say = silent
 
 
@@ -89,10 +100,13 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
         shop.say(f"{len(set(places)) - len(todo)} of {len(set(places))} trainings were done before")
     prepared = _measured_on(shop.prepared, shop.split)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="morphogen-trials-") as scratch:
+    with ExitStack() as undo:
+        scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix="morphogen-trials-"))
         (Path(scratch) / "checkpoints").mkdir()
         jobs = {f"trial-{i}": (place, trial) for i, (place, trial) in enumerate(todo.items())}
-        executor = executor or InProcess(prepared)
+        if executor is None:
+            execution = Execution(workers=shop.workers)
+            executor = undo.enter_context(closing(open_executor(execution, prepared)))
         work = [_job(shop, id, trial, scratch) for id, (_, trial) in jobs.items()]
         for done, report in enumerate(executor.map(work, lambda candidate, step: None), start=1):
             place, trial = jobs[report.id]

@@ -7,12 +7,13 @@ degrees of freedom for little; what correlation there is makes Welch's test the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import holm, t_interval, welch
-from morphogen.analysis.trials import Say, Split, Trial, Workshop, measurable, run_trials, silent
+from morphogen.analysis.trials import Say, Split, Trial, Workshop, check_least, measurable, run_trials, silent
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Record, Report, Status, stream
@@ -88,22 +89,22 @@ def verify(
     finalists: int = 5,
     metric: str = "bpb",
     device: str = "cpu",
+    workers: int | None = None,
     say: Say = silent,
 ) -> Verification:
     """Verifies the run in a folder (or of a frontier file), and writes `verify.json` there.
 
     baseline: another run on the same text, whose best takes the place of a random search's. random: candidates of that
     search (default: as many as the run trained, on as many tokens each; 0 for none). tokens: of each training (default:
-    the run's for one candidate). finalists: at most so many, the best by `metric`. Finished trainings are kept below
-    the run folder and not repeated. InputError for what does not fit, RunError as `Recorded.read`.
+    the run's for one candidate). finalists: at most so many, the best by `metric`. workers: processes that
+    train; None is this one alone. Finished trainings are kept below the run folder and not repeated. InputError for
+    what does not fit, RunError as `Recorded.read`.
     """
-    for name, value, least in (("--seeds", seeds, 2), ("--finalists", finalists, 1), ("--random", random or 0, 0)):
-        if value < least:
-            raise InputError(f"{name}: got {value}, expected at least {least}")
+    check_least({"seeds": (seeds, 2), "finalists": (finalists, 1), "random": (random, 0), "workers": (workers, 1)})
     run = Recorded.read(path)
     prepared = prepare(run.experiment.data)
     split: Split = "test" if measurable(prepared, "test") else "eval"
-    shop = Workshop(run.folder, run.experiment, prepared, split, device, say)
+    shop = Workshop(run.folder, run.experiment, prepared, split, device, workers, say)
     root = run.candidates[min(run.candidates, key=lambda id: run.candidates[id].index)]
     chosen: list[tuple[Role, str, Blueprint]] = [("root", root.id, Blueprint.model_validate(root.blueprint))]
     chosen += [("finalist", id, Blueprint.model_validate(run.candidates[id].blueprint)) for id in _best(run, metric)]
@@ -165,7 +166,7 @@ def _random_best(run: Recorded, shop: Workshop, count: int, metric: str) -> list
     Walks are as long as the longest line of edits to a finalist, or shorter, evenly; they are drawn by the run's own
     operator weights and pass its rung 0. Choosing is by the eval split and the run's seed, like the run's own.
     """
-    shop = Workshop(shop.folder, shop.experiment, shop.prepared, "eval", shop.device, shop.say)
+    shop = replace(shop, split="eval")
     longest = max(1, *(run.edits_to(id) for id in run.frontier))
     trials = []
     for k in range(count):

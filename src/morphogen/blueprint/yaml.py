@@ -50,7 +50,7 @@ class Document:
 
 
 #: What an experiment file is, for messages about one that is something else.
-EXPERIMENT = "an experiment with at least 'model'"
+EXPERIMENT = "a mapping with at least 'model'"
 
 
 def read(path: str | os.PathLike[str], wanted: str = EXPERIMENT) -> Document:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Inheritance, Job
+from morphogen.candidate import Edit, Inheritance, Job
 from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.plan import Plan, plan
@@ -41,18 +41,26 @@ def inherit(
     child: Blueprint,
     parents: Sequence[tuple[Blueprint, Mapping[str, Tensor]]],
     *,
+    edits: Sequence[Edit] = (),
     sources: Mapping[str, int] | None = None,
     names: Sequence[str] = ("0", "1"),
     seed: int = 0,
 ) -> tuple[State, Inheritance]:
     """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
 
+    edits: those that made the child; weights are carried through them one by one, so that a chain of exact edits, and
+    of the steps of a compound one, is exact. Without, they are carried from the parents to the child at once.
     sources: gene id of a block -> which parent it comes from, where both have it. names: of the parents, in the report.
-    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's.
+    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's, or where
+    the edits do not lead to the child.
     """
     whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
     if child.emb.vocab is None and whole:
         child = child.with_vocab(whole[0][0].context().vocab)
+    if edits and whole:
+        loaded = [(blueprint, from_parent(dict(state), which)) for which, (blueprint, state) in enumerate(whole)]
+        spliced, report = splice_edits(child, loaded, edits, seed, names)
+        return spliced.state, report
     drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
     spliced = splice(drawn, [from_parent(dict(state), which) for which, (_, state) in enumerate(whole)], seed)
     return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
@@ -91,7 +99,10 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
         moments = load_moments(path, blueprint) if with_moments else None
         loaded.append((blueprint, from_parent(state, which, moments, given=True)))
-    spliced, report = splice_edits(target, loaded, job, seed)
+    try:
+        spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, [parent.id for parent in job.parents])
+    except InputError as error:
+        raise InputError(f"candidate {job.candidate.id}: {error}") from None
     if not with_moments:
         return Inherited(spliced.state, report)
     fresh_of = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
@@ -99,13 +110,17 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
 
 
 def splice_edits(
-    target: Blueprint, loaded: Sequence[tuple[Blueprint, Spliced]], job: Job, seed: int
+    target: Blueprint,
+    loaded: Sequence[tuple[Blueprint, Spliced]],
+    edits: Sequence[Edit],
+    seed: int,
+    names: Sequence[str],
 ) -> tuple[Spliced, Inheritance]:
-    """Splice through the candidate's edits, from its loaded parents to `target`."""
+    """Splice through edits, from the parents called `names` to `target`; InputError where the edits lead elsewhere."""
     exact, dropped = True, 0
     notes: list[str] = []
     here, spliced = loaded[0]
-    for step, edit in enumerate(one for whole in job.candidate.edits for one in whole.single()):
+    for step, edit in enumerate(one for whole in edits for one in whole.single()):
         following = apply(here, edit.changes)
         if edit.sources:
             others, parts = [blueprint for blueprint, _ in loaded], [weights for _, weights in loaded]
@@ -116,8 +131,8 @@ def splice_edits(
         exact, notes, here = exact and drawn.exact, [*notes, *drawn.notes], following
         dropped += _entries(drawn)
     if here != target:
-        raise InputError(f"candidate {job.candidate.id}: its recorded edits do not lead to its blueprint")
-    return spliced, spliced.report(target, exact, notes, dropped, [parent.id for parent in job.parents])
+        raise InputError("the recorded edits do not lead to the blueprint")
+    return spliced, spliced.report(target, exact, notes, dropped, names)
 
 
 def _entries(drawn: Plan) -> int:

@@ -170,8 +170,8 @@ def expert_ffn(
 ) -> Tensor:
     """Σ over a token's assignments to e of w · (act(gate_e x) ⊙ up_e x) down_e, (N, D) in x's dtype.
 
-    Without a gate it is act(up_e x) down_e. On a CPU expert by expert, so that what lies between its matmuls stays in
-    the cache; elsewhere by torch's grouped matmul, where that can.
+    Without a gate it is act(up_e x) down_e. Weights are cast to x's dtype. On a CPU expert by expert, so that what lies
+    between its matmuls stays in the cache; elsewhere by torch's grouped matmul, where that can.
     """
     if x_ND.device.type != "cpu" and _groupable(x_ND, up_EHD):
         return plan.combine(grouped_outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
@@ -201,12 +201,12 @@ def grouped_outputs(
 ) -> Tensor:
     """Every assignment's output, y_AD, by three grouped matmuls."""
     x_AD, ends_E = x_ND.index_select(0, plan.token_A), plan.counts_E.cumsum(0, dtype=torch.int32)
-    up_AH = F.grouped_mm(x_AD, up_EHD.mT, offs=ends_E)
+    up_AH = F.grouped_mm(x_AD, up_EHD.to(x_AD.dtype).mT, offs=ends_E)
     if gate_EHD is None:
         h_AH = ACTIVATIONS[activation](up_AH)
     else:
-        h_AH = gated_activation(activation, F.grouped_mm(x_AD, gate_EHD.mT, offs=ends_E), up_AH)
-    return F.grouped_mm(h_AH, down_EHD, offs=ends_E)
+        h_AH = gated_activation(activation, F.grouped_mm(x_AD, gate_EHD.to(x_AD.dtype).mT, offs=ends_E), up_AH)
+    return F.grouped_mm(h_AH, down_EHD.to(x_AD.dtype), offs=ends_E)
 
 
 @functools.cache
@@ -242,7 +242,7 @@ class _ExpertFFN(torch.autograd.Function):
         counts: list[int],
         activation: str,
     ) -> Tensor:
-        hidden = up_EHD.shape[1]
+        hidden, dtype = up_EHD.shape[1], x_ND.dtype
         up_AH = x_ND.new_empty(len(token_A), hidden)
         gate_AH = None if gate_EHD is None else torch.empty_like(up_AH)
         y_ND = torch.zeros_like(x_ND)
@@ -250,12 +250,13 @@ class _ExpertFFN(torch.autograd.Function):
             for e, rows in _each(counts):
                 token_a = token_A[rows]
                 x_aD = x_ND.index_select(0, token_a)
-                up_aH = torch.mm(x_aD, up_EHD[e].t(), out=up_AH[rows])
+                up_aH = torch.mm(x_aD, up_EHD[e].to(dtype).t(), out=up_AH[rows])
                 if gate_EHD is None or gate_AH is None:
                     h_aH = ACTIVATIONS[activation](up_aH)
                 else:
-                    h_aH = gated_activation(activation, torch.mm(x_aD, gate_EHD[e].t(), out=gate_AH[rows]), up_aH)
-                y_aD = torch.mm(h_aH, down_EHD[e]).mul_(weights_A[rows, None])
+                    gate_aH = torch.mm(x_aD, gate_EHD[e].to(dtype).t(), out=gate_AH[rows])
+                    h_aH = gated_activation(activation, gate_aH, up_aH)
+                y_aD = torch.mm(h_aH, down_EHD[e].to(dtype)).mul_(weights_A[rows, None])
                 y_ND.index_add_(0, token_a, y_aD)
         ctx.save_for_backward(x_ND, weights_A, up_EHD, gate_EHD, down_EHD, token_A, up_AH, gate_AH)
         ctx.counts, ctx.activation = counts, activation
@@ -272,27 +273,35 @@ class _ExpertFFN(torch.autograd.Function):
             for e, rows in _each(ctx.counts):
                 token_a, weights_a1 = token_A[rows], weights_A[rows, None]
                 x_aD, dy_aD, up_aH = x_ND.index_select(0, token_a), dy_ND.index_select(0, token_a), up_AH[rows]
-                dh_aH = torch.mm(dy_aD, down_EHD[e].t())
+                dh_aH = torch.mm(dy_aD, down_EHD[e].to(dy_aD.dtype).t())
                 if gate_AH is None:
                     h_aH = ACTIVATIONS[ctx.activation](up_aH)
                 else:
                     act_aH = GATES[ctx.activation](gate_AH[rows])
                     h_aH = act_aH * up_aH
                 dweights_A[rows] = (h_aH * dh_aH).sum(-1)
-                torch.mm(h_aH.t(), dy_aD.mul_(weights_a1), out=ddown_EHD[e])
+                _put(ddown_EHD[e], h_aH.t(), dy_aD.mul_(weights_a1))
                 dh_aH.mul_(weights_a1)
                 if gate_AH is None:
                     dup_aH = activation_backward(ctx.activation, dh_aH, up_aH)
                 else:
                     dup_aH = act_aH.mul_(dh_aH)
                     dgate_aH = activation_backward(ctx.activation, dh_aH.mul_(up_aH), gate_AH[rows])
-                dx_aD = torch.mm(dup_aH, up_EHD[e])
-                torch.mm(dup_aH.t(), x_aD, out=dup_EHD[e])
+                dx_aD = torch.mm(dup_aH, up_EHD[e].to(dup_aH.dtype))
+                _put(dup_EHD[e], dup_aH.t(), x_aD)
                 if dgate_EHD is not None:
-                    dx_aD.addmm_(dgate_aH, gate_EHD[e])
-                    torch.mm(dgate_aH.t(), x_aD, out=dgate_EHD[e])
+                    dx_aD.addmm_(dgate_aH, gate_EHD[e].to(dx_aD.dtype))
+                    _put(dgate_EHD[e], dgate_aH.t(), x_aD)
                 dx_ND.index_add_(0, token_a, dx_aD)
         return dx_ND, dweights_A, dup_EHD, dgate_EHD, ddown_EHD, None, None, None
+
+
+def _put(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write left @ right, cast where `into` is of another dtype."""
+    if into.dtype == left.dtype:
+        torch.mm(left, right, out=into)
+    else:
+        into.copy_(left @ right)
 
 
 def _each(counts: list[int]) -> Iterator[tuple[int, slice]]:

@@ -7,7 +7,7 @@ B batch, T tokens, H heads, P head width, F = H·P channels, N state size,
 Q tokens of a chunk, C chunks of a sequence, R = B·C chunks in all
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -260,17 +260,26 @@ def selective_scan(
 
 
 class _Tile:
-    """Some tokens t of a sequence: their inputs, decays and states."""
+    """Some tokens t of a sequence: their inputs, decays and states. The last two take the place of `rooms`' first."""
 
-    def __init__(self, tokens: slice, state_BNF: Tensor, a_NF: Tensor, *inputs: Tensor) -> None:
+    def __init__(
+        self, tokens: slice, rooms: Sequence[Tensor], state_BNF: Tensor, a_NF: Tensor, *inputs: Tensor
+    ) -> None:
         self.before_BNF = state_BNF
         self.x_BtF, self.dt_BtF, self.b_BtN, self.c_BtN = (t[:, tokens].to(a_NF.dtype) for t in inputs)
         self.written_BtF = self.dt_BtF * self.x_BtF
-        self.decay_BtNF = (self.dt_BtF.unsqueeze(2) * a_NF).exp_()
-        self.states_BtNF = self.written_BtF.unsqueeze(2) * self.b_BtN.unsqueeze(-1)
+        decay_BtNF, states_BtNF = (room[:, : self.x_BtF.shape[1]] for room in rooms[:2])
+        self.decay_BtNF = torch.mul(self.dt_BtF.unsqueeze(2), a_NF, out=decay_BtNF).exp_()
+        self.states_BtNF = torch.mul(self.written_BtF.unsqueeze(2), self.b_BtN.unsqueeze(-1), out=states_BtNF)
         for decay_BNF, written_BNF in zip(self.decay_BtNF.unbind(1), self.states_BtNF.unbind(1), strict=True):
             state_BNF = torch.addcmul(written_BNF, decay_BNF, state_BNF, out=written_BNF)
         self.last_BNF = state_BNF.clone()
+
+
+def _rooms(count: int, x_BTF: Tensor, tile: int, a_NF: Tensor) -> list[Tensor]:
+    """Memory for all tiles in turn, (B, t, N, F) each: fresh memory would cost as much as the arithmetic."""
+    shape = (len(x_BTF), min(tile, x_BTF.shape[1]), *a_NF.shape)
+    return [a_NF.new_empty(shape) for _ in range(count)]
 
 
 def _tiles(length: int, tile: int) -> list[slice]:
@@ -300,9 +309,10 @@ class _SelectiveScan(torch.autograd.Function):
         state = a.new_zeros(len(x_BTF), *a.shape) if state_BNF is None else state_BNF.to(full)
         y_BTF, kept = torch.empty(x_BTF.shape, dtype=x_BTF.dtype, device=x_BTF.device), []
         with no_autocast(x_BTF.device):
+            rooms = _rooms(2, x_BTF, tile, a)
             for tokens in _tiles(x_BTF.shape[1], tile):
                 kept.append(state)
-                part = _Tile(tokens, state, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                part = _Tile(tokens, rooms, state, a, x_BTF, dt_BTF, b_BTN, c_BTN)
                 y_BtF = _contract(part.c_BtN.unsqueeze(2), part.states_BtNF).squeeze(2)
                 y_BTF[:, tokens] = y_BtF.addcmul_(part.x_BtF, d)
                 state = part.last_BNF
@@ -321,11 +331,13 @@ class _SelectiveScan(torch.autograd.Function):
         )
         da_NF, dd_F, dstate_BNF = torch.zeros_like(a), torch.zeros_like(d), dlast_BNF.to(full)
         with no_autocast(x_BTF.device):
+            rooms = _rooms(3, x_BTF, ctx.tile, a)
             for tokens, state_BNF in reversed(list(zip(_tiles(x_BTF.shape[1], ctx.tile), kept, strict=True))):
-                part = _Tile(tokens, state_BNF, a, x_BTF, dt_BTF, b_BTN, c_BTN)
+                part = _Tile(tokens, rooms, state_BNF, a, x_BTF, dt_BTF, b_BTN, c_BTN)
                 dy_BtF = dy_BTF[:, tokens].to(full)
                 dc_BTN[:, tokens] = _contract(part.states_BtNF, dy_BtF.unsqueeze(-1)).squeeze(-1)
-                dstates_BtNF = part.c_BtN.unsqueeze(-1) * dy_BtF.unsqueeze(2)
+                dstates_BtNF = rooms[2][:, : dy_BtF.shape[1]]
+                torch.mul(part.c_BtN.unsqueeze(-1), dy_BtF.unsqueeze(2), out=dstates_BtNF)
                 steps, decays = dstates_BtNF.unbind(1), part.decay_BtNF.unbind(1)
                 steps[-1].add_(dstate_BNF)
                 for i in range(len(steps) - 1, 0, -1):

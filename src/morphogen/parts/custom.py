@@ -4,8 +4,10 @@ B batch, T tokens, D model dim
 """
 
 import importlib
-from collections.abc import Mapping
-from importlib.metadata import entry_points
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -142,13 +144,19 @@ def find_plugin(name: str) -> type[Plugin]:
         except ImportError as error:
             raise ValueError(f"plug-in {name}: cannot import {module_name} ({error})") from None
     else:
-        points = {point.name: point for point in entry_points(group=GROUP)}
+        points = _installed(entry_points, tuple(sys.path))
         if name not in points:
             raise ValueError(unknown(f"plug-in of entry point group {GROUP}", name, points))
         found = points[name].load()
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise ValueError(f"plug-in {name}: got {found!r}, expected a class that inherits from morphogen's Plugin")
     return found
+
+
+@lru_cache(maxsize=2)
+def _installed(find: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What is installed on a Python path; looking takes milliseconds, and a search asks for every child."""
+    return {point.name: point for point in find(group=GROUP)}
 
 
 # --------------------------------------------------------------------------------------------------- operators
@@ -158,7 +166,7 @@ def find_plugin(name: str) -> type[Plugin]:
 def insert_custom_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
     """An installed plug-in with its defaults; its output starts at zero."""
     present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
-    name = pick(rng, sorted({point.name for point in entry_points(group=GROUP)} - present))
+    name = pick(rng, sorted(_installed(entry_points, tuple(sys.path)).keys() - present))
     return None if name is None else block.evolve(extras=(*block.extras, Custom(name=name)))
 
 

@@ -198,8 +198,8 @@ class Experts(Branch):
     def _stacked(self, plan: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
         assert self.up is not None
         assert self.down is not None
-        gate_EHD = None if self.gate is None else self.gate.weight.to(x_ND.dtype)
-        up_EHD, down_EHD = self.up.weight.to(x_ND.dtype), self.down.weight.to(x_ND.dtype)
+        gate_EHD = None if self.gate is None else self.gate.weight
+        up_EHD, down_EHD = self.up.weight, self.down.weight
         return routing.expert_ffn(x_ND, weights_NK, plan, up_EHD, gate_EHD, down_EHD, self.part.activation)
 
     # ---------------------------------------------------------------------------------------------- reporting

@@ -14,11 +14,11 @@ from morphogen.errors import RunError
 from morphogen.experiment import Experiment
 from morphogen.search.machine import Search
 from morphogen.search.rungs import check_thresholds, rounds, stages
-from morphogen.search.space import Architectures, Individual
+from morphogen.search.space import Architectures, Design
 from morphogen.store.ledger import Event, Start
 
 
-class Engine(Search[Individual, Traits]):
+class Engine(Search[Design, Traits]):
     """The search of one run, as `Search`, for the blueprints of an experiment."""
 
     def __init__(self, experiment: Experiment, *, seed: int, run_dir: str, device: str) -> None:

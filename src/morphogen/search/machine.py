@@ -48,6 +48,7 @@ class _Known(NamedTuple, Generic[G]):
 
     genome: G
     digest: str
+    identity: str
     costs: dict[str, float]
     rejected: str
 
@@ -73,7 +74,7 @@ class Search(Generic[G, T]):
         self.round = 0
         self._in_round: tuple[str, ...] = ()
         self._due: dict[str, Candidate] = {}
-        self._digests: set[str] = set()
+        self._identities: set[str] = set()
         self._asked: dict[str, _Known[G]] = {}
         self._genomes: dict[str, G] = {}
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
@@ -155,28 +156,32 @@ class Search(Generic[G, T]):
             yield self._candidate(index, 0, known, (), ["root"], ())
 
     def _offspring(self, number: int) -> Iterator[Candidate]:
-        evolution, seen = self.evolution, set(self._digests)
+        evolution, made_now = self.evolution, set[str]()
         breeders = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
-            made = self._new(index, breeders, seen) if wanted else None
+            made = self._new(index, breeders, made_now) if wanted else None
             if made is None:
                 return
             (child, edits), parents = made
-            known = self._examine(child)
-            seen.add(known.digest)
+            known = self._examine(child, founder=False)
+            made_now.add(known.identity)
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
 
-    def _new(self, index: int, breeders: Pool, seen: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """A proposal of a genome not in `seen`, and its parents; None when `TRIES` draws found none."""
+    def _new(self, index: int, breeders: Pool, made_now: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
+        """A proposal of a genome that neither the run nor `made_now` has, and its parents; None when `TRIES` draws
+        found none."""
         rng, control = stream(self.seed, index, "variation"), not self.evolution.edits
         for _ in range(TRIES):
             drawn = self._draw(breeders, rng)
-            if drawn is not None and (control or self.space.digest(drawn[0][0]) not in seen):
+            if drawn is not None and (control or self._is_new(self.space.identity(drawn[0][0]), made_now)):
                 return drawn
         return None
+
+    def _is_new(self, identity: str, made_now: set[str]) -> bool:
+        return identity not in self._identities and identity not in made_now
 
     def _draw(self, breeders: Pool, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
         """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
@@ -209,11 +214,13 @@ class Search(Generic[G, T]):
             edits += mutated[1]
         return ((genome, tuple(edits)), (founder,)) if edits else None
 
-    def _examine(self, genome: G, *, founder: bool = False) -> _Known[G]:
-        """What rung 0 and the search need to know of a genome. Founders may lack what gates can repair in children."""
-        found, gated = self.space.costs(genome), not founder or self.evolution.structural_gates == "reject"
-        found |= composed(found, self.evolution)
-        return _Known(genome, self.space.digest(genome), found, rejection(found, self.evolution, gated=gated))
+    def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
+        """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended
+        for."""
+        evolution, found = self.evolution, self.space.costs(genome)
+        found |= composed(found, evolution)
+        rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
+        return _Known(genome, self.space.digest(genome), self.space.identity(genome), found, rejected)
 
     def _candidate(
         self,
@@ -232,7 +239,7 @@ class Search(Generic[G, T]):
             generation=generation,
             parents=parents,
             edits=edits,
-            **self.space.dump(known.genome),
+            **self.space.record(known.genome),
         )
 
     def _genome(self, id: str) -> G:
@@ -249,12 +256,12 @@ class Search(Generic[G, T]):
         for candidate in event.candidates:
             if candidate.id in self.candidates or candidate.index != len(self.candidates):
                 raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
-            known = self._asked.get(candidate.id) or self._examine(
-                self.space.load(candidate), founder=event.generation == 0
-            )
+            known = self._asked.get(candidate.id)
+            if known is None:
+                known = self._examine(self.space.load(candidate), founder=event.generation == 0)
             self.candidates[candidate.id] = candidate
             self._genomes[candidate.id] = known.genome
-            self._digests.add(known.digest)
+            self._identities.add(known.identity)
             if self._novelty is not None:
                 self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
             if known.rejected:
@@ -310,7 +317,7 @@ class Search(Generic[G, T]):
                 if (report := self.reports[id]).status is Status.TRAINED:
                     figures = {**report.metrics, NOVELTY: self._novelty.of(id)}
                     self.reports[id] = self._with_composites(report.replace(metrics=figures))
-        draws = {id: stream(self.seed, self.candidates[id].index, "promotion").random() for id in self._in_round}
+        draws = {id: self._promotion_draw(id) for id in self._in_round} if self.evolution.promotion_prob else {}
         decision = decide(self.evolution, self.round, [self.reports[id] for id in self._in_round], draws)
         for id, reason in decision.stopped.items():
             self.reports[id] = self.reports[id].replace(status=Status.GATED, reason=reason)
@@ -319,6 +326,9 @@ class Search(Generic[G, T]):
             going = set(decision.on)
             self._in_round = tuple(id for id in self.newborn if id in going)
             self._due = {id: self.candidates[id] for id in self._in_round}
+
+    def _promotion_draw(self, id: str) -> float:
+        return float(stream(self.seed, self.candidates[id].index, "promotion").random())
 
     # ------------------------------------------------------------------------------------------------- close
 
@@ -385,7 +395,7 @@ class Search(Generic[G, T]):
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():
             raise RunError(f"generation {event.generation} was closed, but it is not open with all reports in")
-        self.space.learn([self.candidates[id] for id in self.newborn], event.survivors)
+        self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}

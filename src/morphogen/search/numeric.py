@@ -36,17 +36,21 @@ class Vectors:
         """Vectors drawn evenly between the bounds."""
         return tuple(rng.uniform(self._low_v, self._high_v) for _ in range(self._founders))
 
-    def dump(self, genome: Floats) -> dict[str, Any]:
-        """As JSON, exactly."""
+    def record(self, genome: Floats) -> dict[str, Any]:
+        """In place of a blueprint, as `x`."""
         return {"blueprint": {"x": genome.tolist()}}
 
     def load(self, candidate: Candidate) -> Floats:
-        """From JSON."""
+        """From a record, bit for bit."""
         return np.array(candidate.blueprint["x"], dtype=np.float64)
 
     def digest(self, genome: Floats) -> str:
         """Equal for vectors that are equal bit for bit."""
         return hashlib.sha256(genome.tobytes()).hexdigest()
+
+    def identity(self, genome: Floats) -> str:
+        """Its digest."""
+        return self.digest(genome)
 
     def costs(self, genome: Floats) -> dict[str, float]:
         """A vector has none."""
@@ -60,6 +64,10 @@ class Vectors:
         """Euclidean."""
         return float(np.linalg.norm(first - second))
 
+    def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Vectors":
+        """The same: there is nothing to learn."""
+        return self
+
     def mutate(self, genome: Floats, rng: np.random.Generator) -> Bred[Floats] | None:
         """Polynomial mutation of each variable with chance 1/v; None where nothing changed."""
         child_v = self._polynomial(genome, rng)
@@ -71,9 +79,6 @@ class Vectors:
         if rng.random() < MUTATED:
             child_v = self._polynomial(child_v, rng)
         return child_v, (_edit("sbx"),)
-
-    def learn(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> None:
-        """Nothing: the operators' rates are fixed."""
 
     def _binary(self, first_v: Floats, second_v: Floats, rng: np.random.Generator) -> Floats:
         power, size = self._crossover_eta + 1.0, len(first_v)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from morphogen.candidate import Limits, Report, Stage, Status
+from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Evolution
+from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 
@@ -40,20 +41,20 @@ def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:
 
 
 def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool = True) -> str:
-    """Why rung 0 turns a blueprint of these costs away, every reason; empty when it passes.
+    """Why rung 0 turns a genome of these costs away, every reason; empty when it passes.
 
     gated: whether the structural gates hold for it.
     """
     reasons = []
     for name, limit in evolution.rung0_thresholds.items():
-        limits = limit if isinstance(limit, Limits) else Limits(max=limit)
+        limits = limit if isinstance(limit, Bounds) else Bounds(max=limit)
         value = costs.get(name, math.nan)  # a ratio to nothing has no value
         if math.isnan(value):
             reasons.append(f"{name} cannot be computed")
         elif complaint := limits.complaint(name, value, f"rung0_thresholds.{name}"):
             reasons.append(complaint)
     for name, least in evolution.gates.items() if gated else ():
-        if least > 0 and costs.get(name, math.inf) < least:  # genomes of another kind have no such cost
+        if costs.get(name, math.inf) < least:  # genomes of another kind have no such cost
             reasons.append(f"{name} is {costs[name]:.12g}, below min_{name} {least}")
     return "; ".join(reasons)
 
@@ -132,8 +133,8 @@ def promotable(report: Report, evolution: Evolution) -> bool:
         "recurrence_gain": evolution.promotion_min_recurrence_gain,
     }
     most = {"instability": evolution.promotion_max_instability}
-    limits = [(name, Limits(min=bound)) for name, bound in least.items() if bound is not None]
-    limits += [(name, Limits(max=bound)) for name, bound in most.items() if bound is not None]
+    limits = [(name, Bounds(min=bound)) for name, bound in least.items() if bound is not None]
+    limits += [(name, Bounds(max=bound)) for name, bound in most.items() if bound is not None]
     for name, limit in limits:
         value = report.value(name)
         if value is None or not math.isfinite(value) or limit.violation(value) > 0.0:

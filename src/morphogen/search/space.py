@@ -1,8 +1,7 @@
 """What is searched: the engine knows genomes only through a `Space`. Architectures are one, vectors another."""
 
-import hashlib
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -25,7 +24,7 @@ Bred = tuple[G, tuple[Edit, ...]]
 
 
 class Space(Protocol[G, T]):
-    """Genomes of one kind: how they begin, vary, and are told apart. All but `learn` only read.
+    """Genomes of one kind: how they begin, vary, and are told apart. Immutable, its methods pure.
 
     G: a genome. T: its traits, what distances are computed from.
     """
@@ -33,14 +32,17 @@ class Space(Protocol[G, T]):
     def founders(self, rng: np.random.Generator) -> tuple[G, ...]:
         """The genomes of generation 0."""
 
-    def dump(self, genome: G) -> dict[str, Any]:
-        """As fields of its candidate, plain JSON data."""
+    def record(self, genome: G) -> dict[str, Any]:
+        """The fields of a `Candidate` that hold the genome."""
 
     def load(self, candidate: Candidate) -> G:
-        """What `dump` wrote."""
+        """The genome that a candidate's record holds."""
 
     def digest(self, genome: G) -> str:
-        """Hexadecimal; equal only for genomes that are the same to the search."""
+        """Hexadecimal; ids show its beginning."""
+
+    def identity(self, genome: G) -> str:
+        """Equal only for genomes that are the same to the search."""
 
     def costs(self, genome: G) -> dict[str, float]:
         """What follows from the genome alone, by name."""
@@ -51,82 +53,83 @@ class Space(Protocol[G, T]):
     def crossover(self, first: G, second: G, rng: np.random.Generator) -> Bred[G] | None:
         """A child of two; None where they cannot be crossed."""
 
-    def learn(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> None:
-        """Take in which candidates of a closed generation survived: later children may depend on it."""
-
     def traits(self, genome: G) -> T:
         """The genome taken apart for `distance`."""
 
     def distance(self, first: T, second: T) -> float:
         """How unlike two genomes are; 0 for equal ones."""
 
+    def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> Self:
+        """The space with what a closed generation has taught it of how to vary."""
 
-class Individual(NamedTuple):
-    """An architecture and how it is trained, which edits may change too."""
+
+class Design(NamedTuple):
+    """An architecture and how it is trained."""
 
     blueprint: Blueprint
     train: Train
 
 
 class Architectures:
-    """Blueprints, beginning from the experiment's own. Costs are at its sequence length."""
+    """Designs, beginning from the experiment's own. Costs are at its sequence length; `policy` says how to vary."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        """InputError for operators, weights or templates that cannot be used."""
+    def __init__(self, experiment: Experiment, policy: Policy | None = None) -> None:
+        """InputError for operators and templates that cannot be used."""
         self._experiment = experiment
-        self.policy = Policy.of(experiment.evolution)
+        self.policy = Policy.of(experiment.evolution) if policy is None else policy
 
-    def founders(self, rng: np.random.Generator) -> tuple[Individual, ...]:
+    def founders(self, rng: np.random.Generator) -> tuple[Design, ...]:
         """The experiment's model alone."""
-        return (Individual(self._experiment.model, self._experiment.train),)
+        return (Design(self._experiment.model, self._experiment.train),)
 
-    def dump(self, genome: Individual) -> dict[str, Any]:
-        """The blueprint, and the fields of `train` that differ from the experiment's."""
+    def record(self, genome: Design) -> dict[str, Any]:
+        """The blueprint, and the settings of training that edits have changed."""
         usual = dict(self._experiment.train)
-        train = {name: value for name, value in genome.train if value != usual[name]}
-        return {"blueprint": genome.blueprint.to_json(), "train": train}
+        changed = {name: value for name, value in genome.train if value != usual[name]}
+        return {"blueprint": genome.blueprint.to_json(), "train": changed}
 
-    def load(self, candidate: Candidate) -> Individual:
-        """What `dump` wrote."""
+    def load(self, candidate: Candidate) -> Design:
+        """From a record."""
         train = self._experiment.with_train(candidate.train).train
-        return Individual(Blueprint.model_validate(candidate.blueprint), train)
+        return Design(Blueprint.model_validate(candidate.blueprint), train)
 
-    def digest(self, genome: Individual) -> str:
-        """The architecture's, where training is the experiment's own; else another."""
-        plain = digest(genome.blueprint)
-        if genome.train == self._experiment.train:
-            return plain
-        return hashlib.sha256(identity(genome.blueprint, genome.train).encode()).hexdigest()
+    def digest(self, genome: Design) -> str:
+        """Equal digests mean the same architecture."""
+        return digest(genome.blueprint)
 
-    def costs(self, genome: Individual) -> dict[str, float]:
+    def identity(self, genome: Design) -> str:
+        """Equal for the same architecture trained alike."""
+        return identity(*genome)
+
+    def costs(self, genome: Design) -> dict[str, float]:
         """Every cost by name."""
         return costs(genome.blueprint, self._experiment.data.seq_len)
 
-    def mutate(self, genome: Individual, rng: np.random.Generator) -> Bred[Individual] | None:
-        """A child by operators and what the structural gates find missing; None where no operator applies."""
+    def mutate(self, genome: Design, rng: np.random.Generator) -> Bred[Design] | None:
+        """A child by operators, with repairs; None where no operator applies."""
         try:
-            made = self.policy.mutated(self._experiment.evolution, genome.blueprint, genome.train, rng)
+            made = self.policy.mutated(self._experiment.evolution, *genome, rng)
         except OperatorError:
             return None
         return self._repaired(made, genome.train, rng)
 
-    def crossover(self, first: Individual, second: Individual, rng: np.random.Generator) -> Bred[Individual] | None:
-        """A child that takes every block from one of the two, and is trained as the first."""
+    def crossover(self, first: Design, second: Design, rng: np.random.Generator) -> Bred[Design] | None:
+        """A child that takes every block from one of the two and is trained as the first, with repairs."""
         made = crossover(first.blueprint, second.blueprint, rng, self._experiment.evolution.crossover)
         return None if made is None else self._repaired(made, first.train, rng)
 
-    def _repaired(self, made: Proposal, train: Train, rng: np.random.Generator) -> Bred[Individual]:
+    def _repaired(self, made: Proposal, train: Train, rng: np.random.Generator) -> Bred[Design]:
         child, edits = self.policy.repaired(self._experiment.evolution, made, train, rng)
-        return Individual(child, trained(train, edits)), edits
+        return Design(child, trained(train, edits)), edits
 
-    def learn(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> None:
-        """Credit to operators, and templates whose children survived."""
-        self.policy = self.policy.after(self._experiment.evolution, newborn, survivors)
-
-    def traits(self, genome: Individual) -> Traits:
+    def traits(self, genome: Design) -> Traits:
         """Blocks and the rest as sets of fields."""
         return traits(genome.blueprint)
 
     def distance(self, first: Traits, second: Traits) -> float:
         """Edit distance over blocks."""
         return trait_distance(first, second)
+
+    def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Architectures":
+        """With what the policy learns from who survived."""
+        return Architectures(self._experiment, self.policy.after(self._experiment.evolution, newborn, survivors))

@@ -8,16 +8,12 @@ from morphogen.store.documents import Document
 
 
 class Entry(Record):
-    """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats.
-
-    train: what edits changed of the experiment's training, for this candidate.
-    """
+    """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats."""
 
     id: str
     blueprint: dict[str, Any]
     parents: tuple[str, ...]
     edits: tuple[Edit, ...]
-    train: dict[str, Any] = {}
     metrics: dict[str, float]
     timed: dict[str, float]
     costs: dict[str, float]
@@ -55,7 +51,6 @@ def build_frontier(
                 blueprint=candidate.blueprint,
                 parents=candidate.parents,
                 edits=candidate.edits,
-                train=candidate.train,
                 metrics=report.metrics,
                 timed=report.timed,
                 costs=report.costs,
