@@ -97,7 +97,7 @@ def test_every_operator_applies_to_some_drawn_blueprint(monkeypatch):
     left = set(OPERATORS)
 
     @given(blueprint=blueprints())
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=600, deadline=None, derandomize=True, database=None)
     def collect(blueprint):
         found = {name for name in left if apply_operator(blueprint, name, np.random.default_rng(0))}
         left.difference_update(found)
