@@ -38,9 +38,9 @@ def trials(config: Path, folder: Path, hash_seed: int, kills: int) -> tuple[int,
     struck = identical = 0
     for number in range(kills):
         out, workers = folder / f"run-{number}", None if number % 2 else 2
-        while attempt(experiment, out, f"{rng.random():.4f}", seconds[workers], workers) == 0:
+        while (code := attempt(experiment, out, f"{rng.random():.4f}", seconds[workers], workers)) == 0:
             out = out.with_name(f"{out.name}-again")  # it was done before the moment came
-        struck += 1
+        struck += code == -9
         code = attempt(experiment, out, None, 0.0, workers)
         same = all(
             untimed(out / name) == untimed(folder / "whole-None" / name) for name in ("lineage.json", "frontier.json")
@@ -75,7 +75,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--inside", *inside]
             told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             if told.returncode:
-                sys.exit(told.stderr)
+                sys.exit(f"PYTHONHASHSEED {seed}: exit code {told.returncode}\n{told.stderr}")
             kills, same = map(int, told.stdout.split())
             print(f"PYTHONHASHSEED {seed}: {kills} kills, {same} identical", flush=True)
             struck, identical = struck + kills, identical + same
