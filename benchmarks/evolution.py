@@ -30,6 +30,7 @@ from morphogen.experiment import Experiment
 from morphogen.notices import Measured, Notice
 from morphogen.options import with_options
 from morphogen.report.tables import as_text
+from morphogen.search.space import Design
 from morphogen.store.ledger import Generation, Ledger
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARMS: dict[str, dict[str, Any]] = {
     "evolution": {},
     "random": {"baseline": "random"},
-    "control": {"mutation_steps": 0, "crossover_prob": 0.0},
+    "control": {"baseline": "control"},
 }
 
 
@@ -120,7 +121,9 @@ def noise_floor(experiment: Experiment, out: Path, repeats: int, deadline: float
     shop = Workshop(out, experiment, prepare(experiment.data))
     values = []
     for seed in range(repeats):
-        (one,) = run_trials(shop, [Trial(f"root, seed {seed}", experiment.model, seed, tokens)])
+        (one,) = run_trials(
+            shop, [Trial(f"root, seed {seed}", Design(experiment.model, experiment.train), seed, tokens)]
+        )
         values.append(one.metrics["bpb"])
         print(f"  root, seed {seed}: {values[-1]:.4f}", flush=True)
         if time.monotonic() > deadline:

@@ -30,6 +30,7 @@ from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
 from morphogen.report.tables import as_text
+from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.training.surrogate import run_surrogate
 from morphogen.variation.operator import mutate
@@ -59,7 +60,7 @@ def trained(shop: Workshop, name: str, blueprint: Blueprint, tokens: int, parent
         return Report.model_validate_json(place.read_bytes())
     plain = shop.experiment.model_dump(mode="json")
     plain["train"] |= {**UNGUARDED, "max_tokens": tokens}
-    plain["evolution"]["weight_inheritance"] = "parent"
+    plain["evolution"] |= {"weight_inheritance": "parent", "inherit_optimizer": False}
     report = run_surrogate(
         Job(
             experiment=plain,
@@ -111,7 +112,9 @@ def main() -> None:
             print(f"{options.minutes:g} minutes are over after {i} blueprints; start again to go on", flush=True)
             break
         child = trained(shop, "child", blueprint, options.tokens, parent)
-        trials = [Trial(f"scratch {i}", blueprint, seed, both) for seed in range(options.seeds)]
+        trials = [
+            Trial(f"scratch {i}", Design(blueprint, experiment.train), seed, both) for seed in range(options.seeds)
+        ]
         reports = [child, *run_trials(shop, trials)]
         if lost := [report.reason for report in reports if report.status is not Status.TRAINED]:
             print(f"[{i + 1}/{options.blueprints}] left out: {lost[0]}", flush=True)

@@ -1,15 +1,15 @@
 """Splicing a child of about 100 M parameters from its parent's checkpoint, against loading that checkpoint.
 
-Each figure is the least of several fresh processes: seconds from the file to a model all of whose weights were read
-once, and the peak of resident memory (the mapped file counts). "plain load" is safetensors' own `load_file`; `checked`
-is morphogen's, which reads the checksum too.
+Each figure is the least of several fresh processes: seconds from the file, which the system holds in memory, to a model
+all of whose weights were read once, and the peak of resident memory (a mapped file counts). Three loads to compare:
+`mapped` maps the file and checks nothing (safetensors' `load_file`), `checked` is morphogen's, which reads the checksum
+too, `copying` reads the file into memory of its own (safetensors' `load`), as one does without mapping.
 
     python benchmarks/splice.py [--quick] [--repeats 3]
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Edit, Job, ParentRef
@@ -30,7 +30,7 @@ from morphogen.network import assemble, initial_state, parameter_count
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import edit
 
-LOADS = ("plain load", "checked load")
+LOADS = ("mapped load", "checked load", "copying load")
 OPERATORS = (
     "untie_head", "widen_ffn", "add_heads", "duplicate_block", "insert_block", "dense_to_moe", "delete_block",
     "toggle_parallel", "change_norm", "widen_dim", "narrow_dim",
@@ -59,18 +59,20 @@ def measure(task: str, folder: Path, blueprints: list[Blueprint]) -> dict[str, f
         edits = (changed,)
     job = job_of(folder, child, edits, blueprints[: 2 if task == CROSSOVER else 1])
     started = time.perf_counter()
-    if task == "plain load":
+    if task == "mapped load":
         state = load_file(first)
     elif task == "checked load":
         state = load_checkpoint(first)[0]
+    elif task == "copying load":
+        state = load(first.read_bytes())
     else:
         state = splice_job(job, 0).state
     model = assemble(child, state)
     total = sum(float(tensor.sum()) for tensor in model.state_dict().values())
     assert np.isfinite(total)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak": peak, "params": parameter_count(child)}
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {"seconds": seconds, "peak": int(status["VmHWM"].split()[0]) / 1024, "params": parameter_count(child)}
 
 
 def job_of(folder: Path, child: Blueprint, edits: tuple[Edit, ...], parents: list[Blueprint]) -> Job:
@@ -99,7 +101,7 @@ def main() -> None:
         print(json.dumps(measure(options.task, Path(options.folder), blueprints)))
         return
     table = Table(title="from the checkpoint's file to a child whose weights have all been read")
-    for column in ("task", "M params", "seconds", "ratio to plain load", "to checked load", "peak MB"):
+    for column in ("task", "M params", "seconds", *(f"to {name}" for name in LOADS), "peak MB"):
         table.add_column(column, justify="left" if column == "task" else "right")
     with tempfile.TemporaryDirectory() as folder:
         for i, blueprint in enumerate(blueprints):
@@ -108,9 +110,8 @@ def main() -> None:
         for task in (*LOADS, *OPERATORS, CROSSOVER):
             runs = [run(task, folder, options.quick) for _ in range(1 if options.quick else options.repeats)]
             found[task] = {name: min(each[name] for each in runs) for name in runs[0]}
-    plain, checked = (found[name]["seconds"] for name in LOADS)
     for task, each in found.items():
-        ratios = (f"{each['seconds'] / base:.2f}" for base in (plain, checked))
+        ratios = (f"{each['seconds'] / base:.2f}" for base in (found[name]["seconds"] for name in LOADS))
         table.add_row(task, f"{each['params'] / 1e6:.1f}", f"{each['seconds']:.2f}", *ratios, f"{each['peak']:.0f}")
     Console(width=110).print(table)
 

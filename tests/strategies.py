@@ -162,10 +162,13 @@ def mambas(draw: st.DrawFn) -> Mamba:
 
 
 @st.composite
-def moes(draw: st.DrawFn) -> MoE:
-    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, any other kind."""
+def moes(draw: st.DrawFn, other: st.SearchStrategy[Part] | None = None) -> MoE:
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, another kind.
+
+    other: what an expert of another kind is; a dense layer when None.
+    """
     own = draw(st.integers(2, 4))
-    others = draw(st.lists(st.one_of(mlps(), experts()), max_size=1))
+    others = draw(st.lists(mlps() if other is None else other, max_size=1))
     twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
     greedy = draw(st.booleans())
     return MoE(

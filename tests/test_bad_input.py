@@ -120,8 +120,8 @@ def test_a_malformed_file_is_refused_by_line_and_column(what: str, failure: Fail
     [
         (b"", "the file is empty"),
         (b"# nothing but a comment\n", "the file is empty"),
-        (b"- a\n- b\n", "found a list, expected an experiment with at least 'model'"),
-        (b"just words", "found a text, expected an experiment with at least 'model'"),
+        (b"- a\n- b\n", "found a list, expected a mapping with at least 'model'"),
+        (b"just words", "found a text, expected a mapping with at least 'model'"),
         (b"model: \xff\xfe", "not UTF-8 text"),
         (b"a: 1\na: 2\n", "not valid YAML"),
     ],

@@ -27,7 +27,7 @@ from morphogen.parts.retro import AGGREGATORS
 from morphogen.parts.selector import Selective
 from morphogen.parts.sparsity import SPARSITIES
 from morphogen.training.loop import Trainer
-from strategies import VOCAB, blueprints
+from strategies import VOCAB, blueprints, experts, moes
 
 #: Tokens: more than one tile of attention and one chunk of every scan.
 TOKENS = 72
@@ -53,8 +53,19 @@ CHOICES = {
 }
 
 
-def check(blueprint: Blueprint, seed: int) -> bool:
-    """All that the model of any blueprint must do; False where rounding decided between equals."""
+@st.composite
+def mixed(draw: st.DrawFn) -> Blueprint:
+    """Any blueprint; every mixture's experts may be of any kind."""
+    blueprint = draw(blueprints())
+    blocks = [
+        block.model_copy(update={"ffn": draw(moes(experts()))}) if isinstance(block.ffn, MoE) else block
+        for block in blueprint.blocks
+    ]
+    return blueprint.model_copy(update={"blocks": tuple(blocks)})
+
+
+def check(blueprint: Blueprint, seed: int) -> str:
+    """All that the model of any blueprint must do; how its decoding agreed, as `leaks_nothing_and_decodes` says."""
     trains(blueprint, seed)
     costs_what_is_predicted(blueprint)
     return leaks_nothing_and_decodes(blueprint, np.random.default_rng(seed))
@@ -71,29 +82,33 @@ def trains(blueprint: Blueprint, seed: int) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
-def leaks_nothing_and_decodes(blueprint: Blueprint, rng: np.random.Generator) -> bool:
+def leaks_nothing_and_decodes(blueprint: Blueprint, rng: np.random.Generator) -> str:
     """No token of the future, no neighbour in the batch; prefixes and chunks give the logits of the whole.
 
-    In fp32; False where only fp64 does. Rounding then decided between two all but equal choices of a router or
-    selector (equal tokens have equal scores), which in fp64 it does not.
+    `fp32`: in fp32 within the bounds. Else in fp64 all but exactly, and in fp32 apart for one of two reasons. `tie`:
+    rounding decided between two all but equal choices of a router or selector (equal tokens have equal scores).
+    `rounding`: no further apart than 8 times what rounding alone does to the whole's logits.
     """
     at, cuts = int(rng.integers(TOKENS)), sorted({int(cut) for cut in rng.integers(1, TOKENS - 1, 3)})
     ids_BT = ids_of(int(rng.integers(1000)), tokens=TOKENS)
-    leak, apart = leaks_and_differences(uncut(blueprint), torch.float32, ids_BT, at, cuts)
+    leak, apart, single_BTV = leaks_and_differences(uncut(blueprint), torch.float32, ids_BT, at, cuts)
     if leak <= LEAK and apart <= AGREE:
-        return True
-    assert chooses(blueprint), (leak, apart)
-    leak, apart = leaks_and_differences(uncut(blueprint), torch.float64, ids_BT, at, cuts)
-    assert leak <= FP64
-    assert apart <= FP64
-    return False
+        return "fp32"
+    exact_leak, exact_apart, double_BTV = leaks_and_differences(uncut(blueprint), torch.float64, ids_BT, at, cuts)
+    assert exact_leak <= FP64
+    assert exact_apart <= FP64
+    if chooses(blueprint):
+        return "tie"
+    assert leak <= LEAK
+    assert apart <= 8 * float((single_BTV - double_BTV).abs().max() / double_BTV.abs().max())
+    return "rounding"
 
 
 def leaks_and_differences(
     blueprint: Blueprint, dtype: torch.dtype, ids_BT: torch.Tensor, at: int, cuts: list[int]
-) -> tuple[float, float]:
+) -> tuple[float, float, torch.Tensor]:
     """How far logits move that a change of token `at` must not move, and how far those of a prefix and of pieces, one
-    token alone after each cut, differ from the whole's, relative to the largest."""
+    token alone after each cut, differ from the whole's, relative to the largest; the whole's."""
     model, changed_BT = assemble(blueprint, stirred(blueprint, dtype=dtype)).eval(), ids_BT.clone()
     changed_BT[0, at] = (changed_BT[0, at] + 1) % VOCAB
     bounds = sorted({0, *cuts, *(cut + 1 for cut in cuts), TOKENS})
@@ -104,7 +119,7 @@ def leaks_and_differences(
     still_BT = (moved_BTV - whole_BTV).abs().amax(-1)
     still_BT[0, at:] = 0.0
     apart = max((prefix_BTV - whole_BTV[:, : cuts[0]]).abs().max(), (torch.cat(pieces, 1) - whole_BTV).abs().max())
-    return float(still_BT.max()), float(apart / whole_BTV.abs().max())
+    return float(still_BT.max()), float(apart / whole_BTV.abs().max()), whole_BTV
 
 
 def chooses(blueprint: Blueprint) -> bool:
@@ -159,7 +174,7 @@ def test_every_kind_and_choice_is_drawn() -> None:
     found = Counter[str]()
 
     @settings(max_examples=400)
-    @given(blueprint=blueprints())
+    @given(blueprint=mixed())
     def look(blueprint: Blueprint) -> None:
         for gene in blueprint.genes():
             for part in (gene.part, *experts_of(gene.part)):
@@ -179,28 +194,28 @@ def test_every_kind_and_choice_is_drawn() -> None:
     assert sorted(wanted - found.keys()) == []
 
 
-def checked(count: int) -> tuple[int, int]:
-    """So many blueprints checked: how many, and in how many rounding decided between equals."""
-    clear: list[bool] = []
+def checked(count: int) -> Counter[str]:
+    """So many blueprints checked: how their decoding agreed."""
+    found = Counter[str]()
 
     @settings(max_examples=count)
-    @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
+    @given(blueprint=mixed(), seed=st.integers(0, 2**31))
     def run(blueprint: Blueprint, seed: int) -> None:
-        clear.append(check(blueprint, seed))
+        found[check(blueprint, seed)] += 1
 
     run()
-    return len(clear), clear.count(False)
+    return found
 
 
 def test_random_blueprints_do_all_that_a_model_must() -> None:
-    count, ties = checked(40)
-    assert count >= 40
-    assert ties <= 1
+    found = checked(40)
+    assert found.total() >= 40
+    assert found["fp32"] >= 0.95 * found.total()
 
 
 @pytest.mark.slow
 def test_a_thousand_random_blueprints_do() -> None:
-    count, ties = checked(1000)
-    print(f"{count} blueprints; in {ties} rounding decided between equal choices")
-    assert count >= 1000
-    assert ties <= 10
+    found = checked(1000)
+    print(dict(found))
+    assert found.total() >= 1000
+    assert found["fp32"] >= 0.98 * found.total()

@@ -22,7 +22,7 @@ from pydantic import (
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
-from morphogen.figures import Composite, Descriptor, Limits
+from morphogen.figures import Bounds, Composite, Descriptor
 from morphogen.parts.base import TAG, Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -258,10 +258,10 @@ class Evolution(Frozen):
     structural_elite_k: NonNegativeInt = 0
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}
-    constraints: dict[str, Limits] = {}
+    constraints: dict[str, Bounds] = {}
     weights: dict[str, float] = {}
-    rung0_thresholds: dict[str, PositiveFloat | Limits] = {}
-    rung1_gates: dict[str, Limits] = {}
+    rung0_thresholds: dict[str, PositiveFloat | Bounds] = {}
+    rung1_gates: dict[str, Bounds] = {}
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
     budget: Literal["tokens", "flops"] = "tokens"

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from morphogen.candidate import Record
 
 
-class Limits(Record):
+class Bounds(Record):
     """Bounds on one figure, both included; at least one of them."""
 
     model_config = ConfigDict(allow_inf_nan=False)

@@ -91,8 +91,8 @@ def workshop(run: Path, **changes: Any) -> Workshop:
 
 def trials(run: Path) -> list[Trial]:
     recorded = Recorded.read(run)
-    blueprints = [Blueprint.model_validate(candidate.blueprint) for candidate in recorded.trained[:2]]
-    return [Trial("one", blueprint, seed, 256) for blueprint in blueprints for seed in (0, 1)]
+    designs = [recorded.design(candidate.id) for candidate in recorded.trained[:2]]
+    return [Trial("one", design, seed, 256) for design in designs for seed in (0, 1)]
 
 
 # ------------------------------------------------------------------------------------------------------- trials
@@ -153,7 +153,7 @@ def test_a_damaged_trial_is_trained_again(run: Path) -> None:
 def test_whatever_its_numbers_depend_on_makes_another_trial(run: Path) -> None:
     (one, *_) = trials(run)
     shop = workshop(run)
-    seeds = [Trial("one", one.blueprint, seed, tokens) for seed, tokens in ((0, 256), (1, 256), (0, 384))]
+    seeds = [Trial("one", one.design, seed, tokens) for seed, tokens in ((0, 256), (1, 256), (0, 384))]
     found = run_trials(shop, seeds) + run_trials(workshop(run, split="test"), seeds[:1])
     assert len({report.metrics["bpb"] for report in found}) == 4
     assert len(list((run / FOLDER).iterdir())) == 4
@@ -182,7 +182,7 @@ def test_the_test_split_is_what_is_measured_when_asked(run: Path) -> None:
 
 def test_fewer_tokens_than_a_batch_are_refused(run: Path) -> None:
     with pytest.raises(InputError, match="expected at least one batch of 128"):
-        run_trials(workshop(run), [Trial("one", trials(run)[0].blueprint, 0, 100)])
+        run_trials(workshop(run), [Trial("one", trials(run)[0].design, 0, 100)])
 
 
 # ------------------------------------------------------------------------------------------------------- verify

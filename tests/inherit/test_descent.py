@@ -227,5 +227,5 @@ def test_parents_in_memory_are_copied_and_those_on_disk_are_not_written_to(tmp_p
 def test_edits_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     parent, other = model(16, (24,)), model(16, (32,))
     save_checkpoint(tmp_path / "p0.safetensors", stirred(parent, 0), parent, {})
-    with pytest.raises(InputError, match="do not lead to its blueprint"):
+    with pytest.raises(InputError, match="do not lead to the blueprint"):
         splice_job(job_of(tmp_path, other, (), [parent]), 0)

@@ -14,12 +14,17 @@ from morphogen.experiment import Evolution, Experiment
 from morphogen.status import ancestry
 from tiny import untimed, write_config
 
-SETTINGS = "generations: 4, crossover: uniform, crossover_prob: 0.7, inherit_optimizer: true"
+#: Enough breeders, of several blocks each, that some pair of them gives a new child.
+CHANGES = {
+    "ffn: {kind: dense, hidden: 32}": "\n    - ".join(["ffn: {kind: dense, hidden: 32}"] * 3),
+    "generations: 2, population: 3, topk_keep: 2": "generations: 3, population: 6, topk_keep: 6, crossover: uniform, "
+    "crossover_prob: 0.9, inherit_optimizer: true",
+}
 
 
 def test_files_of_a_run_say_what_came_from_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
-    path = write_config(tmp_path, **{"generations: 2": SETTINGS})
+    path = write_config(tmp_path, **CHANGES)
     experiment = read(path).parse(Experiment)
     run = evolve(experiment, tmp_path / "run", keep=Keep(cleanup=True))
     nodes = {node.id: node for node in run.lineage.nodes}

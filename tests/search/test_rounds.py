@@ -10,7 +10,7 @@ from morphogen.candidate import Stage, Status
 from morphogen.cost import train_flops
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Evolution
-from morphogen.figures import Limits
+from morphogen.figures import Bounds
 from morphogen.parts.base import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.rungs import promotable, rounds
@@ -308,4 +308,4 @@ def test_limits_and_composites_read_the_same_from_a_file():
         composite_metrics={"x": {"op": "ratio", "of": ["bpb", "params"]}},
     )
     assert Evolution.model_validate(settings.model_dump(mode="json")) == settings
-    assert settings.rung0_thresholds == {"params": 7.0, "layers": Limits(min=2.0)}
+    assert settings.rung0_thresholds == {"params": 7.0, "layers": Bounds(min=2.0)}

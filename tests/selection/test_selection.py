@@ -14,7 +14,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
-from morphogen.figures import Descriptor, Limits
+from morphogen.figures import Bounds, Descriptor
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cell, elites
 from morphogen.selection.objectives import (
@@ -423,7 +423,7 @@ def test_downsampled_lexicase_sees_a_share_of_the_cases():
 
 # ---------------------------------------------------------------- constraints
 
-LIMITS = {"params": Limits(max=20.0)}
+LIMITS = {"params": Bounds(max=20.0)}
 
 
 def sized(id, params, **metrics):
@@ -476,13 +476,13 @@ def test_constrained_ranks_agree_with_constraint_domination(rows):
 
 def test_a_constraint_nobody_measured_is_named_with_the_nearest():
     with pytest.raises(InputError, match=r"evolution\.constraints\.parms.*did you mean 'params'"):
-        matrix(POOL, OBJECTIVES, {"parms": Limits(max=1.0)})
+        matrix(POOL, OBJECTIVES, {"parms": Bounds(max=1.0)})
 
 
 @pytest.mark.parametrize("bad", [{}, {"min": 2.0, "max": 1.0}, {"max": math.inf}])
 def test_limits_that_bound_nothing_are_refused(bad):
     with pytest.raises(ValueError, match=r"neither|above|finite"):
-        Limits(**bad)
+        Bounds(**bad)
 
 
 # ---------------------------------------------------------------- survival
@@ -548,7 +548,7 @@ def test_elites_are_the_best_of_their_cells():
     ]
     assert set(elites(reports, OBJECTIVES, {}, axes, 32)) == {"a2", "b", "c", "lame"}
     assert len(elites(reports, OBJECTIVES, {}, axes, 2)) == 2
-    assert set(elites(reports, OBJECTIVES, {"params": Limits(max=5.0)}, axes, 32)) == {"a", "b", "c", "lame"}
+    assert set(elites(reports, OBJECTIVES, {"params": Bounds(max=5.0)}, axes, 32)) == {"a", "b", "c", "lame"}
     assert elites([], OBJECTIVES, {}, axes, 3) == ()
     assert cell(sized("x", 8.0), {"recall": Descriptor()}) == (None,)
 

@@ -39,6 +39,7 @@ LOSSY = (
     "remove_branch",
     "toggle_parallel",
     "toggle_ssm",
+    "shuffle_block_span",
     "remove_extra",
 )
 #: Exact or not by what they put in.

@@ -5,7 +5,7 @@ short rung, the run's own measurement (by inheritance, where the run inherits), 
 predictor has to beat: overall, and among candidates of nearly equal size, where counting parameters says little.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,14 +14,14 @@ import numpy as np
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import Interval, agreements, size_bands
 from morphogen.analysis.trials import Say, Trial, Workshop, check_least, run_trials, silent
-from morphogen.blueprint.diff import digest
-from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Record, Report, Status, stream
+from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction
+from morphogen.search.space import Design
 from morphogen.store.documents import Document
+from morphogen.variation.act import identity
 
 FILE = "fidelity.json"
 LEVEL = 0.95
@@ -115,7 +115,7 @@ def fidelity(
     check_least({"candidates": (candidates, 3), "seeds": (seeds, 1), "top-k": (top_k, 1)})
     check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
     run = Recorded.read(path)
-    chosen = _spread(run.trained, candidates)
+    chosen = _spread(run, candidates)
     if len(chosen) < 3:
         raise InputError(f"{run.folder}: has {len(chosen)} trained architectures, expected at least 3 to rank")
     short = run.experiment.evolution.rung1_tokens if short is None else short
@@ -128,8 +128,8 @@ def fidelity(
     shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
     drawn = tuple(int(stream(run.seed, k, "fidelity").integers(2**31)) for k in range(seeds))
     trials = [
-        Trial(f"{candidate.id} {tokens:,} tokens", blueprint, seed, tokens)
-        for candidate, blueprint in chosen
+        Trial(f"{id} {tokens:,} tokens", design, seed, tokens)
+        for id, design in chosen.items()
         for tokens in (short, long)
         for seed in drawn
     ]
@@ -178,38 +178,34 @@ def compare(
     return found
 
 
-def _spread(candidates: Sequence[Candidate], most: int) -> list[tuple[Candidate, Blueprint]]:
-    """At most `most` candidates of different architecture, evenly over the run, the first and the last among them."""
-    distinct: dict[str, tuple[Candidate, Blueprint]] = {}
-    for candidate in candidates:
-        blueprint = Blueprint.model_validate(candidate.blueprint)
-        distinct.setdefault(digest(blueprint), (candidate, blueprint))
+def _spread(run: Recorded, most: int) -> dict[str, Design]:
+    """At most `most` different designs, evenly over the run, the first and the last among them; by id."""
+    distinct: dict[str, tuple[str, Design]] = {}
+    for candidate in run.trained:
+        design = run.design(candidate.id)
+        distinct.setdefault(identity(*design), (candidate.id, design))
     found = list(distinct.values())
     places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int).tolist()
-    return [found[place] for place in places]
+    return dict(found[place] for place in places)
 
 
 def _ranked(
-    run: Recorded,
-    chosen: Sequence[tuple[Candidate, Blueprint]],
-    reports: Sequence[Report],
-    seeds: int,
-    metric: str,
+    run: Recorded, chosen: Mapping[str, Design], reports: Sequence[Report], seeds: int, metric: str
 ) -> tuple[list[Ranked], dict[str, str]]:
     """Every candidate of which all trainings came to an end, and why the others did not."""
-    values: list[tuple[str, Blueprint, float, float]] = []
+    values: list[tuple[str, float, float]] = []
     failures: dict[str, str] = {}
-    for i, (candidate, blueprint) in enumerate(chosen):
+    for i, id in enumerate(chosen):
         own = reports[2 * seeds * i : 2 * seeds * (i + 1)]
         if lost := [report.reason for report in own if report.status is not Status.TRAINED]:
-            failures[candidate.id] = lost[0]
+            failures[id] = lost[0]
             continue
         if metric not in own[0].metrics:
             raise InputError(unknown("--metric", metric, own[0].metrics))
         short, long = ([report.metrics[metric] for report in part] for part in (own[:seeds], own[seeds:]))
-        values.append((candidate.id, blueprint, sum(short) / seeds, sum(long) / seeds))
-    sizes = [costs(blueprint, run.experiment.data.seq_len)["params"] for _, blueprint, _, _ in values]
+        values.append((id, sum(short) / seeds, sum(long) / seeds))
+    sizes = [costs(chosen[id].blueprint, run.experiment.data.seq_len)["params"] for id, _, _ in values]
     return [
         Ranked(id=id, params=size, band=band, recorded=run.value(id, metric), short=short, long=long)
-        for (id, _, short, long), size, band in zip(values, sizes, size_bands(sizes, BAND), strict=True)
+        for (id, short, long), size, band in zip(values, sizes, size_bands(sizes, BAND), strict=True)
     ], failures

@@ -7,6 +7,7 @@ from typing import Self
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction, Experiment
+from morphogen.search.space import Architectures, Design
 from morphogen.selection.objectives import resolve
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
@@ -73,14 +74,18 @@ class Recorded:
             raise InputError(unknown(f"--metric (of {id})", metric, self.reports[id].metrics))
         return found
 
+    def design(self, id: str) -> Design:
+        """A candidate's blueprint, and how it is trained."""
+        return Architectures(self.experiment).load(self.candidates[id])
+
     def direction(self, metric: str) -> Direction:
         """Which way the metric is better."""
         return resolve(metric, self.experiment.evolution.objectives)[1]
 
-    def edits_to(self, id: str) -> int:
-        """Edits between the root and a candidate, along its longest line of parents."""
-        candidate = self.candidates[id]
-        return len(candidate.edits) + max((self.edits_to(parent) for parent in candidate.parents), default=0)
+    @property
+    def generations(self) -> int:
+        """The last generation that has trained candidates; 0 is the root's."""
+        return max(candidate.generation for candidate in self.trained)
 
 
 def _folder(path: Path) -> Path:

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from morphogen import __version__
-from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason
 from morphogen.data.prepare import PreparedData
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError
 from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
+from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, write_atomic
 
 #: Where finished trainings lie, below the run folder.
@@ -50,13 +50,13 @@ def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """One blueprint, to be trained from scratch on `tokens` tokens. label: what progress calls it.
+    """One design, to be trained from scratch on `tokens` tokens. label: what progress calls it.
 
     Trials of one seed read the same text in the same order, whatever their blueprints.
     """
 
     label: str
-    blueprint: Blueprint
+    design: Design
     seed: int
     tokens: int
 
@@ -137,11 +137,11 @@ def _place(shop: Workshop, trial: Trial) -> Path:
     """The trial's file, named after all that its numbers depend on."""
     decides = {
         "version": __version__,
-        "train": _alone(shop.experiment, trial.tokens)["train"],
+        "train": _alone(shop.experiment, trial)["train"],
         "data": shop.experiment.data.model_dump(mode="json"),
         "text": shop.prepared.environment(),
         "split": shop.split,
-        "blueprint": trial.blueprint.to_json(),
+        "blueprint": trial.design.blueprint.to_json(),
         "seed": trial.seed,
         "tokens": trial.tokens,
         "device": shop.device,
@@ -150,19 +150,19 @@ def _place(shop: Workshop, trial: Trial) -> Path:
     return shop.folder / FOLDER / f"{name}.json"
 
 
-def _alone(experiment: Experiment, tokens: int) -> dict[str, Any]:
-    """The experiment as data: from scratch, on all `tokens`, without anything that ends training early."""
+def _alone(experiment: Experiment, trial: Trial) -> dict[str, Any]:
+    """The experiment as data: from scratch, on all tokens, trained as the design says, never ended early."""
     plain = experiment.model_dump(mode="json")
-    plain["train"] |= {**UNGUARDED, "max_tokens": tokens}
-    plain["evolution"]["weight_inheritance"] = "scratch"
+    plain["train"] = {**trial.design.train.model_dump(mode="json"), **UNGUARDED, "max_tokens": trial.tokens}
+    plain["evolution"] |= {"weight_inheritance": "scratch", "inherit_optimizer": False}
     return plain
 
 
 def _job(shop: Workshop, id: str, trial: Trial, run_dir: str) -> Job:
     """The same candidate index for all: streams then differ by the trial's seed alone."""
     return Job(
-        experiment=_alone(shop.experiment, trial.tokens),
-        candidate=Candidate(id=id, index=0, generation=0, blueprint=trial.blueprint.to_json()),
+        experiment=_alone(shop.experiment, trial),
+        candidate=Candidate(id=id, index=0, generation=0, blueprint=trial.design.blueprint.to_json()),
         parents=(),
         ancestors=(),
         stages=(Stage(rung=2, budget_tokens=trial.tokens),),

@@ -9,21 +9,20 @@ degrees of freedom for little; what correlation there is makes Welch's test the 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import holm, t_interval, welch
 from morphogen.analysis.trials import Say, Split, Trial, Workshop, check_least, measurable, run_trials, silent
-from morphogen.blueprint.diff import digest
-from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Direction
-from morphogen.search.rungs import rejection
+from morphogen.search.rungs import composed, rejection
+from morphogen.search.space import Architectures, Design
 from morphogen.store.documents import Document
-from morphogen.variation.operator import mutate
+from morphogen.variation.act import identity
 
 FILE = "verify.json"
 #: Random walks drawn for one candidate of the baseline before it is given up.
@@ -33,16 +32,26 @@ LEVEL = 0.95
 Role = Literal["root", "finalist", "baseline"]
 
 
-class Verified(Record):
-    """One blueprint, trained from scratch once per seed. values: the metric by seed, without trainings that failed.
+class Contender(NamedTuple):
+    """What is trained, and why."""
 
-    low, high: the mean's t interval. difference: the mean less the root's. p: Welch's, two-sided, that there is none;
-    p_holm: corrected for all comparisons of the file. None where there are too few values.
+    role: Role
+    id: str
+    design: Design
+
+
+class Verified(Record):
+    """One design, trained from scratch once per seed. train: its settings, of which guards and `max_tokens` had no say.
+
+    values: the metric by seed, without trainings that failed. low, high: the mean's t interval. difference: the mean
+    less the root's. p: Welch's, two-sided, that there is none; p_holm: corrected for all comparisons of the file. None
+    where there are too few values.
     """
 
     id: str
     role: Role
     blueprint: dict[str, Any]
+    train: dict[str, Any]
     params: float
     flops_per_token: float
     values: tuple[float, ...]
@@ -95,32 +104,32 @@ def verify(
     """Verifies the run in a folder (or of a frontier file), and writes `verify.json` there.
 
     baseline: another run on the same text, whose best takes the place of a random search's. random: candidates of that
-    search (default: as many as the run trained, on as many tokens each; 0 for none). tokens: of each training (default:
-    the run's for one candidate). finalists: at most so many, the best by `metric`. workers: processes that
-    train; None is this one alone. Finished trainings are kept below the run folder and not repeated. InputError for
-    what does not fit, RunError as `Recorded.read`.
+    search (default: as many as the run trained, on as many tokens each; 0 for none, as for a run without edits).
+    tokens: of each training (default: the run's for one candidate). finalists: at most so many, the best by `metric`.
+    workers: processes that train; None is this one alone. Finished trainings are kept below the run folder and not
+    repeated. InputError for what does not fit, RunError as `Recorded.read`.
     """
     check_least({"seeds": (seeds, 2), "finalists": (finalists, 1), "random": (random, 0), "workers": (workers, 1)})
     run = Recorded.read(path)
     prepared = prepare(run.experiment.data)
     split: Split = "test" if measurable(prepared, "test") else "eval"
     shop = Workshop(run.folder, run.experiment, prepared, split, device, workers, say)
-    root = run.candidates[min(run.candidates, key=lambda id: run.candidates[id].index)]
-    chosen: list[tuple[Role, str, Blueprint]] = [("root", root.id, Blueprint.model_validate(root.blueprint))]
-    chosen += [("finalist", id, Blueprint.model_validate(run.candidates[id].blueprint)) for id in _best(run, metric)]
+    root = min(run.candidates, key=lambda id: run.candidates[id].index)
+    chosen = [Contender("root", root, run.design(root))]
+    chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
     chosen = _distinct(chosen)[: 1 + finalists]
     walked = 0
     if baseline is not None:
         chosen.append(_best_of(run, baseline, metric))
-    elif random != 0:
+    elif random != 0 and run.experiment.evolution.edits:
         walked = random or len(run.trained)
         chosen += _random_best(run, shop, walked, metric)
     tokens = tokens or run.budget_tokens
     drawn = tuple(int(stream(run.seed, k, "verify").integers(2**31)) for k in range(seeds))
-    trials = [Trial(f"{role} {id}", blueprint, seed, tokens) for role, id, blueprint in chosen for seed in drawn]
-    say(f"{len(chosen)} blueprints x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
+    trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
+    say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
     reports = run_trials(shop, trials)
-    by_blueprint = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
+    by_design = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
     found = Verification(
         run=run.name,
         metric=metric,
@@ -131,7 +140,7 @@ def verify(
         level=LEVEL,
         searched=len(run.trained),
         random=walked,
-        candidates=tuple(_compared(chosen, by_blueprint, metric, run.experiment.data.seq_len)),
+        candidates=tuple(_compared(chosen, by_design, metric, run.experiment.data.seq_len)),
     )
     found.write(run.folder / FILE)
     return found
@@ -143,53 +152,55 @@ def _best(run: Recorded, metric: str) -> list[str]:
     return sorted(run.frontier, key=lambda id: (sign * run.value(id, metric), id))
 
 
-def _distinct(chosen: Sequence[tuple[Role, str, Blueprint]]) -> list[tuple[Role, str, Blueprint]]:
-    """The first of each architecture: the root may stand on the frontier, and a control's copies are its equals."""
-    first: dict[str, tuple[Role, str, Blueprint]] = {}
+def _distinct(chosen: Sequence[Contender]) -> list[Contender]:
+    """The first of each design: the root may stand on the frontier, and a control's copies are its equals."""
+    first: dict[str, Contender] = {}
     for one in chosen:
-        first.setdefault(digest(one[2]), one)
+        first.setdefault(identity(*one.design), one)
     return list(first.values())
 
 
-def _best_of(run: Recorded, path: Path, metric: str) -> tuple[Role, str, Blueprint]:
+def _best_of(run: Recorded, path: Path, metric: str) -> Contender:
     """The best of another run's frontier. InputError unless it is a run on the same text."""
     other = Recorded.read(path)
     if other.experiment.data != run.experiment.data:
         raise InputError(f"--baseline {path}: its data section differs from that of {run.folder}, expected the same")
     best = _best(other, metric)[0]
-    return "baseline", f"{other.name}:{best}", Blueprint.model_validate(other.candidates[best].blueprint)
+    return Contender("baseline", f"{other.name}:{best}", other.design(best))
 
 
-def _random_best(run: Recorded, shop: Workshop, count: int, metric: str) -> list[tuple[Role, str, Blueprint]]:
+def _random_best(run: Recorded, shop: Workshop, count: int, metric: str) -> list[Contender]:
     """The best of `count` random walks from the root, each trained from scratch on one candidate's tokens of the run.
 
-    Walks are as long as the longest line of edits to a finalist, or shorter, evenly; they are drawn by the run's own
-    operator weights and pass its rung 0. Choosing is by the eval split and the run's seed, like the run's own.
+    A walk is one step a generation for as many generations as the run had, or fewer, evenly; as with `baseline:
+    random`, but trained from scratch. Choosing is by the eval split and the run's seed, like the run's own.
     """
-    shop = replace(shop, split="eval")
-    longest = max(1, *(run.edits_to(id) for id in run.frontier))
-    trials = []
-    for k in range(count):
-        walked = _walk(run, k, longest)
-        if walked is not None:
-            trials.append(Trial(f"random {k}", walked, run.seed, run.budget_tokens))
-    shop.say(f"random baseline: {len(trials)} walks of at most {longest} edits, {run.budget_tokens:,} tokens each")
+    shop, longest = replace(shop, split="eval"), max(1, run.generations)
+    walks = [(k, found) for k in range(count) if (found := _walk(run, k, longest)) is not None]
+    trials = [Trial(f"random-{k}", design, run.seed, run.budget_tokens) for k, design in walks]
+    shop.say(f"random baseline: {len(trials)} walks of at most {longest} steps, {run.budget_tokens:,} tokens each")
     reports = run_trials(shop, trials)
     sign = 1.0 if run.direction(metric) == "min" else -1.0
     values = [(sign * value, i) for i, report in enumerate(reports) if (value := _value(report, metric)) is not None]
     if not values:
         return []
     best = trials[min(values)[1]]
-    return [("baseline", best.label.replace(" ", "-"), best.blueprint)]
+    return [Contender("baseline", best.label, best.design)]
 
 
-def _walk(run: Recorded, number: int, longest: int) -> Blueprint | None:
+def _walk(run: Recorded, number: int, longest: int) -> Design | None:
     """A random walk from the root that passes rung 0; None where `TRIES` draws found none."""
-    rng, evolution = stream(run.seed, number, "verify/baseline"), run.experiment.evolution
+    space, evolution = Architectures(run.experiment), run.experiment.evolution
+    rng = stream(run.seed, number, "verify/baseline")
+    (root,) = space.founders(rng)
     for _ in range(TRIES):
-        child = mutate(run.experiment.model, rng, longest, evolution.mutation_weights).child
-        if not rejection(costs(child, run.experiment.data.seq_len), evolution):
-            return child
+        design = root
+        for _ in range(int(rng.integers(1, longest + 1))):
+            made = space.mutate(design, rng)
+            design = design if made is None else made[0]
+        known = space.costs(design)
+        if not rejection(known | composed(known, evolution), evolution):
+            return design
     return None
 
 
@@ -203,21 +214,22 @@ def _value(report: Report, metric: str) -> float | None:
 
 
 def _compared(
-    chosen: Sequence[tuple[Role, str, Blueprint]], reports: Sequence[Sequence[Report]], metric: str, seq_len: int
+    chosen: Sequence[Contender], reports: Sequence[Sequence[Report]], metric: str, seq_len: int
 ) -> list[Verified]:
-    """Every blueprint against the first, which is the root."""
+    """Every design against the first, which is the root."""
     values = [[value for one in group if (value := _value(one, metric)) is not None] for group in reports]
     intervals = [t_interval(group, LEVEL) for group in values]
     p_values = [None, *(welch(group, values[0]) for group in values[1:])]
     found = []
     for i, (p, p_holm) in enumerate(zip(p_values, holm(p_values), strict=True)):
-        (role, id, blueprint), mean, root = chosen[i], intervals[i].value, intervals[0].value
-        known = costs(blueprint, seq_len)
+        (role, id, design), mean, root = chosen[i], intervals[i].value, intervals[0].value
+        known = costs(design.blueprint, seq_len)
         found.append(
             Verified(
                 id=id,
                 role=role,
-                blueprint=blueprint.to_json(),
+                blueprint=design.blueprint.to_json(),
+                train=design.train.model_dump(mode="json"),
                 params=known["params"],
                 flops_per_token=known["flops_per_token"],
                 values=tuple(values[i]),

@@ -1,7 +1,9 @@
 """Carrying a plan out on tensors, with a count of what was carried and what was drawn afresh."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -25,11 +27,12 @@ STEP = "step"
 class Marks:
     """What became of a tensor's entries over one or several splices.
 
-    carried: 1 where the entry comes from the first ancestor; None when all do. resized: its shape changed on the way.
-    parent: which of a child's parents that ancestor is.
+    carried: 1 where the entry comes from the first ancestor; None when all do. count: of those. resized: its shape
+    changed on the way. parent: which of a child's parents that ancestor is.
     """
 
     carried: Tensor | None = None
+    count: int = 0
     resized: bool = False
     parent: int = 0
 
@@ -43,7 +46,7 @@ class Axis:
     of: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...] = ()
 
-    @property
+    @cached_property
     def fresh(self) -> list[int]:
         """Entries of the child that nothing is carried to."""
         return sorted(set(range(self.size)) - set(self.to))
@@ -91,8 +94,8 @@ class Spliced:
         )
 
     def _carried(self, name: str) -> int:
-        carried = self.marks[name].carried
-        return self.state[name].numel() if carried is None else int(carried.sum())
+        mark = self.marks[name]
+        return self.state[name].numel() if mark.carried is None else mark.count
 
     def _origin(self, gene: str, names: Sequence[str], parents: Sequence[str]) -> Origin:
         from_parent = {name: count for name in names if (count := self._carried(name))}
@@ -152,9 +155,9 @@ def _with_derived(drawn: Plan, parents: Sequence[Spliced]) -> Sequence[Spliced]:
         tensors = [parent.state[name] for name in item.sources]
         tensor = transform(item.transform, tensors, item.args).to(tensors[0].dtype)
         whole = all(parent.marks[name].carried is None for name in item.sources)
-        carried = None if whole else torch.zeros(tensor.shape, dtype=torch.bool)
+        carried = None if whole else _nowhere(tensor.shape)
         made[item.parent].state[item.name] = tensor
-        made[item.parent].marks[item.name] = Marks(carried, True, parent.marks[item.sources[0]].parent)
+        made[item.parent].marks[item.name] = Marks(carried, 0, True, parent.marks[item.sources[0]].parent)
     return made
 
 
@@ -168,7 +171,7 @@ def _tensor(
 ) -> tuple[Tensor, Marks]:
     """One tensor of the child and its marks. `taken`: what of given parents other tensors are; grows."""
     if item.source is None or item.parent is None:
-        return _drawn(item, seed).to(dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
+        return _drawn(item, seed).to(dtype), Marks(_nowhere(item.shape))
     source, marks = parents[item.parent].state[item.source].detach().cpu(), parents[item.parent].marks[item.source]
     if item.verbatim and tuple(source.shape) == item.shape:
         if parents[item.parent].given and (item.parent, item.source) not in taken:
@@ -176,7 +179,7 @@ def _tensor(
             return source, marks
         return source.clone(memory_format=torch.contiguous_format), marks
     if item.clear:
-        return torch.zeros(item.shape, dtype=dtype), Marks(torch.zeros(item.shape, dtype=torch.bool))
+        return torch.zeros(item.shape, dtype=dtype), Marks(_nowhere(item.shape))
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
     out = _ground(item, names, axes, seed).to(dtype)
@@ -187,10 +190,6 @@ def _tensor(
     if item.scale != 1.0:
         carried, out = (carried.double() * item.scale).to(dtype), (out.double() * item.scale).to(dtype)
     _put(out, carried, axes)
-    mark = None
-    if flags is not None or any(axis.fresh for axis in axes):
-        mark = torch.zeros(out.shape, dtype=torch.bool)
-        _put(mark, torch.ones((), dtype=torch.bool).expand(carried.shape) if flags is None else flags, axes)
     for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
         if axis.fresh and name in item.zero:
             out.index_fill_(k, torch.tensor(axis.fresh), 0.0)
@@ -199,8 +198,31 @@ def _tensor(
             weights = [parents[item.parent].state[w].to(out) for w in item.weights]
             _fill_mean(out, k, axis, weights)
     resized = marks.resized or tuple(source.shape) != item.shape
-    done = None if mark is None or bool(mark.all()) else mark.reshape(item.shape)
-    return out.reshape(item.shape), Marks(done, resized, marks.parent)
+    mark, count = _mark(flags, axes)
+    done = None if mark is None or count == mark.numel() else mark.reshape(item.shape)
+    return out.reshape(item.shape), Marks(done, count, resized, marks.parent)
+
+
+def _mark(flags: Tensor | None, axes: Sequence[Axis]) -> tuple[Tensor | None, int]:
+    """Which entries are carried (None: all), and how many. flags: those of the parent's that were, where not all."""
+    sizes = [axis.size for axis in axes]
+    if flags is not None:
+        mark = torch.zeros(sizes, dtype=torch.bool)
+        _put(mark, flags, axes)
+        return mark, int(torch.count_nonzero(mark))
+    found = None
+    for k, axis in enumerate(axes):
+        if axis.fresh:
+            line = torch.zeros(axis.size, dtype=torch.bool)
+            line[list(axis.to)] = True
+            part = line.reshape([-1 if i == k else 1 for i in range(len(axes))]).expand(sizes)
+            found = part if found is None else found & part
+    return found, math.prod(len(axis.to) for axis in axes)
+
+
+def _nowhere(shape: Sequence[int]) -> Tensor:
+    """No entry is carried; takes no memory."""
+    return torch.zeros((), dtype=torch.bool).expand(tuple(shape))
 
 
 def _factored(source: Tensor, item: TensorPlan) -> Tensor:
@@ -292,7 +314,7 @@ def _survivors(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, 
             source = parents[item.parent].state[item.source].detach()
             view = _factored(source, item)
             others = [i for i in range(view.dim()) if i != k]
-            norm = torch.linalg.vector_norm(view, dim=others, dtype=torch.float64).square()
+            norm = torch.linalg.vector_norm(view, dim=others).double().square()
             scores[planned.group] = scores[planned.group] + norm if planned.group in scores else norm
     return {
         group: tuple(sorted(torch.argsort(score, descending=True, stable=True)[: sizes[group]].tolist()))

@@ -14,12 +14,12 @@ Initialiser = Callable[..., Tensor]
 
 def fan_in_normal(shape: tuple[int, ...], generator: torch.Generator, gain: float) -> Tensor:
     """Normal with standard deviation gain / √fan_in; the last dimension is the input's."""
-    return torch.randn(shape, generator=generator) * (gain / math.sqrt(shape[-1]))
+    return torch.randn(shape, generator=generator).mul_(gain / math.sqrt(shape[-1]))
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator, std: float) -> Tensor:
     """Normal with a given standard deviation."""
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator).mul_(std)
 
 
 def zeros(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Evolution
-from morphogen.figures import Limits
+from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 
@@ -47,7 +47,7 @@ def rejection(costs: Mapping[str, float], evolution: Evolution, *, gated: bool =
     """
     reasons = []
     for name, limit in evolution.rung0_thresholds.items():
-        limits = limit if isinstance(limit, Limits) else Limits(max=limit)
+        limits = limit if isinstance(limit, Bounds) else Bounds(max=limit)
         value = costs.get(name, math.nan)  # a ratio to nothing has no value
         if math.isnan(value):
             reasons.append(f"{name} cannot be computed")
@@ -133,8 +133,8 @@ def promotable(report: Report, evolution: Evolution) -> bool:
         "recurrence_gain": evolution.promotion_min_recurrence_gain,
     }
     most = {"instability": evolution.promotion_max_instability}
-    limits = [(name, Limits(min=bound)) for name, bound in least.items() if bound is not None]
-    limits += [(name, Limits(max=bound)) for name, bound in most.items() if bound is not None]
+    limits = [(name, Bounds(min=bound)) for name, bound in least.items() if bound is not None]
+    limits += [(name, Bounds(max=bound)) for name, bound in most.items() if bound is not None]
     for name, limit in limits:
         value = report.value(name)
         if value is None or not math.isfinite(value) or limit.violation(value) > 0.0:

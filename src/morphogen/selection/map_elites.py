@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from morphogen.candidate import Report
-from morphogen.figures import Descriptor, Limits
+from morphogen.figures import Bounds, Descriptor
 from morphogen.selection.objectives import Direction, Ints, matrix
 from morphogen.selection.pareto import order
 
@@ -33,7 +33,7 @@ def cells(reports: Sequence[Report], descriptors: Mapping[str, Descriptor]) -> I
 def elites(
     reports: Iterable[Report],
     objectives: Mapping[str, Direction],
-    constraints: Mapping[str, Limits],
+    constraints: Mapping[str, Bounds],
     descriptors: Mapping[str, Descriptor],
     most: int,
 ) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pymoo.indicators.hv import HV
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
-from morphogen.figures import Limits
+from morphogen.figures import Bounds
 
 Direction = Literal["min", "max"]
 Floats = NDArray[np.float64]
@@ -88,7 +88,7 @@ def measured(reports: Iterable[Report]) -> set[str]:
 
 
 def matrix(
-    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits] = {}
+    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
 ) -> Matrix:
     """The objective matrix of the candidates that can be compared.
 
@@ -118,7 +118,7 @@ def matrix(
     return Matrix(tuple(ids), tuple(objectives), signs_m, F_nm, np.array(outside, dtype=np.float64))
 
 
-def _check_known(known: set[str], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits]) -> None:
+def _check_known(known: set[str], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds]) -> None:
     for field, names in (("objectives", objectives), ("constraints", constraints)):
         for name in names:
             if name not in known:

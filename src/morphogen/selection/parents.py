@@ -12,7 +12,7 @@ import numpy as np
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.figures import Descriptor, Limits
+from morphogen.figures import Bounds, Descriptor
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cells
 from morphogen.selection.objectives import (
@@ -38,7 +38,7 @@ class Rules:
     """
 
     objectives: Mapping[str, Direction]
-    constraints: Mapping[str, Limits] = field(default_factory=dict)
+    constraints: Mapping[str, Bounds] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     cases: Sequence[str] = ()
     downsample: float = 0.5

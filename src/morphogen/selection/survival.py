@@ -12,7 +12,7 @@ from pymoo.util.ref_dirs import get_reference_directions
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, unknown
-from morphogen.figures import Limits
+from morphogen.figures import Bounds
 from morphogen.selection.objectives import Direction, Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
@@ -69,7 +69,7 @@ def survive(
     name: str,
     reports: Iterable[Report],
     objectives: Mapping[str, Direction],
-    constraints: Mapping[str, Limits],
+    constraints: Mapping[str, Bounds],
     keep: int,
     births: Mapping[str, int],
     rng: np.random.Generator,
@@ -89,7 +89,7 @@ def survive(
 
 
 def front(
-    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Limits] = {}
+    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
 ) -> tuple[str, ...]:
     """Ids of the Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps
     the constraints, those that are least far outside."""

@@ -15,7 +15,7 @@ from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DivergedError, InputError
 from morphogen.experiment import Experiment
-from morphogen.figures import Limits
+from morphogen.figures import Bounds
 from morphogen.inherit import Inherited, Moments, inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
 from morphogen.metrics.decoding import measure_decoding
@@ -124,7 +124,7 @@ class _Trial:
                 break
         return self.report(Status.TRAINED, stop_reason=stop or StopReason.FULL_RUN, checkpoint=self._save())
 
-    def _complaints(self, gates: Mapping[str, Limits]) -> str:
+    def _complaints(self, gates: Mapping[str, Bounds]) -> str:
         """What a candidate that was measured at rung 1 has outside its gates; a figure it lacks is."""
         found = []
         for name, limits in gates.items():
