@@ -230,13 +230,12 @@ def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int)
 
 @pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is False))
 def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
-    found = 0.0
     for seed in range(40):
         blueprint = LOSSY_GROUND[seed % len(LOSSY_GROUND)]
         made = apply_operator(blueprint, name, np.random.default_rng(seed))
-        if made is not None:
-            found = max(found, jump(blueprint, made[1], torch.float64, seed)[0])
-    assert found > 1e-6
+        if made is not None and jump(blueprint, made[1], torch.float64, seed)[0] > 1e-6:
+            return
+    pytest.fail("no draw moved the logits")
 
 
 @pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False))
