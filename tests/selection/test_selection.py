@@ -47,9 +47,9 @@ def matrix_of(F, violation=None):
     return Matrix(tuple(f"{i:03}" for i in range(len(F))), tuple("abcdef"[: F.shape[1]]), signs, F, violation)
 
 
-def survive(reports, objectives, keep, rule="rank_crowding", constraints={}, births=None):  # noqa: B006
+def survive(reports, objectives, keep, rule="rank_crowding", constraints={}, births=None, best=(), seed=0):  # noqa: B006
     births = births or {report.id: i for i, report in enumerate(reports)}
-    return survive_by(rule, reports, objectives, constraints, keep, births, np.random.default_rng(0))
+    return survive_by(rule, reports, objectives, constraints, keep, births, np.random.default_rng(seed), best)
 
 
 def brute_ranks(F):
@@ -528,6 +528,21 @@ def test_nsga3_spreads_over_the_front_where_crowding_is_blind():
 
     assert len(survive(reports, objectives, 28, "nsga3")) == 28
     assert gap("nsga3") < 0.7 * gap("rank_crowding")
+
+
+def test_nsga3_takes_its_scale_from_the_runs_frontier():
+    pool = [report(f"{x}", a=x, b=1.0 - x) for x in (0.4, 0.45, 0.5, 0.55, 0.6)]
+    best = [report("low", a=0.0, b=1.0), report("high", a=1.0, b=0.0)]
+    objectives = dict.fromkeys("ab", "min")
+
+    def kept(best):
+        draws = [survive(pool, objectives, 3, "nsga3", best=best, seed=seed) for seed in range(20)]
+        return {frozenset(ids) for ids in draws}
+
+    assert kept(()) == {frozenset({"0.4", "0.5", "0.6"})}  # on their own scale two of them are the ends of the front
+    middle = kept(best)  # on the run's scale all five are near its middle: the nearest one, and any others
+    assert len(middle) > 1
+    assert all("0.5" in ids for ids in middle)
 
 
 def test_nsga3_keeps_whole_fronts_and_fills_up_with_the_infeasible():

@@ -352,7 +352,7 @@ class Search(Generic[G, T]):
         reference = self.generations[0].reference if self.generations else reference_point(scored)
         event = Generation(
             generation=number,
-            survivors=self._survivors(number),
+            survivors=self._survivors(number, best),
             frontier=scored.ids,
             hypervolume=hypervolume(scored, reference),
             reference=reference,
@@ -360,8 +360,9 @@ class Search(Generic[G, T]):
         self._take_closed(event)
         return event
 
-    def _survivors(self, number: int) -> tuple[str, ...]:
-        """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them."""
+    def _survivors(self, number: int, best: Iterable[Report]) -> tuple[str, ...]:
+        """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them. best: the
+        run's frontier."""
         evolution = self.evolution
         objectives, limits = evolution.objectives, evolution.constraints
         if evolution.baseline == "random" and number:
@@ -372,7 +373,7 @@ class Search(Generic[G, T]):
         else:
             births = {report.id: self.candidates[report.id].index for report in pool}
             rng = stream(self.seed, number, "survival")
-            kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng)
+            kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng, best)
         if evolution.structural_elite_k:
             others = [report for report in pool if report.id not in kept]
             usable = set(matrix(others, objectives, limits).ids)

@@ -16,16 +16,17 @@ from morphogen.figures import Bounds
 from morphogen.selection.objectives import Direction, Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
-#: (matrix, age rank of each row: 0 the oldest, how many, generator) -> row numbers, in any order
-Survival = Callable[[Matrix, Ints, int, np.random.Generator], Ints]
+#: (matrix, age rank of each row: 0 the oldest, objectives of the run's frontier, how many, generator) -> row numbers,
+#: in any order
+Survival = Callable[[Matrix, Ints, Floats, int, np.random.Generator], Ints]
 
 
-def rank_crowding(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+def rank_crowding(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """By non-dominated front, then by crowding (NSGA-II, Deb et al. 2002)."""
     return order(scored)[:keep]
 
 
-def ageing(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+def ageing(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """The youngest, however good the others are (regularised evolution, Real et al. 2019)."""
     return np.argsort(-birth_n, kind="stable")[:keep]
 
@@ -38,11 +39,12 @@ def reference_directions(objectives: int, keep: int) -> Floats:
     return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions), dtype=np.float64)
 
 
-def nsga3(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) -> Ints:
+def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """By non-dominated front; the front that does not fit whole is thinned evenly over reference directions.
 
-    NSGA-III, Deb and Jain 2014, of pymoo's pieces; the scale is taken from the candidates at hand alone. While fewer
-    than `keep` candidates are feasible, the others follow by their violation.
+    NSGA-III, Deb and Jain 2014, of pymoo's pieces. The scale is that of the run's frontier and the candidates at hand:
+    of these alone, it would shrink whenever an extreme one is thinned out. While fewer than `keep` candidates are
+    feasible, the others follow by their violation.
     """
     feasible = np.flatnonzero(scored.violation_n == 0.0)
     if len(feasible) <= keep:
@@ -52,8 +54,9 @@ def nsga3(scored: Matrix, birth_n: Ints, keep: int, rng: np.random.Generator) ->
     splitting = int(np.sort(rank_n)[keep - 1]) if keep else 0
     whole, last = np.flatnonzero(rank_n < splitting), np.flatnonzero(rank_n == splitting)
     scale = HyperplaneNormalization(F_nm.shape[1])
+    known = np.concatenate([F_nm, best_km])
     with np.errstate(all="ignore"):
-        scale.update(F_nm, nds=np.flatnonzero(rank_n == 0))
+        scale.update(known, nds=np.flatnonzero(ranks(known) == 0))
     directions = reference_directions(F_nm.shape[1], keep)
     niche_n, distance_n, _ = associate_to_niches(F_nm, directions, scale.ideal_point, scale.nadir_point)
     count_r = calc_niche_count(len(directions), niche_n[whole])
@@ -73,8 +76,11 @@ def survive(
     keep: int,
     births: Mapping[str, int],
     rng: np.random.Generator,
+    best: Iterable[Report] = (),
 ) -> tuple[str, ...]:
-    """Ids of at most `keep` survivors chosen by the rule called `name`, best first. births: when each came to be.
+    """Ids of at most `keep` survivors chosen by the rule called `name`, best first.
+
+    births: when each came to be. best: the run's frontier, which gives `nsga3` its scale.
 
     Raises ValueError for a negative `keep`, InputError for an unknown rule and for what nothing measured.
     """
@@ -84,7 +90,8 @@ def survive(
         raise InputError(unknown("evolution.survival", name, SURVIVAL))
     scored = matrix(reports, objectives, constraints)
     birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
-    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, keep, rng)))
+    best_km = matrix(best, objectives, constraints).F_nm
+    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, best_km, keep, rng)))
     return tuple(kept.ids[row] for row in order(kept))
 
 
