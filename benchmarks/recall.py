@@ -48,6 +48,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "linear attention": {"attn": {"kind": "LINEAR", **HEADS}},
     "linear attention, delta rule": {"attn": {"kind": "LINEAR", "decay": "delta", "feature_map": "silu", **HEADS}},
     "mamba2, state 16": {"ssm": {"kind": "mamba2", "d_state": 16, "head_dim": 32}},
+    "mamba2, state 64": {"ssm": {"kind": "mamba2", "d_state": 64, "head_dim": 32}},
     "a second short convolution": CONV,
 }
 
