@@ -389,6 +389,17 @@ def test_selecting_from_nothing_and_by_an_unknown_name():
         draw("lexicase", POOL[-1:], rng)
 
 
+def test_everyone_stands_in_a_tournament_before_anyone_stands_in_the_next():
+    reports = [report(f"{i:02}", bpb=float(i), flops=1.0) for i in range(12)]
+    rng = np.random.default_rng(0)
+    pool = Pool.of(reports, Rules(objectives={"bpb": "min"}, tournament_size=2))
+    for _ in range(20):  # six tournaments of two: the best is in one of them, the worst wins none
+        won = [pool.ids[select_parent("tournament", pool, rng)] for _ in range(6)]
+        assert len(set(won)) == 6
+        assert "00" in won
+        assert "11" not in won
+
+
 def test_tournaments_of_all_find_the_best_and_of_one_draw_evenly():
     rng = np.random.default_rng(0)
     best = {draw("tournament", POOL, rng, tournament_size=4) for _ in range(50)}

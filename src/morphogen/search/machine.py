@@ -194,8 +194,10 @@ class Search(Generic[G, T]):
         if not evolution.edits:
             return (parent, ()), (first,)
         if rng.random() < evolution.crossover_prob and len(breeders) > 1:
-            others = breeders.without(row)
-            second = others.ids[select_parent(evolution.parent_selection, others, rng)]
+            second = breeders.ids[select_parent(evolution.parent_selection, breeders, rng)]
+            if second == first:
+                others = breeders.without(row)
+                second = others.ids[select_parent(evolution.parent_selection, others, rng)]
             crossed = self.space.crossover(parent, self._genome(second), rng)
             if crossed is not None:
                 return crossed, (first, second)

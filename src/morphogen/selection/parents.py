@@ -50,7 +50,8 @@ class Rules:
 class Pool:
     """Those who may breed (n) with their objectives F_nm and lexicase cases F_nc, minimised, and their weighted scores.
 
-    What is computed of it is computed once, however many parents are drawn.
+    What is computed of it is computed once, however many parents are drawn. deck: the rows that have not stood in a
+    tournament since the pool was last shuffled.
     """
 
     ids: tuple[str, ...]
@@ -59,6 +60,7 @@ class Pool:
     score_n: Floats
     cell_n: Ints
     rules: Rules
+    deck: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, reports: Iterable[Report], rules: Rules) -> "Pool":
@@ -98,6 +100,7 @@ class Pool:
             F_nc=self.F_nc[kept],
             score_n=self.score_n[kept],
             cell_n=self.cell_n[kept],
+            deck=[],
         )
         made.__dict__.update(rank_n=self.rank_n[kept], crowding_n=self.crowding_n[kept], epsilon_c=self.epsilon_c)
         return made
@@ -174,9 +177,15 @@ def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
 
 
 def tournament(pool: Pool, rng: np.random.Generator) -> int:
-    """The best of a few drawn at random: by front, then by crowding, then by the draw (NSGA-II, Deb et al. 2002)."""
-    drawn = rng.permutation(len(pool))[: pool.rules.tournament_size]
-    return int(min(drawn, key=lambda row: (pool.rank_n[row], -pool.crowding_n[row])))
+    """The best of a few drawn at random: by front, then by crowding, then by the draw (NSGA-II, Deb et al. 2002).
+
+    All stand in one tournament before anyone stands in the next, so that nobody is passed over by chance.
+    """
+    size = min(pool.rules.tournament_size, len(pool))
+    if len(pool.deck) < size:
+        pool.deck[:] = rng.permutation(len(pool)).tolist()
+    drawn = [pool.deck.pop() for _ in range(size)]
+    return min(drawn, key=lambda row: (pool.rank_n[row], -pool.crowding_n[row]))
 
 
 def map_elites(pool: Pool, rng: np.random.Generator) -> int:
