@@ -344,7 +344,7 @@ def recurrences(draw: st.DrawFn, start: int, end: int, id: str = "r0") -> Recurr
 def loops(draw: st.DrawFn, blocks: int) -> tuple[Recurrence, ...]:
     """Up to two recurrences over a model of so many blocks; more often none than not."""
     cuts = sorted(draw(st.lists(st.integers(0, blocks), max_size=4, unique=True)))
-    spans = list(zip(cuts[::2], cuts[1::2], strict=False)) if draw(st.integers(0, 2)) == 0 else []
+    spans = list(zip(cuts[::2], cuts[1::2], strict=False)) if draw(st.integers(0, 2)) else []
     return tuple(draw(recurrences(start, end, f"r{i}")) for i, (start, end) in enumerate(spans))
 
 
