@@ -18,7 +18,9 @@ from morphogen.blueprint.yaml import dumps, loads
 from morphogen.candidate import Edit
 from morphogen.inherit import inherit, plan
 from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
-from morphogen.parts.base import OPERATORS, REGISTRY, Branch, Modifier, flat
+from morphogen.parts.base import OPERATORS, REGISTRY, Modifier
+from morphogen.parts.branch import Branch
+from morphogen.parts.tensors import flat
 from morphogen.variation.operator import apply_operator
 from plugins import installed
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints

@@ -8,9 +8,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.fast_weights import CHUNK, FEATURES, FeatureMap, delta_memory, features
-from morphogen.parts.base import ZEROS, Axes, Branch, Context, Cost, Part, State, block_operator, operator, pick
+from morphogen.parts.base import Context, Cost, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.readers import plain_heads
+from morphogen.parts.tensors import ZEROS, Axes
 
 
 class AssocMemory(Part):

@@ -18,22 +18,9 @@ from morphogen.ops.elementwise import apply_rope
 from morphogen.ops.kv_cache import attend_on, remember, seen
 from morphogen.ops.selection import Scoring
 from morphogen.ops.sparse_attention import alibi_slopes, attend
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Branch,
-    Context,
-    Cost,
-    Init,
-    NormKind,
-    Part,
-    Spec,
-    State,
-    operator,
-    pick,
-)
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Cost, NormKind, Part, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm, rotations
 from morphogen.parts.selector import (
     SELECTOR_AXES,
@@ -43,6 +30,7 @@ from morphogen.parts.selector import (
     Selective,
     Selector,
 )
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 Rope = Literal["none", "standard", "yarn", "partial"]
 QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}

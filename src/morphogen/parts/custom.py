@@ -15,7 +15,9 @@ from pydantic import JsonValue, PrivateAttr, ValidationError, model_validator
 from torch import nn
 
 from morphogen.errors import unknown
-from morphogen.parts.base import Alignment, Axes, Context, Cost, NormKind, Part, Spec, block_operator, operator, pick
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.tensors import Axes, Spec
 
 #: Entry points of this group are plug-ins; an entry point's name is the plug-in's.
 GROUP = "morphogen.parts"

@@ -18,23 +18,10 @@ from morphogen.ops.elementwise import apply_rope
 from morphogen.ops.kv_cache import attend_on, remember, seen
 from morphogen.ops.selection import Scoring
 from morphogen.ops.sparse_attention import attend
+from morphogen.parts.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Branch,
-    Context,
-    Cost,
-    Derived,
-    NormKind,
-    Part,
-    State,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.layers import Linear, RMSNorm, make_norm, rotations
 from morphogen.parts.selector import (
@@ -45,6 +32,7 @@ from morphogen.parts.selector import (
     Selective,
     Selector,
 )
+from morphogen.parts.tensors import ZEROS, Axes
 
 #: Latent dims that operators give are multiples of this.
 MULTIPLE = 8

@@ -22,24 +22,12 @@ from morphogen.ops.linear_attention import (
     linear_attention,
     unit,
 )
+from morphogen.parts.alignment import Alignment
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    Branch,
-    Context,
-    Cost,
-    Init,
-    NormKind,
-    Part,
-    Spec,
-    State,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, RMSNorm, make_norm
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 FeatureMap = Literal["elu", "relu", "silu", "softmax", "identity"]
 Decay = Literal["none", "retention", "gated", "delta"]

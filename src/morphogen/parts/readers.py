@@ -14,8 +14,11 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from morphogen.ops.slot_attention import Slots, attend_slots, read_pairs
-from morphogen.parts.base import Alignment, Axes, Branch, Context, Cost, Part, State, operator
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, Part, operator
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import Axes
 
 #: Heads that are put in anew have at most this many channels each.
 HEAD_DIM = 32

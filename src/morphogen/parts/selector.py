@@ -26,9 +26,12 @@ from morphogen.ops.selection import (
     picked_scores,
 )
 from morphogen.ops.sparse_attention import attend
-from morphogen.parts.base import ZEROS, Alignment, Axes, Context, Cost, Init, NormKind, Part, Record, operator
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, NormKind, Part, operator
+from morphogen.parts.branch import Record
 from morphogen.parts.layers import LayerNorm, Linear, rotations
 from morphogen.parts.sparsity import Sparse, seen_pairs
+from morphogen.parts.tensors import ZEROS, Axes, Init
 
 #: The indexer's tensors, for the `axes`, `initial` and `zero_init` of parts that have one. Its weights start at zero:
 #: all scores are then equal, and of equal scores the latest token wins, so that it starts as a sliding window.
