@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from morphogen.candidate import Candidate
-from morphogen.cli import execute, main
+from morphogen.cli import main
 from morphogen.evolve import evolve, load
+from morphogen.launch import execute
 from morphogen.store.ledger import Ledger
 from tiny import CONFIG, events, run_live, write_config, write_corpus
 

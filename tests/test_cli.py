@@ -13,11 +13,12 @@ from rich.console import Console
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import SCHEMAS, execute, main
+from morphogen.cli import SCHEMAS, main
 from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
+from morphogen.launch import execute
 from morphogen.network import LanguageModel
 from morphogen.options import with_options
 from tiny import run_live, untimed, write_config
