@@ -25,7 +25,7 @@ from morphogen.analysis.statistics import agreements
 from morphogen.analysis.trials import UNGUARDED, Trial, Workshop, run_trials
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Job, ParentRef, Report, Stage, Status, stream
+from morphogen.candidate import Candidate, Edit, Job, ParentRef, Report, Stage, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
@@ -33,27 +33,34 @@ from morphogen.report.tables import as_text
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.training.surrogate import run_surrogate
-from morphogen.variation.operator import mutate
+from morphogen.variation.operator import Proposal, mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.05
 EDITS = 3
 
 
-def equals(experiment: Experiment, count: int, seed: int) -> list[Blueprint]:
+def equals(experiment: Experiment, count: int, seed: int) -> list[Proposal]:
     """`count` different blueprints within ± `TOLERANCE` of the root's size, by 1 to `EDITS` random edits each."""
     size = costs(experiment.model, experiment.data.seq_len)["params"]
-    found: dict[str, Blueprint] = {}
+    found: dict[str, Proposal] = {}
     for draw in range(200 * count):
-        child = mutate(experiment.model, stream(seed, draw, "ranking"), EDITS, {}).child
-        if abs(costs(child, experiment.data.seq_len)["params"] / size - 1.0) <= TOLERANCE:
-            found.setdefault(digest(child), child)
+        made = mutate(experiment.model, stream(seed, draw, "ranking"), EDITS, {})
+        if abs(costs(made.child, experiment.data.seq_len)["params"] / size - 1.0) <= TOLERANCE:
+            found.setdefault(digest(made.child), made)
         if len(found) == count:
             return list(found.values())
     raise SystemExit(f"only {len(found)} of {count} blueprints within {TOLERANCE:.0%} of the root's size were found")
 
 
-def trained(shop: Workshop, name: str, blueprint: Blueprint, tokens: int, parent: ParentRef | None) -> Report:
+def trained(
+    shop: Workshop,
+    name: str,
+    blueprint: Blueprint,
+    tokens: int,
+    parent: ParentRef | None = None,
+    edits: tuple[Edit, ...] = (),
+) -> Report:
     """A training that keeps its weights in `shop.folder`, from a parent's where there is one; done once."""
     place = shop.folder / f"{name}-{digest(blueprint)[:8]}-{tokens}.json"
     if place.exists():
@@ -65,7 +72,11 @@ def trained(shop: Workshop, name: str, blueprint: Blueprint, tokens: int, parent
         Job(
             experiment=plain,
             candidate=Candidate(
-                id=place.stem, index=int(parent is not None), generation=0, blueprint=blueprint.to_json()
+                id=place.stem,
+                index=int(parent is not None),
+                generation=0,
+                blueprint=blueprint.to_json(),
+                edits=edits,
             ),
             parents=(parent,) if parent else (),
             ancestors=(),
@@ -102,16 +113,17 @@ def main() -> None:
     experiment = mg.load(options.config)
     options.out.mkdir(parents=True, exist_ok=True)
     shop = Workshop(options.out, experiment, prepare(experiment.data))
-    root = trained(shop, "root", experiment.model, options.parent_tokens, None)
+    root = trained(shop, "root", experiment.model, options.parent_tokens)
     assert root.checkpoint is not None, root.reason
     parent = ParentRef(id=root.id, blueprint=experiment.model.to_json(), checkpoint=root.checkpoint)
     both = options.parent_tokens + options.tokens
     rows = []
-    for i, blueprint in enumerate(equals(experiment, options.blueprints, experiment.train.seed)):
+    for i, made in enumerate(equals(experiment, options.blueprints, experiment.train.seed)):
         if time.monotonic() > deadline:
             print(f"{options.minutes:g} minutes are over after {i} blueprints; start again to go on", flush=True)
             break
-        child = trained(shop, "child", blueprint, options.tokens, parent)
+        blueprint = made.child
+        child = trained(shop, "child", blueprint, options.tokens, parent, made.edits)
         trials = [
             Trial(f"scratch {i}", Design(blueprint, experiment.train), seed, both) for seed in range(options.seeds)
         ]

@@ -25,6 +25,7 @@ from morphogen.metrics.recurrence import recurrence_metrics
 from morphogen.metrics.stability import instability
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
+from morphogen.training.allocator import memory_kept
 from morphogen.training.loop import Progress, StepInfo, Trainer, choose_device
 
 __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
@@ -48,8 +49,9 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     """
     trial = None
     try:
-        trial = _Trial(job, prepared)
-        return trial.run(progress)
+        with memory_kept():
+            trial = _Trial(job, prepared)
+            return trial.run(progress)
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
     except InputError as error:
