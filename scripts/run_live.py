@@ -84,15 +84,9 @@ def run_live(
         prune=prune_checkpoints_to_frontier,
     )
     folder = out.with_suffix("") if out.suffix == ".json" else out
+    execution = execution_of(workers=workers)
     carry_out(
-        experiment,
-        folder,
-        seed=seed,
-        device=device,
-        resume=resume,
-        keep=keep,
-        execution=execution_of(workers=workers),
-        as_json=as_json,
+        experiment, folder, seed=seed, device=device, resume=resume, keep=keep, execution=execution, as_json=as_json
     )
 
 

@@ -43,9 +43,7 @@ def run(
     parent_selection: flags.ParentSelection = None,
     mutation_weight: flags.MutationWeight = None,
     mutation_steps: flags.MutationSteps = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, say what would be done, do nothing")
-    ] = False,
+    dry_run: flags.DryRun = False,
     as_json: flags.AsJson = False,
     cleanup_old_checkpoints: flags.CleanUp = False,
     prune_checkpoints_to_frontier: flags.Prune = False,

@@ -15,6 +15,7 @@ Seed = Annotated[int | None, typer.Option(help="of the run; default train.seed")
 Steps = Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")]
 EvalBatches = Annotated[int | None, typer.Option(help="held-out batches per shard")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, say what would be done, do nothing")]
 ParentSelection = Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")]
 MutationWeight = Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")]
 MutationSteps = Annotated[int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")]
