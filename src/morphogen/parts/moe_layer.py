@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from morphogen.parts.moe import MoE
 
 #: How far one training step moves a router's bias: in logits for the softmax router, in scores for the sigmoid one.
-BIAS_STEP: Mapping[routing.RouterKind, float] = {"softmax": 1e-2, "sigmoid": 1e-3}
+BIAS_STEP: Mapping[routing.RouterKind, float] = {"softmax": 1e-2, "sigmoid": 3e-3}
 
 
 class Stack(nn.Module):
