@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from morphogen.cli import Config, carry_out, execute, read_experiment
+from morphogen import flags
+from morphogen.launch import carry_out, execute, read_experiment
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -20,31 +21,25 @@ def weight(what: str) -> object:
 
 @app.command()
 def run_live(
-    config: Config,
-    generations: Annotated[int | None, typer.Option(help="generations after the root's")] = None,
-    steps: Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")] = None,
-    eval_batches: Annotated[int | None, typer.Option(help="held-out batches per shard")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
+    config: flags.Config,
+    generations: flags.Generations = None,
+    steps: flags.Steps = None,
+    eval_batches: flags.EvalBatches = None,
+    device: flags.Device = "cpu",
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="where checkpoints lie; default in the run's folder")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="the run's folder, or the frontier's .json beside a folder of that name")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="of the run; default train.seed")] = None,
+    seed: flags.Seed = None,
     lineage_out: Annotated[Path | None, typer.Option(help="where to put a copy of lineage.json")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run; start it if there is none")] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
-    mutation_weight: Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches one off")] = None,
-    mutation_steps: Annotated[
-        int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")
-    ] = None,
-    cleanup_old_checkpoints: Annotated[
-        bool, typer.Option("--cleanup-old-checkpoints", help="drop what neither survivors nor frontier need")
-    ] = False,
-    prune_checkpoints_to_frontier: Annotated[
-        bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")
-    ] = False,
+    resume: flags.Resume = False,
+    parent_selection: flags.ParentSelection = None,
+    mutation_weight: flags.MutationWeight = None,
+    mutation_steps: flags.MutationSteps = None,
+    cleanup_old_checkpoints: flags.CleanUp = False,
+    prune_checkpoints_to_frontier: flags.Prune = False,
     score_weight_ppl: Annotated[float | None, weight("low perplexity")] = None,
     score_weight_throughput: Annotated[float | None, weight("throughput")] = None,
     score_weight_long_recall: Annotated[float | None, weight("long recall")] = None,
@@ -53,8 +48,8 @@ def run_live(
     score_weight_moe: Annotated[float | None, weight("number of MoE blocks")] = None,
     score_weight_novelty: Annotated[float | None, weight("structural novelty")] = None,
     score_weight_instability: Annotated[float | None, weight("smooth training")] = None,
-    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable lines")] = False,
+    workers: flags.Workers = None,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Evolve the experiment in FILE."""
     from morphogen.evolve import Keep
@@ -89,15 +84,9 @@ def run_live(
         prune=prune_checkpoints_to_frontier,
     )
     folder = out.with_suffix("") if out.suffix == ".json" else out
+    execution = execution_of(workers=workers)
     carry_out(
-        experiment,
-        folder,
-        seed=seed,
-        device=device,
-        resume=resume,
-        keep=keep,
-        execution=execution_of(workers=workers),
-        as_json=as_json,
+        experiment, folder, seed=seed, device=device, resume=resume, keep=keep, execution=execution, as_json=as_json
     )
 
 

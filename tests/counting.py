@@ -22,7 +22,7 @@ from morphogen.blueprint.schema import Blueprint, Gene
 from morphogen.network import LanguageModel
 from morphogen.ops import naive, routing
 from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts import attention, latent_attention, selector
+from morphogen.parts import selector
 from morphogen.parts.base import Context
 from morphogen.parts.gating import BranchRouter, Gated, LayerScale
 from morphogen.parts.mamba import Mamba
@@ -125,8 +125,7 @@ def in_turn(logits_NF: Tensor, k: int, *rest: Any, **more: Any) -> routing.Choic
 @contextlib.contextmanager
 def _slow_paths() -> Iterator[None]:
     with (
-        patch.object(attention, "attend", attend),
-        patch.object(latent_attention, "attend", attend),
+        patch.object(selector, "attend", attend),
         patch.object(selector.Selector, "attend", select),
         patch.object(routing, "choose", in_turn),
     ):

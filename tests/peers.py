@@ -16,7 +16,8 @@ from torch.func import functional_call
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import assemble, initial_state
-from morphogen.parts.base import Branch, Part
+from morphogen.parts.base import Part
+from morphogen.parts.branch import Branch
 
 #: Tokens: more than one tile of attention and two chunks of every scan.
 DIM, TOKENS = 24, 130

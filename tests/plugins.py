@@ -8,7 +8,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphogen.parts.base import Branch, Context, Cost, State
+from morphogen.parts.base import Context, Cost
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.custom import Plugin
 from morphogen.parts.layers import Linear, make_norm
 

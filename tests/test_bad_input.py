@@ -6,26 +6,23 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from morphogen.candidate import Candidate
-from morphogen.cli import execute, main
+from morphogen.cli import main
 from morphogen.evolve import evolve, load
+from morphogen.launch import execute
 from morphogen.store.ledger import Ledger
 from tiny import CONFIG, events, run_live, write_config, write_corpus
 
 Failure = Callable[..., str]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,20 @@ from rich.console import Console
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import SCHEMAS, execute, main
+from morphogen.cli import SCHEMAS
 from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
+from morphogen.launch import execute
 from morphogen.network import LanguageModel
 from morphogen.options import with_options
-from tiny import run_live, untimed, write_config
+from tiny import Cli, run_live, untimed, write_config
 
 ROOT = Path(__file__).parent.parent
-Cli = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +38,6 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     evolve(load(config), folder)
     return folder
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        assert isinstance(end.value.code, int)
-        return (end.value.code, *capsys.readouterr())
-
-    return call
 
 
 def test_help_names_every_command(cli: Cli) -> None:

@@ -3,8 +3,12 @@
 import importlib.util
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+#: Runs a command of the command line: (exit code, stdout, stderr).
+Cli = Callable[..., tuple[int, str, str]]
 
 CONFIG = """\
 model:

@@ -5,24 +5,18 @@ a command needs it.
 """
 
 import json
-import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from morphogen import flags
 from morphogen.errors import InputError, MorphogenError, unknown
+from morphogen.launch import carry_out, execute, read_experiment, rehearse
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-    from morphogen.analysis.fidelity import Fidelity
-    from morphogen.analysis.verify import Verification
-    from morphogen.evolve import Keep
-    from morphogen.execution import Execution
-    from morphogen.experiment import Experiment
 
 app = typer.Typer(
     name="morphogen",
@@ -33,46 +27,29 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-INTERRUPTED = 130
 SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
-
-Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-Folder = Annotated[str, typer.Argument(help="a run's folder", metavar="RUN")]
 
 
 @app.command()
 def run(
-    config: Config,
+    config: flags.Config,
     out: Annotated[str | None, typer.Option(help="the run's folder; default runs/<name of FILE>")] = None,
-    generations: Annotated[int | None, typer.Option(help="generations after the root's")] = None,
-    seed: Annotated[int | None, typer.Option(help="of the run; default train.seed")] = None,
-    steps: Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")] = None,
-    eval_batches: Annotated[int | None, typer.Option(help="held-out batches per shard")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")
-    ] = False,
-    parent_selection: Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")] = None,
-    mutation_weight: Annotated[
-        list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")
-    ] = None,
-    mutation_steps: Annotated[
-        int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check everything, say what would be done, do nothing")
-    ] = False,
-    as_json: AsJson = False,
-    cleanup_old_checkpoints: Annotated[
-        bool, typer.Option("--cleanup-old-checkpoints", help="drop what neither survivors nor frontier need")
-    ] = False,
-    prune_checkpoints_to_frontier: Annotated[
-        bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")
-    ] = False,
+    generations: flags.Generations = None,
+    seed: flags.Seed = None,
+    steps: flags.Steps = None,
+    eval_batches: flags.EvalBatches = None,
+    device: flags.Device = "cpu",
+    resume: flags.Resume = False,
+    parent_selection: flags.ParentSelection = None,
+    mutation_weight: flags.MutationWeight = None,
+    mutation_steps: flags.MutationSteps = None,
+    dry_run: flags.DryRun = False,
+    as_json: flags.AsJson = False,
+    cleanup_old_checkpoints: flags.CleanUp = False,
+    prune_checkpoints_to_frontier: flags.Prune = False,
     disk_budget: Annotated[str | None, typer.Option(help="checkpoints' size at most, such as 20GB")] = None,
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
-    workers: Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")] = None,
+    workers: flags.Workers = None,
     timeout: Annotated[float | None, typer.Option(help="seconds that a candidate may take")] = None,
     memory_limit: Annotated[str | None, typer.Option(help="memory of a candidate's process, such as 4GB")] = None,
     address: Annotated[str | None, typer.Option(help="ray: of a running cluster; default: one started here")] = None,
@@ -111,95 +88,18 @@ def run(
         rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
     else:
         carry_out(
-            experiment,
-            folder,
-            seed=seed,
-            device=device,
-            resume=resume,
-            keep=keep,
-            execution=execution,
-            as_json=as_json,
+            experiment, folder, seed=seed, device=device, resume=resume, keep=keep, execution=execution, as_json=as_json
         )
-
-
-def read_experiment(file: str) -> "Experiment":
-    """The experiment in a YAML file; InputError with one line per mistake."""
-    from morphogen.blueprint.yaml import read
-    from morphogen.experiment import Experiment
-
-    return read(file).parse(Experiment)
-
-
-def carry_out(
-    experiment: "Experiment",
-    folder: Path,
-    *,
-    seed: int | None,
-    device: str,
-    resume: bool,
-    keep: "Keep",
-    execution: "Execution",
-    as_json: bool,
-) -> None:
-    """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
-    from rich.console import Console
-
-    from morphogen.console import Live, observer_for
-    from morphogen.evolve import evolve
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    observer = observer_for(Console(), as_json)
-    try:
-        evolve(
-            experiment,
-            folder,
-            seed=seed,
-            device=device,
-            resume=resume,
-            keep=keep,
-            execution=execution,
-            observer=observer,
-        )
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command with --resume goes on (run folder {folder})", file=sys.stderr)
-        raise
-    finally:
-        if isinstance(observer, Live):
-            observer.stop()
-
-
-def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
-    """Checks all that a run would check before its first step, reads its text, and says what it would do."""
-    from morphogen import explain, runfolder
-    from morphogen.evolve import check_possible, settle
-    from morphogen.search.engine import Engine
-    from morphogen.training.loop import choose_device
-
-    runfolder.check_usable(folder, resume)
-    choose_device(device)
-    experiment, prepared = settle(experiment)
-    check_possible(experiment)
-    root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
-    plan = explain.plan(experiment)
-    told = {
-        "folder": str(folder),
-        "root": root.id,
-        "candidates": plan.candidates,
-        "tokens_each": plan.tokens_each,
-        "steps_each": plan.tokens_each // prepared.tokens_per_step,
-        "eval_tokens_each": plan.eval_tokens_each,
-        "vocab": prepared.vocab_size,
-        "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
-    }
-    _say(told, as_json)
 
 
 @app.command()
 def validate(
-    files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")], as_json: AsJson = False
+    files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")],
+    as_json: flags.AsJson = False,
 ) -> None:
     """Check experiment files: every mistake with its line and column."""
-    from morphogen.evolve import check_settings
+    from morphogen.checks import check_settings
+    from morphogen.console import show_facts
     from morphogen.explain import blueprint_costs, with_nominal_vocab
 
     mistakes: list[str] = []
@@ -212,21 +112,21 @@ def validate(
             told[file] = f"ok, {found['params']:,.0f} parameters"
         except MorphogenError as error:
             mistakes.append(str(error))
-    _say(told, as_json)
+    show_facts(told, as_json)
     if mistakes:
         raise InputError("\n".join(mistakes))
 
 
 @app.command()
 def explain(
-    config: Config,
+    config: flags.Config,
     device: Annotated[str, typer.Option(help="where to measure: cpu, cuda, cuda:N, mps, or auto")] = "cpu",
     measure: Annotated[bool, typer.Option(help="train a few steps on this machine, to estimate time")] = True,
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Parameters, FLOPs, memory and estimated time of an experiment."""
     from morphogen import explain as explaining
-    from morphogen.console import duration
+    from morphogen.console import duration, show_facts
 
     experiment = read_experiment(config)
     found = explaining.blueprint_costs(experiment)
@@ -247,17 +147,18 @@ def explain(
             told["estimated_seconds"] = (
                 f"{told['estimated_seconds']} ({duration(seconds)}; an estimate from those steps)"
             )
-    _say(told, as_json)
+    show_facts(told, as_json)
 
 
 @app.command()
 def diff(
     a: Annotated[str, typer.Argument(metavar="A")],
     b: Annotated[str, typer.Argument(metavar="B")],
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """What differs between two experiments: the blueprint by gene id, then everything else."""
     from morphogen.blueprint.diff import changes, digest, distance
+    from morphogen.console import show_facts
     from morphogen.runfolder import differences
 
     one, other = read_experiment(a), read_experiment(b)
@@ -268,7 +169,7 @@ def diff(
     if as_json:
         told: dict[str, Any] = {"changes": [change.model_dump(mode="json") for change in found]}
         told |= {"others": [dict(zip(("path", "a", "b"), entry, strict=True)) for entry in rest]}
-        _say(
+        show_facts(
             told | {"distance": distance(one.model, other.model), "same": digest(one.model) == digest(other.model)},
             True,
         )
@@ -301,7 +202,7 @@ def schema(
 @app.command()
 def operators(
     config: Annotated[str | None, typer.Argument(help="say which apply to this experiment", metavar="FILE")] = None,
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Every mutation: its name, whether it keeps the function, what it does."""
     from morphogen.parts.base import OPERATORS
@@ -331,9 +232,9 @@ def operators(
 
 @app.command()
 def lineage(
-    folder: Folder,
+    folder: flags.Folder,
     out: Annotated[str | None, typer.Option(help="draw the picture anew: a .svg or .dot file")] = None,
-    as_json: AsJson = False,
+    as_json: flags.AsJson = False,
 ) -> None:
     """How the frontier came about: every frontier candidate with its ancestors and their edits."""
     from morphogen.status import ancestry, draw
@@ -361,12 +262,13 @@ def verify(
     tokens: Annotated[int | None, typer.Option(help="of each training; default what the run gave a candidate")] = None,
     finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
     metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
-    as_json: AsJson = False,
+    device: flags.Device = "cpu",
+    workers: flags.Trainers = None,
+    as_json: flags.AsJson = False,
 ) -> None:
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
     from morphogen.analysis.verify import verify as verified
+    from morphogen.console import aside, show_measured
     from morphogen.evolve import default_threads, threads
 
     with threads(default_threads()):
@@ -380,15 +282,15 @@ def verify(
             metric=metric,
             device=device,
             workers=workers,
-            say=_aside,
+            say=aside,
         )
     told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
-    _show(found, told, as_json)
+    show_measured(found, told, as_json)
 
 
 @app.command()
 def fidelity(
-    run: Folder,
+    run: flags.Folder,
     short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung1_tokens")] = None,
     long: Annotated[
         int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
@@ -398,12 +300,13 @@ def fidelity(
     top_k: Annotated[int, typer.Option(help="regret of taking the best of so many")] = 1,
     bootstrap: Annotated[int, typer.Option(help="resamples for the intervals")] = 2000,
     metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")] = "cpu",
-    workers: Annotated[int | None, typer.Option(help="processes that train; default this one alone")] = None,
-    as_json: AsJson = False,
+    device: flags.Device = "cpu",
+    workers: flags.Trainers = None,
+    as_json: flags.AsJson = False,
 ) -> None:
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
     from morphogen.analysis.fidelity import fidelity as measured
+    from morphogen.console import aside, show_measured
     from morphogen.evolve import default_threads, threads
 
     with threads(default_threads()):
@@ -418,22 +321,23 @@ def fidelity(
             metric=metric,
             device=device,
             workers=workers,
-            say=_aside,
+            say=aside,
         )
     budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
-    _show(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json)
+    show_measured(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json)
 
 
 @app.command()
-def status(folder: Folder, as_json: AsJson = False) -> None:
+def status(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
     """Where a run stands. It may be running meanwhile."""
+    from morphogen.console import show_facts
     from morphogen.status import standing
 
-    _say(standing(_run(folder)), as_json)
+    show_facts(standing(_run(folder)), as_json)
 
 
 @app.command()
-def doctor(folder: Folder, as_json: AsJson = False) -> None:
+def doctor(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
     """Check a run's folder, and say what to do about what is wrong. Exits with 2 where anything is."""
     from morphogen.doctor import examine
 
@@ -453,35 +357,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     execute(app, "morphogen", args)
 
 
-def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted."""
-    command = typer.main.get_command(commands)
-    # typer's usage errors have no public name of their own, but this public one is among them
-    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
-    try:
-        code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
-    except MorphogenError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        code = error.exit_code
-    except usage_error as error:
-        print(f"{name}: {_usage(error)}", file=sys.stderr)
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    sys.exit(code)
-
-
-def _usage(error: Any) -> str:
-    """A usage error in one line, with the command it happened in and, for an unknown name, the nearest one."""
-    context = error.ctx
-    text = " ".join(str(error.format_message()).split())
-    return f"{text} (see {context.command_path} --help)" if context is not None else text
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def _run(folder: str) -> Path:
     path = Path(folder)
     if not path.is_dir():
@@ -492,39 +367,3 @@ def _run(folder: str) -> Path:
 
 def _flow(value: object) -> str:
     return json.dumps(value)
-
-
-def _aside(line: str) -> None:
-    """Progress, apart from the result."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def _show(found: "Verification | Fidelity", title: str, as_json: bool) -> None:
-    """A measurement as its JSON file, or as a table."""
-    from rich.console import Console
-
-    from morphogen.report.tables import as_table, as_text
-
-    console = Console()
-    if as_json:
-        print(found.to_json(), end="")
-    elif console.is_terminal:
-        console.print(as_table(found.rows(), title))
-    else:
-        print(f"{title}\n{as_text(found.rows())}", end="")
-
-
-def _say(told: Mapping[str, Any], as_json: bool) -> None:
-    """A mapping as JSON, or as aligned lines."""
-    if as_json:
-        print(json.dumps(told, indent=2))
-        return
-    width = max((len(name) for name in told), default=0)
-    for name, value in told.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
-        print(f"{name:<{width}}  {_number(value)}")
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,9 +1,10 @@
-"""What a run looks like: live on a terminal, lines elsewhere, JSON lines for machines."""
+"""What a run and what was found look like: on a terminal, in plain lines, as JSON for machines."""
 
 import json
+import sys
 import time
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,6 +13,10 @@ from morphogen.candidate import Status
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
 from morphogen.report.tables import as_table, as_text, frontier_rows
+
+if TYPE_CHECKING:
+    from morphogen.analysis.fidelity import Fidelity
+    from morphogen.analysis.verify import Verification
 
 #: Whole lines of training progress are printed at most this often.
 LINE_SECONDS = 15.0
@@ -192,3 +197,35 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
     return f"{seconds / 86400:.1f} days"
+
+
+def aside(line: str) -> None:
+    """Progress, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def show_measured(found: "Verification | Fidelity", title: str, as_json: bool) -> None:
+    """A measurement as its JSON file, or as a table."""
+    console = Console()
+    if as_json:
+        print(found.to_json(), end="")
+    elif console.is_terminal:
+        console.print(as_table(found.rows(), title))
+    else:
+        print(f"{title}\n{as_text(found.rows())}", end="")
+
+
+def show_facts(told: Mapping[str, Any], as_json: bool) -> None:
+    """A mapping as JSON, or as aligned lines."""
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    width = max((len(name) for name in told), default=0)
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+        print(f"{name:<{width}}  {_number(value)}")
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -23,7 +23,8 @@ from pydantic import (
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.figures import Bounds, Composite, Descriptor
-from morphogen.parts.base import TAG, Frozen
+from morphogen.parts.base import TAG
+from morphogen.parts.frozen import Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

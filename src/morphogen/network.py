@@ -11,10 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
-from morphogen.parts.base import Branch, Context, Modulation, Record, Spec, State
+from morphogen.parts.base import Context
+from morphogen.parts.branch import Branch, Modulation, Record, State
 from morphogen.parts.initial import draw, stream
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.recurrence import Loop
+from morphogen.parts.tensors import Spec
 
 #: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict,
 #: those of a looped block once for every step: `blocks.1@2.attn` is the third step's.

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from morphogen.analysis.verify import Verification, verify
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, Status
-from morphogen.cli import main
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, MorphogenError
@@ -30,17 +29,12 @@ from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble
 from morphogen.store.ledger import Ledger, Start
 from morphogen.training.surrogate import run_surrogate
-from tiny import write_config
+from tiny import Cli, write_config
 
-Cli = Callable[..., tuple[int, str, str]]
 SMALL: dict[str, Any] = {"seeds": 2, "random": 2, "finalists": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +50,6 @@ def run(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("checkpoints"))
     return folder
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(arg) for arg in args])
-        assert isinstance(end.value.code, int)
-        return (end.value.code, *capsys.readouterr())
-
-    return call
 
 
 class Interrupting:

@@ -16,7 +16,8 @@ from morphogen.network import assemble, build, cache_bytes, initial_state
 from morphogen.ops import naive_selection
 from morphogen.ops.elementwise import rope_frequencies
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import OPERATORS, Branch, Context, Part
+from morphogen.parts.base import OPERATORS, Context, Part
+from morphogen.parts.branch import Branch
 from morphogen.parts.latent_attention import LatentAttention
 
 DIM = 24

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.parts.associative_memory import AssocMemory
-from morphogen.parts.base import Branch, Context, Part, State
+from morphogen.parts.base import Context, Part
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.chunk_memory import ChunkMemory
 from morphogen.parts.initial import draw
 from morphogen.parts.memory_tokens import MemoryTokens

@@ -1,4 +1,4 @@
-"""Selection against brute force, exact enumeration and hand-made cases."""
+"""Objectives, fronts, constraints and survival against brute force and hand-made cases."""
 
 import itertools
 import math
@@ -11,40 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+from scored import BY_PARAMS, OBJECTIVES, POOL, draw, matrix_of, report
 
 from morphogen.candidate import Report, Status
-from morphogen.errors import InputError, RunError
+from morphogen.errors import InputError
 from morphogen.figures import Bounds, Descriptor
-from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cell, elites
-from morphogen.selection.objectives import (
-    SCORES,
-    Matrix,
-    check_weights,
-    hypervolume,
-    matrix,
-    normalised,
-    reference_point,
-    resolve,
-    weighted_scores,
-)
-from morphogen.selection.parents import SELECTORS, Pool, Rules, select_parent, weighted_probabilities
+from morphogen.selection.objectives import hypervolume, matrix, normalised, reference_point
+from morphogen.selection.parents import SELECTORS
 from morphogen.selection.pareto import constrained_ranks, crowding, order, ranks
 from morphogen.selection.survival import SURVIVAL, front, reference_directions
 from morphogen.selection.survival import survive as survive_by
-
-OBJECTIVES = {"bpb": "min", "recall": "max"}
-
-
-def report(id, status=Status.TRAINED, **metrics):
-    return Report(id=id, status=status, metrics=metrics, costs={"params": 10.0}, timed={"throughput": 5.0})
-
-
-def matrix_of(F, violation=None):
-    F = np.asarray(F, dtype=np.float64)
-    signs = np.ones(F.shape[1])
-    violation = np.zeros(len(F)) if violation is None else np.asarray(violation, dtype=np.float64)
-    return Matrix(tuple(f"{i:03}" for i in range(len(F))), tuple("abcdef"[: F.shape[1]]), signs, F, violation)
 
 
 def survive(reports, objectives, keep, rule="rank_crowding", constraints={}, births=None, best=(), seed=0):  # noqa: B006
@@ -231,205 +208,6 @@ def test_hypervolume_edges_root_at_zero_worse_points_no_points_and_no_root():
         reference_point(nothing)
     with pytest.raises(InputError, match=r"\['bpb'\], expected \['bpb', 'recall'\]"):
         hypervolume(zero, {"bpb": 1.0})
-
-
-# ---------------------------------------------------------------- lexicase
-
-
-def exact_lexicase(F, epsilon):
-    """Chance of each row, by walking every order of the cases."""
-    chance = np.zeros(len(F))
-    orders = list(itertools.permutations(range(F.shape[1])))
-    for cases in orders:
-        pool = list(range(len(F)))
-        for case in cases:
-            best = min(F[i, case] for i in pool)
-            pool = [i for i in pool if F[i, case] <= best + epsilon[case]]
-        chance[pool] += 1.0 / len(pool) / len(orders)
-    return chance
-
-
-LEXICASE_TABLE = {
-    "specialists": [[0.0, 9.0, 9.0], [9.0, 0.0, 9.0], [9.0, 9.0, 0.0], [1.0, 1.0, 1.0]],
-    "ties": [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]],
-    "all equal": [[1.0, 1.0]] * 4,
-    "near ties": [[0.00, 5.0, 2.0], [0.01, 1.0, 2.1], [0.02, 3.0, 9.0], [4.0, 0.9, 0.0], [5.0, 8.0, 0.1]],
-}
-
-
-def random_cases(count):
-    """Small matrices of few distinct values, so that ties and near ties are common."""
-    rng = np.random.default_rng(20)
-    for _ in range(count):
-        yield rng.integers(0, 5, size=(int(rng.integers(2, 9)), int(rng.integers(1, 6)))).astype(float)
-
-
-@pytest.mark.parametrize(
-    "rows", [*LEXICASE_TABLE.values(), *random_cases(20)], ids=[*LEXICASE_TABLE, *map(str, range(20))]
-)
-def test_lexicase_draws_with_the_exact_probabilities(rows):
-    F = np.array(rows)
-    spread = [float(np.median([abs(v - np.median(column)) for v in column])) for column in F.T]
-    assert deviations(F).tolist() == spread
-    for epsilon in (np.array(spread), np.zeros(F.shape[1])):
-        want = exact_lexicase(F, epsilon)
-        rng, draws = np.random.default_rng(7), 3000
-        got = np.bincount([choose(F, epsilon, rng) for _ in range(draws)], minlength=len(F)) / draws
-        assert got[want == 0.0].sum() == 0.0
-        assert np.abs(got - want).max() < 4.5 * 0.5 / math.sqrt(draws)  # 4.5 standard errors, at most
-
-
-@pytest.mark.slow
-def test_epsilon_lexicase_is_within_a_hundredth_of_enumeration_on_20_cases():
-    for F in random_cases(20):
-        pool = pool_of(matrix_of(F))
-        want = exact_lexicase(F, deviations(F))
-        rng, draws = np.random.default_rng(1), 40_000
-        rows = [select_parent("epsilon_lexicase", pool, rng) for _ in range(draws)]
-        assert np.abs(np.bincount(rows, minlength=len(F)) / draws - want).max() <= 1e-2
-
-
-def pool_of(scored):
-    reports = [
-        Report(id=id, status=Status.TRAINED, metrics=dict(zip(scored.names, row.tolist(), strict=True)))
-        for id, row in zip(scored.ids, scored.F_nm, strict=True)
-    ]
-    return Pool.of(reports, Rules(dict.fromkeys(scored.names, "min")))
-
-
-def test_epsilon_keeps_a_near_tie_that_plain_lexicase_drops():
-    F = np.array(LEXICASE_TABLE["near ties"])
-    draw = lambda epsilon: {choose(F, epsilon, np.random.default_rng(seed)) for seed in range(200)}  # noqa: E731
-    assert draw(deviations(F)) != draw(np.zeros(3))
-    with pytest.raises(ValueError, match="no candidates"):
-        choose(np.zeros((0, 2)), np.zeros(2), np.random.default_rng(0))
-
-
-# ---------------------------------------------------------------- parents and weights
-
-BY_PARAMS = {"bpb": Descriptor(scale="linear", width=1.0)}
-
-POOL = [
-    report("a", bpb=1.0, recall=0.1),
-    report("b", bpb=2.0, recall=0.6),
-    report("c", bpb=3.0, recall=0.9),
-    report("dominated", bpb=3.5, recall=0.05),
-    report("failed", Status.FAILED, bpb=0.1, recall=1.0),
-]
-
-
-def draw(name, reports, rng, objectives=OBJECTIVES, **rules):
-    """The id of one parent."""
-    pool = Pool.of(reports, Rules(objectives, **rules))
-    return pool.ids[select_parent(name, pool, rng)]
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-def test_every_selector_repeats_itself_and_ignores_the_order_of_reports(name):
-    def draws(reports):
-        rng = np.random.default_rng(11)
-        return [draw(name, reports, rng, descriptors=BY_PARAMS) for _ in range(60)]
-
-    first = draws(POOL)
-    assert len(set(first)) > 1
-    assert "failed" not in first
-    for seed in range(4):
-        assert draws(random.Random(seed).sample(POOL, len(POOL))) == first
-
-
-def test_pareto_uniform_draws_evenly_from_the_front_alone():
-    rng = np.random.default_rng(3)
-    drawn = [draw("pareto_uniform", POOL, rng) for _ in range(3000)]
-    assert set(drawn) == {"a", "b", "c"}
-    assert all(abs(drawn.count(id) / 3000 - 1 / 3) < 0.04 for id in "abc")
-
-
-def test_weighted_draws_with_the_stated_probabilities():
-    weights, rng = {"bpb": 2.0}, np.random.default_rng(5)
-    drawn = [draw("weighted", POOL, rng, weights=weights) for _ in range(4000)]
-    want = np.exp([2.0, 2.0 * 1.5 / 2.5, 2.0 * 0.5 / 2.5, 0.0])
-    got = np.array([drawn.count(id) for id in ("a", "b", "c", "dominated")]) / 4000
-    assert np.abs(got - want / want.sum()).max() < 0.035
-    assert weighted_probabilities(np.array([1000.0, 0.0])).tolist() == [1.0, 0.0]  # no overflow
-
-
-def test_a_negative_weight_turns_the_preference_round():
-    for_less, for_more = (weighted_scores(POOL[:3], {"params": w}, {}) for w in (1.0, -1.0))
-    assert (for_less == -for_more).all()
-    assert weighted_scores(POOL[:3], {"bpb": 1.0}, {}).argmax() == 0
-    assert weighted_scores(POOL[:3], {"recall": 1.0}, {}).argmax() == 2
-    assert (
-        weighted_scores(POOL[:3], {"bpb": 1.0}, {"bpb": "max"}).argmax() == 2
-    )  # the objectives' direction comes first
-
-
-def test_command_line_names_map_to_measured_names():
-    assert resolve("ram", {}) == ("peak_memory_bytes", "min")
-    assert resolve("long-recall", {}) == resolve("long_recall", {}) == ("long_recall", "max")
-    assert resolve("moe", {}) == ("moe_blocks", "max")
-    assert resolve("ppl_stdlib_code", {}) == ("ppl_stdlib_code", "min")
-    assert resolve("entropy", {}) == ("entropy", "max")
-    assert set(SCORES) == {"ppl", "throughput", "long_recall", "ram", "layers", "moe", "novelty", "instability"}
-
-
-@pytest.mark.parametrize("name", SELECTORS)
-def test_a_weight_nobody_measured_is_refused_by_every_selector(name):
-    rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match=r"evolution\.weights\.moe: got 'moe_blocks'.*params"):
-        draw(name, POOL, rng, weights={"moe": 1.0})
-    with pytest.raises(InputError, match="expected a finite number"):
-        check_weights(POOL, {"bpb": math.nan}, OBJECTIVES)
-
-
-def test_selecting_from_nothing_and_by_an_unknown_name():
-    rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="did you mean 'lexicase'"):
-        draw("lexicas", POOL, rng)
-    with pytest.raises(RunError, match="none of 1 candidates"):
-        draw("lexicase", POOL[-1:], rng)
-
-
-def test_everyone_stands_in_a_tournament_before_anyone_stands_in_the_next():
-    reports = [report(f"{i:02}", bpb=float(i), flops=1.0) for i in range(12)]
-    rng = np.random.default_rng(0)
-    pool = Pool.of(reports, Rules(objectives={"bpb": "min"}, tournament_size=2))
-    for _ in range(20):  # six tournaments of two: the best is in one of them, the worst wins none
-        won = [pool.ids[select_parent("tournament", pool, rng)] for _ in range(6)]
-        assert len(set(won)) == 6
-        assert "00" in won
-        assert "11" not in won
-
-
-def test_tournaments_of_all_find_the_best_and_of_one_draw_evenly():
-    rng = np.random.default_rng(0)
-    best = {draw("tournament", POOL, rng, tournament_size=4) for _ in range(50)}
-    assert best == {"a", "b", "c"} - {"b"}  # the ends of the front are lonelier than its middle
-    even = [draw("tournament", POOL, rng, tournament_size=1) for _ in range(2000)]
-    assert all(abs(even.count(id) / 2000 - 1 / 4) < 0.05 for id in ("a", "b", "c", "dominated"))
-
-
-def test_map_elites_draws_cells_evenly_however_many_are_in_them():
-    reports = [report(f"crowd{i}", bpb=1.0 + i / 100, recall=0.5) for i in range(9)] + [
-        report("far", bpb=5.0, recall=0.5)
-    ]
-    rng = np.random.default_rng(0)
-    drawn = [draw("map_elites", reports, rng, descriptors=BY_PARAMS) for _ in range(1000)]
-    assert abs(drawn.count("far") / 1000 - 0.5) < 0.05
-
-
-def test_lexicase_goes_through_the_cases_given_and_a_missing_one_is_the_worst():
-    reports = [report("a", bpb=1.0, recall=0.1, bpb_code=9.0), report("b", bpb=2.0, recall=0.1, bpb_code=3.0)]
-    reports.append(report("lacks", bpb=0.5, recall=0.9))
-    rng = np.random.default_rng(0)
-    assert {draw("lexicase", reports, rng, cases=["bpb_code"]) for _ in range(20)} == {"b"}
-    with pytest.raises(InputError, match="did you mean 'bpb_code'"):
-        draw("lexicase", reports, rng, cases=["bpb_kode"])
-
-
-def test_downsampled_lexicase_sees_a_share_of_the_cases():
-    reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=2.0, recall=0.6), report("z", bpb=1.5, recall=0.5)]
-    exact = {draw("downsampled_lexicase", reports, np.random.default_rng(s), downsample=0.5) for s in range(100)}
-    assert exact == {"a", "b", "z"}  # with one case of two left, whoever is within its tolerance
 
 
 # ---------------------------------------------------------------- constraints

@@ -13,7 +13,7 @@ import numpy as np
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import Interval, agreements, size_bands
-from morphogen.analysis.trials import Say, Trial, Workshop, check_least, run_trials, silent
+from morphogen.analysis.trials import Say, Trial, Workshop, check_least, drawn_seeds, run_trials, silent
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
@@ -116,17 +116,10 @@ def fidelity(
     check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
     run = Recorded.read(path)
     chosen = _spread(run, candidates)
-    if len(chosen) < 3:
-        raise InputError(f"{run.folder}: has {len(chosen)} trained architectures, expected at least 3 to rank")
-    short = run.experiment.evolution.rung1_tokens if short is None else short
-    long = run.budget_tokens if long is None else long
-    if not 0 < short < long:
-        raise InputError(
-            f"--short, --long: got {short} and {long} tokens, expected the first above 0 and below the second"
-        )
+    short, long = _budgets(run, short, long)
     prepared = prepare(run.experiment.data)
     shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
-    drawn = tuple(int(stream(run.seed, k, "fidelity").integers(2**31)) for k in range(seeds))
+    drawn = drawn_seeds(run.seed, seeds, "fidelity")
     trials = [
         Trial(f"{id} {tokens:,} tokens", design, seed, tokens)
         for id, design in chosen.items()
@@ -179,14 +172,30 @@ def compare(
 
 
 def _spread(run: Recorded, most: int) -> dict[str, Design]:
-    """At most `most` different designs, evenly over the run, the first and the last among them; by id."""
+    """At most `most` different designs, evenly over the run, the first and the last among them; by id.
+
+    InputError for fewer than three.
+    """
     distinct: dict[str, tuple[str, Design]] = {}
     for candidate in run.trained:
         design = run.design(candidate.id)
         distinct.setdefault(identity(*design), (candidate.id, design))
     found = list(distinct.values())
     places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int).tolist()
+    if len(places) < 3:
+        raise InputError(f"{run.folder}: has {len(places)} trained architectures, expected at least 3 to rank")
     return dict(found[place] for place in places)
+
+
+def _budgets(run: Recorded, short: int | None, long: int | None) -> tuple[int, int]:
+    """Tokens of the short and the long training; InputError where the one is not below the other."""
+    short = run.experiment.evolution.rung1_tokens if short is None else short
+    long = run.budget_tokens if long is None else long
+    if not 0 < short < long:
+        raise InputError(
+            f"--short, --long: got {short} and {long} tokens, expected the first above 0 and below the second"
+        )
+    return short, long
 
 
 def _ranked(

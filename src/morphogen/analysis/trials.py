@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from morphogen import __version__
-from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason
+from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
 from morphogen.data.prepare import PreparedData
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError
@@ -46,6 +46,11 @@ def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
     for name, (value, least) in options.items():
         if value is not None and value < least:
             raise InputError(f"--{name}: got {value}, expected at least {least}")
+
+
+def drawn_seeds(run_seed: int, count: int, purpose: str) -> tuple[int, ...]:
+    """The seeds of `count` trainings of one design, the same for every design of a run."""
+    return tuple(int(stream(run_seed, k, purpose).integers(2**31)) for k in range(count))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import holm, t_interval, welch
-from morphogen.analysis.trials import Say, Split, Trial, Workshop, check_least, measurable, run_trials, silent
+from morphogen.analysis.trials import (
+    Say,
+    Split,
+    Trial,
+    Workshop,
+    check_least,
+    drawn_seeds,
+    measurable,
+    run_trials,
+    silent,
+)
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
@@ -125,7 +135,7 @@ def verify(
         walked = random or len(run.trained)
         chosen += _random_best(run, shop, walked, metric)
     tokens = tokens or run.budget_tokens
-    drawn = tuple(int(stream(run.seed, k, "verify").integers(2**31)) for k in range(seeds))
+    drawn = drawn_seeds(run.seed, seeds, "verify")
     trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
     say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
     reports = run_trials(shop, trials)

@@ -16,7 +16,8 @@ from pydantic import (
 
 import morphogen.blueprint.schema  # noqa: F401  (registers every kind)
 from morphogen.errors import unknown
-from morphogen.parts.base import REGISTRY, TAG, TRAITS, Frozen
+from morphogen.parts.base import REGISTRY, TAG, TRAITS
+from morphogen.parts.frozen import Frozen
 
 
 def features() -> frozenset[str]:

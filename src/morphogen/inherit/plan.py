@@ -11,7 +11,10 @@ from typing import Literal
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.errors import InputError
 from morphogen.network import specs
-from morphogen.parts.base import ZEROS, Alignment, Axes, AxisMap, Derived, Frozen, Init, Modifier, Spec, flat
+from morphogen.parts.alignment import Alignment, AxisMap, Derived
+from morphogen.parts.base import Modifier
+from morphogen.parts.frozen import Frozen
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec, flat
 
 
 class PlannedAxis(Frozen):

@@ -13,8 +13,9 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Inheritance, Origin
 from morphogen.inherit.plan import Plan, TensorPlan
 from morphogen.network import specs
-from morphogen.parts.base import AxisMap, Init
+from morphogen.parts.alignment import AxisMap
 from morphogen.parts.initial import draw, draw_some, stream
+from morphogen.parts.tensors import Init
 from morphogen.parts.transforms import transform
 
 State = dict[str, Tensor]

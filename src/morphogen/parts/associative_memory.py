@@ -8,9 +8,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.fast_weights import CHUNK, FEATURES, FeatureMap, delta_memory, features
-from morphogen.parts.base import ZEROS, Axes, Branch, Context, Cost, Part, State, block_operator, operator, pick
+from morphogen.parts.base import Context, Cost, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
+from morphogen.parts.heads import fewer_heads, more_heads
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.readers import plain_heads
+from morphogen.parts.tensors import ZEROS, Axes
 
 
 class AssocMemory(Part):
@@ -107,7 +110,7 @@ def insert_assoc_memory(block: Any, ctx: Context, rng: np.random.Generator) -> A
 @operator(AssocMemory, preserves=True)
 def add_assoc_heads(part: AssocMemory, ctx: Context, rng: np.random.Generator) -> AssocMemory | None:
     """More heads of fast weights; the new ones write zero."""
-    return part.evolve(heads=part.heads + int(rng.integers(1, part.heads + 1)))
+    return more_heads(part, rng)
 
 
 @operator(AssocMemory, preserves=False)
@@ -117,5 +120,5 @@ def tune_assoc_memory(part: AssocMemory, ctx: Context, rng: np.random.Generator)
     if knob == "feature_map":
         return part.evolve(feature_map=pick(rng, [f for f in FEATURES if f != part.feature_map]))
     if knob == "heads":
-        return part.evolve(heads=int(rng.integers(1, part.heads))) if part.heads > 1 else None
+        return fewer_heads(part, rng)
     return part.evolve(head_dim=pick(rng, [n for n in (part.head_dim // 2, 2 * part.head_dim) if 4 <= n <= 256]))

@@ -8,32 +8,19 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.ops.elementwise import apply_rope
-from morphogen.ops.kv_cache import attend_on, remember, seen
+from morphogen.ops.kv_cache import seen
 from morphogen.ops.selection import Scoring
-from morphogen.ops.sparse_attention import alibi_slopes, attend
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Branch,
-    Context,
-    Cost,
-    Init,
-    NormKind,
-    Part,
-    Spec,
-    State,
-    operator,
-    pick,
-)
+from morphogen.ops.sparse_attention import alibi_slopes
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Cost, NormKind, Part
+from morphogen.parts.branch import State
+from morphogen.parts.heads import GROUPED_AXES, GROUPED_ZERO_INIT, check_groups, grouped_sizes
 from morphogen.parts.layers import Linear, make_norm, rotations
 from morphogen.parts.selector import (
     SELECTOR_AXES,
@@ -41,8 +28,10 @@ from morphogen.parts.selector import (
     SELECTOR_SIZES,
     SELECTOR_ZERO_INIT,
     Selective,
+    SelectiveBranch,
     Selector,
 )
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 Rope = Literal["none", "standard", "yarn", "partial"]
 QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}
@@ -61,10 +50,7 @@ class Attention(Selective):
 
     slot: ClassVar = "attn"
     axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": (("kv_heads", "group", "q_dim"), "dim"),
-        "k.weight": (("kv_heads", "k_dim"), "dim"),
-        "v.weight": (("kv_heads", "v_dim"), "dim"),
-        "o.weight": ("dim", ("kv_heads", "group", "v_dim")),
+        **GROUPED_AXES,
         "out_gate.weight": (("kv_heads", "group", "v_dim"), "dim"),
         "out_gate.diagonal": (("kv_heads", "group", "v_dim"),),
         "value_gate.weight": (("kv_heads", "v_dim"), "dim"),
@@ -73,7 +59,7 @@ class Attention(Selective):
         **SELECTOR_AXES,
     }
     initial: ClassVar = {name: ZEROS for name in axes if "gate" in name} | {**SELECTOR_INITIAL}
-    zero_init: ClassVar = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",), **SELECTOR_ZERO_INIT}
+    zero_init: ClassVar = {**GROUPED_ZERO_INIT, **SELECTOR_ZERO_INIT}
     writers: ClassVar = frozenset({"o.weight"})
     buffers: ClassVar = frozenset({"slopes"})
     size_fields: ClassVar = SELECTOR_SIZES | {"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"}
@@ -102,8 +88,7 @@ class Attention(Selective):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.heads % self.kv_groups:
-            raise ValueError(f"heads {self.heads} cannot be shared out over kv_groups {self.kv_groups}: not a multiple")
+        check_groups(self)
         if self.kind == "MHA" and self.kv_groups != 1:
             raise ValueError(f"kv_groups is {self.kv_groups}, but MHA has one query head per kv head; use kind GQA")
         if self.kind == "MQA" and self.kv_groups != self.heads:
@@ -169,15 +154,7 @@ class Attention(Selective):
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and head_dim once for queries, keys and values: they grow by different rules."""
-        return {
-            "kv_heads": self.kv_heads,
-            "group": self.kv_groups,
-            "heads": self.heads,
-            "q_dim": self.head_dim,
-            "k_dim": self.head_dim,
-            "v_dim": self.head_dim,
-            **super().sizes(ctx),
-        }
+        return {**grouped_sizes(self, self.head_dim), "heads": self.heads, **super().sizes(ctx)}
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
         """ALiBi slopes are constants that belong to their heads, so they are carried like weights."""
@@ -311,9 +288,10 @@ class Gate(nn.Module):
         return (2.0 * torch.sigmoid(logits)).to(y_BTF.dtype) * y_BTF
 
 
-class AttentionBranch(Branch):
+class AttentionBranch(SelectiveBranch):
     """The module of `Attention`."""
 
+    part: Attention
     slopes: Tensor | None
 
     def __init__(self, part: Attention, ctx: Context) -> None:
@@ -336,31 +314,14 @@ class AttentionBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        part = self.part
-        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, 0)
-        dropout, scoring = part.dropout if self.training else 0.0, self._scoring()
-        if self.selector is not None:
-            y_BHTE = self.selector.attend(x_BTD, q_BHTE, k_BKTE, v_BKTE, scoring, self.record, dropout=dropout)
-        else:
-            y_BHTE = attend(q_BHTE, k_BKTE, v_BKTE, part.pattern, dropout=dropout, **vars(scoring))
+        y_BHTE = self.attend(x_BTD, *self._heads(x_BTD, 0), self._scoring(), dropout=self.part.dropout)
         return self._out(y_BHTE, x_BTD)
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix` without dropout, over the keys and values that `kv_policy` keeps."""
-        part, policy = self.part, self.part.kv_policy
-        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, start := seen(state))
-        new = {"k": k_BKTE, "v": v_BKTE}
-        if self.selector is not None:
-            index = self.selector.index(x_BTD, start)
-            new["selector_k"] = index[1]
-        kept, places_S, places_T = remember(state, new, part.pattern, policy.window, policy.quant)
-        scoring = self._scoring()
-        if self.selector is not None:
-            y_BHTE = self.selector.attend_on(index, q_BHTE, kept, places_T, places_S, scoring)
-        else:
-            k_BKSE, v_BKSE, window = kept["k"], kept["v"], policy.window
-            y_BHTE = attend_on(q_BHTE, k_BKSE, v_BKSE, places_T, places_S, part.pattern, window=window, **vars(scoring))
-        return self._out(y_BHTE, x_BTD)
+        q_BHTE, k_BKTE, v_BKTE = self._heads(x_BTD, seen(state))
+        past = self.remember(x_BTD, state, {"k": k_BKTE, "v": v_BKTE})
+        return self._out(self.attend_on(q_BHTE, past, self._scoring()), x_BTD)
 
     def _scoring(self) -> Scoring:
         return Scoring(1.0 / math.sqrt(self.part.head_dim), self.part.softcap, self.slopes)
@@ -394,99 +355,3 @@ class AttentionBranch(Branch):
         if self.out_gate is not None:
             y_BTF = self.out_gate(x_BTD, y_BTF)
         return cast(Tensor, self.o(y_BTF))
-
-
-# --------------------------------------------------------------------------------------------------- operators
-
-
-@operator(Attention, preserves=True)
-def add_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """More kv heads, each with its query heads; the new ones write zero."""
-    if part.kind == "MQA":
-        return None
-    return part.evolve(heads=part.heads + part.kv_groups * int(rng.integers(1, max(2, part.kv_heads + 1))))
-
-
-@operator(Attention, preserves=False)
-def remove_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Fewer kv heads with their query heads; those of largest norm stay."""
-    if part.kind == "MQA" or part.kv_heads < 2:
-        return None
-    return part.evolve(heads=part.kv_groups * int(rng.integers(1, part.kv_heads)))
-
-
-@operator(Attention, preserves=True)
-def add_query_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Double the query heads per kv head; the new ones write zero. Ref: arXiv 2305.13245."""
-    kind = "GQA" if part.kind == "MHA" else part.kind
-    return part.evolve(kind=kind, heads=2 * part.heads, kv_groups=2 * part.kv_groups)
-
-
-@operator(Attention, preserves=True)
-def split_kv(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Twice the kv heads, each a copy, for the same query heads."""
-    if part.kv_groups % 2:
-        return None
-    return part.evolve(kind="GQA", kv_groups=part.kv_groups // 2)
-
-
-@operator(Attention, preserves=False)
-def make_gqa(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Half the kv heads: neighbours merge into their mean. Ref: arXiv 2305.13245."""
-    if part.kv_heads % 2:
-        return None
-    groups = 2 * part.kv_groups
-    return part.evolve(kind="MQA" if groups == part.heads and part.kind == "MQA" else "GQA", kv_groups=groups)
-
-
-@operator(Attention, preserves=lambda part, ctx: part.rope == "none")
-def widen_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Twice the head dim, queries rescaled; under RoPE the frequencies change, so exact only without."""
-    return part.evolve(head_dim=2 * part.head_dim) if part.head_dim <= 128 else None
-
-
-@operator(Attention, preserves=False)
-def narrow_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Half the head dim; the channels of largest norm stay."""
-    return part.evolve(head_dim=part.head_dim // 2) if part.head_dim % 4 == 0 and part.head_dim > 8 else None
-
-
-@operator(Attention, preserves=False)
-def tune_rope(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Another RoPE base, from 1e3 to 1e6."""
-    if part.rope == "none":
-        return None
-    return part.evolve(rope_theta=pick(rng, [t for t in (1e3, 1e4, 1e5, 1e6) if t != part.rope_theta]))
-
-
-@operator(Attention, preserves=False)
-def change_rope(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Another position encoding: none, standard or partial RoPE."""
-    rope = pick(rng, [r for r in ("none", "standard", "partial") if r != part.rope])
-    return part.evolve(rope=rope, rope_factor=None)
-
-
-@operator(Attention, preserves=False)
-def toggle_alibi(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Linear position biases on or off. Ref: arXiv 2108.12409."""
-    return part.evolve(alibi=not part.alibi)
-
-
-@operator(Attention, preserves=False)
-def toggle_qk_norm(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Another normalisation of queries and keys: none, rms or layer."""
-    return part.evolve(qk_norm=pick(rng, [n for n in ("none", "rms", "layer") if n != part.qk_norm]))
-
-
-@operator(Attention, preserves=False)
-def tune_softcap(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """Soft limit of the attention logits: none, 20 or 50."""
-    return part.evolve(softcap=pick(rng, [c for c in (None, 20.0, 50.0) if c != part.softcap]))
-
-
-@operator(Attention, preserves=lambda part, ctx: part.gating_pos == "none")
-def tune_attn_gating(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
-    """A gate on the output or the values; a new one starts open. Taking one away, or another kind, is lossy."""
-    if part.gating_pos == "none":
-        return part.evolve(gating_pos=pick(rng, ["output", "value"]), gating_op=pick(rng, ["dense", "diagonal"]))
-    return part.evolve(gating_pos="none")

@@ -7,17 +7,19 @@ the transfer of optimizer state. Adding a kind means adding one file to this pac
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
 import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
-from torch import Tensor, nn
+from torch import nn
 
 from morphogen.errors import OperatorError, unknown
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.frozen import Frozen
+from morphogen.parts.tensors import NORMAL, ONES, ZEROS, Axes, Init, Spec, shape_of
 
 NormKind = Literal["rmsnorm", "layernorm"]
 NORM_EPS = 1e-5
@@ -27,23 +29,6 @@ TRAITS = ("moe", "selector", "memory")
 
 #: The stable name of a block or a recurrence within a lineage.
 GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-
-#: One entry per tensor dimension: an axis name, or several when the dimension is a product (slowest first).
-Axes = tuple[str | tuple[str, ...], ...]
-
-
-class Frozen(BaseModel):
-    """Frozen, strict data. `evolve` is how operators make a changed copy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
-
-    def evolve(self, **changes: Any) -> Self | None:
-        """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""
-        try:
-            child = type(self).model_validate({**dict(self), **changes})
-        except ValidationError:
-            return None
-        return None if child == self else child
 
 
 @dataclass(frozen=True)
@@ -63,29 +48,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Init:
-    """How fresh entries are drawn: the name of an initialiser in `parts.initial`, and its arguments."""
-
-    name: str
-    args: tuple[float, ...] = ()
-
-
-NORMAL = Init("fan_in_normal", (1.0,))
-ZEROS = Init("zeros")
-ONES = Init("ones")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One tensor of a part: its factored axes, the shape they give, how it starts, whether training changes it."""
-
-    axes: Axes
-    shape: tuple[int, ...]
-    init: Init
-    buffer: bool = False
-
-
-@dataclass(frozen=True)
 class Cost:
     """Costs of one part, per token of a sequence of `ctx.seq_len`, forward only.
 
@@ -102,66 +64,6 @@ class Cost:
 
     def __mul__(self, times: float) -> "Cost":
         return Cost(self.flops * times, self.kv_bytes * times, self.state_bytes * times)
-
-
-class AxisMap(Frozen):
-    """Where the entries along one axis of a child's tensor come from.
-
-    first: entry i from the parent's entry i, the rest fresh. largest: the parent's entries of largest norm, in their
-    order (which ones is decided when tensors are at hand). index: entry i from `index[i]`; -1 is fresh.
-    mean: entry i is the mean of the parent's entries `groups[i]`.
-    """
-
-    how: Literal["first", "largest", "index", "mean"]
-    size: int
-    parent_size: int
-    index: tuple[int, ...] = ()
-    groups: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def identity(self) -> bool:
-        """True when the axis is carried over unchanged."""
-        return self.how == "first" and self.size == self.parent_size
-
-
-@dataclass(frozen=True)
-class Derived:
-    """A tensor computed from several of the parent's, to be aligned like one of the parent's own.
-
-    transform: its name in `parts.transforms`. sources: the parent's tensors; args: whole numbers: what it is called
-    with. axes: of the result.
-    """
-
-    transform: str
-    sources: tuple[str, ...]
-    args: tuple[int, ...]
-    axes: Axes
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How a child part finds its tensors in a parent part.
-
-    sources: child tensor -> parent tensor (None: fresh). axes, parent_axes: the axes to align by, where they differ
-    from the declared ones; the same names in any order. Names that `sizes` does not know take theirs from `maps`.
-    maps: axes whose entries are not simply the first ones. scales: factors on carried tensors.
-    zero, mean: tensor -> axes along which fresh entries start at zero, or at the mean of the carried ones.
-    init: how fresh entries start, where not as in a new part. derived: child tensor -> what it is carried from in place
-    of a tensor of the parent.
-    exact: whether this part computes the same function after the splice, given that fresh entries are placed so.
-    """
-
-    sources: Mapping[str, str | None]
-    exact: bool
-    note: str = ""
-    axes: Mapping[str, Axes] = field(default_factory=dict)
-    parent_axes: Mapping[str, Axes] = field(default_factory=dict)
-    maps: Mapping[str, AxisMap] = field(default_factory=dict)
-    scales: Mapping[str, float] = field(default_factory=dict)
-    zero: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    mean: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    init: Mapping[str, Init] = field(default_factory=dict)
-    derived: Mapping[str, Derived] = field(default_factory=dict)
 
 
 class Part(Frozen):
@@ -326,95 +228,6 @@ class Modifier(Part):
         return ()
 
 
-#: What a branch remembers of a sequence while decoding, by name; empty at the start. Batch is the first dimension.
-State = dict[str, Tensor]
-
-
-class Record:
-    """What branches report of the forward passes made while it is open (`LanguageModel.recording`).
-
-    losses: auxiliary losses by name, with their graph, so a record must not outlive its step. figures: numbers to
-    watch, by name. tallies: counts that a branch wants back after the optimizer's step.
-    """
-
-    def __init__(self) -> None:
-        self.losses: dict[str, list[Tensor]] = {}
-        self.figures: dict[str, list[Tensor]] = {}
-        self.tallies: dict[Branch, Tensor] = {}
-
-    def add_loss(self, name: str, loss: Tensor) -> None:
-        """One branch's auxiliary loss, a scalar times its coefficient in the blueprint."""
-        self.losses.setdefault(name, []).append(loss)
-
-    def add_figure(self, name: str, value: Tensor) -> None:
-        """One branch's figure, a scalar."""
-        self.figures.setdefault(name, []).append(value.detach())
-
-    def add_tally(self, branch: "Branch", counts: Tensor) -> None:
-        """Counts, added up over the passes of a branch that runs more than once."""
-        self.tallies[branch] = self.tallies[branch] + counts if branch in self.tallies else counts
-
-    def loss(self, coefficients: Mapping[str, float]) -> Tensor | None:
-        """The sum of all losses, each times the coefficient of its name (1 where none is given); None without any."""
-        terms = [
-            coefficients.get(name, 1.0) * torch.stack(losses).sum()
-            for name, losses in self.losses.items()
-            if coefficients.get(name, 1.0) != 0.0
-        ]
-        return torch.stack(terms).sum() if terms else None
-
-    def means(self) -> dict[str, Tensor]:
-        """Every figure, the mean over branches, in order of name."""
-        return {name: torch.stack(values).mean() for name, values in sorted(self.figures.items())}
-
-    def settle(self) -> None:
-        """Give the branches their tallies; after the optimizer's step, once."""
-        for branch, counts in self.tallies.items():
-            branch.settle(counts)
-
-
-class Branch(nn.Module):
-    """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width.
-
-    record: where to report auxiliary losses and figures while a recording is open, else None.
-    """
-
-    norm: nn.Module
-    record: Record | None = None
-
-    def settle(self, counts: Tensor) -> None:
-        """Change buffers by what was tallied over a training step."""
-        raise NotImplementedError  # only for kinds that tally
-
-    def mix(self, x_BTD: Tensor) -> Tensor:
-        """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""
-        raise NotImplementedError  # every kind has its own
-
-    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
-        """As `mix`, for tokens that follow those `state` remembers; updates `state` in place."""
-        raise NotImplementedError  # every kind has its own
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """`mix(norm(x))`; the caller adds the residual."""
-        return self.mix(self.norm(x_BTD))
-
-    def extend(self, x_BTD: Tensor, state: State) -> Tensor:
-        """`forward` for the next tokens of a sequence."""
-        return self.mix_on(self.norm(x_BTD), state)
-
-
-class Modulation(nn.Module):
-    """A modifier's module. What it does to a token may depend on that token of the block's input, on no other."""
-
-    def look(self, x_BTD: Tensor) -> Tensor | None:
-        """What it takes from the block's input, once for all branches; None when that is nothing."""
-        return None
-
-    def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
-        """The changed output `y` of branch `slot`; `seen` is what `look` returned."""
-        raise NotImplementedError  # every kind has its own
-
-
 REGISTRY: dict[tuple[str, str], type[Part]] = {}
 
 
@@ -461,17 +274,6 @@ class PartIn:
             return None if kind is None else TAG + str(kind)
 
         return core_schema.tagged_union_schema(choices, tag)
-
-
-def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
-    """Each dimension's factors, slowest first."""
-    for axis in axes:
-        yield (axis,) if isinstance(axis, str) else axis
-
-
-def shape_of(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The tensor shape that factored axes give."""
-    return tuple(math.prod(sizes[name] for name in factors) for factors in flat(axes))
 
 
 # --------------------------------------------------------------------------------------------------- operators

@@ -15,7 +15,9 @@ from pydantic import JsonValue, PrivateAttr, ValidationError, model_validator
 from torch import nn
 
 from morphogen.errors import unknown
-from morphogen.parts.base import Alignment, Axes, Context, Cost, NormKind, Part, Spec, block_operator, operator, pick
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.tensors import Axes, Spec
 
 #: Entry points of this group are plug-ins; an entry point's name is the plug-in's.
 GROUP = "morphogen.parts"
@@ -25,9 +27,10 @@ class Plugin(Part):
     """What a plug-in inherits from: a residual branch in the slot `extra`, described as every other part is.
 
     A subclass declares its fields, each with a default, and as for `Part`: `axes`, `writers`, `zero_init`, `initial`,
-    `buffers`, `size_fields`, `sizes`, `build` (a `Branch`) and `cost`. Nothing else is needed: it is initialised,
-    inherited, widened and crossed over from these. It must be causal; the contract test in `tests/test_contract.py`
-    says what else. Writers are zero at insertion, so a plug-in enters a trained model without a jump.
+    `buffers`, `size_fields`, `sizes`, `build` (a `parts.branch.Branch`) and `cost`. Nothing else is needed: it is
+    initialised, inherited, widened and crossed over from these. It must be causal; the contract test in
+    `tests/test_contract.py` says what else. Writers are zero at insertion, so a plug-in enters a trained model without
+    a jump.
 
     In a blueprint it is `{kind: custom, name: "mine.parts:Mixer", params: {width: 64}}`; or `name: mixer`, where the
     package `mine` has in its pyproject.toml

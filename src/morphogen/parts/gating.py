@@ -13,26 +13,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphogen.parts.base import (
-    ONES,
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    BlockLike,
-    Context,
-    Cost,
-    Init,
-    Modifier,
-    Modulation,
-    NormKind,
-    Part,
-    Spec,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import BlockLike, Context, Cost, Modifier, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.branch import Modulation
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import ONES, ZEROS, Axes, Init, Spec
 
 Target = Literal["attn", "ssm", "extra", "ffn"]
 

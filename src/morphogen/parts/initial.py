@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from morphogen.parts.base import Init
+from morphogen.parts.tensors import Init
 
 Initialiser = Callable[..., Tensor]
 

@@ -7,7 +7,8 @@ from pydantic import PositiveInt, model_validator
 
 from morphogen.ops.kv_cache import Quant, remembered
 from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts.base import Context, Cost, Frozen, Part, operator, pick
+from morphogen.parts.base import Context, Cost, Part, operator, pick
+from morphogen.parts.frozen import Frozen
 
 #: Windows of new policies, and the smallest that halving leads to, in tokens.
 WINDOWS = (64, 128, 256, 512, 1024, 2048, 4096)

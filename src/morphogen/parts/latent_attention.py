@@ -7,34 +7,19 @@ values), R width of the rotated key that heads share, L latent dim
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.elementwise import apply_rope
-from morphogen.ops.kv_cache import attend_on, remember, seen
+from morphogen.ops.kv_cache import seen
 from morphogen.ops.selection import Scoring
-from morphogen.ops.sparse_attention import attend
+from morphogen.parts.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Branch,
-    Context,
-    Cost,
-    Derived,
-    NormKind,
-    Part,
-    State,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.base import Context, Cost, NormKind, Part
+from morphogen.parts.branch import State
 from morphogen.parts.kv_policy import KVPolicy
 from morphogen.parts.layers import Linear, RMSNorm, make_norm, rotations
 from morphogen.parts.selector import (
@@ -43,11 +28,10 @@ from morphogen.parts.selector import (
     SELECTOR_SIZES,
     SELECTOR_ZERO_INIT,
     Selective,
+    SelectiveBranch,
     Selector,
 )
-
-#: Latent dims that operators give are multiples of this.
-MULTIPLE = 8
+from morphogen.parts.tensors import ZEROS, Axes
 
 
 class LatentAttention(Selective):
@@ -174,10 +158,7 @@ class LatentAttention(Selective):
             derived=factored,
             parent_axes={name: self.axes[name] for name in ("q.weight", "o.weight")},
             maps={"latent": AxisMap(how="first", size=self.kv_latent_dim, parent_size=rank)},
-            scales={
-                **self.norm_scales(parent, ctx, parent_ctx),
-                "q.weight": 1.0 / (self.scale * math.sqrt(parent.head_dim)),
-            },
+            scales=scales,
             zero=self.zero_init,
             init={"k_rope.weight": ZEROS},
         )
@@ -221,8 +202,10 @@ class LatentAttention(Selective):
         )
 
 
-class LatentAttentionBranch(Branch):
+class LatentAttentionBranch(SelectiveBranch):
     """The module of `LatentAttention`."""
+
+    part: LatentAttention
 
     def __init__(self, part: LatentAttention, ctx: Context) -> None:
         super().__init__()
@@ -242,16 +225,9 @@ class LatentAttentionBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        part = self.part
-        q_BHTE, q_BHTR = self._queries(x_BTD, 0)
-        latent_B1TL, key_B1TR = self._latent(x_BTD, 0)
-        k_BHTE, v_BHTE = self._expanded(latent_B1TL, key_B1TR)
-        q_BHTE = _joined(q_BHTE, q_BHTR)
-        dropout, scoring = part.dropout if self.training else 0.0, Scoring(part.scale)
-        if self.selector is not None:
-            y_BHTE = self.selector.attend(x_BTD, q_BHTE, k_BHTE, v_BHTE, scoring, self.record, dropout=dropout)
-        else:
-            y_BHTE = attend(q_BHTE, k_BHTE, v_BHTE, part.pattern, dropout=dropout, **vars(scoring))
+        q_BHTE = _joined(*self._queries(x_BTD, 0))
+        k_BHTE, v_BHTE = self._expanded(*self._latent(x_BTD, 0))
+        y_BHTE = self.attend(x_BTD, q_BHTE, k_BHTE, v_BHTE, Scoring(self.part.scale), dropout=self.part.dropout)
         return cast(Tensor, self.o(y_BHTE.transpose(1, 2).flatten(2)))
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
@@ -259,27 +235,20 @@ class LatentAttentionBranch(Branch):
 
         Over latents, heads do not expand keys and values: the up-projections move to queries and outputs.
         """
-        part, policy, start = self.part, self.part.kv_policy, seen(state)
+        part, start = self.part, seen(state)
         q_BHTE, q_BHTR = self._queries(x_BTD, start)
         latent_B1TL, key_B1TR = self._latent(x_BTD, start)
-        expanded = policy.kind == "full"
+        expanded = part.kv_policy.kind == "full"
         if expanded:
             new = dict(zip(("k", "v"), self._expanded(latent_B1TL, key_B1TR), strict=True))
         else:
             new = {"latent": latent_B1TL} if key_B1TR is None else {"latent": latent_B1TL, "key": key_B1TR}
             q_BHTE = torch.einsum("bhte,hel->bhtl", q_BHTE, self._by_head(self.k_up, q_BHTE))
-        if self.selector is not None:
-            index = self.selector.index(x_BTD, start)
-            new["selector_k"] = index[1]
-        kept, places_S, places_T = remember(state, new, part.pattern, policy.window, policy.quant)
+        past = self.remember(x_BTD, state, new)
         if not expanded:
+            kept = past.kept
             kept |= {"k": _joined(kept["latent"], kept.get("key")), "v": kept["latent"]}
-        q_BHTE, scoring = _joined(q_BHTE, q_BHTR), Scoring(part.scale)
-        if self.selector is not None:
-            y_BHTV = self.selector.attend_on(index, q_BHTE, kept, places_T, places_S, scoring)
-        else:
-            k_BKSE, v_BKSV, window = kept["k"], kept["v"], policy.window
-            y_BHTV = attend_on(q_BHTE, k_BKSE, v_BKSV, places_T, places_S, part.pattern, window=window, **vars(scoring))
+        y_BHTV = self.attend_on(_joined(q_BHTE, q_BHTR), past, Scoring(part.scale))
         if not expanded:
             y_BHTV = torch.einsum("bhtl,hel->bhte", y_BHTV, self._by_head(self.v_up, y_BHTV))
         return cast(Tensor, self.o(y_BHTV.transpose(1, 2).flatten(2)))
@@ -315,101 +284,3 @@ class LatentAttentionBranch(Branch):
 
 def _joined(x: Tensor, rotated: Tensor | None) -> Tensor:
     return x if rotated is None else torch.cat([x, rotated], -1)
-
-
-# --------------------------------------------------------------------------------------------------- operators
-
-
-@operator(LatentAttention, preserves=True)
-def add_mla_heads(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """More heads; the new ones write zero."""
-    return part.evolve(heads=part.heads + int(rng.integers(1, part.heads + 1)))
-
-
-@operator(LatentAttention, preserves=False)
-def remove_mla_heads(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """Fewer heads; those of largest norm stay."""
-    return part.evolve(heads=int(rng.integers(1, part.heads))) if part.heads > 1 else None
-
-
-@operator(LatentAttention, preserves=True)
-def widen_mla_latent(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """A larger latent; its new channels start at zero, and the norm makes up for them."""
-    return part.evolve(kv_latent_dim=part.kv_latent_dim + max(MULTIPLE, part.kv_latent_dim // 2))
-
-
-@operator(LatentAttention, preserves=False)
-def narrow_mla_latent(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """A smaller latent; its channels of largest norm stay."""
-    return part.evolve(kv_latent_dim=max(MULTIPLE, part.kv_latent_dim * 2 // 3)) if part.kv_latent_dim > 8 else None
-
-
-@operator(LatentAttention, preserves=True)
-def widen_mla_head_dim(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """Twice the unrotated channels and values of a head, queries rescaled; the new ones add nothing."""
-    return part.evolve(head_dim=2 * part.head_dim) if part.head_dim <= 128 else None
-
-
-@operator(LatentAttention, preserves=False)
-def narrow_mla_head_dim(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """Half the unrotated channels and values of a head; those of largest norm stay."""
-    return part.evolve(head_dim=part.head_dim // 2) if part.head_dim >= 8 else None
-
-
-@operator(LatentAttention, preserves=lambda part, ctx: part.selector == "none")
-def add_mla_rope(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """A rotated head, where there is none; its key starts at zero. A selector is rotated too, which is lossy."""
-    return part.evolve(rope_head_dim=pick(rng, [8, 16, 32])) if part.rope_head_dim == 0 else None
-
-
-@operator(LatentAttention, preserves=False)
-def tune_mla_rope(part: LatentAttention, ctx: Context, rng: np.random.Generator) -> LatentAttention | None:
-    """Another RoPE base from 1e3 to 1e6, or half, twice or none of the rotated channels."""
-    if part.rope_head_dim == 0:
-        return None
-    if rng.random() < 0.5:
-        return part.evolve(rope_theta=pick(rng, [t for t in (1e3, 1e4, 1e5, 1e6) if t != part.rope_theta]))
-    return part.evolve(rope_head_dim=pick(rng, [0, part.rope_head_dim // 4 * 2, 2 * part.rope_head_dim]))
-
-
-@block_operator(preserves=False)
-def toggle_mla_attention(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
-    """Attention through a latent by SVD of its keys and values, or back by multiplying out."""
-    part = block.attn
-    if isinstance(part, LatentAttention):
-        return block.evolve(attn=_plain(part))
-    return block.evolve(attn=_latent(part, rng)) if isinstance(part, Attention) else None
-
-
-def _latent(part: Attention, rng: np.random.Generator) -> LatentAttention:
-    """A quarter or half as many entries a token as keys and values have, half of head_dim rotated if any was."""
-    entries = 2 * part.kv_heads * part.head_dim
-    return LatentAttention(
-        **_shared(part),
-        heads=part.heads,
-        head_dim=part.head_dim,
-        kv_latent_dim=max(MULTIPLE, entries // int(rng.choice([2, 4]))),
-        rope_head_dim=0 if part.rope == "none" else max(2, part.head_dim // 4 * 2),
-        rope_theta=part.rope_theta,
-        dropout=part.dropout,
-    )
-
-
-def _plain(part: LatentAttention) -> Attention:
-    """MHA whose heads are as wide as rotated and unrotated channels together."""
-    width = part.head_dim + part.rope_head_dim
-    return Attention(
-        **_shared(part),
-        kind="MHA",
-        heads=part.heads,
-        head_dim=width,
-        rope="partial" if part.rope_head_dim else "none",
-        rope_factor=(part.rope_head_dim + 0.5) / width if part.rope_head_dim else None,  # rounded down to pairs
-        rope_theta=part.rope_theta,
-        dropout=part.dropout,
-    )
-
-
-def _shared(part: Selective) -> dict[str, Any]:
-    """Sparsity and selector."""
-    return {name: value for name, value in part if name in Selective.model_fields and name != "kv_policy"}

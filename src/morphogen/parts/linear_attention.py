@@ -22,24 +22,13 @@ from morphogen.ops.linear_attention import (
     linear_attention,
     unit,
 )
+from morphogen.parts.alignment import Alignment
 from morphogen.parts.attention import Attention
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    Branch,
-    Context,
-    Cost,
-    Init,
-    NormKind,
-    Part,
-    Spec,
-    State,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
+from morphogen.parts.heads import GROUPED_AXES, GROUPED_ZERO_INIT, check_groups, grouped_sizes
 from morphogen.parts.layers import Linear, RMSNorm, make_norm
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 FeatureMap = Literal["elu", "relu", "silu", "softmax", "identity"]
 Decay = Literal["none", "retention", "gated", "delta"]
@@ -65,10 +54,7 @@ class LinearAttention(Part):
 
     slot: ClassVar = "attn"
     axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": (("kv_heads", "group", "q_dim"), "dim"),
-        "k.weight": (("kv_heads", "k_dim"), "dim"),
-        "v.weight": (("kv_heads", "v_dim"), "dim"),
-        "o.weight": ("dim", ("kv_heads", "group", "v_dim")),
+        **GROUPED_AXES,
         "gate.weight": (("kv_heads", "group", "v_dim"), "dim"),
         "alpha.weight": ("kv_heads", "dim"),
         "alpha_bias": ("kv_heads",),
@@ -77,7 +63,7 @@ class LinearAttention(Part):
         "slopes": ("kv_heads",),
     }
     initial: ClassVar = {"alpha_log": ZEROS}
-    zero_init: ClassVar = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",)}
+    zero_init: ClassVar = {**GROUPED_ZERO_INIT}
     writers: ClassVar = frozenset({"o.weight"})
     buffers: ClassVar = frozenset({"slopes"})
     size_fields: ClassVar = frozenset({"heads", "head_dim", "value_dim", "kv_groups"})
@@ -93,8 +79,7 @@ class LinearAttention(Part):
 
     @model_validator(mode="after")
     def _possible(self) -> "LinearAttention":
-        if self.heads % self.kv_groups:
-            raise ValueError(f"heads {self.heads} cannot be shared out over kv_groups {self.kv_groups}: not a multiple")
+        check_groups(self)
         return self
 
     @property
@@ -134,14 +119,7 @@ class LinearAttention(Part):
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and the widths of queries and keys, and of values."""
-        return {
-            "kv_heads": self.kv_heads,
-            "group": self.kv_groups,
-            "q_dim": self.head_dim,
-            "k_dim": self.head_dim,
-            "v_dim": self.values,
-            "dim": ctx.dim,
-        }
+        return {**grouped_sizes(self, self.values), "dim": ctx.dim}
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
         """Decays start spread out over the heads, from short memories to long ones."""

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.ops.scan import selective_scan
-from morphogen.parts.base import ONES, ZEROS, Axes, Context, Cost, Init, Spec, State, operator
+from morphogen.parts.base import Context, Cost, operator
+from morphogen.parts.branch import State
 from morphogen.parts.layers import Linear
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.ssm import SSM, STEPS, UNIFORM, SSMBranch, convolve, stacked, step_sizes
+from morphogen.parts.tensors import ONES, ZEROS, Axes, Init, Spec
 
 
 class Mamba(SSM):

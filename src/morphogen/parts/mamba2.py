@@ -13,23 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.ops.scan import ssd
-from morphogen.parts.base import (
-    ONES,
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Context,
-    Cost,
-    Init,
-    NormKind,
-    Part,
-    Spec,
-    State,
-    operator,
-)
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Cost, NormKind, Part, operator
+from morphogen.parts.branch import State
 from morphogen.parts.layers import Linear, RMSNorm
 from morphogen.parts.ssm import INNER, SSM, STEPS, UNIFORM, SSMBranch, Taps, by_inner, convolve, stacked, step_sizes
+from morphogen.parts.tensors import ONES, ZEROS, Axes, Init, Spec
 
 
 class Mamba2(SSM):

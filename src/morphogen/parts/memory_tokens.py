@@ -10,21 +10,12 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.slot_attention import attend_learned
-from morphogen.parts.base import (
-    Alignment,
-    Axes,
-    Branch,
-    Context,
-    Cost,
-    Init,
-    Part,
-    State,
-    block_operator,
-    operator,
-    pick,
-)
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, Part, block_operator, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.readers import Reader, plain_heads
+from morphogen.parts.tensors import Axes, Init
 
 
 class MemoryTokens(Reader):

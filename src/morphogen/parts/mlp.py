@@ -8,8 +8,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
-from morphogen.parts.base import Axes, Branch, Context, Cost, Part, State, operator, pick
+from morphogen.parts.base import Context, Cost, Part, operator, pick
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import Axes
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
 GATED = frozenset({"swiglu", "geglu"})

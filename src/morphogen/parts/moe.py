@@ -10,20 +10,11 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from torch import nn
 
 from morphogen.ops.routing import RouterKind
-from morphogen.parts.base import (
-    ZEROS,
-    Alignment,
-    Axes,
-    AxisMap,
-    Context,
-    Cost,
-    Init,
-    Part,
-    PartIn,
-    Spec,
-)
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Cost, Part, PartIn
 from morphogen.parts.mlp import GATED, MLP, Activation
 from morphogen.parts.moe_layer import Experts
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))

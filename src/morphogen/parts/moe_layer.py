@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from morphogen.ops import routing
 from morphogen.ops.autocast import autocast_dtype, no_autocast
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
-from morphogen.parts.base import Branch, Context, State
+from morphogen.parts.base import Context
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.mlp import GATED
 

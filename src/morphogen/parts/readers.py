@@ -14,8 +14,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from morphogen.ops.slot_attention import Slots, attend_slots, read_pairs
-from morphogen.parts.base import Alignment, Axes, Branch, Context, Cost, Part, State, operator
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, Part, operator
+from morphogen.parts.branch import Branch, State
+from morphogen.parts.heads import fewer_heads, more_heads, wider_heads
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import Axes
 
 #: Heads that are put in anew have at most this many channels each.
 HEAD_DIM = 32
@@ -147,19 +151,19 @@ class SlotBranch(Branch):
 @operator(Reader, preserves=True)
 def add_memory_heads(part: Reader, ctx: Context, rng: np.random.Generator) -> Reader | None:
     """More heads that read a memory; the new ones write zero."""
-    return part.evolve(heads=part.heads + int(rng.integers(1, part.heads + 1)))
+    return more_heads(part, rng)
 
 
 @operator(Reader, preserves=False)
 def remove_memory_heads(part: Reader, ctx: Context, rng: np.random.Generator) -> Reader | None:
     """Fewer heads that read a memory; those of largest norm stay."""
-    return part.evolve(heads=int(rng.integers(1, part.heads))) if part.heads > 1 else None
+    return fewer_heads(part, rng)
 
 
 @operator(Reader, preserves=True)
 def widen_memory_head_dim(part: Reader, ctx: Context, rng: np.random.Generator) -> Reader | None:
     """Twice the head dim of a memory, queries rescaled."""
-    return part.evolve(head_dim=2 * part.head_dim) if part.head_dim <= 128 else None
+    return wider_heads(part)
 
 
 @operator(Reader, preserves=False)

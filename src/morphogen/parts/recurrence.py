@@ -7,8 +7,9 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from morphogen.parts.base import ZEROS, Axes, Context, Cost, GeneId, Init, NormKind, Part
+from morphogen.parts.base import Context, Cost, GeneId, NormKind, Part
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import ZEROS, Axes, Init
 
 #: More steps than this are refused: a typo would otherwise train for days.
 MOST_STEPS = 64

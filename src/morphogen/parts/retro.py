@@ -11,9 +11,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.slot_attention import Aggregator, Slots, mean_slots, weighted_slots
-from morphogen.parts.base import ZEROS, Alignment, Axes, Context, Init, Part, Spec, block_operator, operator, pick
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Part, block_operator, operator, pick
 from morphogen.parts.layers import Linear
 from morphogen.parts.readers import Reader, SlotBranch, SlotReader, plain_heads
+from morphogen.parts.tensors import ZEROS, Axes, Init, Spec
 
 AGGREGATORS: tuple[Aggregator, ...] = ("mean", "attention", "gate")
 

@@ -7,7 +7,7 @@ E width of q and k, V width of v
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from morphogen.ops.elementwise import apply_rope
-from morphogen.ops.kv_cache import attend_on
+from morphogen.ops.kv_cache import attend_on, remember, seen
 from morphogen.ops.selection import (
     Scoring,
     attend_best,
@@ -26,9 +26,12 @@ from morphogen.ops.selection import (
     picked_scores,
 )
 from morphogen.ops.sparse_attention import attend
-from morphogen.parts.base import ZEROS, Alignment, Axes, Context, Cost, Init, NormKind, Part, Record, operator
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, NormKind, Part, operator
+from morphogen.parts.branch import Branch, Record, State
 from morphogen.parts.layers import LayerNorm, Linear, rotations
 from morphogen.parts.sparsity import Sparse, seen_pairs
+from morphogen.parts.tensors import ZEROS, Axes, Init
 
 #: The indexer's tensors, for the `axes`, `initial` and `zero_init` of parts that have one. Its weights start at zero:
 #: all scores are then equal, and of equal scores the latest token wins, so that it starts as a sliding window.
@@ -121,6 +124,10 @@ class Selective(Sparse):
         return Cost(flops=flops) + self.kv_policy.cost(self.pattern, ctx.seq_len, 1, width)
 
 
+#: Indexer queries, keys and weights.
+Index = tuple[Tensor, Tensor, Tensor]
+
+
 class Selector(nn.Module):
     """The indexer, and attention over what it picks. theta: of RoPE on its queries and keys; None for no RoPE."""
 
@@ -133,7 +140,7 @@ class Selector(nn.Module):
         self.w = Linear(ctx.dim, part.selector_heads)
         self.k_norm = LayerNorm(part.selector_dim)
 
-    def index(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def index(self, x_BTD: Tensor, start: int) -> Index:
         """Indexer queries q_BATI, keys k_B1TI and weights w_BAT of tokens that stand at `start` and after."""
         x_BTD, (batch, length, _) = x_BTD.detach(), x_BTD.shape
         q_BATI = self.q(x_BTD).view(batch, length, -1, self.part.selector_dim).transpose(1, 2)
@@ -173,7 +180,7 @@ class Selector(nn.Module):
 
     def attend_on(
         self,
-        index: tuple[Tensor, Tensor, Tensor],
+        index: Index,
         q_BHTE: Tensor,
         kept: Mapping[str, Tensor],
         places_T: Tensor,
@@ -195,6 +202,50 @@ class Selector(nn.Module):
         hidden_TS = age_TS < 0 if window is None else (age_TS < 0) | (age_TS >= window)
         scores_BTS = index_scores(index[0], keys_B1SI, index[2])
         return attend_best(q_BHTE, k_BKSE, v_BKSV, scores_BTS, hidden_TS, age_TS, part.selector_topk, scoring)
+
+
+class Past(NamedTuple):
+    """What a decoder's new tokens read, themselves included: by name, and where it stands, `places_S`.
+
+    places_T: where the new tokens stand. new_index: theirs, where there is an indexer.
+    """
+
+    kept: dict[str, Tensor]
+    places_S: Tensor
+    places_T: Tensor
+    new_index: Index | None
+
+
+class SelectiveBranch(Branch):
+    """The module of a `Selective` part: attends to what its indexer picks or, without one, to all its pattern shows."""
+
+    part: Selective
+    selector: Selector | None
+
+    def attend(
+        self, x_BTD: Tensor, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, scoring: Scoring, *, dropout: float
+    ) -> Tensor:
+        """Attention of a whole sequence, y_BHTV; x is the branch's input. dropout: while training."""
+        dropout = dropout if self.training else 0.0
+        if self.selector is not None:
+            return self.selector.attend(x_BTD, q_BHTE, k_BKTE, v_BKTV, scoring, self.record, dropout=dropout)
+        return attend(q_BHTE, k_BKTE, v_BKTV, self.part.pattern, dropout=dropout, **vars(scoring))
+
+    def remember(self, x_BTD: Tensor, state: State, new: Mapping[str, Tensor]) -> Past:
+        """Puts new tokens, and what the indexer keeps of them, into `state`, under `kv_policy`; x as for `attend`."""
+        policy, index = self.part.kv_policy, None
+        if self.selector is not None:
+            index = self.selector.index(x_BTD, seen(state))
+            new = {**new, "selector_k": index[1]}
+        return Past(*remember(state, new, self.part.pattern, policy.window, policy.quant), index)
+
+    def attend_on(self, q_BHTE: Tensor, past: Past, scoring: Scoring) -> Tensor:
+        """As `attend` without dropout, over the keys `k` and values `v` that are kept; y_BHTV."""
+        (kept, places_S, places_T, new_index), part = past, self.part
+        if self.selector is not None and new_index is not None:
+            return self.selector.attend_on(new_index, q_BHTE, kept, places_T, places_S, scoring)
+        k_BKSE, v_BKSV, window = kept["k"], kept["v"], part.kv_policy.window
+        return attend_on(q_BHTE, k_BKSE, v_BKSV, places_T, places_S, part.pattern, window=window, **vars(scoring))
 
 
 # --------------------------------------------------------------------------------------------------- operators

@@ -10,8 +10,11 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from morphogen.ops.causal_conv import causal_conv
-from morphogen.parts.base import Alignment, Axes, AxisMap, Branch, Context, Cost, Part, State, block_operator, operator
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Cost, Part, block_operator, operator
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import Axes
 
 
 class ShortConv(Part):

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.ops.causal_conv import causal_conv
-from morphogen.parts.base import Alignment, Axes, AxisMap, Branch, Context, Init, Part, State, operator
+from morphogen.parts.alignment import Alignment, AxisMap
+from morphogen.parts.base import Context, Part, operator
+from morphogen.parts.branch import Branch, State
 from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.tensors import Axes, Init
 
 #: Mamba-2's inner channels are its heads' channels.
 INNER = ("heads", "head_dim")

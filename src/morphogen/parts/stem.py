@@ -6,7 +6,9 @@ Their names have no prefix: `emb.weight`, `norm.weight`, `head.weight`.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from morphogen.parts.base import Alignment, Axes, Context, Cost, Init, Part, Spec
+from morphogen.parts.alignment import Alignment
+from morphogen.parts.base import Context, Cost, Part
+from morphogen.parts.tensors import Axes, Init, Spec
 
 
 class Stem(Part):

@@ -10,7 +10,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit import Moments
 from morphogen.network import LanguageModel, specs
-from morphogen.parts.base import Spec, flat
+from morphogen.parts.tensors import Spec, flat
 
 #: Devices on which torch has AdamW as one kernel.
 FUSED = frozenset({"cpu", "cuda"})

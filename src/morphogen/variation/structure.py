@@ -79,12 +79,18 @@ def duplicate_block(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint
 @model_operator(preserves=True)
 def duplicate_block_span(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
     """Copies of two to four blocks in a row right after them, their outputs at zero. Ref: arXiv 2312.15166."""
+    span = _short_span(blueprint, rng)
+    return None if span is None else _duplicate(blueprint, *span, rng)
+
+
+def _short_span(blueprint: Blueprint, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Start and stop of two to four blocks in a row; None where there are fewer."""
     count = len(blueprint.blocks)
     if count < 2:
         return None
     length = int(rng.integers(2, min(4, count) + 1))
     start = int(rng.integers(count - length + 1))
-    return _duplicate(blueprint, start, start + length, rng)
+    return start, start + length
 
 
 def _duplicate(blueprint: Blueprint, start: int, stop: int, rng: np.random.Generator) -> Blueprint | None:
@@ -131,16 +137,15 @@ def swap_blocks(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | N
 @model_operator(preserves=False)
 def shuffle_block_span(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
     """Two to four blocks in a row in another order."""
-    count = len(blueprint.blocks)
-    if count < 2:
+    place = _short_span(blueprint, rng)
+    if place is None:
         return None
-    length = int(rng.integers(2, min(4, count) + 1))
-    start = int(rng.integers(count - length + 1))
-    span = blueprint.blocks[start : start + length]
-    mixed = [span[i] for i in rng.permutation(length)]
+    start, stop = place
+    span = blueprint.blocks[start:stop]
+    mixed = [span[i] for i in rng.permutation(len(span))]
     if all(_alike(a, b) for a, b in zip(mixed, span, strict=True)):
         return None
-    return with_blocks(blueprint, (*blueprint.blocks[:start], *mixed, *blueprint.blocks[start + length :]))
+    return with_blocks(blueprint, (*blueprint.blocks[:start], *mixed, *blueprint.blocks[stop:]))
 
 
 def _alike(a: Block, b: Block) -> bool:
