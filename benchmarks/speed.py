@@ -3,8 +3,9 @@
 Times are of a forward and a backward pass (of a whole step, for `training step`); a ratio above 1 means that morphogen
 is the faster. Whole layers at dim 256, without their norm; attention patterns and linear attention also as bare
 operations (`op`). The exponent is the slope of log(time of ONE sequence) over log(length) at a constant number of
-tokens: 1 is linear, 2 quadratic. Contestants take turns, and times are medians of CPU seconds, as others may share the
-machine. `!` marks what misses its target: the ratio in brackets, an exponent of 1.15.
+tokens: 1 is linear, 2 quadratic. Contestants take turns under the allocator's settings that morphogen trains with, and
+times are medians of CPU seconds, as others may share the machine. `!` marks what misses its target: the ratio in
+brackets, an exponent of 1.15.
 
     python benchmarks/speed.py [--quick] [--bf16] [--only WORD]
 """
@@ -19,6 +20,7 @@ import torch
 import transformers
 
 from contestants import Match, Step, matches
+from morphogen.training.allocator import memory_kept
 
 TOKENS, EXPONENT = 4096, 1.15
 WIDTHS = ("<26", "<24", ">10", ">9", ">17", ">10")
@@ -69,9 +71,10 @@ def main() -> None:
     rounds = 3 if arguments.quick else 9
     print(f"{'bf16 autocast' if arguments.bf16 else 'fp32'}, forward and backward, one thread")
     show(("kind", "against", "tokens", "ms", "ratio (asked)", "exponent"))
-    for match in matches():
-        if arguments.only in match.kind:
-            show(row(match, rounds, arguments.bf16, arguments.quick))
+    with memory_kept():
+        for match in matches():
+            if arguments.only in match.kind:
+                show(row(match, rounds, arguments.bf16, arguments.quick))
 
 
 def show(cells: Sequence[str]) -> None:

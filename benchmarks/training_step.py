@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
 from morphogen.network import build
+from morphogen.training.allocator import memory_kept
 from morphogen.training.loop import Trainer
 
 DIM, LAYERS, HEADS, VOCAB = 256, 6, 8, 4096
@@ -156,7 +157,8 @@ def main() -> None:
                 contestants[f"ours {kind} {name}"] = our_step(blueprint, batch, length, bf16=bf16)
                 contestants[f"{kind} {name}"] = peer_step(peer(length), batch, length, bf16=bf16, fused=True)
             contestants[f"{kind} as shipped"] = peer_step(peer(length), batch, length, bf16=False, fused=False)
-        taken = medians(contestants, rounds)
+        with memory_kept():
+            taken = medians(contestants, rounds)
         title = f"training step, d={DIM}, {LAYERS} layers, T={length}, batch {batch}, vocabulary {VOCAB}"
         table = Table(title=title)
         for column in ("peer", "its tokens/s", "morphogen's tokens/s", "morphogen ÷ peer"):
