@@ -345,10 +345,10 @@ def matches() -> list[Match]:
     ]
     for ssm, least in ((Mamba(d_state=16), 50.0), (Mamba2(d_state=16, head_dim=64), 3.5),
                        (Mamba2(d_state=64, head_dim=64), 3.5)):  # fmt: skip
-        rounds, at = (1, 512) if ssm.label == "mamba" else (None, 1024)
-        ours, peer = layer(branch(ssm)), mamba_mixer(ssm)
-        name = f"{ssm.label}, state {ssm.d_state}"
-        card.append(Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds))
+        ours, peer, rounds = layer(branch(ssm)), mamba_mixer(ssm), 1 if ssm.label == "mamba" else None
+        for at, lengths in ((512, {"lengths": ()}), (1024, {})):
+            name = f"{ssm.label}, state {ssm.d_state}"
+            card.append(Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds, **lengths))
     loop, wide = naive_memory.delta_memory, layer(branch(MLP(hidden=1024)))
     for n_experts in (8, 32):
         for skewed in (False, True):
