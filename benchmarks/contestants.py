@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -30,6 +31,7 @@ from morphogen.ops import naive_memory
 from morphogen.ops.fast_weights import delta_memory
 from morphogen.ops.linear_attention import gated_delta, linear_attention, unit
 from morphogen.ops.sparse_attention import Pattern, attend, visible
+from morphogen.parts import mamba2
 from morphogen.parts.associative_memory import AssocMemory
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import Context, Part
@@ -94,11 +96,11 @@ def passes(function: Callable[[], Tensor], leaves: Sequence[Tensor], bf16: bool)
     return step
 
 
-def layer(module: Any, call: Callable[..., Any] | None = None) -> Maker:
+def layer(module: Any, call: Callable[..., Any] | None = None, width: int = DIM) -> Maker:
     """A whole layer: `call(x)`, or the module's `mix`."""
 
     def make(batch: int, length: int, bf16: bool) -> Step:
-        x_BTD = torch.randn(batch, length, DIM, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        x_BTD = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(1)).requires_grad_()
         run = call or module.mix
         return passes(lambda: run(x_BTD), [x_BTD, *module.parameters()], bf16)
 
@@ -237,13 +239,27 @@ def lightning() -> Maker:
 # ----------------------------------------------------------------------------------------- recurrences, experts
 
 
-def mamba_mixer(part: Mamba | Mamba2) -> Maker:
+def mamba_mixer(part: Mamba | Mamba2) -> Any:
     """The transformers mixer of the same sizes, its chunk as it ships."""
     sizes = {"hidden_size": DIM, "state_size": part.d_state, "expand": 2, "num_hidden_layers": 1}
     if part.label == "mamba":
-        return layer(peer := MambaMixer(transformers.MambaConfig(**sizes), layer_idx=0), peer)
+        return MambaMixer(transformers.MambaConfig(**sizes), layer_idx=0)
     heads = {"num_heads": 2 * DIM // part.head_dim, "head_dim": part.head_dim, "n_groups": 1}
-    return layer(peer2 := Mamba2Mixer(transformers.Mamba2Config(**sizes, **heads), layer_idx=0), peer2)
+    return Mamba2Mixer(transformers.Mamba2Config(**sizes, **heads), layer_idx=0)
+
+
+def scans(part: Mamba2) -> tuple[Maker, Maker]:
+    """What lies between the projections of a Mamba-2 layer: convolution, scan, gate and norm; ours, transformers'."""
+    ours, peer = branch(part), mamba_mixer(part)
+    width = peer.in_proj.out_features
+    for projection in (ours.out, peer.in_proj, peer.out_proj):
+        projection.forward = lambda x: x
+
+    def call(x_BTC: Tensor) -> Any:
+        with mock.patch.object(mamba2, "stacked", lambda layers, x: x):
+            return ours.mix(x_BTC)
+
+    return layer(ours, call, width), layer(peer, peer, width)
 
 
 def skewed_module(n_experts: int, skewed: bool) -> Any:
@@ -345,10 +361,14 @@ def matches() -> list[Match]:
     ]
     for ssm, least in ((Mamba(d_state=16), 50.0), (Mamba2(d_state=16, head_dim=64), 3.5),
                        (Mamba2(d_state=64, head_dim=64), 3.5)):  # fmt: skip
-        ours, peer, rounds = layer(branch(ssm)), mamba_mixer(ssm), 1 if ssm.label == "mamba" else None
+        mixer, rounds = mamba_mixer(ssm), 1 if ssm.label == "mamba" else None
+        ours, peer = layer(branch(ssm)), layer(mixer, mixer)
         for at, lengths in ((512, {"lengths": ()}), (1024, {})):
             name = f"{ssm.label}, state {ssm.d_state}"
             card.append(Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds, **lengths))
+        if isinstance(ssm, Mamba2):
+            name = f"mamba2 scan, state {ssm.d_state}"
+            card += [Match(name, "mamba2 mixer's", *scans(ssm), at, 1, least, lengths=()) for at in (512, 1024)]
     loop, wide = naive_memory.delta_memory, layer(branch(MLP(hidden=1024)))
     for n_experts in (8, 32):
         for skewed in (False, True):
