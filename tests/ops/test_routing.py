@@ -138,24 +138,9 @@ def test_experts_equal_the_loop_in_output_and_all_gradients(dim: int, hidden: in
     run_both(7, dim, hidden, "silu", dtype, 1.0)
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
-def test_grouped_matmuls_equal_the_loop_over_experts(activation: str) -> None:
+def test_the_grouped_matmul_is_taken_where_torch_has_one_for_the_dtype() -> None:
     assert routing.grouped_mm_works("cpu", torch.float32) == hasattr(torch.nn.functional, "grouped_mm")
     assert not routing.grouped_mm_works("cpu", torch.float64)
-    if not routing.grouped_mm_works("cpu", torch.float32):
-        pytest.skip("this torch has no grouped matmul")
-    sizes = [(63, 16), (63, 2), (5, 24, 16), (5, 24, 16), (5, 24, 16)]
-    leaves = [draw(*size, seed=i, dtype=torch.float32).requires_grad_() for i, size in enumerate(sizes)]
-    x, weights, up, down, other = leaves
-    gate = other if activation == "swiglu" else None
-    used = leaves if gate is not None else leaves[:4]
-    plan = routing.dispatch(draw(63, 5).topk(2).indices, 5)
-    want = plan.combine(routing.grouped_outputs(x, plan, up, gate, down, activation), weights)
-    got = routing.expert_ffn(x, weights, plan, up, gate, down, activation)
-    dy = draw(63, 16, seed=9, dtype=torch.float32)
-    wants, grads = (torch.autograd.grad(y, used, dy) for y in (want, got))
-    for a, b in zip((want, *wants), (got, *grads), strict=True):
-        assert rel_rms(a, b) <= 1e-5
 
 
 def test_fp32_weights_are_cast_for_bf16_tokens_and_keep_fp32_gradients() -> None:

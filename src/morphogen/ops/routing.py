@@ -5,17 +5,14 @@ A assignments of tokens to experts, sorted by expert, a those of one expert, D m
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from morphogen.ops.autocast import no_autocast
-from morphogen.ops.elementwise import ACTIVATIONS, GATES, activation_backward, gated_activation
+from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
 
 RouterKind = Literal["softmax", "sigmoid"]
 #: Strides that torch's grouped matmul takes, in bytes.
@@ -170,23 +167,11 @@ def expert_ffn(
 ) -> Tensor:
     """Σ over a token's assignments to e of w · (act(gate_e x) ⊙ up_e x) down_e, (N, D) in x's dtype.
 
-    Without a gate it is act(up_e x) down_e. Weights are cast to x's dtype. On a CPU expert by expert, so that what lies
-    between its matmuls stays in the cache; elsewhere by torch's grouped matmul, where that can.
+    Without a gate it is act(up_e x) down_e. Weights are cast to x's dtype. By torch's grouped matmul where that can,
+    expert by expert elsewhere.
     """
-    if x_ND.device.type != "cpu" and _groupable(x_ND, up_EHD):
-        return plan.combine(grouped_outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
-    y_ND = _ExpertFFN.apply(  # type: ignore[no-untyped-call]
-        x_ND,
-        plan.weights(weights_NK).to(x_ND.dtype),
-        up_EHD,
-        gate_EHD,
-        down_EHD,
-        plan.token_A,
-        plan.counts_E.tolist(),
-        activation,
-    )
-    assert isinstance(y_ND, Tensor)
-    return y_ND
+    outputs = grouped_outputs if _groupable(x_ND, up_EHD) else sliced_outputs
+    return plan.combine(outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
 
 
 def _groupable(x_ND: Tensor, up_EHD: Tensor) -> bool:
@@ -209,6 +194,24 @@ def grouped_outputs(
     return F.grouped_mm(h_AH, down_EHD.to(x_AD.dtype), offs=ends_E)
 
 
+def sliced_outputs(
+    x_ND: Tensor, plan: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+) -> Tensor:
+    """Every assignment's output, y_AD, expert by expert; for sizes and dtypes that the grouped matmul does not take."""
+    dtype, counts = x_ND.dtype, plan.counts_E.tolist()
+    x_aD = torch.split(x_ND.index_select(0, plan.token_A), counts)
+    ups, downs = up_EHD.to(dtype).unbind(), down_EHD.to(dtype).unbind()
+    if gate_EHD is None:
+        hs = [ACTIVATIONS[activation](x @ up_HD.t()) for x, up_HD in zip(x_aD, ups, strict=True)]
+    else:
+        gates = gate_EHD.to(dtype).unbind()
+        hs = [
+            gated_activation(activation, x @ gate_HD.t(), x @ up_HD.t())
+            for x, gate_HD, up_HD in zip(x_aD, gates, ups, strict=True)
+        ]
+    return torch.cat([h_aH @ down_HD for h_aH, down_HD in zip(hs, downs, strict=True)])
+
+
 @functools.cache
 def grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
     """Whether this torch multiplies groups of rows on such a device, backwards too."""
@@ -222,91 +225,3 @@ def grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
     except (RuntimeError, ValueError):
         return False
     return True
-
-
-class _ExpertFFN(torch.autograd.Function):
-    """One expert after the other, each token gathered and its output added where it belongs.
-
-    Kept for the backward pass is what enters the activation. Below, a are the assignments of one expert.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_ND: Tensor,
-        weights_A: Tensor,
-        up_EHD: Tensor,
-        gate_EHD: Tensor | None,
-        down_EHD: Tensor,
-        token_A: Tensor,
-        counts: list[int],
-        activation: str,
-    ) -> Tensor:
-        hidden, dtype = up_EHD.shape[1], x_ND.dtype
-        up_AH = x_ND.new_empty(len(token_A), hidden)
-        gate_AH = None if gate_EHD is None else torch.empty_like(up_AH)
-        y_ND = torch.zeros_like(x_ND)
-        with no_autocast(x_ND.device):
-            for e, rows in _each(counts):
-                token_a = token_A[rows]
-                x_aD = x_ND.index_select(0, token_a)
-                up_aH = torch.mm(x_aD, up_EHD[e].to(dtype).t(), out=up_AH[rows])
-                if gate_EHD is None or gate_AH is None:
-                    h_aH = ACTIVATIONS[activation](up_aH)
-                else:
-                    gate_aH = torch.mm(x_aD, gate_EHD[e].to(dtype).t(), out=gate_AH[rows])
-                    h_aH = gated_activation(activation, gate_aH, up_aH)
-                y_aD = torch.mm(h_aH, down_EHD[e].to(dtype)).mul_(weights_A[rows, None])
-                y_ND.index_add_(0, token_a, y_aD)
-        ctx.save_for_backward(x_ND, weights_A, up_EHD, gate_EHD, down_EHD, token_A, up_AH, gate_AH)
-        ctx.counts, ctx.activation = counts, activation
-        return y_ND
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weights_A, up_EHD, gate_EHD, down_EHD, token_A, up_AH, gate_AH = ctx.saved_tensors
-        dx_ND, dweights_A = torch.zeros_like(x_ND), torch.empty_like(weights_A)
-        dup_EHD, ddown_EHD = torch.empty_like(up_EHD), torch.empty_like(down_EHD)
-        dgate_EHD = None if gate_EHD is None else torch.empty_like(gate_EHD)
-        with no_autocast(x_ND.device):
-            for e, rows in _each(ctx.counts):
-                token_a, weights_a1 = token_A[rows], weights_A[rows, None]
-                x_aD, dy_aD, up_aH = x_ND.index_select(0, token_a), dy_ND.index_select(0, token_a), up_AH[rows]
-                dh_aH = torch.mm(dy_aD, down_EHD[e].to(dy_aD.dtype).t())
-                if gate_AH is None:
-                    h_aH = ACTIVATIONS[ctx.activation](up_aH)
-                else:
-                    act_aH = GATES[ctx.activation](gate_AH[rows])
-                    h_aH = act_aH * up_aH
-                dweights_A[rows] = (h_aH * dh_aH).sum(-1)
-                _put(ddown_EHD[e], h_aH.t(), dy_aD.mul_(weights_a1))
-                dh_aH.mul_(weights_a1)
-                if gate_AH is None:
-                    dup_aH = activation_backward(ctx.activation, dh_aH, up_aH)
-                else:
-                    dup_aH = act_aH.mul_(dh_aH)
-                    dgate_aH = activation_backward(ctx.activation, dh_aH.mul_(up_aH), gate_AH[rows])
-                dx_aD = torch.mm(dup_aH, up_EHD[e].to(dup_aH.dtype))
-                _put(dup_EHD[e], dup_aH.t(), x_aD)
-                if dgate_EHD is not None:
-                    dx_aD.addmm_(dgate_aH, gate_EHD[e].to(dx_aD.dtype))
-                    _put(dgate_EHD[e], dgate_aH.t(), x_aD)
-                dx_ND.index_add_(0, token_a, dx_aD)
-        return dx_ND, dweights_A, dup_EHD, dgate_EHD, ddown_EHD, None, None, None
-
-
-def _put(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """Write left @ right, cast where `into` is of another dtype."""
-    if into.dtype == left.dtype:
-        torch.mm(left, right, out=into)
-    else:
-        into.copy_(left @ right)
-
-
-def _each(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """Every expert and its rows."""
-    start = 0
-    for e, count in enumerate(counts):
-        yield e, slice(start, start + count)
-        start += count
