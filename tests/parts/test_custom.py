@@ -61,6 +61,18 @@ def test_evolution_puts_in_an_installed_plugin_and_tunes_it_without_a_jump() -> 
     assert torch.allclose(assemble(wider, state)(ids_BT), before, atol=1e-12)
 
 
+@pytest.mark.usefixtures("_installed")
+def test_an_installed_plugin_becomes_an_expert_among_others() -> None:
+    moe = {"kind": "moe", "hidden": 8, "n_experts": 2, "k": 2}
+    blueprint = Blueprint.model_validate({**PLAIN, "blocks": [{"ffn": moe}]})
+    children = (edit(blueprint, "insert_other_expert", seed)[0] for seed in range(40))
+    child = next(child for child in children if child.blocks[0].ffn.experts[-1].label == "custom")
+    state, _ = inherit(child, [(blueprint, initial_state(blueprint, 0))])
+    logits = assemble(child, state)(torch.arange(22).reshape(2, 11) % 11)
+    assert logits.isfinite().all()
+    assert any("others.0" in name for name in state)
+
+
 def test_without_installed_plugins_there_is_nothing_to_put_in() -> None:
     with pytest.raises(OperatorError):
         edit(Blueprint.model_validate(PLAIN), "insert_custom_module", 0)

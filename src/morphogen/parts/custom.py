@@ -156,6 +156,11 @@ def find_plugin(name: str) -> type[Plugin]:
     return found
 
 
+def installed() -> list[str]:
+    """Names of the installed plug-ins, in order."""
+    return sorted(_installed(entry_points, tuple(sys.path)))
+
+
 @lru_cache(maxsize=2)
 def _installed(find: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """What is installed on a Python path; looking takes milliseconds, and a search asks for every child."""
@@ -169,7 +174,7 @@ def _installed(find: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...])
 def insert_custom_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
     """An installed plug-in with its defaults; its output starts at zero."""
     present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
-    name = pick(rng, sorted(_installed(entry_points, tuple(sys.path)).keys() - present))
+    name = pick(rng, [name for name in installed() if name not in present])
     return None if name is None else block.evolve(extras=(*block.extras, Custom(name=name)))
 
 

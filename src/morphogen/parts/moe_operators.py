@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from morphogen.parts.base import Context, Part, block_operator, model_operator, operator, pick
+from morphogen.parts.custom import Custom, installed
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP, scaled
 from morphogen.parts.moe import MoE
@@ -116,13 +117,14 @@ def widen_shared_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Pa
 
 @operator(MoE, preserves=False)
 def insert_other_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Part | None:
-    """One more expert of another kind: a dense layer of another width, a state-space layer, or a short convolution."""
+    """One more expert of another kind: another dense layer, a state-space layer, a short convolution, or a plug-in."""
     width = scaled(part.hidden, float(rng.choice([0.5, 2.0])))
     head_dim = next((size for size in (32, 16, 8) if ctx.dim >= size), ctx.dim)
-    others = [
+    others: list[Part] = [
         MLP(hidden=max(1, width), activation=pick(rng, ACTIVATION_CHOICES)),
         Mamba2(expand=1.0, head_dim=head_dim),
         ShortConv(),
+        *(Custom(name=name) for name in installed()),
     ]
     return part.evolve(n_experts=part.n_experts + 1, experts=(*part.experts, pick(rng, others)))
 
