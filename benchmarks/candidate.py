@@ -4,7 +4,7 @@ Three blocks (GQA; local_global; a mixture of experts with retro), d=128, T=256,
 evaluation included. A run without edits, so that all candidates are the same size: a root, then generations that
 inherit. The whole run is counted (search, ledger, exports), imports and the making of the tokenizer are shown apart.
 
-    python benchmarks/candidate.py [--quick] [--profile FILE]
+    python benchmarks/candidate.py [--quick] [--bf16] [--profile FILE]
 """
 
 import os
@@ -37,7 +37,7 @@ SEQ_LEN, BATCH, STEPS = 256, 4, 30
 OLDER = (8.5, 0.73)
 
 
-def experiment(eval_batches: int, population: int, generations: int) -> Experiment:
+def experiment(eval_batches: int, population: int, generations: int, bf16: bool = False) -> Experiment:
     heads = {"kind": "GQA", "heads": 4, "head_dim": 32, "kv_groups": 2}
     dense = {"kind": "dense", "hidden": 384, "activation": "swiglu"}
     moe = {"kind": "moe", "hidden": 192, "n_experts": 4, "k": 2}
@@ -52,7 +52,7 @@ def experiment(eval_batches: int, population: int, generations: int) -> Experime
     return Experiment.model_validate(
         {
             "model": {"name": "candidate", "emb": {"dim": 128}, "blocks": blocks},
-            "train": {"instability_threshold": 1e9},
+            "train": {"instability_threshold": 1e9, "bf16": bf16},
             "data": {
                 "tokenizer": {"kind": "bpe", "vocab": 2048},
                 "seq_len": SEQ_LEN,
@@ -99,11 +99,12 @@ def watched(spent: Counter[str], holder: Any, name: str, label: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one generation of two")
+    parser.add_argument("--bf16", action="store_true", help="train and measure under bf16 autocast, instead of in fp32")
     parser.add_argument("--eval-batches", type=int, default=4)
     parser.add_argument("--profile", type=Path, help="write cProfile's statistics there")
     args = parser.parse_args()
     began = time.process_time()
-    settled, _ = settle(experiment(args.eval_batches, 2 if args.quick else 5, 1 if args.quick else 3))
+    settled, _ = settle(experiment(args.eval_batches, 2 if args.quick else 5, 1 if args.quick else 3, args.bf16))
     preparing = time.process_time() - began
     spent: Counter[str] = Counter()
     trial = surrogate._Trial
