@@ -202,6 +202,20 @@ def test_fresh_entries_of_a_grown_tensor_have_the_scale_of_a_new_one() -> None:
     assert not state["blocks.0.ffn.down.weight"][:, 64:].any()
 
 
+def test_a_tensor_of_which_no_entry_is_carried_starts_afresh() -> None:
+    def mixture(place: int) -> Blueprint:
+        ffn = {"kind": "moe", "hidden": 8, "n_experts": 3, "twins": [place]}
+        return Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": [{"ffn": ffn}]})
+
+    parent, child = mixture(0), mixture(1)
+    old = stirred(parent, 0)
+    state, report = inherit(child, [(parent, old)])
+    assert not report.exact
+    assert not torch.equal(state["blocks.0.ffn.twin.weight"], old["blocks.0.ffn.twin.weight"])
+    assert torch.equal(state["blocks.0.ffn.up.weight"][:2], old["blocks.0.ffn.up.weight"][:2])
+    assert report.fresh >= 8
+
+
 # ------------------------------------------------------------------------------------------------ shared memory
 
 
