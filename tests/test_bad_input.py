@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from morphogen.candidate import Candidate
 from morphogen.cli import main
+from morphogen.errors import InputError
 from morphogen.evolve import evolve, load
 from morphogen.launch import execute
 from morphogen.store.ledger import Ledger
@@ -226,6 +227,20 @@ def test_a_checkpoint_to_start_from_is_checked_before_anything_begins(failure: F
     state = load_file(good)
     save_file(state, other)
     assert "was not written by morphogen" in failure("run", config, "--out", place / "new")
+    assert not (place / "new").exists()
+
+
+def test_paths_that_no_file_system_takes(failure: Failure, place: Path) -> None:
+    config, long = place / "tiny.yaml", "x" * 5000
+    good = config.read_text()
+    for old, new in (
+        ("lr: 0.01", f"lr: 0.01, init_checkpoint: {long}"),
+        ("tokenizer: bytes", f"tokenizer: {long}"),
+        ("seq_len: 32", f"seq_len: 32\n  healing_shards: [{{source: {long}}}]"),
+    ):
+        config.write_text(good.replace(old, new))
+        with pytest.raises(InputError, match="name too long"):
+            evolve(load(config), place / "new")
     assert not (place / "new").exists()
 
 
