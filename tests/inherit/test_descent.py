@@ -238,6 +238,19 @@ def test_parents_in_memory_are_copied_and_those_on_disk_are_not_written_to(tmp_p
     assert all(torch.equal(found[name], held[name] + 1.0) for name in held)
 
 
+def test_a_state_that_is_not_its_blueprints_is_refused_before_anything_is_made_of_it() -> None:
+    parent, child = model(16, (24,)), model(16, (32,))
+    state = stirred(parent, 0)
+    name = "blocks.0.ffn.up.weight"
+    for wrong, said in (
+        ({key: x for key, x in state.items() if key != name}, f"1 missing .{name}"),
+        ({**state, name: state[name].T.contiguous()}, f"of another shape .{name}"),  # would be read row by row
+        ({**state, "other": state[name]}, "1 unexpected .other"),
+    ):
+        with pytest.raises(InputError, match=said):
+            inherit(child, [(parent, wrong)])
+
+
 def test_edits_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     parent, other = model(16, (24,)), model(16, (32,))
     save_checkpoint(tmp_path / "p0.safetensors", stirred(parent, 0), parent, {})
