@@ -196,6 +196,24 @@ def test_what_is_not_measured_cannot_be_weighed_or_sought(
     assert not (place / "new").exists()
 
 
+def test_what_is_measured_of_recurrences_can_be_sought_where_there_are_some(failure: Failure, place: Path) -> None:
+    config = place / "tiny.yaml"
+    good = config.read_text().replace("topk_keep: 2", "objectives: {ppl_rec_3: min}")
+    looped = good.replace("train: {lr", "  recurrences: [{start: 0, end: 1, test_recurrences: [3]}]\ntrain: {lr")
+    config.write_text(looped)
+    main_ends_well("validate", config)
+    config.write_text(looped.replace("ppl_rec_3", "ppl_rec_2"))
+    assert "evolution.objectives.ppl_rec_2" in failure("validate", config)
+    config.write_text(good)
+    assert "evolution.objectives.ppl_rec_3" in failure("validate", config)
+
+
+def main_ends_well(*args: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in args])
+    assert end.value.code == 0
+
+
 def test_text_that_is_missing_or_too_little(failure: Failure, place: Path) -> None:
     config = place / "tiny.yaml"
     good = config.read_text()
