@@ -78,6 +78,13 @@ BAD_FILES = {
     "negative size": ("hidden: 32", "hidden: -32", "model.blocks[0].ffn.hidden: got -32, expected"),
     "heads that cannot be shared out": ("kind: MHA, heads: 2", "kind: GQA, heads: 6, kv_groups: 4", "kv_groups 4"),
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),
+    "a sequence beyond all memory": ("seq_len: 32", "seq_len: 1000000000000", "data.seq_len: got 1000000000000"),
+    "a moment that never moves": ("lr: 0.01", "lr: 0.01, optimizer: {betas: [0.9, 1]}", "optimizer.betas[1]: got 1"),
+    "a plug-in that cannot be": (
+        "ffn: {",
+        "extras: [{kind: custom, name: '..a:B'}]\n      ffn: {",
+        "extras[0]: plug-in ..a:B: cannot import ..a",
+    ),
     "YAML syntax": ("{dim: 16}", "{dim: 16", "not valid YAML"),
     "no model": ("model:", "modle:", "model: required field is missing"),
     "no blocks": (

@@ -154,7 +154,7 @@ class Data(Frozen):
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
     ] = "bytes"
-    seq_len: Annotated[int, Field(ge=8)] = 256
+    seq_len: Annotated[int, Field(ge=8, le=2**24)] = 256
     batch_size: PositiveInt = 8
     seed: NonNegativeInt = 0
     split: Split = Split()
