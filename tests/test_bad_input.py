@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from morphogen.candidate import Candidate
 from morphogen.cli import main
+from morphogen.errors import InputError
 from morphogen.evolve import evolve, load
 from morphogen.launch import execute
 from morphogen.store.ledger import Ledger
@@ -77,6 +78,13 @@ BAD_FILES = {
     "negative size": ("hidden: 32", "hidden: -32", "model.blocks[0].ffn.hidden: got -32, expected"),
     "heads that cannot be shared out": ("kind: MHA, heads: 2", "kind: GQA, heads: 6, kv_groups: 4", "kv_groups 4"),
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),
+    "a sequence beyond all memory": ("seq_len: 32", "seq_len: 1000000000000", "data.seq_len: got 1000000000000"),
+    "a moment that never moves": ("lr: 0.01", "lr: 0.01, optimizer: {betas: [0.9, 1]}", "optimizer.betas[1]: got 1"),
+    "a plug-in that cannot be": (
+        "ffn: {",
+        "extras: [{kind: custom, name: '..a:B'}]\n      ffn: {",
+        "extras[0]: plug-in ..a:B: cannot import ..a",
+    ),
     "YAML syntax": ("{dim: 16}", "{dim: 16", "not valid YAML"),
     "no model": ("model:", "modle:", "model: required field is missing"),
     "no blocks": (
@@ -195,6 +203,24 @@ def test_what_is_not_measured_cannot_be_weighed_or_sought(
     assert not (place / "new").exists()
 
 
+def test_what_is_measured_of_recurrences_can_be_sought_where_there_are_some(failure: Failure, place: Path) -> None:
+    config = place / "tiny.yaml"
+    good = config.read_text().replace("topk_keep: 2", "objectives: {ppl_rec_3: min}")
+    looped = good.replace("train: {lr", "  recurrences: [{start: 0, end: 1, test_recurrences: [3]}]\ntrain: {lr")
+    config.write_text(looped)
+    main_ends_well("validate", config)
+    config.write_text(looped.replace("ppl_rec_3", "ppl_rec_2"))
+    assert "evolution.objectives.ppl_rec_2" in failure("validate", config)
+    config.write_text(good)
+    assert "evolution.objectives.ppl_rec_3" in failure("validate", config)
+
+
+def main_ends_well(*args: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in args])
+    assert end.value.code == 0
+
+
 def test_text_that_is_missing_or_too_little(failure: Failure, place: Path) -> None:
     config = place / "tiny.yaml"
     good = config.read_text()
@@ -226,6 +252,20 @@ def test_a_checkpoint_to_start_from_is_checked_before_anything_begins(failure: F
     state = load_file(good)
     save_file(state, other)
     assert "was not written by morphogen" in failure("run", config, "--out", place / "new")
+    assert not (place / "new").exists()
+
+
+def test_paths_that_no_file_system_takes(failure: Failure, place: Path) -> None:
+    config, long = place / "tiny.yaml", "x" * 5000
+    good = config.read_text()
+    for old, new in (
+        ("lr: 0.01", f"lr: 0.01, init_checkpoint: {long}"),
+        ("tokenizer: bytes", f"tokenizer: {long}"),
+        ("seq_len: 32", f"seq_len: 32\n  healing_shards: [{{source: {long}}}]"),
+    ):
+        config.write_text(good.replace(old, new))
+        with pytest.raises(InputError, match="name too long"):
+            evolve(load(config), place / "new")
     assert not (place / "new").exists()
 
 

@@ -193,6 +193,14 @@ def test_samples_have_the_probabilities_of_the_logits() -> None:
     assert set(model.generate(prompt, 1, temperature=5.0, top_k=3)[:, -1].tolist()) == best
 
 
+def test_a_temperature_near_zero_takes_the_likeliest() -> None:
+    model, prompt = model_of(), ids_of(5, 2)
+    for top_k in (None, 3):
+        assert torch.equal(
+            model.generate(prompt, 6, temperature=1e-300, top_k=top_k), model.generate(prompt, 6, temperature=0.0)
+        )
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -200,6 +208,9 @@ def test_samples_have_the_probabilities_of_the_logits() -> None:
         (lambda m: m.generate(ids_of(3), -1), "got tokens -1"),
         (lambda m: m.generate(ids_of(3), 1, temperature=-0.1), "got temperature -0.1"),
         (lambda m: m.generate(ids_of(3), 1, top_k=0), "got top_k 0"),
+        (lambda m: m.generate(ids_of(3) + VOCAB, 1), f"expected 0 to {VOCAB - 1}"),
+        (lambda m: m.generate(ids_of(3) - VOCAB, 1), f"expected 0 to {VOCAB - 1}"),
+        (lambda m: build(m.blueprint, vocab=0), "got 0, expected at least 1"),
     ],
 )
 def test_sampling_out_of_range_is_refused(call: Any, words: str) -> None:

@@ -27,6 +27,8 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}
     known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
+    counts = {1, *(n for loop in model.recurrences for n in loop.test_recurrences)} if model.recurrences else set()
+    known |= {f"ppl{shard}_rec_{n}" for n in counts for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"budget_share", "router_entropy", "expert_load_max_over_mean", "router_overflow"}
     for name in evolution.rung1_gates:
         if name not in known:

@@ -27,6 +27,8 @@ from morphogen.parts.base import TAG
 from morphogen.parts.frozen import Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+#: How much of a moment stays at each step; 1 would never learn.
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Optimizer(Frozen):
@@ -34,7 +36,7 @@ class Optimizer(Frozen):
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
     lr: PositiveFloat | None = None
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat | None = None
 
@@ -152,7 +154,7 @@ class Data(Frozen):
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
     ] = "bytes"
-    seq_len: Annotated[int, Field(ge=8)] = 256
+    seq_len: Annotated[int, Field(ge=8, le=2**24)] = 256
     batch_size: PositiveInt = 8
     seed: NonNegativeInt = 0
     split: Split = Split()

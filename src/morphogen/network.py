@@ -160,6 +160,7 @@ class LanguageModel(nn.Module):
         Raises InputError for an empty prompt or a number out of range.
         """
         _check_sampling(prompt_ids_BT, tokens, temperature, top_k)
+        _check_ids(prompt_ids_BT, self.emb.num_embeddings)
         noise, mode = torch.Generator(prompt_ids_BT.device).manual_seed(seed), self.training
         cache = {} if cache is None else cache
         ids_BT, new_BT = prompt_ids_BT, prompt_ids_BT
@@ -228,6 +229,12 @@ def _check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_
         raise InputError(f"generate: got top_k {top_k}, expected at least 1")
 
 
+def _check_ids(ids_BT: Tensor, vocab: int) -> None:
+    least, most = (int(x) for x in ids_BT.aminmax()) if ids_BT.numel() else (0, 0)
+    if least < 0 or most >= vocab:
+        raise InputError(f"generate: got tokens from {least} to {most}, expected 0 to {vocab - 1}")
+
+
 def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: torch.Generator) -> Tensor:
     """One token per row, (B, 1)."""
     if temperature == 0.0:
@@ -235,7 +242,10 @@ def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: to
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    return torch.multinomial((logits_BV / temperature).softmax(-1), 1, generator=noise)
+    # the likeliest is at 0 and stays there, however small the temperature
+    logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    scaled_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
+    return torch.multinomial(scaled_BV.softmax(-1), 1, generator=noise)
 
 
 def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
@@ -269,8 +279,8 @@ def initial_state(blueprint: Blueprint, seed: int) -> dict[str, Tensor]:
     return {full: fresh(gene, name, spec, seed) for full, (gene, name, spec) in specs(blueprint).items()}
 
 
-def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel:
-    """The model holding exactly the tensors of `state`, not copies. InputError where names or shapes differ."""
+def check_state(blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
+    """InputError where the names or shapes of `state` are not those of the blueprint's weights."""
     wanted = {full: spec.shape for full, (_, _, spec) in specs(blueprint).items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if wanted != found:
@@ -279,6 +289,11 @@ def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel
         parts = (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
         text = "; ".join(f"{len(names)} {what} ({names[0]}, ...)" for what, names in parts if names)
         raise InputError(f"the weights are not those of blueprint {blueprint.name!r}: {text}")
+
+
+def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel:
+    """The model holding exactly the tensors of `state`, not copies. InputError where names or shapes differ."""
+    check_state(blueprint, state)
     with torch.device("meta"):
         model = LanguageModel(blueprint)
     model.load_state_dict(dict(state), strict=True, assign=True)

@@ -160,6 +160,21 @@ def test_unreadable_files_are_named_with_the_place(name: str, raw: bytes, said: 
     assert said in failure(tmp_path / name)
 
 
+def test_suffixes_in_capitals_say_the_same(tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL").write_text('{"text": "x"}\n{"text": "y"}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["z"]}), tmp_path / "B.Parquet")
+    assert texts(tmp_path) == ["x", "y", "z"]
+    assert texts(tmp_path / "A.JSONL") == ["x", "y"]
+
+
+def test_a_file_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"cannot read .*gone\.txt \(No such file"):
+        fingerprint(Shard(source=str(tmp_path)))
+    with pytest.raises(InputError, match="File name too long"):
+        fingerprint(Shard(source="x" * 5000))
+
+
 def test_a_folder_names_the_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "latin.txt").write_bytes("é".encode("latin-1") + b"ab")

@@ -264,6 +264,14 @@ def test_two_processes_preparing_at_once_agree(data: Callable[..., Data], cache:
     assert contents(cache) == written
 
 
+def test_a_home_that_nobody_has_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="cache_path: got '~nobody-at-all/x'"):
+        survey(Shard(source="stdlib-code", cache_path="~nobody-at-all/x"))
+    monkeypatch.setenv("MORPHOGEN_CACHE", "~nobody-at-all")
+    with pytest.raises(InputError, match="MORPHOGEN_CACHE: got '~nobody-at-all'"):
+        cache_folder()
+
+
 def test_the_cache_folder_is_the_variable_or_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("MORPHOGEN_CACHE")

@@ -202,6 +202,20 @@ def test_fresh_entries_of_a_grown_tensor_have_the_scale_of_a_new_one() -> None:
     assert not state["blocks.0.ffn.down.weight"][:, 64:].any()
 
 
+def test_a_tensor_of_which_no_entry_is_carried_starts_afresh() -> None:
+    def mixture(place: int) -> Blueprint:
+        ffn = {"kind": "moe", "hidden": 8, "n_experts": 3, "twins": [place]}
+        return Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": [{"ffn": ffn}]})
+
+    parent, child = mixture(0), mixture(1)
+    old = stirred(parent, 0)
+    state, report = inherit(child, [(parent, old)])
+    assert not report.exact
+    assert not torch.equal(state["blocks.0.ffn.twin.weight"], old["blocks.0.ffn.twin.weight"])
+    assert torch.equal(state["blocks.0.ffn.up.weight"][:2], old["blocks.0.ffn.up.weight"][:2])
+    assert report.fresh >= 8
+
+
 # ------------------------------------------------------------------------------------------------ shared memory
 
 
@@ -222,6 +236,19 @@ def test_parents_in_memory_are_copied_and_those_on_disk_are_not_written_to(tmp_p
         tensor.add_(1.0)
     assert path.read_bytes() == before
     assert all(torch.equal(found[name], held[name] + 1.0) for name in held)
+
+
+def test_a_state_that_is_not_its_blueprints_is_refused_before_anything_is_made_of_it() -> None:
+    parent, child = model(16, (24,)), model(16, (32,))
+    state = stirred(parent, 0)
+    name = "blocks.0.ffn.up.weight"
+    for wrong, said in (
+        ({key: x for key, x in state.items() if key != name}, f"1 missing .{name}"),
+        ({**state, name: state[name].T.contiguous()}, f"of another shape .{name}"),  # would be read row by row
+        ({**state, "other": state[name]}, "1 unexpected .other"),
+    ):
+        with pytest.raises(InputError, match=said):
+            inherit(child, [(parent, wrong)])
 
 
 def test_edits_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:

@@ -68,5 +68,17 @@ def test_a_count_without_a_finite_loss_has_no_figure() -> None:
     assert model.eval_steps is None
 
 
+def test_there_is_no_gain_over_a_single_step_that_has_no_loss() -> None:
+    model = model_with((1, 4))
+
+    def measure() -> Mapping[str, list[Score]]:
+        return {"a": [Score(math.nan, 10, 10)]} if model.eval_steps == 1 else known(8.0)
+
+    found = recurrence_metrics(model, known(5.0), measure)
+    assert "ppl_rec_4" in found
+    assert "ppl_rec_1" not in found
+    assert "recurrence_gain" not in found
+
+
 def test_without_recurrence_there_is_no_gain() -> None:
     assert recurrence_metrics(model_with(), known(5.0), lambda: pytest.fail("measured")) == {"recurrence_gain": 0.0}

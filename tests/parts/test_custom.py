@@ -23,11 +23,14 @@ def with_plugin(name: str, **params: object) -> Blueprint:
 
 @pytest.fixture
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed distribution whose entry point `bottleneck` is the plug-in of tests/plugins.py."""
+    """An installed distribution: its entry point `bottleneck` is the plug-in of tests/plugins.py, `broken` is none."""
     info = tmp_path / "somebody-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[morphogen.parts]\nbottleneck = plugins:Bottleneck\n")
+    points = "[morphogen.parts]\nbottleneck = plugins:Bottleneck\nbroken = raises:X\n"
+    (info / "entry_points.txt").write_text(points)
+    (tmp_path / "raises.py").write_text("1 / 0\n")
+    (tmp_path / "not_python.py").write_text("def (\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -73,6 +76,14 @@ def test_an_installed_plugin_becomes_an_expert_among_others() -> None:
     assert any("others.0" in name for name in state)
 
 
+@pytest.mark.usefixtures("_installed")
+def test_a_plugin_that_cannot_be_imported_is_never_put_in() -> None:
+    blueprint = Blueprint.model_validate(PLAIN)
+    for seed in range(8):
+        child, _ = edit(blueprint, "insert_custom_module", seed)
+        assert child.blocks[0].extras == (Custom(name="bottleneck"),)
+
+
 def test_without_installed_plugins_there_is_nothing_to_put_in() -> None:
     with pytest.raises(OperatorError):
         edit(Blueprint.model_validate(PLAIN), "insert_custom_module", 0)
@@ -85,6 +96,10 @@ def test_without_installed_plugins_there_is_nothing_to_put_in() -> None:
         ("botleneck", {}, "did you mean 'bottleneck'"),
         ("plugins:Botleneck", {}, "expected a class that inherits from"),
         ("no_such_module:X", {}, "cannot import no_such_module"),
+        ("..relative:X", {}, "cannot import ..relative"),
+        ("not_python:X", {}, "cannot import not_python .SyntaxError"),
+        ("raises:X", {}, "cannot import raises .ZeroDivisionError"),
+        ("broken", {}, "cannot import raises:X .ZeroDivisionError"),
         ("pathlib:Path", {}, "expected a class that inherits from"),
         ("plugins:Bottleneck", {"width": 0}, "width: Input should be greater than 0"),
         ("plugins:Bottleneck", {"widht": 4}, "widht: Extra inputs are not permitted"),

@@ -110,8 +110,9 @@ def test_logits_follow_their_targets_by_name() -> None:
 
 
 def test_a_target_may_stand_once_and_a_router_needs_two() -> None:
-    with pytest.raises(ValueError, match="targets name a branch twice"):
-        blueprint({"kind": "gated", "targets": ["ffn", "ffn"]})
+    for kind in ("gated", "layer_scale", "branch_router"):
+        with pytest.raises(ValueError, match="targets name a branch twice"):
+            blueprint({"kind": kind, "targets": ["ffn", "ffn"]})
     with pytest.raises(ValueError, match="at least 2"):
         blueprint({"kind": "branch_router", "targets": ["ffn"]})
 

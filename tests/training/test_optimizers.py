@@ -91,6 +91,12 @@ def test_rates_and_decay_of_the_optimizer_override_those_of_train() -> None:
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(0.3, 0.4), (0.3, 0.0)]
 
 
+@pytest.mark.parametrize("betas", [(1.0, 0.95), (0.9, 1.0)])
+def test_moments_that_would_never_move_are_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="should be less than 1"):
+        Optimizer(betas=betas)
+
+
 def test_a_step_scales_every_groups_own_rate() -> None:
     model = build(BLUEPRINT)
     updater = make_updater(model, Train(lr=0.1))

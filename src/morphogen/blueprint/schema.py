@@ -155,7 +155,9 @@ class Blueprint(Frozen):
         return self
 
     def with_vocab(self, vocab: int) -> "Blueprint":
-        """The same with the vocabulary size filled in; InputError when it is set to a smaller one."""
+        """The same with the vocabulary size filled in; InputError for none, and when it is set to a smaller one."""
+        if vocab < 1:
+            raise InputError(f"model.emb.vocab: got {vocab}, expected at least 1")
         if self.emb.vocab is not None and self.emb.vocab < vocab:
             raise InputError(f"model.emb.vocab: got {self.emb.vocab}, but the tokenizer has {vocab} tokens")
         if self.emb.vocab is not None:

@@ -94,7 +94,7 @@ def dumps(model: BaseModel, like: Document | None = None) -> str:
     """`model` as YAML. With `like`, its comments, key order and layout are kept wherever the keys still exist."""
     full = model.model_dump(mode="json")
     data = _with_kinds(model.model_dump(mode="json", exclude_defaults=True), full)
-    tree = _merge(like.tree, data, full) if like else _fresh(data)
+    tree = _merge(_unshared(like.tree, set()), data, full) if like else _fresh(data)
     out = StringIO()
     yaml = YAML()
     yaml.width = 120
@@ -228,6 +228,19 @@ def _fresh(data: Any) -> Any:
     if isinstance(data, list):
         return CommentedSeq([_fresh(value) for value in data])
     return data
+
+
+def _unshared(node: Any, seen: set[int]) -> Any:
+    """The tree with a copy in place of every alias and merged mapping: what stands in several places of a file would
+    change in all of them at once."""
+    if not isinstance(node, CommentedMap | CommentedSeq):
+        return node
+    if id(node) in seen or (isinstance(node, CommentedMap) and node.merge):
+        return _fresh(_plain(node))
+    seen.add(id(node))
+    for key in list(node) if isinstance(node, CommentedMap) else range(len(node)):
+        node[key] = _unshared(node[key], seen)
+    return node
 
 
 def _merge(old: Any, data: Any, full: Any) -> Any:

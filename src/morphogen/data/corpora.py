@@ -15,6 +15,7 @@ import sysconfig
 import tokenize
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -79,10 +80,8 @@ def documents(shard: "Shard") -> Iterator[Document]:
 
     Raises InputError when the source is missing, is not UTF-8, or has no `text` column.
     """
-    try:
+    with _readable(shard):
         yield from itertools.islice(_all_documents(shard), shard.max_documents)
-    except OSError as error:
-        raise InputError(f"{_place(shard)}: cannot read {error.filename} ({error.strerror})") from error
 
 
 def fingerprint(shard: "Shard") -> str:
@@ -90,7 +89,15 @@ def fingerprint(shard: "Shard") -> str:
 
     Local sources: the list of files with sizes and modification times. `hf:` sources on the hub: name, configuration,
     revision and split, so an unpinned revision keeps the first version that was fetched.
+
+    Raises InputError when the source is missing, or a file of it is (a link that leads nowhere).
     """
+    with _readable(shard):
+        return hashlib.blake2b(json.dumps(_identity(shard)).encode(), digest_size=16).hexdigest()
+
+
+def _identity(shard: "Shard") -> list[object]:
+    """What `fingerprint` hashes."""
     identity: list[object] = [shard.source, shard.max_documents]
     name = _hub_name(shard.source)
     if name is not None:
@@ -100,7 +107,16 @@ def fingerprint(shard: "Shard") -> str:
         identity += [str(root.resolve()), sys.version if shard.source in STDLIB_SOURCES else None]
         stats = [(path, path.stat()) for path in paths]
         identity += [(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-    return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+    return identity
+
+
+@contextmanager
+def _readable(shard: "Shard") -> Iterator[None]:
+    """InputError for what the operating system refuses inside."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{_place(shard)}: cannot read {error.filename} ({error.strerror})") from error
 
 
 def is_costly(shard: "Shard") -> bool:
@@ -121,9 +137,10 @@ def _all_documents(shard: "Shard") -> Iterator[Document]:
     alone = Path(shard.source).is_file()
     for path in paths:
         key = path.relative_to(root).as_posix()
-        if path.suffix == ".jsonl":
+        suffix = path.suffix.lower()
+        if suffix == ".jsonl":
             yield from _read_jsonl(path, place, key)
-        elif path.suffix == ".parquet":
+        elif suffix == ".parquet":
             yield from _read_parquet(path, place, key)
         elif alone:
             yield from _read_sections(path, place, key)

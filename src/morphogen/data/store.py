@@ -83,7 +83,7 @@ class TokenFile:
 def cache_folder() -> Path:
     """`$MORPHOGEN_CACHE`, or `morphogen` in the platform's cache folder."""
     if chosen := os.environ.get("MORPHOGEN_CACHE"):
-        return Path(chosen).expanduser()
+        return _at_home("MORPHOGEN_CACHE", chosen)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -95,7 +95,15 @@ def cache_folder() -> Path:
 
 def shard_folder(shard: "Shard") -> Path:
     """Where this shard's files are kept."""
-    return cache_folder() if shard.cache_path is None else Path(shard.cache_path).expanduser()
+    return cache_folder() if shard.cache_path is None else _at_home("cache_path", shard.cache_path)
+
+
+def _at_home(place: str, folder: str) -> Path:
+    """The folder, `~` and `~somebody` filled in; InputError where there is no such home."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:
+        raise InputError(f"{place}: got {folder!r}, but nobody has that home folder") from None
 
 
 # -- documents

@@ -134,8 +134,11 @@ def from_hugging_face(name: str) -> PieceTokenizer:
     """
     place = f"data.tokenizer {name!r}"
     path = Path(name)
-    if path.is_file():
-        return _from_file(path, place)
+    try:
+        if path.is_file():
+            return _from_file(path, place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror})") from None
     import transformers
 
     try:

@@ -87,9 +87,9 @@ def _write(path: Path, form: str, state: Mapping[str, Tensor], extra: Mapping[st
 
 def _read(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a whole and undamaged file of ours."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
     try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint")
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

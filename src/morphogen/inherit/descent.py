@@ -13,7 +13,7 @@ from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.splice import Marks, Spliced, State, splice
-from morphogen.network import initial_state
+from morphogen.network import check_state, initial_state
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def inherit(
     the edits do not lead to the child.
     """
     whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
+    for blueprint, state in whole:
+        check_state(blueprint, state)
     if child.emb.vocab is None and whole:
         child = child.with_vocab(whole[0][0].context().vocab)
     if edits and whole:

@@ -262,7 +262,7 @@ def _take(x: Tensor, k: int, axis: Axis) -> Tensor:
         return torch.cat([row.mean(k, keepdim=True) for row in rows], k)
     if axis.of == tuple(range(x.shape[k])):
         return x
-    return x.index_select(k, torch.tensor(axis.of))
+    return x.index_select(k, torch.tensor(axis.of, dtype=torch.long))
 
 
 def _put(out: Tensor, block: Tensor, axes: Sequence[Axis]) -> None:
@@ -270,13 +270,13 @@ def _put(out: Tensor, block: Tensor, axes: Sequence[Axis]) -> None:
     if all(axis.to == tuple(range(len(axis.to))) for axis in axes):
         out[tuple(slice(len(axis.to)) for axis in axes)] = block
     else:
-        grid = torch.meshgrid(*(torch.tensor(axis.to) for axis in axes), indexing="ij")
+        grid = torch.meshgrid(*(torch.tensor(axis.to, dtype=torch.long) for axis in axes), indexing="ij")
         out[grid] = block
 
 
 def _fill_mean(out: Tensor, k: int, axis: Axis, weights: Sequence[Tensor]) -> None:
     """Fresh entries along axis k become the mean of the carried ones, each times its channel's weights; in place."""
-    old = out.index_select(k, torch.tensor(axis.to))
+    old = out.index_select(k, torch.tensor(axis.to, dtype=torch.long))
     for vector_D in weights:
         shape = [1] * out.dim()
         shape[k] = -1

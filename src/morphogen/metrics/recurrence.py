@@ -1,6 +1,5 @@
 """What the steps of recurrences are worth: held-out perplexity with other numbers of steps."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from morphogen.errors import DivergedError
@@ -17,7 +16,7 @@ def recurrence_metrics(model: LanguageModel, scores: Scores, measure: Callable[[
         1 − min over n of ppl_rec_n / ppl_rec_1
 
     which is 0 where one step is best or there is no recurrence. scores: of the model as it is. measure: the same on the
-    same text, again. A number of steps whose loss is not finite has no figure.
+    same text, again. A number of steps whose loss is not finite has no figure, and no gain where that number is one.
     """
     loops = model.blueprint.recurrences
     metrics: dict[str, float] = {}
@@ -33,5 +32,6 @@ def recurrence_metrics(model: LanguageModel, scores: Scores, measure: Callable[[
             model.eval_steps = None
         means[steps] = found["ppl"]
         metrics |= {f"{name}_rec_{steps}": value for name, value in found.items() if not name.startswith("bpb")}
-    gain = 1.0 - min(means.values()) / means.get(1, math.inf) if means else 0.0
-    return {**metrics, "recurrence_gain": gain}
+    if not loops:
+        return {"recurrence_gain": 0.0}
+    return {**metrics, "recurrence_gain": 1.0 - min(means.values()) / means[1]} if 1 in means else metrics

@@ -142,23 +142,42 @@ def find_plugin(name: str) -> type[Plugin]:
     """The plug-in class of an entry point or `module:Class`. ValueError where there is none, with the nearest name."""
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        try:
-            found = vars(importlib.import_module(module_name)).get(class_name)
-        except ImportError as error:
-            raise ValueError(f"plug-in {name}: cannot import {module_name} ({error})") from None
+        found = vars(_imported(name, module_name, importlib.import_module)).get(class_name)
     else:
         points = _installed(entry_points, tuple(sys.path))
+        if not points:
+            raise ValueError(f"plug-in {name}: no entry point of group {GROUP} is installed, expected module:Class")
         if name not in points:
             raise ValueError(unknown(f"plug-in of entry point group {GROUP}", name, points))
-        found = points[name].load()
+        found = _imported(name, points[name].value, lambda _: points[name].load())
     if not (isinstance(found, type) and issubclass(found, Plugin)):
         raise ValueError(f"plug-in {name}: got {found!r}, expected a class that inherits from morphogen's Plugin")
     return found
 
 
+def _imported(name: str, place: str, load: Callable[[str], Any]) -> Any:
+    """`load(place)`; ValueError whatever goes wrong in it, as a plug-in's module is anybody's code."""
+    try:
+        return load(place)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"plug-in {name}: cannot import {place} ({reason})") from None
+
+
 def installed() -> list[str]:
     """Names of the installed plug-ins, in order."""
     return sorted(_installed(entry_points, tuple(sys.path)))
+
+
+def ready_made() -> list["Custom"]:
+    """The installed plug-ins with their defaults, in order; those that cannot be imported or have none are left out."""
+    found = []
+    for name in installed():
+        try:
+            found.append(Custom(name=name))
+        except ValidationError:
+            continue
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -174,8 +193,8 @@ def _installed(find: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...])
 def insert_custom_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
     """An installed plug-in with its defaults; its output starts at zero."""
     present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
-    name = pick(rng, [name for name in installed() if name not in present])
-    return None if name is None else block.evolve(extras=(*block.extras, Custom(name=name)))
+    new = pick(rng, [plugin for plugin in ready_made() if plugin.name not in present])
+    return None if new is None else block.evolve(extras=(*block.extras, new))
 
 
 @operator(Custom, preserves=lambda part, ctx: part.plugin.tune_preserves)

@@ -33,6 +33,11 @@ class LayerScale(Modifier):
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
     init: float = 1.0
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        _distinct(self.targets)
+        return self
+
     def absent(self, ctx: Context) -> frozenset[str]:
         """Only the targets have a vector."""
         return frozenset(self.axes) - set(self.targets)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from morphogen.parts.base import Context, Part, block_operator, model_operator, operator, pick
-from morphogen.parts.custom import Custom, installed
+from morphogen.parts.custom import ready_made
 from morphogen.parts.mamba2 import Mamba2
 from morphogen.parts.mlp import MLP, scaled
 from morphogen.parts.moe import MoE
@@ -124,7 +124,7 @@ def insert_other_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Pa
         MLP(hidden=max(1, width), activation=pick(rng, ACTIVATION_CHOICES)),
         Mamba2(expand=1.0, head_dim=head_dim),
         ShortConv(),
-        *(Custom(name=name) for name in installed()),
+        *ready_made(),
     ]
     return part.evolve(n_experts=part.n_experts + 1, experts=(*part.experts, pick(rng, others)))
 
