@@ -288,8 +288,11 @@ def test_damaged_files_of_a_run_are_named(failure: Failure, place: Path) -> None
     lineage = place / "run" / "lineage.json"
     lineage.write_bytes(lineage.read_bytes()[:500])
     assert f"{lineage}:" in failure("lineage", place / "run")
-    (place / "run" / "environment.json").unlink()
     resume = ("run", place / "tiny.yaml", "--out", place / "run", "--resume")
+    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "commit": null}'):
+        (place / "run" / "environment.json").write_text(text)
+        assert "environment.json: cannot be read" in failure(*resume)
+    (place / "run" / "environment.json").unlink()
     assert "environment.json: cannot be read" in failure(*resume)
     assert "no run here" in failure("status", place / "corpus")
 

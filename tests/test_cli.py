@@ -1,6 +1,7 @@
 """The command line: what each command prints, what it leaves behind, and its exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,13 @@ def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
         logits_BTV = model(torch.zeros(2, 1024, dtype=torch.int64))
     assert logits_BTV.shape == (2, 1024, 32768)
     assert sum(parameter.numel() for parameter in model.parameters()) == costs(blueprint, 1024)["params"]
+
+
+def test_status_of_a_run_whose_experiment_was_changed_by_hand(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "experiment.yaml"
+    path.write_text(path.read_text().replace("    bpb: min\n", "    recurrence_gain: max\n"))
+    code, out, _ = cli("status", tmp_path / "run")
+    assert code == 0
+    assert "best flops_per_token" in out
+    assert "recurrence_gain" not in out
