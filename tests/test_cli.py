@@ -246,8 +246,8 @@ def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
 def test_status_of_a_run_whose_experiment_was_changed_by_hand(cli: Cli, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run" / "experiment.yaml"
-    path.write_text(path.read_text().replace("    bpb: min\n", "    recurrence_gain: max\n"))
+    path.write_text(path.read_text().replace("    bpb: min\n", "    long_recall: max\n"))
     code, out, _ = cli("status", tmp_path / "run")
     assert code == 0
     assert "best flops_per_token" in out
-    assert "recurrence_gain" not in out
+    assert "long_recall" not in out
