@@ -18,6 +18,7 @@ from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
+from morphogen.explain import plan
 from morphogen.launch import execute
 from morphogen.network import LanguageModel
 from morphogen.options import with_options
@@ -72,6 +73,21 @@ def test_explain_counts_and_estimates(cli: Cli, config: Path) -> None:
     assert "estimate" in out
     code, out, _ = cli("explain", config, "--no-measure")
     assert "estimate" not in out
+    code, out, _ = cli("explain", ROOT / "configs" / "live_smoke.yaml", "--no-measure", "--json")
+    assert json.loads(out)["graph_entropy"] == 2.585  # six kinds of branches, evenly: log2(6)
+
+
+def test_explain_counts_what_successive_halving_trains(cli: Cli, config: Path, tmp_path: Path) -> None:
+    halving = tmp_path / "halving.yaml"
+    rungs = "rungs: asha, eta: 2, min_tokens: 128, max_tokens: 512"
+    halving.write_text(config.read_text().replace("rung1_tokens: 128, rung2_tokens: 256", rungs))
+    code, out, _ = cli("explain", halving, "--no-measure", "--json")
+    assert code == 0
+    assert json.loads(out)["tokens_each"] == 512
+    planned = plan(read(halving).parse(Experiment))
+    # the root alone, then 3, 1 and 1 of each of two generations' three offspring, on 128, 128 and 256 more tokens
+    assert planned.tokens == 512 + 2 * (3 * 128 + 1 * 128 + 1 * 256)
+    assert planned.measurements == 3 + 2 * 5
 
 
 def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path) -> None:

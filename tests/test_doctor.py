@@ -114,7 +114,9 @@ def test_survivors_of_a_run_that_was_given_more_generations_are_needed(sound: Pa
             raise KeyboardInterrupt
 
     path, run = tmp_path / "all.yaml", tmp_path / "run"
-    path.write_text((sound / "tiny.yaml").read_text().replace("topk_keep: 2", "topk_keep: 9, objectives: {params: min}"))
+    path.write_text(
+        (sound / "tiny.yaml").read_text().replace("topk_keep: 2", "topk_keep: 9, objectives: {params: min}")
+    )
     evolve(load(path), run, generations=1)
     with pytest.raises(KeyboardInterrupt):
         evolve(load(path), run, generations=2, resume=True, observer=interrupt)

@@ -135,6 +135,8 @@ def evolve(
         changed = {**dict(experiment.evolution), "generations": generations}
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     seed = experiment.train.seed if seed is None else seed
+    if seed < 0:
+        raise InputError(f"seed: got {seed}, expected at least 0")
     experiment, prepared = settle(experiment)
     check_possible(experiment)
     try:
