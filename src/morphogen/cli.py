@@ -293,9 +293,7 @@ def verify(
 @app.command()
 def fidelity(
     run: flags.Folder,
-    short: Annotated[
-        int | None, typer.Option(help="training tokens of the short rung; default those of rung 1")
-    ] = None,
+    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung 1's")] = None,
     long: Annotated[
         int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
     ] = None,

@@ -137,6 +137,9 @@ def evolve(
     seed = experiment.train.seed if seed is None else seed
     if seed < 0:
         raise InputError(f"seed: got {seed}, expected at least 0")
+    for copy in (keep.lineage_out, keep.frontier_out):
+        if copy is not None:
+            runfolder.check_copy(copy, folder)
     experiment, prepared = settle(experiment)
     check_possible(experiment)
     try:

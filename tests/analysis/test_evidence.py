@@ -330,8 +330,8 @@ def test_a_run_without_a_closed_generation_is_told(run: Path, tmp_path: Path) ->
 
 
 def test_a_place_for_trials_that_is_a_file_is_one_message(cli: Cli, run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("trials"))
-    (tmp_path / "run" / "trials").touch()
-    code, _, error = cli("verify", tmp_path / "run", "--random", 0, "--seeds", 2, "--tokens", 128)
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("trials"))
+    (tmp_path / "other" / "trials").touch()
+    code, _, error = cli("verify", tmp_path / "other", "--random", 0, "--seeds", 2, "--tokens", 128)
     assert code == 2
-    assert error.endswith(f"morphogen: {tmp_path}/run/trials: File exists\n")
+    assert error.endswith(f"morphogen: {tmp_path}/other/trials: File exists\n")
