@@ -149,6 +149,13 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "unknown flag": (["--generatons", "3"], "--generations"),
     "not a number": (["--steps", "many"], "--steps"),
     "no steps": (["--steps", "0"], "--steps: got 0, expected at least 1"),
+    "a negative seed": (["--seed", "-1"], "--seed"),
+    "a negative seed of a rehearsal": (["--seed", "-1", "--dry-run"], "--seed"),
+    "a negative number of edits": (["--mutation-steps", "-1"], "evolution.mutation_steps: got -1, expected"),
+    "endless patience": (["--timeout", "inf"], "--timeout: got inf, expected at most"),
+    "patience beyond what can be waited for": (["--timeout", "1e10"], "--timeout: got 1e+10, expected at most"),
+    "a size beyond all numbers": (["--disk-budget", "9" * 400], "expected a size such as"),
+    "a folder whose name is too long": (["--out", "a" * 300], "File name too long"),
     "no eval batches": (["--eval-batches", "0"], "--eval-batches: got 0"),
     "negative generations": (["--generations=-1"], "evolution.generations: got -1"),
     "unknown selection": (["--parent-selection", "lexicas"], "evolution.parent_selection: got 'lexicas'"),
@@ -172,10 +179,57 @@ def test_a_malformed_flag_is_refused_by_name(what: str, failure: Failure, place:
     assert contents(place) == before
 
 
+#: What is asked of the evolution besides -> (arguments, what the message says)
+BAD_TOGETHER: dict[str, tuple[str, list[str], str]] = {
+    "steps of halving": ("rungs: asha", ["--steps", "5"], "--steps: sets the budgets of rungs 1 and 2"),
+    "steps of halving without rung 1": (
+        "rungs: asha, rung1_tokens: 0, rung2_tokens: 0",
+        ["--steps", "5"],
+        "--steps: sets the budgets of rungs 1 and 2",
+    ),
+    "gates without rung 1": (
+        "rung1_gates: {bpb: {max: 9.0}}, rung1_tokens: 0, rung2_tokens: 256",
+        [],
+        "evolution.rung1_gates: gates stand after rung 1, but evolution.rung1_tokens is 0",
+    ),
+    "gates after less than a batch": (
+        "rung1_gates: {bpb: {max: 9.0}}, rung1_tokens: 127, rung2_tokens: 256",
+        [],
+        "less than one batch of 128",
+    ),
+    "a composite by the name of a figure": (
+        "composite_metrics: {bpb: {op: product, of: [bpb, params]}}, rung1_tokens: 128, rung2_tokens: 256",
+        [],
+        "evolution.composite_metrics.bpb: there is a figure of that name",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TOGETHER)
+def test_what_would_be_ignored_or_lost_together_is_refused(what: str, failure: Failure, place: Path) -> None:
+    asked, args, said = BAD_TOGETHER[what]
+    config = place / "tiny.yaml"
+    config.write_text(config.read_text().replace("rung1_tokens: 128, rung2_tokens: 256", asked))
+    message = failure("run", config, "--out", place / "new", "--dry-run", *args)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_a_perplexity_gate_needs_a_rung_1(failure: Failure, place: Path) -> None:
+    config = place / "tiny.yaml"
+    config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.01, ppl_stop_threshold: 50.0"))
+    run = ("run", config, "--out", place / "new", "--dry-run", "--steps")
+    assert "train.ppl_stop_threshold: gates stand after rung 1" in failure(*run, 1)
+    with pytest.raises(SystemExit) as end:
+        main([str(arg) for arg in (*run, 2)])
+    assert end.value.code == 0
+
+
 def test_unknown_commands_and_names_come_with_the_nearest(failure: Failure, place: Path) -> None:
     assert "validate" in failure("vaildate", "x")
     assert "did you mean 'lineage'?" in failure("schema", "linage")
     assert "did you mean 'run'?" in failure("status", place / "rum")
+    assert "File name too long" in failure("status", "a" * 300)
     assert "expected .svg or .dot" in failure("lineage", place / "run", "--out", place / "a.png")
 
 
@@ -328,8 +382,11 @@ def test_damaged_files_of_a_run_are_named(failure: Failure, place: Path) -> None
     lineage = place / "run" / "lineage.json"
     lineage.write_bytes(lineage.read_bytes()[:500])
     assert f"{lineage}:" in failure("lineage", place / "run")
-    (place / "run" / "environment.json").unlink()
     resume = ("run", place / "tiny.yaml", "--out", place / "run", "--resume")
+    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "commit": null}'):
+        (place / "run" / "environment.json").write_text(text)
+        assert "environment.json: cannot be read" in failure(*resume)
+    (place / "run" / "environment.json").unlink()
     assert "environment.json: cannot be read" in failure(*resume)
     assert "no run here" in failure("status", place / "corpus")
 

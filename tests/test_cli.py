@@ -1,6 +1,7 @@
 """The command line: what each command prints, what it leaves behind, and its exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from morphogen.console import Lines, Live, duration, observer_for
 from morphogen.cost import costs
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
+from morphogen.explain import plan
 from morphogen.launch import execute
 from morphogen.network import LanguageModel
 from morphogen.options import with_options
@@ -71,6 +73,21 @@ def test_explain_counts_and_estimates(cli: Cli, config: Path) -> None:
     assert "estimate" in out
     code, out, _ = cli("explain", config, "--no-measure")
     assert "estimate" not in out
+    code, out, _ = cli("explain", ROOT / "configs" / "live_smoke.yaml", "--no-measure", "--json")
+    assert json.loads(out)["graph_entropy"] == 2.585  # six kinds of branches, evenly: log2(6)
+
+
+def test_explain_counts_what_successive_halving_trains(cli: Cli, config: Path, tmp_path: Path) -> None:
+    halving = tmp_path / "halving.yaml"
+    rungs = "rungs: asha, eta: 2, min_tokens: 128, max_tokens: 512"
+    halving.write_text(config.read_text().replace("rung1_tokens: 128, rung2_tokens: 256", rungs))
+    code, out, _ = cli("explain", halving, "--no-measure", "--json")
+    assert code == 0
+    assert json.loads(out)["tokens_each"] == 512
+    planned = plan(read(halving).parse(Experiment))
+    # the root alone, then 3, 1 and 1 of each of two generations' three offspring, on 128, 128 and 256 more tokens
+    assert planned.tokens == 512 + 2 * (3 * 128 + 1 * 128 + 1 * 256)
+    assert planned.measurements == 3 + 2 * 5
 
 
 def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path) -> None:
@@ -240,3 +257,13 @@ def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
         logits_BTV = model(torch.zeros(2, 1024, dtype=torch.int64))
     assert logits_BTV.shape == (2, 1024, 32768)
     assert sum(parameter.numel() for parameter in model.parameters()) == costs(blueprint, 1024)["params"]
+
+
+def test_status_of_a_run_whose_experiment_was_changed_by_hand(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "experiment.yaml"
+    path.write_text(path.read_text().replace("    bpb: min\n", "    long_recall: max\n"))
+    code, out, _ = cli("status", tmp_path / "run")
+    assert code == 0
+    assert "best flops_per_token" in out
+    assert "long_recall" not in out

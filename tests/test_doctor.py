@@ -16,7 +16,7 @@ from morphogen.errors import InputError
 from morphogen.evolve import Keep, evolve, load
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Notice, Training
-from morphogen.store.ledger import Ledger
+from morphogen.store.ledger import Generation, Ledger
 from tiny import write_config
 
 
@@ -72,6 +72,8 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda run: (run / ".frontier.json.12.tmp").touch(), "a temporary file"),
     (lambda run: (run / "checkpoints" / ".a.safetensors.x1").touch(), "a temporary file"),
     (lambda run: (run / "environment.json").write_text("{"), "cannot be read"),
+    (lambda run: (run / "environment.json").write_text("{}"), "data is missing"),
+    (lambda run: (run / "environment.json").write_text("[]"), "data is missing"),
     (lambda run: (run / "experiment.yaml").unlink(), "no such file"),
 ]
 
@@ -98,9 +100,34 @@ def test_resuming_puts_right_what_follows_from_the_ledger(sound: Path, run: Path
     (run / "lineage.json").write_text("{}")
     (run / "lineage.svg").unlink()
     (run / ".frontier.json.12.tmp").touch()
-    assert len(examine(run)) == 3
+    (run / "experiment.yaml").unlink()
+    assert len(examine(run)) == 4
     evolve(load(sound / "tiny.yaml"), run, generations=1, resume=True)
     assert examine(run) == []
+
+
+def test_survivors_of_a_run_that_was_given_more_generations_are_needed(sound: Path, tmp_path: Path) -> None:
+    """The ledger holds the experiment as the run was begun, with one generation."""
+
+    def interrupt(notice: Notice) -> None:
+        if isinstance(notice, Training):
+            raise KeyboardInterrupt
+
+    path, run = tmp_path / "all.yaml", tmp_path / "run"
+    path.write_text(
+        (sound / "tiny.yaml").read_text().replace("topk_keep: 2", "topk_keep: 9, objectives: {params: min}")
+    )
+    evolve(load(path), run, generations=1)
+    with pytest.raises(KeyboardInterrupt):
+        evolve(load(path), run, generations=2, resume=True, observer=interrupt)
+    assert examine(run) == []
+    with Ledger.open(run, readonly=True) as ledger:
+        closed = [event for event in ledger.events() if isinstance(event, Generation)]
+    survivor = next(id for id in closed[-1].survivors if id not in closed[-1].frontier)
+    (run / "checkpoints" / f"{survivor}.safetensors").unlink()
+    assert [finding.wrong for finding in examine(run)] == [
+        f"missing; {survivor} is a survivor, and children that inherit from it will fail"
+    ]
 
 
 def test_a_run_is_healthy_while_it_runs(sound: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import morphogen as mg
+from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import Job, Report, Status
 from morphogen.errors import InputError, RunError
 from morphogen.evolve import Keep, evolve, load
@@ -164,13 +166,39 @@ def test_checkpoints_are_kept_where_and_as_long_as_asked(experiment: Experiment,
     alone = experiment.evolution.model_copy(update={"objectives": {"bpb": "min"}})
     run = evolve(experiment.model_copy(update={"evolution": alone}), tmp_path / "run", keep=keep, observer=count)
     entries = run.frontier.candidates
-    assert {path.stem for path in (tmp_path / "weights").iterdir()} == {entry.id for entry in entries}
+    assert {path.stem for path in (tmp_path / "weights").glob("*.safetensors")} == {entry.id for entry in entries}
     assert all((tmp_path / "run" / (entry.checkpoint or "")).is_file() for entry in entries)
     assert max(seen) < 7
     for copy, name in (("copy.json", "lineage.json"), ("front.json", "frontier.json")):
         assert (tmp_path / copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
     with pytest.raises(RunError, match="keeps its checkpoints in"):
         evolve(experiment, tmp_path / "run", resume=True, keep=Keep(checkpoint_dir=tmp_path / "other"))
+
+
+def test_two_runs_do_not_share_a_folder_for_checkpoints(experiment: Experiment, tmp_path: Path) -> None:
+    """The same experiment with another seed gives its root the same name."""
+    keep = Keep(checkpoint_dir=tmp_path / "weights")
+    evolve(experiment, tmp_path / "one", generations=0, keep=keep)
+    (root,) = (tmp_path / "weights").glob("*.safetensors")
+    before = root.read_bytes()
+    with pytest.raises(RunError, match=r"weights: holds the checkpoints of .*one; choose another --checkpoint-dir"):
+        evolve(experiment, tmp_path / "two", generations=0, seed=5, keep=keep)
+    shutil.copytree(tmp_path / "weights", tmp_path / "copied", ignore=shutil.ignore_patterns(".run"))
+    with pytest.raises(RunError, match="holds checkpoints of something else"):
+        evolve(experiment, tmp_path / "three", seed=5, keep=Keep(checkpoint_dir=tmp_path / "copied"))
+    assert root.read_bytes() == before
+    evolve(experiment, tmp_path / "one", generations=1, resume=True, keep=keep)
+
+
+@pytest.mark.parametrize("copy", [".", "", "folder", "nowhere/lineage.json"])
+def test_a_copy_that_cannot_be_written_is_told_before_anything_begins(
+    copy: str, experiment: Experiment, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    place = Path(copy) if copy in (".", "") else tmp_path / copy
+    with pytest.raises(InputError, match="to write a copy to"):
+        evolve(experiment, tmp_path / "run", keep=Keep(lineage_out=place))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupt_leaves_a_run_that_goes_on(whole: Path, experiment: Experiment, tmp_path: Path) -> None:
@@ -336,6 +364,18 @@ def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_en
     assert sorted(node.rung for node in others) == [1, 1, 2, 4]
     assert (root.tokens.own, root.metrics["budget_share"]) == (768, 1.5)
     assert [node.status for node in others].count(Status.GATED) == 3
+    recorded = Recorded.read(tmp_path / "whole")
+    assert {id: report.status for id, report in recorded.reports.items()} == {
+        node.id: node.status for node in whole.lineage.nodes
+    }
+    needed = {entry.checkpoint for entry in whole.frontier.candidates}
+    checkpoints = tmp_path / "whole" / "checkpoints"
+    assert len(list(checkpoints.iterdir())) > len(others) + 1  # of earlier rounds, too
+    size = sum((tmp_path / "whole" / str(name)).stat().st_size for name in needed)
+    evolve(halving, tmp_path / "small", keep=Keep(disk_budget=2 * size))
+    left = list((tmp_path / "small" / "checkpoints").iterdir())
+    assert sum(path.stat().st_size for path in left) <= 2 * size
+    assert needed <= {f"checkpoints/{path.name}" for path in left}
 
     class Stops(InProcess):
         def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:

@@ -30,12 +30,15 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     counts = {1, *(n for loop in model.recurrences for n in loop.test_recurrences)} if model.recurrences else set()
     known |= {f"ppl{shard}_rec_{n}" for n in counts for shard in ("", *(f"_{name}" for name in shards))}
     known |= {"budget_share", "router_entropy", "expert_load_max_over_mean", "router_overflow"}
+    _check_gates_reached(experiment)
     for name in evolution.rung1_gates:
         if name not in known:
             raise InputError(unknown(f"evolution.rung1_gates.{name}", name, known))
     for name, composite in evolution.composite_metrics.items():
         if missing := [part for part in composite.names if part not in known]:
             raise InputError(unknown(f"evolution.composite_metrics.{name}.of", missing[0], known))
+        if name in known:
+            raise InputError(f"evolution.composite_metrics.{name}: there is a figure of that name, expected a new one")
         known.add(name)
     for field in ("objectives", "constraints", "map_elites"):
         for name in dict(evolution)[field]:
@@ -47,6 +50,21 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     for name in evolution.weights:
         if (value := resolve(name, evolution.objectives)[0]) not in known:
             raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
+
+
+def _check_gates_reached(experiment: Experiment) -> None:
+    """InputError for gates after a rung 1 that trains nothing: a rung shorter than a batch is left out."""
+    evolution, least = experiment.evolution, experiment.data.seq_len * experiment.data.batch_size
+    if evolution.rungs == "fixed" and evolution.rung1_tokens < least:
+        given = {
+            "evolution.rung1_gates": len(evolution.rung1_gates) > 0,
+            "train.ppl_stop_threshold": experiment.train.ppl_stop_threshold is not None,
+        }
+        for field in (name for name, is_given in given.items() if is_given):
+            raise InputError(
+                f"{field}: gates stand after rung 1, but evolution.rung1_tokens is {evolution.rung1_tokens}, less than "
+                f"one batch of {least}, so that there is no rung 1"
+            )
 
 
 def check_possible(experiment: Experiment) -> None:

@@ -131,7 +131,9 @@ def explain(
     experiment = read_experiment(config)
     found = explaining.blueprint_costs(experiment)
     plan = explaining.plan(experiment)
-    told: dict[str, Any] = {name: int(value) for name, value in found.items()}
+    told: dict[str, Any] = {
+        name: int(value) if value.is_integer() else round(value, 4) for name, value in found.items()
+    }
     told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
     if measure:
         probe = explaining.probe(experiment, device)
@@ -291,7 +293,7 @@ def verify(
 @app.command()
 def fidelity(
     run: flags.Folder,
-    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung1_tokens")] = None,
+    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung 1's")] = None,
     long: Annotated[
         int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
     ] = None,

@@ -10,11 +10,11 @@ from morphogen import runfolder
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.errors import InputError, MorphogenError
-from morphogen.evolve import RESOLVED, read_environment
+from morphogen.evolve import FINISHED, RESOLVED, read_environment
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.search.engine import Engine
-from morphogen.store.ledger import Event, Generation, Ledger, Start, in_use
+from morphogen.store.ledger import Event, Generation, Ledger, Start, Stop, in_use
 
 GO_ON = "the run's command with --resume puts it right"
 
@@ -48,7 +48,8 @@ def examine(folder: Path) -> list[Finding]:
     except MorphogenError as error:
         return [Finding(str(folder), str(error), "it was made by another version of morphogen, or changed by hand")]
     running = bool(in_use(folder))
-    found = [*_settings(folder, events[0]), *_checkpoints(folder, engine)]
+    finished = events[-1] == Stop(reason=FINISHED)
+    found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished)]
     return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]
 
 
@@ -80,9 +81,12 @@ def _settings(folder: Path, start: Event) -> Iterator[Finding]:
         yield Finding(str(folder / "environment.json"), str(error), "restore it from a copy; --resume needs it")
 
 
-def _checkpoints(folder: Path, engine: Engine) -> Iterator[Finding]:
-    """Those still needed must be there, and all that are there must be what they are called."""
-    breeders = () if engine.done else engine.survivors
+def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Finding]:
+    """Those still needed must be there, and all that are there must be what they are called.
+
+    finished: nobody is to breed any more. The recorded number of generations does not tell: some may have been added.
+    """
+    breeders = () if finished else engine.survivors
     for id in dict.fromkeys((*breeders, *engine.frontier_ids)):
         path = folder / (engine.reports[id].checkpoint or "")
         if not path.is_file():

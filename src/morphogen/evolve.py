@@ -135,13 +135,20 @@ def evolve(
         changed = {**dict(experiment.evolution), "generations": generations}
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     seed = experiment.train.seed if seed is None else seed
+    if seed < 0:
+        raise InputError(f"seed: got {seed}, expected at least 0")
+    for copy in (keep.lineage_out, keep.frontier_out):
+        if copy is not None:
+            runfolder.check_copy(copy, folder)
     experiment, prepared = settle(experiment)
     check_possible(experiment)
     try:
         with ExitStack() as undo:
             if executor is None:
                 executor = undo.enter_context(closing(open_executor(execution, prepared)))
-            session = undo.enter_context(_Session.open(folder, experiment, seed, device, prepared, keep, observer))
+            session = undo.enter_context(
+                _Session.open(folder, experiment, seed, device, prepared, keep, observer, resume)
+            )
             undo.enter_context(threads(session.threads))
             session.loop(executor)
     except OSError as error:
@@ -196,12 +203,13 @@ class _Session:
         prepared: PreparedData,
         keep: Keep,
         observer: Observer,
+        resume: bool,
     ) -> Self:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
         engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
         with ExitStack() as undo:
             begun = (folder / RESOLVED).exists()  # it is written before the first event
-            ledger = undo.enter_context(Ledger.open(folder, create=not begun))
+            ledger = undo.enter_context(Ledger.open(folder, create=not begun, go_on=resume))
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
@@ -216,7 +224,8 @@ class _Session:
             for event in events[1:]:
                 engine.apply(event)
             log = undo.enter_context(_open_log(folder))
-            facts = {"seed": str(seed), "device": device, "morphogen": told["commit"] or told["versions"]["morphogen"]}
+            version = told["commit"] or str(told["versions"].get("morphogen"))
+            facts = {"seed": str(seed), "device": device, "morphogen": version}
             finished = bool(events) and events[-1] == Stop(reason=FINISHED)
             undo.pop_all()
         return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished, told["threads"])
@@ -341,12 +350,19 @@ def _check_same(
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """`environment.json` of a run; InputError when it cannot be read."""
+    """`environment.json` of a run; InputError when it cannot be read, or is not what a run writes."""
+    path = folder / "environment.json"
     try:
-        told: dict[str, Any] = json.loads((folder / "environment.json").read_bytes())
+        told = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'environment.json'}: cannot be read: {error}") from None
-    return told
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    found: dict[str, Any] = told if isinstance(told, dict) else {}
+    for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("commit", str | None)):
+        if name not in found or not isinstance(found[name], kind):
+            raise InputError(f"{path}: cannot be read: {name} is missing or damaged")
+    if found["threads"] < 1:
+        raise InputError(f"{path}: cannot be read: threads is {found['threads']}, expected at least 1")
+    return found
 
 
 def _open_log(folder: Path) -> IO[str]:

@@ -11,6 +11,7 @@ from morphogen.experiment import BPE, Data, Experiment
 from morphogen.metrics.recall import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
+from morphogen.search.rungs import stages
 from morphogen.training.loop import Trainer, choose_device
 
 #: The probe takes about this many FLOPs a step: fewer sequences than a real batch, of a large model one shorter one.
@@ -32,15 +33,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the search will train: candidates at most, training tokens each, held-out tokens measured each."""
+    """What the search will train: candidates at most, training tokens each at most, held-out tokens measured each.
+
+    tokens, measurements: of all candidates together. With successive halving most of them are stopped early, and each
+    is measured after every rung.
+    """
 
     candidates: int
     tokens_each: int
     eval_tokens_each: int
+    tokens: int
+    measurements: int
 
     def seconds(self, speed: float) -> float:
         """Time at `speed` training tokens per second; a measured token costs a forward pass, so 1 / TRAIN_FACTOR."""
-        return self.candidates * (self.tokens_each + self.eval_tokens_each / TRAIN_FACTOR) / speed
+        return (self.tokens + self.measurements * self.eval_tokens_each / TRAIN_FACTOR) / speed
 
 
 def with_nominal_vocab(experiment: Experiment) -> Blueprint:
@@ -56,12 +63,25 @@ def nominal_vocab(data: Data) -> int:
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The search in numbers, when no candidate is turned away."""
+    """The search in numbers, when no candidate is turned away or promoted."""
     evolution, data = experiment.evolution, experiment.data
+    candidates = 1 + evolution.generations * evolution.population
+    tokens_each = min(sum(stage.budget_tokens for stage in stages(evolution)), experiment.train.max_tokens)
+    tokens, measurements = candidates * tokens_each, candidates
+    if evolution.rungs == "asha":
+        tokens = measurements = 0
+        for started, times in ((1, 1), (evolution.population, evolution.generations)):
+            left = started
+            for stage in stages(evolution):
+                tokens += times * left * stage.budget_tokens
+                measurements += times * left
+                left = max(1, left // evolution.eta)
     return Plan(
-        candidates=1 + evolution.generations * evolution.population,
-        tokens_each=min(evolution.rung1_tokens + evolution.rung2_tokens, experiment.train.max_tokens),
+        candidates=candidates,
+        tokens_each=tokens_each,
         eval_tokens_each=data.eval_tokens * len(data.measured_shards) + (SEQUENCES * data.seq_len if data.probe else 0),
+        tokens=tokens,
+        measurements=measurements,
     )
 
 

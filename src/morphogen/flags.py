@@ -11,7 +11,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")]
 
 # Of a run.
 Generations = Annotated[int | None, typer.Option(help="generations after the root's")]
-Seed = Annotated[int | None, typer.Option(help="of the run; default train.seed")]
+Seed = Annotated[int | None, typer.Option(min=0, help="of the run; default train.seed")]
 Steps = Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")]
 EvalBatches = Annotated[int | None, typer.Option(help="held-out batches per shard")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")]

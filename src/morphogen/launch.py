@@ -105,6 +105,9 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     except MorphogenError as error:
         print(f"{name}: {error}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:  # a path that cannot be looked at: too long, not allowed, a file where a folder should be
+        print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        code = MorphogenError.exit_code
     except usage_error as error:
         print(f"{name}: {_usage(error)}", file=sys.stderr)
         code = 2

@@ -9,10 +9,14 @@ from pydantic import ValidationError
 from morphogen.errors import InputError, unknown
 from morphogen.execution import Execution, Limits
 from morphogen.experiment import Experiment
+from morphogen.parts.base import TAG
 
 EXECUTORS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
 #: Units of sizes in bytes, by the letter they begin with.
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+#: The longest time limit of a candidate: twenty days, about what the system can be asked to wait for.
+LONGEST_SECONDS = 20 * 86400.0
 
 
 def with_options(
@@ -28,7 +32,8 @@ def with_options(
 ) -> Experiment:
     """The experiment with the options given; InputError where one does not fit.
 
-    steps: training steps per candidate, shared out over rungs 1 and 2 as their budgets are in the file. eval_batches:
+    steps: training steps per candidate, shared out over rungs 1 and 2 as their budgets are in the file; refused where
+    the file asks for successive halving, which has other budgets. eval_batches:
     batches per shard of held-out text. score_weights: by which the `weighted` parent selection draws, and which
     therefore choose it; any other selection beside them is refused, since it would ignore them.
     """
@@ -53,6 +58,11 @@ def with_options(
     if steps is not None:
         if steps < 1:
             raise InputError(f"--steps: got {steps}, expected at least 1")
+        if experiment.evolution.rungs == "asha":
+            raise InputError(
+                "--steps: sets the budgets of rungs 1 and 2, but with evolution.rungs 'asha' they are min_tokens to "
+                "max_tokens; change those in the file"
+            )
         first, second = rung_steps(experiment, steps)
         tokens_per_step = experiment.data.seq_len * experiment.data.batch_size
         evolution |= {"rung1_tokens": first * tokens_per_step, "rung2_tokens": second * tokens_per_step}
@@ -112,6 +122,8 @@ def execution_of(
     for flag, number in (("--workers", workers), ("--timeout", timeout)):
         if number is not None and not number > 0:
             raise InputError(f"{flag}: got {number:g}, expected more than 0")
+    if timeout is not None and timeout > LONGEST_SECONDS:
+        raise InputError(f"--timeout: got {timeout:g}, expected at most {LONGEST_SECONDS:g} seconds; without it none")
     if not gpus_per_candidate >= 0.0:
         raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected 0 or more, such as 0.25")
     limits = Limits(timeout, None if memory_limit is None else size_bytes("--memory-limit", memory_limit))
@@ -125,7 +137,7 @@ def size_bytes(flag: str, text: str) -> int:
         number = float(found[1]) * UNITS[found[2]] if found else 0.0
     except ValueError:
         number = 0.0
-    if number < 1.0:
+    if not 1.0 <= number < 2**63:
         raise InputError(f"{flag}: got {text!r}, expected a size such as 512MiB, 2GB, or a number of bytes")
     return int(number)
 
@@ -134,7 +146,7 @@ def _flag_message(error: ValidationError) -> str:
     """One line per option whose value the experiment does not take."""
     lines = []
     for detail in error.errors(include_url=False):
-        place = ".".join(str(step) for step in detail["loc"])
+        place = ".".join(str(step) for step in detail["loc"] if not str(step).startswith(TAG))
         said = str(detail["msg"]).removeprefix("Value error, ")
         lines.append(f"{place}: got {detail['input']!r}, expected: {said[0].lower() + said[1:]}")
     return "\n".join(dict.fromkeys(lines))

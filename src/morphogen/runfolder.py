@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from morphogen import __version__
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
-from morphogen.errors import RunError
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Direction
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_svg
@@ -29,6 +29,8 @@ from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 
 CHECKPOINTS = "checkpoints"
+#: In a folder for checkpoints that is not the run's own: whose it is.
+OWNER = ".run"
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
 #: Fields that may differ when a run is resumed: more generations may be added to it.
 MAY_DIFFER = frozenset({"evolution.generations"})
@@ -47,6 +49,14 @@ def check_usable(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
 
 
+def check_copy(copy: Path, folder: Path) -> None:
+    """InputError unless a file may be put at `copy` once the run's folder is there."""
+    if not copy.name or copy.is_dir():
+        raise InputError(f"{copy}: is a folder, expected a file to write a copy to")
+    if not copy.parent.is_dir() and not folder.resolve().is_relative_to(copy.parent.resolve()):
+        raise InputError(f"{copy}: there is no folder {copy.parent} to write a copy to")
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
     return sorted([*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")])
@@ -59,7 +69,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
-    """The folder for checkpoints: a real one, or a link to `elsewhere`. RunError where it is another one already."""
+    """The folder for checkpoints: a real one, or a link to `elsewhere`. RunError where it is another one already, or
+    holds another run's: two runs give their candidates the same names."""
     place = folder / CHECKPOINTS
     try:
         if elsewhere is None:
@@ -67,11 +78,25 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
             return
         elsewhere.mkdir(parents=True, exist_ok=True)
         if not place.exists():
+            _claim(elsewhere, folder)
             place.symlink_to(elsewhere.resolve(), target_is_directory=True)
     except OSError as error:
         raise RunError(f"{place}: cannot be made: {error.strerror}") from None
     if place.resolve() != elsewhere.resolve():
         raise RunError(f"{place}: this run keeps its checkpoints in {place.resolve()}, not in {elsewhere}")
+
+
+def _claim(elsewhere: Path, folder: Path) -> None:
+    """Leaves a note in `elsewhere` that it is for the run in `folder`. RunError where it is another's."""
+    note, mine = elsewhere / OWNER, str(folder.resolve())
+    if not note.exists() and any(elsewhere.glob("*.safetensors")):
+        raise RunError(f"{elsewhere}: holds checkpoints of something else; choose another --checkpoint-dir")
+    with suppress(FileExistsError), note.open("x", encoding="utf-8") as file:
+        file.write(mine)
+    if (owner := note.read_text(encoding="utf-8")) != mine:
+        raise RunError(
+            f"{elsewhere}: holds the checkpoints of {owner or 'another run'}; choose another --checkpoint-dir"
+        )
 
 
 def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
@@ -86,7 +111,8 @@ def remove_checkpoints(folder: Path, keep: Iterable[str | None]) -> int:
 
 
 def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[str | None], budget_bytes: int) -> int:
-    """Deletes checkpoints among `spare`, the first first, until all together take at most `budget_bytes`; how many.
+    """Deletes checkpoints until all together take at most `budget_bytes`; how many. Those that neither list names go
+    first (of a round that another followed, or of a worker that died), then those among `spare`, the first first.
 
     RunError when those `needed` to go on take more than that by themselves; nothing is deleted then.
     """
@@ -95,14 +121,17 @@ def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[s
     def parts(name: str) -> list[Path]:
         return [path for path in (folder / name, moments_path(folder / name)) if path in sizes]
 
-    kept_bytes = sum(sizes[path] for name in needed if name is not None for path in parts(name))
+    spared, kept = ([name for name in names if name is not None] for names in (spare, needed))
+    kept_bytes = sum(sizes[path] for name in kept for path in parts(name))
     if kept_bytes > budget_bytes:
         raise RunError(
             f"{folder / CHECKPOINTS}: the checkpoints of survivors and frontier take {kept_bytes:,} bytes, and the "
             f"disk budget is {budget_bytes:,}; --resume goes on with a larger --disk-budget"
         )
+    weights = (path for path in sorted(sizes) if not path.name.endswith(MOMENTS_SUFFIX))
+    stray = [name for path in weights if (name := f"{CHECKPOINTS}/{path.name}") not in {*spared, *kept}]
     total_bytes, gone = sum(sizes.values()), 0
-    for found in (parts(name) for name in spare if name is not None):
+    for found in (parts(name) for name in (*stray, *spared)):
         if found and total_bytes > budget_bytes:
             for path in found:
                 path.unlink()

@@ -43,9 +43,9 @@ def standing(folder: Path) -> dict[str, Any]:
         told["frontier"] = len(engine.frontier_ids)
         for name, direction in experiment.evolution.objectives.items():
             values = [(engine.reports[id].value(name), id) for id in engine.frontier_ids]
-            known = [(value, id) for value, id in values if value is not None]
-            value, id = (min if direction == "min" else max)(known)
-            told[f"best {name}"] = f"{number(value)} ({id})"
+            if known := [(value, id) for value, id in values if value is not None]:
+                value, id = (min if direction == "min" else max)(known)
+                told[f"best {name}"] = f"{number(value)} ({id})"
     return told
 
 

@@ -300,6 +300,7 @@ def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
         (("verify", "RUN", "--seeds", "1"), "--seeds: got 1, expected at least 2"),
         (("verify", "RUN", "--workers", "0"), "--workers: got 0, expected at least 1"),
         (("verify", "RUN", "--metric", "bpbb"), "did you mean 'bpb'"),
+        (("verify", "RUN", "--tokens", "0"), "expected at least one batch of 128"),
         (("verify", "RUN", "--tokens", "5"), "expected at least one batch of 128"),
         (("verify", "RUN/nothing"), "no such run folder or frontier file"),
         (("verify", "RUN/run.log"), "ledger.sqlite is missing"),
@@ -326,3 +327,11 @@ def test_a_run_without_a_closed_generation_is_told(run: Path, tmp_path: Path) ->
         ledger.append(Start(run="young", seed=0, experiment=Recorded.read(run).experiment.model_dump(mode="json")))
     with pytest.raises(MorphogenError, match="no generation of this run is closed yet"):
         verify(tmp_path / "young")
+
+
+def test_a_place_for_trials_that_is_a_file_is_one_message(cli: Cli, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("trials"))
+    (tmp_path / "other" / "trials").touch()
+    code, _, error = cli("verify", tmp_path / "other", "--random", 0, "--seeds", 2, "--tokens", 128)
+    assert code == 2
+    assert error.endswith(f"morphogen: {tmp_path}/other/trials: File exists\n")

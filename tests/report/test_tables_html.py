@@ -156,3 +156,10 @@ def test_an_empty_run_still_makes_a_page():
     page = report_html("empty", {}, {}, [], {"bpb": "min", "a": "max", "b": "max"}, [], {})
     assert page.count("nothing measured") == 3
     assert page.count(">none<") == 3
+
+
+def test_values_that_differ_in_their_last_bits_have_axes_too():
+    for low, high in ((8.0, 8.0 + 2e-15), (1e9, 1e9 + 2e-7), (-3.0 - 1e-15, -3.0)):
+        ticks = _ticks([low, high])
+        assert ticks[0] < ticks[-1]
+        assert len(set(ticks)) == len(ticks)

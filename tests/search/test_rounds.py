@@ -309,3 +309,26 @@ def test_limits_and_composites_read_the_same_from_a_file():
     )
     assert Evolution.model_validate(settings.model_dump(mode="json")) == settings
     assert settings.rung0_thresholds == {"params": 7.0, "layers": Bounds(min=2.0)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**ASHA, "objectives": {"bpb": "min", "router_entropy": "max"}},
+        {"structural_elite_k": 1, "objectives": {"bpb": "min", "router_entropy": "max"}},
+        {"parent_selection": "weighted", "weights": {"router_entropy": 1.0}, "survival": "ageing", "topk_keep": 2},
+        {"lexicase_cases": ("bpb", "router_entropy"), "survival": "ageing", "topk_keep": 2},
+        {"lexicase_cases": ("bpb", "router_entropy"), "topk_keep": 2},
+    ],
+)
+def test_a_figure_that_the_root_alone_has_ends_no_run(settings):
+    """A mixture of experts may die out, and with it what only such a model reports."""
+    search = engine(**settings)
+    while not search.done:
+        search.ask()
+        while pending := search.pending():
+            for candidate in pending:
+                figures = {"router_entropy": 1.0} if candidate.index == 0 else {}
+                search.tell(measure(candidate, **figures))
+        search.close_generation()
+    assert len(search.candidates) > 12

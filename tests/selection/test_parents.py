@@ -195,3 +195,23 @@ def test_downsampled_lexicase_sees_a_share_of_the_cases():
     reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=2.0, recall=0.6), report("z", bpb=1.5, recall=0.5)]
     exact = {draw("downsampled_lexicase", reports, np.random.default_rng(s), downsample=0.5) for s in range(100)}
     assert exact == {"a", "b", "z"}  # with one case of two left, whoever is within its tolerance
+
+
+@pytest.mark.parametrize("name", ["lexicase", "epsilon_lexicase", "downsampled_lexicase"])
+@pytest.mark.parametrize("lacking", range(5))
+def test_however_many_lack_a_case_those_that_have_it_are_told_apart_by_it(name, lacking):
+    reports = [report(f"has{i}", bpb=1.0, recall=0.5, router_entropy=float(i)) for i in range(5 - lacking)]
+    reports += [report(f"lacks{i}", bpb=1.0, recall=0.5) for i in range(lacking)]
+    rng = np.random.default_rng(0)
+    drawn = {draw(name, reports, rng, cases=["router_entropy"]) for _ in range(40)}
+    assert not any(id.startswith("lacks") for id in drawn)
+    best = f"has{4 - lacking}"
+    assert best in drawn
+    assert drawn == {best} or name != "lexicase"
+
+
+def test_what_nobody_has_any_more_tells_nobody_apart_where_rules_are_not_strict():
+    rng, lax = np.random.default_rng(0), {"cases": ["router_entropy"], "weights": {"router_entropy": 1.0}}
+    for name in ("weighted", "epsilon_lexicase"):
+        drawn = {draw(name, POOL, rng, strict=False, **lax) for _ in range(100)}
+        assert drawn == {"a", "b", "c", "dominated"}

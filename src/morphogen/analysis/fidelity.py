@@ -19,6 +19,7 @@ from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction
+from morphogen.search.rungs import stages
 from morphogen.search.space import Design
 from morphogen.store.documents import Document
 from morphogen.variation.act import identity
@@ -189,7 +190,7 @@ def _spread(run: Recorded, most: int) -> dict[str, Design]:
 
 def _budgets(run: Recorded, short: int | None, long: int | None) -> tuple[int, int]:
     """Tokens of the short and the long training; InputError where the one is not below the other."""
-    short = run.experiment.evolution.rung1_tokens if short is None else short
+    short = stages(run.experiment.evolution)[0].budget_tokens if short is None else short
     long = run.budget_tokens if long is None else long
     if not 0 < short < long:
         raise InputError(

@@ -7,16 +7,18 @@ from typing import Self
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction, Experiment
+from morphogen.search.engine import Engine
 from morphogen.search.space import Architectures, Design
 from morphogen.selection.objectives import resolve
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
-from morphogen.store.ledger import Asked, Generation, Ledger, Reported, Start
+from morphogen.store.ledger import Generation, Ledger, Start
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run: its experiment as resolved, everything asked for and measured by id, and the frontier's ids."""
+    """A run as of its last closed generation: its experiment as resolved, everything asked for and what became of it by
+    id, and the frontier's ids."""
 
     folder: Path
     name: str
@@ -36,12 +38,12 @@ class Recorded:
         folder = _folder(path)
         with Ledger.open(folder, readonly=True) as ledger:
             events = list(ledger.events())
-        closed = [event for event in events if isinstance(event, Generation)]
-        if not closed or not isinstance(events[0], Start):
+        last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=None)
+        if last is None or not isinstance(events[0], Start):
             raise RunError(f"{folder}: no generation of this run is closed yet, so there is nothing to measure again")
-        asked = [event for event in events if isinstance(event, Asked)]
-        candidates = {candidate.id: candidate for event in asked for candidate in event.candidates}
-        frontier = closed[-1].frontier
+        # what a report was told as is not what became of it: halving stops some, and a later rung may fail
+        engine = Engine.replay(events[: last + 1], run_dir=str(folder), device="cpu")
+        candidates, frontier = engine.candidates, engine.frontier_ids
         if path != folder:
             frontier = tuple(entry.id for entry in Frontier.read(path).candidates)
             if strangers := [id for id in frontier if id not in candidates]:
@@ -50,9 +52,9 @@ class Recorded:
             folder=folder,
             name=events[0].run,
             seed=events[0].seed,
-            experiment=Experiment.model_validate(events[0].experiment),
+            experiment=engine.experiment,
             candidates=candidates,
-            reports={event.report.id: event.report for event in events if isinstance(event, Reported)},
+            reports=engine.reports,
             frontier=frontier,
         )
 

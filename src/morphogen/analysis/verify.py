@@ -134,7 +134,7 @@ def verify(
     elif random != 0 and run.experiment.evolution.edits:
         walked = random or len(run.trained)
         chosen += _random_best(run, shop, walked, metric)
-    tokens = tokens or run.budget_tokens
+    tokens = run.budget_tokens if tokens is None else tokens
     drawn = drawn_seeds(run.seed, seeds, "verify")
     trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
     say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")

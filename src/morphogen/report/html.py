@@ -124,7 +124,7 @@ class _Axes:
 def _ticks(values: Sequence[float], whole: bool = False) -> list[float]:
     """Four to eight round numbers that enclose the values."""
     low, high = min(values), max(values)
-    span = (high - low) or abs(high) or 1.0
+    span = max(high - low, 1e-9 * max(abs(low), abs(high))) if high > low else abs(high) or 1.0  # ticks have 12 digits
     step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 6)
     if whole:

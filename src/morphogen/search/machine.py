@@ -86,6 +86,7 @@ class Search(Generic[G, T]):
             downsample=evolution.downsample,
             tournament_size=evolution.tournament_size,
             descriptors=evolution.map_elites,
+            strict=False,  # names were checked before the run; survivors may lose what others had
         )
 
     def apply(self, event: Event) -> None:
@@ -378,7 +379,7 @@ class Search(Generic[G, T]):
             kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng, best)
         if evolution.structural_elite_k:
             others = [report for report in pool if report.id not in kept]
-            usable = set(matrix(others, objectives, limits).ids)
+            usable = set(matrix(others, objectives, limits, strict=False).ids)
             able = [report for report in others if report.id in usable]
             able.sort(key=lambda report: (-report.metrics[NOVELTY], report.id))
             kept += tuple(report.id for report in able[: evolution.structural_elite_k])

@@ -109,7 +109,7 @@ def decide(evolution: Evolution, round: int, reports: Iterable[Report], draws: M
         return Decision(
             tuple(r.id for r in trained if draws[r.id] < evolution.promotion_prob and promotable(r, evolution)), {}
         )
-    scored = matrix(trained, evolution.objectives, evolution.constraints)
+    scored = matrix(trained, evolution.objectives, evolution.constraints, strict=False)
     keep = max(1, len(trained) // evolution.eta)
     placed = [scored.ids[row] for row in order(scored)]
     places = {id: place for place, id in enumerate(placed, start=1)}

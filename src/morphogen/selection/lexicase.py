@@ -11,8 +11,12 @@ from morphogen.selection.objectives import Floats
 
 
 def deviations(F_nc: Floats) -> Floats:
-    """The median absolute deviation from the median of every column, shape (c,)."""
-    return np.asarray(np.median(np.abs(F_nc - np.median(F_nc, axis=0)), axis=0), dtype=np.float64)
+    """The median absolute deviation from the median of the finite values of every column, shape (c,); 0 for none.
+
+    A missing value is infinite, and would make the tolerance of the others not a number.
+    """
+    found = [column[np.isfinite(column)] for column in F_nc.T]
+    return np.array([np.median(np.abs(x - np.median(x))) if len(x) else 0.0 for x in found], dtype=np.float64)
 
 
 def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator) -> int:

@@ -88,14 +88,18 @@ def measured(reports: Iterable[Report]) -> set[str]:
 
 
 def matrix(
-    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
+    reports: Iterable[Report],
+    objectives: Mapping[str, Direction],
+    constraints: Mapping[str, Bounds] = {},
+    *,
+    strict: bool = True,
 ) -> Matrix:
     """The objective matrix of the candidates that can be compared.
 
     Left out before any sorting: whatever is not `trained` (failed, gated, rejected), and whoever lacks an objective or
     a constrained figure, or has a value there that is not finite. (Non-dominated sorting can put a row with NaN into
-    the first front.) Raises InputError for an objective or a constraint that no trained report has. Without trained
-    reports the matrix has no rows.
+    the first front.) Raises InputError for an objective or a constraint that no trained report has, unless `strict` is
+    False: of a few candidates it may be that none has it. Without trained reports the matrix has no rows.
     """
     trained = [report for report in in_order(reports) if report.status is Status.TRAINED]
     wanted, count = (*objectives, *constraints), len(objectives)
@@ -109,7 +113,7 @@ def matrix(
             ids.append(report.id)
             rows.append(finite)
         complete = complete and None not in values
-    if not complete:
+    if strict and not complete:
         _check_known(measured(trained), objectives, constraints)
     signs_m = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
     F_nm = np.array([row[:count] for row in rows], dtype=np.float64).reshape(len(rows), count) * signs_m
@@ -163,10 +167,18 @@ def normalised(values: Sequence[float | None], direction: Direction) -> Floats:
 
 
 def weighted_scores(
-    reports: Sequence[Report], weights: Mapping[str, float], objectives: Mapping[str, Direction]
+    reports: Sequence[Report],
+    weights: Mapping[str, float],
+    objectives: Mapping[str, Direction],
+    *,
+    strict: bool = True,
 ) -> Floats:
-    """Sum of weight x normalised score, shape (n,), larger is better. Without weights every objective weighs 1."""
-    check_weights(reports, weights, objectives)
+    """Sum of weight x normalised score, shape (n,), larger is better. Without weights every objective weighs 1.
+
+    InputError as `check_weights`, where `strict`.
+    """
+    if strict:
+        check_weights(reports, weights, objectives)
     total_n = np.zeros(len(reports))
     for name, weight in (weights or dict.fromkeys(objectives, 1.0)).items():
         value, direction = resolve(name, objectives)

@@ -34,7 +34,8 @@ class Rules:
 
     cases: figures that lexicase goes through instead of the objectives. downsample: the share of cases that
     down-sampled lexicase looks at. tournament_size: candidates drawn for a tournament. descriptors: the axes of
-    MAP-Elites' cells.
+    MAP-Elites' cells. strict: whether a case or a weight that nobody in the pool has a figure for is a mistake; else
+    it tells nobody from the others.
     """
 
     objectives: Mapping[str, Direction]
@@ -44,6 +45,7 @@ class Rules:
     downsample: float = 0.5
     tournament_size: int = 2
     descriptors: Mapping[str, Descriptor] = field(default_factory=dict)
+    strict: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Pool:
         """InputError for an objective, a constraint, a case or a weight that nothing measured; RunError when no
         candidate can be selected."""
         ordered = in_order(reports)
-        check_weights(ordered, rules.weights, rules.objectives)
+        if rules.strict:
+            check_weights(ordered, rules.weights, rules.objectives)
         scored = matrix(ordered, rules.objectives, rules.constraints)
         if not scored.ids:
             wanted = ", ".join((*rules.objectives, *rules.constraints))
@@ -81,7 +84,7 @@ class Pool:
         usable = set(scored.ids)
         able = [report for report in ordered if report.id in usable]
         if scored.feasible is scored:
-            score_n = weighted_scores(able, rules.weights, rules.objectives)
+            score_n = weighted_scores(able, rules.weights, rules.objectives, strict=rules.strict)
             if rules.cases:
                 F_nc = _cases(able, rules)
         cell_n = cells(able, rules.descriptors)
@@ -123,12 +126,12 @@ class Pool:
 
 def _cases(reports: Sequence[Report], rules: Rules) -> Floats:
     """The figures that lexicase goes through, minimised, shape (n, c); a missing or non-finite one is infinitely bad.
-    InputError for one that no report has."""
+    InputError for one that no report has, where the rules are strict."""
     columns = []
     for name in rules.cases:
         figure, direction = resolve(name, rules.objectives)
         found = [report.value(figure) for report in reports]
-        if all(value is None for value in found):
+        if rules.strict and all(value is None for value in found):
             known = {known for report in reports for known in (*report.metrics, *report.costs, *report.timed)}
             raise InputError(unknown(f"evolution.lexicase_cases: {name}", name, known))
         sign = -1.0 if direction == "max" else 1.0

@@ -89,10 +89,11 @@ class Ledger:
         self._sha = ""
 
     @classmethod
-    def open(cls, folder: Path, *, create: bool = False, readonly: bool = False) -> Self:
+    def open(cls, folder: Path, *, create: bool = False, go_on: bool = False, readonly: bool = False) -> Self:
         """Opens the ledger in `folder`.
 
-        create: start a new one (the folder is made too); an existing one with events in it is refused, not touched.
+        create: start a new one (the folder is made too); an existing one with events in it is refused, not touched,
+        unless `go_on` says that it may be gone on with.
         readonly: may be open beside a writer. Raises RunError: missing, foreign, damaged, of another schema version,
         in use by another writer (names its process and host), or not writable.
         """
@@ -113,7 +114,7 @@ class Ledger:
                 if not readonly:
                     for seq, _, _, sha in ledger._rows():
                         ledger._seq, ledger._sha = seq, sha
-            if create and ledger._seq:
+            if create and ledger._seq and not go_on:
                 raise RunError(f"{folder}: holds a run of {ledger._seq} events; resume it or choose another folder")
             undo.pop_all()
             return ledger
