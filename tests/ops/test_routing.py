@@ -1,6 +1,8 @@
 """Routing and running experts, fast against the reference. B sequences, T and N tokens, E experts, K choices."""
 
 import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -138,9 +140,14 @@ def test_experts_equal_the_loop_in_output_and_all_gradients(dim: int, hidden: in
     run_both(7, dim, hidden, "silu", dtype, 1.0)
 
 
-def test_the_grouped_matmul_is_taken_where_torch_has_one_for_the_dtype() -> None:
-    assert routing.grouped_mm_works("cpu", torch.float32) == hasattr(torch.nn.functional, "grouped_mm")
-    assert not routing.grouped_mm_works("cpu", torch.float64)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_grouped_matmul_is_taken_where_torch_has_one_wherever_that_is_asked_first(
+    context: Callable[[], AbstractContextManager[None]],
+) -> None:
+    routing.grouped_mm_works.cache_clear()
+    with context():
+        assert routing.grouped_mm_works("cpu", torch.float32) == hasattr(torch.nn.functional, "grouped_mm")
+        assert not routing.grouped_mm_works("cpu", torch.float64)
 
 
 def test_fp32_weights_are_cast_for_bf16_tokens_and_keep_fp32_gradients() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from morphogen.ops.autocast import no_autocast
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
 
 RouterKind = Literal["softmax", "sigmoid"]
@@ -214,14 +215,15 @@ def sliced_outputs(
 
 @functools.cache
 def grouped_mm_works(device: str, dtype: torch.dtype) -> bool:
-    """Whether this torch multiplies groups of rows on such a device, backwards too."""
+    """Whether this torch multiplies groups of rows on such a device, backwards too; wherever it is asked first."""
     if not hasattr(F, "grouped_mm"):
         return False
-    x = torch.ones(8, 8, device=device, dtype=dtype, requires_grad=True)
-    w = torch.ones(2, 8, 8, device=device, dtype=dtype, requires_grad=True)
     try:
-        y = F.grouped_mm(x, w, offs=torch.tensor([3, 8], device=device, dtype=torch.int32))
-        torch.autograd.grad(y, (x, w), torch.ones_like(x))
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(torch.device(device)):
+            x = torch.ones(8, 8, device=device, dtype=dtype, requires_grad=True)
+            w = torch.ones(2, 8, 8, device=device, dtype=dtype, requires_grad=True)
+            y = F.grouped_mm(x, w, offs=torch.tensor([3, 8], device=device, dtype=torch.int32))
+            torch.autograd.grad(y, (x, w), torch.ones_like(y))
     except (RuntimeError, ValueError):
         return False
     return True
