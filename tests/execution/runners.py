@@ -106,12 +106,16 @@ def small_files(job, progress, prepared):
 
 
 def unhurried(job, progress, prepared):
-    """A real evaluation that says on which node it is, and takes a while."""
+    """A real evaluation that says on which node it is, and takes a while. After the root's it waits until both nodes
+    have begun something: on a busy machine one may have done everything before the other is up."""
     import ray
 
-    node = ray.get_runtime_context().get_node_id()
-    with (Path(job.run_dir) / f"node-{node}").open("a") as file:
+    node, folder = ray.get_runtime_context().get_node_id(), Path(job.run_dir)
+    with (folder / f"node-{node}").open("a") as file:
         file.write(f"{job.candidate.id}\n")
+    until = time.monotonic() + 300
+    while job.candidate.generation > 0 and len(list(folder.glob("node-*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
 
     def pause(step):
         time.sleep(0.3)
