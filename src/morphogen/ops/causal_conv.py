@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from morphogen.ops.elementwise import activation_backward
+from morphogen.ops.elementwise import silu_backward
 
 #: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**20
@@ -63,7 +63,7 @@ class _CausalConv(torch.autograd.Function):
             end = min(stop + len(taps_KF) - 1, length)  # the outputs that the tile's inputs reach
             x, dsums = x_BTF[n, start:stop].to(full), dy_BTF[n, start:end].to(full)
             if sums_BTF is not None:
-                dsums = activation_backward("silu", dsums, sums_BTF[n, start:end].to(full))
+                dsums = silu_backward(dsums, sums_BTF[n, start:end].to(full))
             dx = dsums[:, : stop - start] * taps_KF[-1]
             products = torch.empty_like(dx)
             dbias_F += dsums[:, : stop - start].sum((0, 1))

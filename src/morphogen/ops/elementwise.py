@@ -168,26 +168,7 @@ def gated_activation(name: str, gate: Tensor, up: Tensor) -> Tensor:
     return GATES[name](gate) * up
 
 
-def activation_backward(name: str, dy: Tensor, x: Tensor) -> Tensor:
-    """The gradient of x, where y is `ACTIVATIONS[name](x)` or `GATES[name](x)`."""
-    return _BACKWARD[name](dy, x)
-
-
-def _gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    dx: Tensor = torch.ops.aten.gelu_backward(dy, x)
-    return dx
-
-
-def _silu_backward(dy: Tensor, x: Tensor) -> Tensor:
+def silu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """The gradient of x, where y is silu(x)."""
     dx: Tensor = torch.ops.aten.silu_backward(dy, x)
     return dx
-
-
-_BACKWARD: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gelu": _gelu_backward,
-    "geglu": _gelu_backward,
-    "relu": lambda dy, x: dy * (x > 0),
-    "relu2": lambda dy, x: F.relu(x).mul_(dy).mul_(2.0),
-    "silu": _silu_backward,
-    "swiglu": _silu_backward,
-}
