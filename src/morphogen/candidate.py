@@ -4,7 +4,7 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -204,8 +204,10 @@ class Report(Record):
 
     def value(self, name: str) -> float | None:
         """The metric, timed metric or cost called `name`; None when this candidate has none."""
-        tables: tuple[Mapping[str, float], ...] = (self.metrics, self.costs, self.timed)
-        return next((table[name] for table in tables if name in table), None)
+        for table in (self.metrics, self.costs, self.timed):
+            if name in table:
+                return table[name]
+        return None
 
 
 class Job(Record):

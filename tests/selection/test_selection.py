@@ -26,7 +26,8 @@ from morphogen.selection.survival import survive as survive_by
 
 def survive(reports, objectives, keep, rule="rank_crowding", constraints={}, births=None, best=(), seed=0):  # noqa: B006
     births = births or {report.id: i for i, report in enumerate(reports)}
-    return survive_by(rule, reports, objectives, constraints, keep, births, np.random.default_rng(seed), best)
+    rng, frontier = np.random.default_rng(seed), matrix(best, objectives)
+    return survive_by(rule, reports, objectives, constraints, keep, births, rng, frontier)
 
 
 def brute_ranks(F):
@@ -80,7 +81,7 @@ def test_matrix_leaves_out_whatever_was_not_trained(status):
 def test_matrix_leaves_out_missing_and_non_finite_values(metrics):
     reports = [report("a", bpb=1.0, recall=0.2), report("b", recall=1.0, **metrics)]
     assert matrix(reports, OBJECTIVES).ids == ("a",)
-    assert front(reports, OBJECTIVES) == ("a",)
+    assert front(reports, OBJECTIVES).ids == ("a",)
 
 
 def test_pymoo_puts_a_nan_row_into_the_first_front_and_ours_refuses_it():
@@ -162,7 +163,7 @@ def test_survival_prefers_the_front_then_the_lonely_then_the_smaller_id():
         report("e", bpb=9.5, recall=0.8),  # dominated by d
         report("z", bpb=1.0, recall=0.1),  # a copy of a
     ]
-    assert front(reports, OBJECTIVES) == ("a", "b", "c", "d", "z")
+    assert front(reports, OBJECTIVES).ids == ("a", "b", "c", "d", "z")
     assert survive(reports, OBJECTIVES, keep=2) == ("a", "d")
     kept = survive(reports, OBJECTIVES, keep=6)
     assert set(kept[:4]) == {"a", "b", "c", "d"}
@@ -231,8 +232,8 @@ def test_the_feasible_come_first_and_of_the_others_the_least_violating():
         {"best_but_large": 0.5, "good": 0.0, "larger": 1.5, "poor": 0.0}
     )
     assert survive(reports, OBJECTIVES, 4, constraints=LIMITS) == ("good", "poor", "best_but_large", "larger")
-    assert front(reports, OBJECTIVES, LIMITS) == ("good",)
-    assert front(reports[:2], OBJECTIVES, LIMITS) == ("best_but_large",)
+    assert front(reports, OBJECTIVES, LIMITS).ids == ("good",)
+    assert front(reports[:2], OBJECTIVES, LIMITS).ids == ("best_but_large",)
     for name in SELECTORS:
         rng = np.random.default_rng(0)
         rules = {"constraints": LIMITS, "descriptors": BY_PARAMS}

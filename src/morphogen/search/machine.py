@@ -20,7 +20,7 @@ from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import composed, decide, rejection, rounds
 from morphogen.search.space import Bred, G, Space, T
 from morphogen.selection.map_elites import elites
-from morphogen.selection.objectives import hypervolume, matrix, reference_point
+from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
 from morphogen.selection.parents import Pool, Rules, select_parent
 from morphogen.selection.survival import front, survive
 from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
@@ -350,20 +350,19 @@ class Search(Generic[G, T]):
             self._check_founders()
         objectives, limits = evolution.objectives, evolution.constraints
         known = [self.reports[id] for id in dict.fromkeys((*self.frontier_ids, *self.newborn))]
-        best = [self.reports[id] for id in front(known, objectives, limits)]
-        scored = matrix(best, objectives, limits)
-        reference = self.generations[0].reference if self.generations else reference_point(scored)
+        best = front(known, objectives, limits)
+        reference = self.generations[0].reference if self.generations else reference_point(best)
         event = Generation(
             generation=number,
             survivors=self._survivors(number, best),
-            frontier=scored.ids,
-            hypervolume=hypervolume(scored, reference),
+            frontier=best.ids,
+            hypervolume=hypervolume(best, reference),
             reference=reference,
         )
         self._take_closed(event)
         return event
 
-    def _survivors(self, number: int, best: Iterable[Report]) -> tuple[str, ...]:
+    def _survivors(self, number: int, best: Matrix) -> tuple[str, ...]:
         """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them. best: the
         run's frontier."""
         evolution = self.evolution

@@ -76,7 +76,7 @@ def survive(
     keep: int,
     births: Mapping[str, int],
     rng: np.random.Generator,
-    best: Iterable[Report] = (),
+    best: Matrix,
 ) -> tuple[str, ...]:
     """Ids of at most `keep` survivors chosen by the rule called `name`, best first.
 
@@ -90,15 +90,14 @@ def survive(
         raise InputError(unknown("evolution.survival", name, SURVIVAL))
     scored = matrix(reports, objectives, constraints)
     birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
-    best_km = matrix(best, objectives, constraints).F_nm
-    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, best_km, keep, rng)))
+    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, best.F_nm, keep, rng)))
     return tuple(kept.ids[row] for row in order(kept))
 
 
 def front(
     reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
-) -> tuple[str, ...]:
-    """Ids of the Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps
-    the constraints, those that are least far outside."""
+) -> Matrix:
+    """The Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps the
+    constraints, those that are least far outside."""
     scored = matrix(reports, objectives, constraints)
-    return tuple(scored.ids[row] for row in np.flatnonzero(constrained_ranks(scored) == 0))
+    return scored.rows(np.flatnonzero(constrained_ranks(scored) == 0))
