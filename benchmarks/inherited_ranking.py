@@ -1,13 +1,13 @@
 """Does training by inheritance rank architectures as training from scratch does?
 
-Blueprints of nearly equal size (± 5 %), made by random edits of one root. The root is trained; each blueprint inherits
-its weights and is trained on. The same blueprints are trained from scratch on the tokens of both together, with several
-seeds. Kendall's τ between the two rankings, with a bootstrap interval over blueprints, beside that of the number of
-parameters, of the loss right after the splice, and of one scratch seed for another, above which no predictor can be
-expected to come.
+Blueprints of nearly equal size (± 5 %), made by random edits of one root: the more edits, the less alike. The root is
+trained; each blueprint inherits its weights and is trained on. The same blueprints are trained from scratch on the
+tokens of both together, with several seeds. Kendall's τ between the two rankings, with a bootstrap interval over
+blueprints, beside that of the number of parameters, of the loss right after the splice, and of one scratch seed for
+another, above which no predictor can be expected to come.
 
-    python benchmarks/inherited_ranking.py [CONFIG] [--blueprints 24] [--parent-tokens N] [--tokens N] [--seeds 2]
-                                           [--minutes 60] [--out FOLDER] [--quick]
+    python benchmarks/inherited_ranking.py [CONFIG] [--blueprints 24] [--edits 3] [--parent-tokens N] [--tokens N]
+                                           [--seeds 2] [--minutes 60] [--out FOLDER] [--quick]
 
 Goes on where it was stopped when it is started again with the same arguments.
 """
@@ -37,15 +37,14 @@ from morphogen.variation.operator import Proposal, mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.05
-EDITS = 3
 
 
-def equals(experiment: Experiment, count: int, seed: int) -> list[Proposal]:
-    """`count` different blueprints within ± `TOLERANCE` of the root's size, by 1 to `EDITS` random edits each."""
+def equals(experiment: Experiment, count: int, edits: int, seed: int) -> list[Proposal]:
+    """`count` different blueprints within ± `TOLERANCE` of the root's size, by 1 to `edits` random edits each."""
     size = costs(experiment.model, experiment.data.seq_len)["params"]
     found: dict[str, Proposal] = {}
     for draw in range(200 * count):
-        made = mutate(experiment.model, stream(seed, draw, "ranking"), EDITS, {})
+        made = mutate(experiment.model, stream(seed, draw, "ranking"), edits, {})
         if abs(costs(made.child, experiment.data.seq_len)["params"] / size - 1.0) <= TOLERANCE:
             found.setdefault(digest(made.child), made)
         if len(found) == count:
@@ -98,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default=str(ROOT / "configs" / "live_smoke.yaml"))
     parser.add_argument("--blueprints", type=int, default=24)
+    parser.add_argument("--edits", type=int, default=3, help="at most, between the root and a blueprint")
     parser.add_argument("--parent-tokens", type=int, default=196_608)
     parser.add_argument("--tokens", type=int, default=98_304, help="of a child that inherits")
     parser.add_argument("--seeds", type=int, default=2, help="trainings from scratch of each blueprint")
@@ -118,7 +118,7 @@ def main() -> None:
     parent = ParentRef(id=root.id, blueprint=experiment.model.to_json(), checkpoint=root.checkpoint)
     both = options.parent_tokens + options.tokens
     rows = []
-    for i, made in enumerate(equals(experiment, options.blueprints, experiment.train.seed)):
+    for i, made in enumerate(equals(experiment, options.blueprints, options.edits, experiment.train.seed)):
         if time.monotonic() > deadline:
             print(f"{options.minutes:g} minutes are over after {i} blueprints; start again to go on", flush=True)
             break
