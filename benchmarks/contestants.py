@@ -31,7 +31,7 @@ from morphogen.ops import naive_memory
 from morphogen.ops.fast_weights import delta_memory
 from morphogen.ops.linear_attention import gated_delta, linear_attention, unit
 from morphogen.ops.sparse_attention import Pattern, attend, visible
-from morphogen.parts import mamba2
+from morphogen.parts import mamba, mamba2
 from morphogen.parts.associative_memory import AssocMemory
 from morphogen.parts.attention import Attention
 from morphogen.parts.base import Context, Part
@@ -46,6 +46,7 @@ from morphogen.parts.mlp import MLP
 from morphogen.parts.moe import MoE
 from morphogen.parts.retro import Retro
 from morphogen.parts.short_conv import ShortConv
+from morphogen.parts.ssm import stacked
 from training_step import llama_like, our_step, peer_llama, peer_step
 
 DIM, HEADS, WIDTH, SIZE = 256, 4, 64, 128
@@ -248,15 +249,18 @@ def mamba_mixer(part: Mamba | Mamba2) -> Any:
     return Mamba2Mixer(transformers.Mamba2Config(**sizes, **heads), layer_idx=0)
 
 
-def scans(part: Mamba2) -> tuple[Maker, Maker]:
-    """What lies between the projections of a Mamba-2 layer: convolution, scan, gate and norm; ours, transformers'."""
-    ours, peer = branch(part), mamba_mixer(part)
+def scans(part: Mamba | Mamba2) -> tuple[Maker, Maker]:
+    """What lies between the first and the last projection of a layer: convolution, scan, gate; ours, transformers'."""
+    ours, peer, module = branch(part), mamba_mixer(part), mamba if part.label == "mamba" else mamba2
     width = peer.in_proj.out_features
     for projection in (ours.out, peer.in_proj, peer.out_proj):
         projection.forward = lambda x: x
 
+    def all_but_first(layers: Sequence[Any], x: Tensor) -> Tensor:
+        return x if any(each is ours.x for each in layers) else stacked(layers, x)
+
     def call(x_BTC: Tensor) -> Any:
-        with mock.patch.object(mamba2, "stacked", lambda layers, x: x):
+        with mock.patch.object(module, "stacked", all_but_first):
             return ours.mix(x_BTC)
 
     return layer(ours, call, width), layer(peer, peer, width)
@@ -366,9 +370,8 @@ def matches() -> list[Match]:
         for at, lengths in ((512, {"lengths": ()}), (1024, {})):
             name = f"{ssm.label}, state {ssm.d_state}"
             card.append(Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds, **lengths))
-        if isinstance(ssm, Mamba2):
-            name = f"mamba2 scan, state {ssm.d_state}"
-            card += [Match(name, "mamba2 mixer's", *scans(ssm), at, 1, least, lengths=()) for at in (512, 1024)]
+        name, theirs = f"{ssm.label} scan, state {ssm.d_state}", f"{ssm.label} mixer's"
+        card += [Match(name, theirs, *scans(ssm), at, 1, least, rounds=rounds, lengths=()) for at in (512, 1024)]
     loop, wide = naive_memory.delta_memory, layer(branch(MLP(hidden=1024)))
     for n_experts in (8, 32):
         for skewed in (False, True):

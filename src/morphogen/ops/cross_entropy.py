@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from morphogen.ops.autocast import no_autocast
+from morphogen.ops.elementwise import LOG2_E
 
 #: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**20
@@ -50,8 +51,8 @@ class _CrossEntropy(torch.autograd.Function):
         with no_autocast(logits_NV.device):
             for rows in _tiles(logits_NV):
                 at_n1, dnats_n1 = targets_N[rows, None].clamp_min(0), dnats_N[rows, None]
-                d_nV = torch.sub(logits_NV[rows], shift_N[rows, None]).exp_().mul_(dnats_n1)
-                dlogits_NV[rows] = d_nV.scatter_add_(1, at_n1, -dnats_n1)
+                p_nV = torch.sub(logits_NV[rows], shift_N[rows, None]).mul_(LOG2_E).exp2_()
+                dlogits_NV[rows] = p_nV.mul_(dnats_n1).scatter_add_(1, at_n1, -dnats_n1)
         return dlogits_NV, None
 
 
