@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Candidate
 from morphogen.cli import main
 from morphogen.errors import InputError
 from morphogen.evolve import evolve, load
+from morphogen.experiment import Experiment
 from morphogen.launch import execute
+from morphogen.runfolder import resolved_yaml
 from morphogen.store.ledger import Ledger
 from tiny import CONFIG, events, run_live, write_config, write_corpus
 
@@ -80,6 +83,31 @@ BAD_FILES = {
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),
     "a sequence beyond all memory": ("seq_len: 32", "seq_len: 1000000000000", "data.seq_len: got 1000000000000"),
     "a moment that never moves": ("lr: 0.01", "lr: 0.01, optimizer: {betas: [0.9, 1]}", "optimizer.betas[1]: got 1"),
+    "a number that Lion does not have": (
+        "lr: 0.01",
+        "lr: 0.01, optimizer: {name: lion, eps: 1.0e-6}",
+        ":7:19 train.optimizer: eps is 1e-06, but lion has none",
+    ),
+    "a weight of held-out text": (
+        "  eval_tokens: 128",
+        "  eval_shards: [{source: x}, {source: y, weight: 2}]\n  eval_tokens: 128",
+        "data.eval_shards[1]: weight is 2, but held-out text is not mixed",
+    ),
+    "a split of local text": (
+        "{source: CORPUS}",
+        "{source: CORPUS, split: test}",
+        ":13:12 data.shards[0]: split is 'test', but the source is 'CORPUS' and only hf: sources have one",
+    ),
+    "a revision of local text": (
+        "{source: CORPUS}",
+        "{source: stdlib-code, revision: v1}",
+        "data.shards[0]: revision is 'v1', but the source is 'stdlib-code'",
+    ),
+    "a head of a probe": (
+        "{source: CORPUS}",
+        "{source: CORPUS}, {source: 'probe:mqar', max_documents: 3}",
+        "data.shards[1]: max_documents is 3, but the source is 'probe:mqar' and only text has one",
+    ),
     "a plug-in that cannot be": (
         "ffn: {",
         "extras: [{kind: custom, name: '..a:B'}]\n      ffn: {",
@@ -118,6 +146,17 @@ def test_a_malformed_file_is_refused_by_line_and_column(what: str, failure: Fail
     assert said in message
     assert all(line.startswith(f"{bad}:") for line in message.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_defaults_that_a_resolved_experiment_spells_out_are_not_refused(tmp_path: Path) -> None:
+    text = CONFIG.replace("lr: 0.01", "lr: 0.01, optimizer: {name: lion}")
+    text = text.replace(
+        "  eval_tokens: 128", "  eval_shards: [{source: x}, {source: 'probe:mqar'}]\n  eval_tokens: 128"
+    )
+    experiment = loads(text).parse(Experiment)
+    resolved = resolved_yaml(experiment.model_dump(mode="json"))
+    assert "eps" in resolved
+    assert loads(resolved).parse(Experiment) == experiment
 
 
 @pytest.mark.parametrize(
