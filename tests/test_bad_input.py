@@ -108,6 +108,32 @@ BAD_FILES = {
         "{source: CORPUS}, {source: 'probe:mqar', max_documents: 3}",
         "data.shards[1]: max_documents is 3, but the source is 'probe:mqar' and only text has one",
     ),
+    "a weight beyond all sums": (
+        "topk_keep: 2",
+        "weights: {bpb: 1.0e+308}",
+        "evolution.weights.bpb: got 1e+308, expected less than or equal to 1000000",
+    ),
+    "an operator drawn beyond all sums": (
+        "topk_keep: 2",
+        "mutation_weights: {widen_ffn: 1.0e+308}",
+        "evolution.mutation_weights.widen_ffn: got 1e+308, expected less than or equal to 1000000",
+    ),
+    "text mixed beyond all sums": ("{source: CORPUS}", "{source: x, weight: 1.0e+308}", "data.shards[0].weight: got"),
+    "a rung longer than all numbers": (
+        "topk_keep: 2",
+        "promotion_prob: 1.0, promotion_steps_multiplier: 1.0e+308",
+        "evolution.promotion_steps_multiplier: got 1e+308",
+    ),
+    "weights that grow beyond all numbers": (
+        "topk_keep: 2",
+        "adaptive_mutation_eta: 1.0e+308",
+        "evolution.adaptive_mutation_eta: got 1e+308",
+    ),
+    "bins of no width": (
+        "topk_keep: 2",
+        "map_elites: {bpb: {scale: log, width: 1}}",
+        "evolution.map_elites.bpb: width is 1, expected more than 1 with log",
+    ),
     "a plug-in that cannot be": (
         "ffn: {",
         "extras: [{kind: custom, name: '..a:B'}]\n      ffn: {",

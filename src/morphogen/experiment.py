@@ -24,11 +24,13 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.figures import Bounds, Composite, Descriptor
 from morphogen.parts.base import TAG
-from morphogen.parts.frozen import Frozen
+from morphogen.parts.frozen import Frozen, PositiveWeight, Weight
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: How much of a moment stays at each step; 1 would never learn.
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: A weight of w makes the best e^w times as likely as the worst, so that this is as good as always, or never.
+ScoreWeight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 def _changed(settings: Frozen) -> set[str]:
@@ -139,7 +141,7 @@ class Shard(Frozen):
     """
 
     source: Annotated[str, AfterValidator(_source)]
-    weight: PositiveFloat = 1.0
+    weight: PositiveWeight = 1.0
     split: str = "train"
     revision: str | None = None
     cache_path: str | None = None
@@ -274,7 +276,7 @@ class Evolution(Frozen):
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
-    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+    crossover: Annotated[dict[Crossing, Weight], BeforeValidator(_one_way)] = {
         "one_point": 1.0,
         "aligned_span": 1.0,
         "uniform": 1.0,
@@ -294,7 +296,7 @@ class Evolution(Frozen):
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}
     constraints: dict[str, Bounds] = {}
-    weights: dict[str, float] = {}
+    weights: dict[str, ScoreWeight] = {}
     rung0_thresholds: dict[str, PositiveFloat | Bounds] = {}
     rung1_gates: dict[str, Bounds] = {}
     rung1_tokens: NonNegativeInt = 40_000
@@ -305,8 +307,8 @@ class Evolution(Frozen):
     min_tokens: PositiveInt = 10_000
     max_tokens: PositiveInt = 90_000
     promotion_prob: Share = 0.0
-    promotion_steps_multiplier: PositiveFloat = 1.0
-    promotion_tokens_multiplier: PositiveFloat = 1.0
+    promotion_steps_multiplier: PositiveWeight = 1.0
+    promotion_tokens_multiplier: PositiveWeight = 1.0
     promotion_min_layers: NonNegativeInt = 0
     promotion_min_moe_blocks: NonNegativeInt = 0
     promotion_min_router_entropy: NonNegativeFloat | None = None
@@ -322,11 +324,11 @@ class Evolution(Frozen):
         Annotated[NonNegativeInt, Tag(TAG + "count")] | Annotated[tuple[PositiveInt, PositiveInt], Tag(TAG + "range")],
         Discriminator(_list_tag("range", "count")),
     ] = 2
-    mutation_weights: dict[str, NonNegativeFloat] = {}
+    mutation_weights: dict[str, Weight] = {}
     adaptive_mutation: bool = False
-    adaptive_mutation_eta: PositiveFloat = 0.5
-    adaptive_mutation_min_weight: PositiveFloat = 0.1
-    adaptive_mutation_max_weight: PositiveFloat = 5.0
+    adaptive_mutation_eta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.5
+    adaptive_mutation_min_weight: PositiveWeight = 0.1
+    adaptive_mutation_max_weight: PositiveWeight = 5.0
     templates: Annotated[
         Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
         Discriminator(_list_tag("list", "file")),

@@ -1,8 +1,13 @@
 """Frozen, strict data: what parts, blueprints and experiments are made of."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+#: How often something is drawn or how much of it is taken, relative to others. More than a million to one makes no
+#: difference that could be seen, and sums of weights without a bound need not be numbers.
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class Frozen(BaseModel):
