@@ -448,7 +448,7 @@ def test_damaged_files_of_a_run_are_named(failure: Failure, place: Path) -> None
     lineage.write_bytes(lineage.read_bytes()[:500])
     assert f"{lineage}:" in failure("lineage", place / "run")
     resume = ("run", place / "tiny.yaml", "--out", place / "run", "--resume")
-    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "commit": null}'):
+    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "device": "cpu", "commit": null}'):
         (place / "run" / "environment.json").write_text(text)
         assert "environment.json: cannot be read" in failure(*resume)
     (place / "run" / "environment.json").unlink()

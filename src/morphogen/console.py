@@ -160,6 +160,7 @@ def as_record(notice: Notice) -> dict[str, Any]:
         case Began():
             told: dict[str, Any] = {"event": "began", "run": notice.run, "folder": str(notice.folder)}
             told |= {"done": notice.done, "total": total_candidates(notice.experiment)}
+            told |= {"device": notice.device, "begun_on": notice.begun_on}
         case Training(candidate, position, total, step):
             told = {"event": "step", "id": candidate.id, "generation": candidate.generation, "position": position}
             told |= {"total": total, "step": step.step, "steps": step.steps, "loss": step.loss, "tokens": step.tokens}

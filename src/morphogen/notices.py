@@ -12,12 +12,14 @@ from morphogen.training.loop import StepInfo
 
 @dataclass(frozen=True)
 class Began:
-    """The run starts, or goes on after `done` candidates."""
+    """The run starts, or goes on after `done` candidates. begun_on: the device it had when it was started."""
 
     run: str
     folder: Path
     experiment: Experiment
     done: int
+    device: str
+    begun_on: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def log_line(notice: Notice) -> str:
     match notice:
         case Began():
             after = f", after {notice.done} candidates" if notice.done else ""
-            return f"run {notice.run} begins{after}"
+            moved = f", on {notice.device}, but it was begun on {notice.begun_on}: numbers may differ"
+            return f"run {notice.run} begins{after}{moved if notice.device != notice.begun_on else ''}"
         case Measured(candidate, position, total, report):
             place = f"generation {candidate.generation} [{position}/{total}]"
             said = report.reason or ", ".join(
