@@ -17,7 +17,7 @@ import torch
 
 from morphogen import runfolder
 from morphogen.blueprint.yaml import read
-from morphogen.candidate import Candidate
+from morphogen.candidate import Candidate, Status
 from morphogen.checks import check_possible
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError
@@ -261,18 +261,18 @@ class _Session:
     def loop(self, executor: Executor) -> None:
         """Generation after generation until the engine is done. On disk first, then in memory."""
         engine, name = self.engine, _name(self.experiment, self.engine.seed)
-        done = len(engine.reports)
+        done = sum(report.status is not Status.REJECTED for report in engine.reports.values())
         self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())
             while pending := engine.pending():  # round after round: of the later ones only those that went on
-                self.total = engine.in_round
+                self.total, again = engine.in_round, engine.round > 0
                 self.position = self.total - len(pending) + 1
                 for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
                     self.ledger.append(Reported(report=report))
                     engine.tell(report)
-                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
                     self.position += 1
             generation = engine.close_generation()
             self.ledger.append(generation)

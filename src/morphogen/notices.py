@@ -12,7 +12,10 @@ from morphogen.training.loop import StepInfo
 
 @dataclass(frozen=True)
 class Began:
-    """The run starts, or goes on after `done` candidates. begun_on: the device it had when it was started."""
+    """The run starts, or goes on after `done` candidates, those turned away untrained left out.
+
+    begun_on: the device that it was started on.
+    """
 
     run: str
     folder: Path
@@ -34,12 +37,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate is finished."""
+    """One candidate is finished with a round of training. again: it was with an earlier one, and has been told of."""
 
     candidate: Candidate
     position: int
     total: int
     report: Report
+    again: bool
 
 
 @dataclass(frozen=True)
