@@ -69,12 +69,14 @@ def llama(name: str, part: Attention, rope: dict[str, Any] | None = None) -> Cas
 
 
 def llamas() -> Iterator[Case]:
-    """MHA, GQA, MQA, every sparsity, and YaRN."""
+    """MHA, GQA, MQA, every sparsity, linear interpolation of positions, and YaRN."""
     for kind, groups in (("MHA", 1), ("GQA", 2), ("MQA", 4)):
         yield llama(f"{kind} rope", Attention(kind=kind, heads=HEADS, head_dim=WIDTH, kv_groups=groups))
     for sparsity in ("sliding", "block", "local_global", "dilated", "local_block"):
         part = Attention(kind="GQA", heads=HEADS, head_dim=WIDTH, kv_groups=2, sparsity=sparsity, **SPARSE)
         yield llama(f"GQA {sparsity}", part)
+    part = Attention(kind="GQA", heads=HEADS, head_dim=WIDTH, kv_groups=2, rope_factor=4.0)
+    yield llama("GQA linear rope", part, {"rope_type": "linear", "factor": 4.0})
     part = Attention(
         kind="GQA", heads=HEADS, head_dim=WIDTH, kv_groups=2, rope="yarn", rope_factor=4.0, rope_context=64
     )

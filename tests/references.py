@@ -89,7 +89,8 @@ def indexer(x_BTD: Tensor, w: Weights, part: Attention) -> tuple[Tensor, Tensor,
     q_BATI = heads(x_BTD @ w["selector.q.weight"].T, part.selector_heads)
     k_B1TI = naive.layer_norm(x_BTD @ w["selector.k.weight"].T, *k_norm)[:, None]
     if part.rope != "none":
-        freqs_F, _ = rope_frequencies(part.selector_dim, part.rope_theta)
+        stretch = part.rope_scale if part.rope == "standard" else 1.0
+        freqs_F = rope_frequencies(part.selector_dim, part.rope_theta)[0] / stretch
         q_BATI, k_B1TI = naive.rope(q_BATI, freqs_F), naive.rope(k_B1TI, freqs_F)
     return q_BATI, k_B1TI, (x_BTD @ w["selector.w.weight"].T).mT
 

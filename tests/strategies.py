@@ -66,7 +66,7 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
     kv_heads = 1 if kind == "MQA" else draw(st.integers(1, 3))
     groups = 1 if kind == "MHA" else draw(st.sampled_from([1, 2, 3, 4]))
     rope = draw(st.sampled_from(["none", "standard", "yarn", "partial"]))
-    factors = {"yarn": [None, 1.0, 2.0, 8.0], "partial": [None, 0.5, 1.0]}
+    factors = {"standard": [None, 1.0, 4.0], "yarn": [None, 1.0, 2.0, 8.0], "partial": [None, 0.5, 1.0]}
     selector = draw(selectors())
     sparsity = draw(st.sampled_from(SPARSITIES)) if selector["selector"] == "none" else "none"
     return Attention(

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Candidate
 from morphogen.cli import main
 from morphogen.errors import InputError
 from morphogen.evolve import evolve, load
+from morphogen.experiment import Experiment
 from morphogen.launch import execute
+from morphogen.runfolder import resolved_yaml
 from morphogen.store.ledger import Ledger
 from tiny import CONFIG, events, run_live, write_config, write_corpus
 
@@ -80,6 +83,57 @@ BAD_FILES = {
     "an odd head_dim under rope": ("head_dim: 8", "head_dim: 7", "rotates pairs"),
     "a sequence beyond all memory": ("seq_len: 32", "seq_len: 1000000000000", "data.seq_len: got 1000000000000"),
     "a moment that never moves": ("lr: 0.01", "lr: 0.01, optimizer: {betas: [0.9, 1]}", "optimizer.betas[1]: got 1"),
+    "a number that Lion does not have": (
+        "lr: 0.01",
+        "lr: 0.01, optimizer: {name: lion, eps: 1.0e-6}",
+        ":7:19 train.optimizer: eps is 1e-06, but lion has none",
+    ),
+    "a weight of held-out text": (
+        "  eval_tokens: 128",
+        "  eval_shards: [{source: x}, {source: y, weight: 2}]\n  eval_tokens: 128",
+        "data.eval_shards[1]: weight is 2, but held-out text is not mixed",
+    ),
+    "a split of local text": (
+        "{source: CORPUS}",
+        "{source: CORPUS, split: test}",
+        ":13:12 data.shards[0]: split is 'test', but the source is 'CORPUS' and only hf: sources have one",
+    ),
+    "a revision of local text": (
+        "{source: CORPUS}",
+        "{source: stdlib-code, revision: v1}",
+        "data.shards[0]: revision is 'v1', but the source is 'stdlib-code'",
+    ),
+    "a head of a probe": (
+        "{source: CORPUS}",
+        "{source: CORPUS}, {source: 'probe:mqar', max_documents: 3}",
+        "data.shards[1]: max_documents is 3, but the source is 'probe:mqar' and only text has one",
+    ),
+    "a weight beyond all sums": (
+        "topk_keep: 2",
+        "weights: {bpb: 1.0e+308}",
+        "evolution.weights.bpb: got 1e+308, expected less than or equal to 1000000",
+    ),
+    "an operator drawn beyond all sums": (
+        "topk_keep: 2",
+        "mutation_weights: {widen_ffn: 1.0e+308}",
+        "evolution.mutation_weights.widen_ffn: got 1e+308, expected less than or equal to 1000000",
+    ),
+    "text mixed beyond all sums": ("{source: CORPUS}", "{source: x, weight: 1.0e+308}", "data.shards[0].weight: got"),
+    "a rung longer than all numbers": (
+        "topk_keep: 2",
+        "promotion_prob: 1.0, promotion_steps_multiplier: 1.0e+308",
+        "evolution.promotion_steps_multiplier: got 1e+308",
+    ),
+    "weights that grow beyond all numbers": (
+        "topk_keep: 2",
+        "adaptive_mutation_eta: 1.0e+308",
+        "evolution.adaptive_mutation_eta: got 1e+308",
+    ),
+    "bins of no width": (
+        "topk_keep: 2",
+        "map_elites: {bpb: {scale: log, width: 1}}",
+        "evolution.map_elites.bpb: width is 1, expected more than 1 with log",
+    ),
     "a plug-in that cannot be": (
         "ffn: {",
         "extras: [{kind: custom, name: '..a:B'}]\n      ffn: {",
@@ -118,6 +172,17 @@ def test_a_malformed_file_is_refused_by_line_and_column(what: str, failure: Fail
     assert said in message
     assert all(line.startswith(f"{bad}:") for line in message.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_defaults_that_a_resolved_experiment_spells_out_are_not_refused(tmp_path: Path) -> None:
+    text = CONFIG.replace("lr: 0.01", "lr: 0.01, optimizer: {name: lion}")
+    text = text.replace(
+        "  eval_tokens: 128", "  eval_shards: [{source: x}, {source: 'probe:mqar'}]\n  eval_tokens: 128"
+    )
+    experiment = loads(text).parse(Experiment)
+    resolved = resolved_yaml(experiment.model_dump(mode="json"))
+    assert "eps" in resolved
+    assert loads(resolved).parse(Experiment) == experiment
 
 
 @pytest.mark.parametrize(
@@ -383,7 +448,7 @@ def test_damaged_files_of_a_run_are_named(failure: Failure, place: Path) -> None
     lineage.write_bytes(lineage.read_bytes()[:500])
     assert f"{lineage}:" in failure("lineage", place / "run")
     resume = ("run", place / "tiny.yaml", "--out", place / "run", "--resume")
-    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "commit": null}'):
+    for text in ("{}", "[]", "null", '{"data": {}, "versions": {}, "threads": 0, "device": "cpu", "commit": null}'):
         (place / "run" / "environment.json").write_text(text)
         assert "environment.json: cannot be read" in failure(*resume)
     (place / "run" / "environment.json").unlink()

@@ -1,5 +1,6 @@
 """The command line: what each command prints, what it leaves behind, and its exit codes."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from morphogen.experiment import Experiment
 from morphogen.explain import plan
 from morphogen.launch import execute
 from morphogen.network import LanguageModel
+from morphogen.notices import Began, Measured, Notice
 from morphogen.options import with_options
 from tiny import Cli, run_live, untimed, write_config
 
@@ -192,6 +194,36 @@ def test_the_time_left_is_that_of_the_candidates_left(config: Path, tmp_path: Pa
     assert "left" in measured[0]
     assert "left" not in measured[-1]
     assert [duration(s) for s in (5, 600, 9000, 400_000)] == ["5 s", "10 min", "2.5 h", "4.6 days"]
+
+
+def test_a_candidate_counts_once_however_many_rungs_it_trains(config: Path, tmp_path: Path) -> None:
+    experiment = load(config)
+    rungs = {"rungs": "asha", "eta": 2, "min_tokens": 128, "max_tokens": 512, "generations": 1, "population": 4}
+    evolution = type(experiment.evolution).model_validate({**dict(experiment.evolution), **rungs})
+    halving = experiment.model_copy(update={"evolution": evolution})
+    run, measured = tmp_path / "run", list[Measured]()
+
+    def watched(cut_off: bool) -> None:
+        bars, lines = Live(Console(file=io.StringIO(), force_terminal=True)), Lines(lambda line: None)
+
+        def observer(notice: Notice) -> None:
+            bars(notice)
+            lines(notice)
+            if isinstance(notice, Began | Measured):
+                measured.extend([notice] if isinstance(notice, Measured) else [])
+                counted = len({one.candidate.id for one in measured})
+                assert bars.bars.tasks[0].completed == lines.done == counted
+                assert bars.bars.tasks[0].total == 5
+                if cut_off and isinstance(notice, Measured) and notice.again and notice.candidate.generation == 1:
+                    bars.stop()
+                    raise KeyboardInterrupt
+
+        evolve(halving, run, observer=observer, resume=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        watched(cut_off=True)
+    watched(cut_off=False)
+    assert sorted(one.again for one in measured) == 5 * [False] + 5 * [True]
 
 
 def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 import morphogen as mg
 from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import Job, Report, Status
+from morphogen.console import Lines
 from morphogen.errors import InputError, RunError
 from morphogen.evolve import Keep, evolve, load
 from morphogen.execution.base import Progress
@@ -349,6 +350,23 @@ def test_bad_templates_are_told_before_anything_is_done(experiment: Experiment, 
     with pytest.raises(InputError, match=r"templates.yaml:1:34 templates\[0\].actions\[0\].operator: got 'widen_fnn'"):
         evolve(experiment.model_copy(update={"evolution": evolution}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_another_device_than_the_run_began_on_is_told_and_kept(
+    experiment: Experiment, whole: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(whole, moved)
+    evolve(experiment, moved, generations=3, resume=True)
+    assert "was begun on" not in (moved / "run.log").read_text()
+    environment = (moved / "environment.json").read_text()
+    (moved / "environment.json").write_text(environment.replace('"device": "cpu"', '"device": "cuda:0"'))
+    said: list[str] = []
+    evolve(experiment, moved, generations=4, resume=True, observer=Lines(said.append))
+    (line,) = [line for line in (moved / "run.log").read_text().splitlines() if "was begun on" in line]
+    assert line.endswith(said[0])
+    assert said[0].endswith("candidates, on cpu, but it was begun on cuda:0: numbers may differ")
+    assert "cuda:0, later cpu" in (moved / "report.html").read_text()
 
 
 def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_end(

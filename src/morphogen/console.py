@@ -65,7 +65,7 @@ class Lines:
                     place = f"  [{position}/{total}] {candidate.id}"
                     self.say(f"{place} step {step.step}/{step.steps} loss {step.loss:.3f}")
             case Measured():
-                self.done += 1
+                self.done += not notice.again
                 self.last_line = self.clock()
                 self.say(f"{log_line(notice)}{self._left()}")
             case Closed():
@@ -78,7 +78,7 @@ class Lines:
     def _left(self) -> str:
         assert self.experiment is not None
         left = total_candidates(self.experiment) - self.done
-        if left <= 0:
+        if left <= 0 or self.done == self.done_at_start:
             return ""
         seconds = (self.clock() - self.started) / (self.done - self.done_at_start) * left
         return f", about {duration(seconds)} left"
@@ -124,7 +124,7 @@ class Live:
             case Measured():
                 assert self.run is not None
                 assert self.candidate is not None
-                self.bars.advance(self.run)
+                self.bars.advance(self.run, advance=not notice.again)
                 if notice.report.id == self.shown:
                     self.shown = ""
                     self.bars.reset(self.candidate, total=None)
@@ -160,6 +160,7 @@ def as_record(notice: Notice) -> dict[str, Any]:
         case Began():
             told: dict[str, Any] = {"event": "began", "run": notice.run, "folder": str(notice.folder)}
             told |= {"done": notice.done, "total": total_candidates(notice.experiment)}
+            told |= {"device": notice.device, "begun_on": notice.begun_on}
         case Training(candidate, position, total, step):
             told = {"event": "step", "id": candidate.id, "generation": candidate.generation, "position": position}
             told |= {"total": total, "step": step.step, "steps": step.steps, "loss": step.loss, "tokens": step.tokens}

@@ -17,7 +17,7 @@ import torch
 
 from morphogen import runfolder
 from morphogen.blueprint.yaml import read
-from morphogen.candidate import Candidate
+from morphogen.candidate import Candidate, Status
 from morphogen.checks import check_possible
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError
@@ -190,6 +190,7 @@ class _Session:
     log: IO[str]
     finished: bool
     threads: int
+    begun_on: str
     position: int = 0
     total: int = 0
 
@@ -225,10 +226,23 @@ class _Session:
                 engine.apply(event)
             log = undo.enter_context(_open_log(folder))
             version = told["commit"] or str(told["versions"].get("morphogen"))
-            facts = {"seed": str(seed), "device": device, "morphogen": version}
+            devices = device if device == told["device"] else f"{told['device']}, later {device}"
+            facts = {"seed": str(seed), "device": devices, "morphogen": version}
             finished = bool(events) and events[-1] == Stop(reason=FINISHED)
             undo.pop_all()
-        return cls(folder, experiment, ledger, engine, keep, observer, facts, log, finished, told["threads"])
+        return cls(
+            folder,
+            experiment,
+            ledger,
+            engine,
+            keep,
+            observer,
+            facts,
+            log,
+            finished,
+            threads=told["threads"],
+            begun_on=told["device"],
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -246,18 +260,19 @@ class _Session:
 
     def loop(self, executor: Executor) -> None:
         """Generation after generation until the engine is done. On disk first, then in memory."""
-        engine = self.engine
-        self._tell(Began(_name(self.experiment, engine.seed), self.folder, self.experiment, len(engine.reports)))
+        engine, name = self.engine, _name(self.experiment, self.engine.seed)
+        done = sum(report.status is not Status.REJECTED for report in engine.reports.values())
+        self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())
             while pending := engine.pending():  # round after round: of the later ones only those that went on
-                self.total = engine.in_round
+                self.total, again = engine.in_round, engine.round > 0
                 self.position = self.total - len(pending) + 1
                 for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
                     self.ledger.append(Reported(report=report))
                     engine.tell(report)
-                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report))
+                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
                     self.position += 1
             generation = engine.close_generation()
             self.ledger.append(generation)
@@ -357,7 +372,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     found: dict[str, Any] = told if isinstance(told, dict) else {}
-    for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("commit", str | None)):
+    for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("device", str), ("commit", str | None)):
         if name not in found or not isinstance(found[name], kind):
             raise InputError(f"{path}: cannot be read: {name} is missing or damaged")
     if found["threads"] < 1:

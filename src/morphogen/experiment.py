@@ -24,21 +24,35 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.figures import Bounds, Composite, Descriptor
 from morphogen.parts.base import TAG
-from morphogen.parts.frozen import Frozen
+from morphogen.parts.frozen import Frozen, PositiveWeight, Weight
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: How much of a moment stays at each step; 1 would never learn.
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: A weight of w makes the best e^w times as likely as the worst, so that this is as good as always, or never.
+ScoreWeight = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+def _changed(settings: Frozen) -> set[str]:
+    """Fields that differ from their default. A resolved experiment names every field, so that being named says nothing
+    of what a user asked for."""
+    return {name for name, field in type(settings).model_fields.items() if dict(settings)[name] != field.default}
 
 
 class Optimizer(Frozen):
-    """The update rule. `lr` and `weight_decay` override `train`'s when given."""
+    """The update rule. `lr` and `weight_decay` override `train`'s when given. Lion has no `eps`."""
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
     lr: PositiveFloat | None = None
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat | None = None
+
+    @model_validator(mode="after")
+    def _eps_is_read(self) -> Self:
+        if self.name == "lion" and "eps" in _changed(self):
+            raise ValueError(f"eps is {self.eps:g}, but lion has none; leave it out, or use adamw or muon")
+        return self
 
 
 class Train(Frozen):
@@ -120,17 +134,28 @@ class Shard(Frozen):
     """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
     `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
 
-    weight: share of training sequences, relative to the other shards'. split, revision: of a Hugging Face data set.
-    cache_path: where its tokens are kept, instead of the common cache. max_documents: how many documents to take from
-    the head of the source, so that a large data set on the hub need not be fetched whole.
+    weight: share of training sequences, relative to the other shards'; held-out shards all count alike. split,
+    revision: of a Hugging Face data set. cache_path: where its tokens are kept, instead of the common cache.
+    max_documents: how many documents to take from the head of the source, so that a large data set on the hub need not
+    be fetched whole. A probe has none of these but a weight.
     """
 
     source: Annotated[str, AfterValidator(_source)]
-    weight: PositiveFloat = 1.0
+    weight: PositiveWeight = 1.0
     split: str = "train"
     revision: str | None = None
     cache_path: str | None = None
     max_documents: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        unread = set() if self.source.startswith("hf:") else {"split", "revision"}
+        if self.pairs is not None:
+            unread |= {"cache_path", "max_documents"}
+        for name in sorted(unread & _changed(self)):
+            only = "hf: sources have one" if name in ("split", "revision") else "text has one"
+            raise ValueError(f"{name} is {dict(self)[name]!r}, but the source is {self.source!r} and only {only}")
+        return self
 
     @property
     def name(self) -> str:
@@ -142,6 +167,15 @@ class Shard(Frozen):
         """How many pairs a recall probe has; None for text."""
         found = _PROBE.fullmatch(self.source)
         return int(found[1] or _PAIRS) if found else None
+
+
+def _unweighted(shard: Shard) -> Shard:
+    if "weight" in _changed(shard):
+        raise ValueError(
+            f"weight is {shard.weight:g}, but held-out text is not mixed: every shard is measured on eval_tokens, and "
+            "ppl and bpb are plain means over shards; leave it out"
+        )
+    return shard
 
 
 class Data(Frozen):
@@ -159,7 +193,7 @@ class Data(Frozen):
     seed: NonNegativeInt = 0
     split: Split = Split()
     shards: Annotated[tuple[Shard, ...], Field(min_length=1)] = (Shard(source="stdlib-code"),)
-    eval_shards: tuple[Shard, ...] = ()
+    eval_shards: tuple[Annotated[Shard, AfterValidator(_unweighted)], ...] = ()
     healing_shards: tuple[Shard, ...] = ()
     healing_tokens: NonNegativeInt = 0
     eval_tokens: PositiveInt = 65_536
@@ -242,7 +276,7 @@ class Evolution(Frozen):
     population: PositiveInt = 8
     topk_keep: PositiveInt = 6
     crossover_prob: Share = 0.2
-    crossover: Annotated[dict[Crossing, NonNegativeFloat], BeforeValidator(_one_way)] = {
+    crossover: Annotated[dict[Crossing, Weight], BeforeValidator(_one_way)] = {
         "one_point": 1.0,
         "aligned_span": 1.0,
         "uniform": 1.0,
@@ -262,7 +296,7 @@ class Evolution(Frozen):
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}
     constraints: dict[str, Bounds] = {}
-    weights: dict[str, float] = {}
+    weights: dict[str, ScoreWeight] = {}
     rung0_thresholds: dict[str, PositiveFloat | Bounds] = {}
     rung1_gates: dict[str, Bounds] = {}
     rung1_tokens: NonNegativeInt = 40_000
@@ -273,8 +307,8 @@ class Evolution(Frozen):
     min_tokens: PositiveInt = 10_000
     max_tokens: PositiveInt = 90_000
     promotion_prob: Share = 0.0
-    promotion_steps_multiplier: PositiveFloat = 1.0
-    promotion_tokens_multiplier: PositiveFloat = 1.0
+    promotion_steps_multiplier: PositiveWeight = 1.0
+    promotion_tokens_multiplier: PositiveWeight = 1.0
     promotion_min_layers: NonNegativeInt = 0
     promotion_min_moe_blocks: NonNegativeInt = 0
     promotion_min_router_entropy: NonNegativeFloat | None = None
@@ -290,11 +324,11 @@ class Evolution(Frozen):
         Annotated[NonNegativeInt, Tag(TAG + "count")] | Annotated[tuple[PositiveInt, PositiveInt], Tag(TAG + "range")],
         Discriminator(_list_tag("range", "count")),
     ] = 2
-    mutation_weights: dict[str, NonNegativeFloat] = {}
+    mutation_weights: dict[str, Weight] = {}
     adaptive_mutation: bool = False
-    adaptive_mutation_eta: PositiveFloat = 0.5
-    adaptive_mutation_min_weight: PositiveFloat = 0.1
-    adaptive_mutation_max_weight: PositiveFloat = 5.0
+    adaptive_mutation_eta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.5
+    adaptive_mutation_min_weight: PositiveWeight = 0.1
+    adaptive_mutation_max_weight: PositiveWeight = 5.0
     templates: Annotated[
         Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
         Discriminator(_list_tag("list", "file")),

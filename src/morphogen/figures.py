@@ -8,6 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from morphogen.candidate import Record
 
+#: Of a linear axis, the last bin.
+FARTHEST = 2.0**62
+
 
 class Bounds(Record):
     """Bounds on one figure, both included; at least one of them."""
@@ -43,7 +46,7 @@ class Bounds(Record):
 class Descriptor(Record):
     """One axis of a grid of behaviours: the figure it is named after, cut into bins.
 
-    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`).
+    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`), above 1.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -51,10 +54,17 @@ class Descriptor(Record):
     scale: Literal["linear", "log"] = "log"
     width: float = Field(default=1.5, gt=0.0)
 
+    @model_validator(mode="after")
+    def _has_ends(self) -> Self:
+        if self.scale == "log" and self.width <= 1.0:
+            raise ValueError(f"width is {self.width:g}, expected more than 1 with log: the ratio of a bin's ends")
+        return self
+
     def bin(self, value: float) -> int:
-        """The bin that `value` falls into. On a `log` axis everything up to 0 shares one."""
+        """The bin that `value` falls into. On a `log` axis everything up to 0 shares one, on a `linear` axis all that
+        is too far from 0 to be counted."""
         if self.scale == "linear":
-            return math.floor(value / self.width)
+            return math.floor(min(max(value / self.width, -FARTHEST), FARTHEST))
         return math.floor(math.log(value) / math.log(self.width)) if value > 0.0 else -(2**31)
 
 

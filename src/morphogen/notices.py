@@ -12,12 +12,17 @@ from morphogen.training.loop import StepInfo
 
 @dataclass(frozen=True)
 class Began:
-    """The run starts, or goes on after `done` candidates."""
+    """The run starts, or goes on after `done` candidates, those turned away untrained left out.
+
+    begun_on: the device that it was started on.
+    """
 
     run: str
     folder: Path
     experiment: Experiment
     done: int
+    device: str
+    begun_on: str
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Measured:
-    """One candidate is finished."""
+    """One candidate is finished with a round of training. again: it was with an earlier one, and has been told of."""
 
     candidate: Candidate
     position: int
     total: int
     report: Report
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,8 @@ def log_line(notice: Notice) -> str:
     match notice:
         case Began():
             after = f", after {notice.done} candidates" if notice.done else ""
-            return f"run {notice.run} begins{after}"
+            moved = f", on {notice.device}, but it was begun on {notice.begun_on}: numbers may differ"
+            return f"run {notice.run} begins{after}{moved if notice.device != notice.begun_on else ''}"
         case Measured(candidate, position, total, report):
             place = f"generation {candidate.generation} [{position}/{total}]"
             said = report.reason or ", ".join(

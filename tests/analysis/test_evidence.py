@@ -300,6 +300,9 @@ def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
         (("verify", "RUN", "--seeds", "1"), "--seeds: got 1, expected at least 2"),
         (("verify", "RUN", "--workers", "0"), "--workers: got 0, expected at least 1"),
         (("verify", "RUN", "--metric", "bpbb"), "did you mean 'bpb'"),
+        (("verify", "RUN", "--metric", "params"), "--metric: got 'params', expected one of bpb, "),
+        (("verify", "RUN", "--metric", "throughput"), "--metric: got 'throughput', expected one of bpb, "),
+        (("verify", "RUN", "--metric", "budget_share"), "--metric: got 'budget_share', expected one of bpb, "),
         (("verify", "RUN", "--tokens", "0"), "expected at least one batch of 128"),
         (("verify", "RUN", "--tokens", "5"), "expected at least one batch of 128"),
         (("verify", "RUN/nothing"), "no such run folder or frontier file"),
@@ -307,6 +310,7 @@ def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
         (("verify", "EMPTY"), "no run here"),
         (("fidelity", "RUN", "--short", "384"), "expected the first above 0 and below the second"),
         (("fidelity", "RUN", "--metric", "ppl_"), "did you mean 'ppl'"),
+        (("fidelity", "RUN", "--metric", "flops_per_token"), "--metric: got 'flops_per_token', expected one of bpb, "),
         (("fidelity", "RUN", "--candidates", "2"), "--candidates: got 2, expected at least 3"),
         (("fidelity", "EMPTY"), "no run here"),
     ],
@@ -320,6 +324,7 @@ def test_bad_input_is_one_message(cli: Cli, run: Path, tmp_path: Path, args: tup
     assert out == ""
     assert said in error
     assert "Traceback" not in error
+    assert not (run / FOLDER).exists(), "something was trained first"
 
 
 def test_a_run_without_a_closed_generation_is_told(run: Path, tmp_path: Path) -> None:

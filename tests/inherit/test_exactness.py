@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.inherit import plan
+from morphogen.parts.attention import Attention
 from morphogen.parts.base import REGISTRY, Part
 from morphogen.parts.mlp import MLP
 from strategies import PARTS
@@ -55,3 +57,18 @@ def test_two_plug_ins_have_nothing_in_common() -> None:
     drawn = plan(second, [first])
     assert not drawn.exact
     assert drawn.notes == ("b0.extra.custom.0: plug-in plugins:Bottleneck became plugins:Sibling",)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 4.0), (4.0, None), (4.0, 1.0), (2.0, 4.0)])
+@pytest.mark.parametrize("gate", ["none", "output"])
+def test_positions_divided_by_another_factor_are_lossy(before: float | None, after: float | None, gate: str) -> None:
+    parent = Attention(kind="MHA", heads=2, head_dim=8, rope_factor=before)
+    child = Attention(kind="MHA", heads=2, head_dim=8, rope_factor=after, gating_pos=gate)
+    assert not plan(holding(child), [holding(parent)]).exact
+    assert digest(holding(child)) != digest(holding(parent))
+
+
+def test_positions_divided_by_one_are_those_without_a_factor() -> None:
+    plain, divided = (holding(Attention(kind="MHA", heads=2, head_dim=8, rope_factor=factor)) for factor in (None, 1.0))
+    assert plan(divided, [plain]).exact
+    assert digest(divided) == digest(plain)

@@ -130,8 +130,10 @@ def test_scores_under_rope_depend_on_the_distance_alone() -> None:
 def transformers_rope(kind: str, head_dim: int, theta: float, factor: float, context: int) -> tuple[Tensor, float]:
     """inv_freq and attention factor as transformers computes them."""
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": theta}
+    if kind != "default":
+        parameters |= {"factor": factor}
     if kind == "yarn":
-        parameters |= {"factor": factor, "original_max_position_embeddings": context}
+        parameters |= {"original_max_position_embeddings": context}
     config = LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
@@ -157,7 +159,7 @@ def test_yarn_is_that_of_transformers(head_dim: int, theta: float, factor: float
     assert scale == pytest.approx(0.1 * math.log(factor) + 1)
 
 
-@pytest.mark.parametrize("kind", ["default", "yarn"])
+@pytest.mark.parametrize("kind", ["default", "linear", "yarn"])
 def test_interleaved_pairs_are_the_halves_of_transformers_in_another_order(kind: str) -> None:
     head_dim, length = 16, 40
     draw = torch.Generator().manual_seed(0)
@@ -166,11 +168,19 @@ def test_interleaved_pairs_are_the_halves_of_transformers_in_another_order(kind:
     angle_TE = (torch.arange(length)[:, None] * inv_freq_F).repeat(1, 2)[None]
     halves = torch.cat([torch.arange(0, head_dim, 2), torch.arange(1, head_dim, 2)])
     want = apply_rotary_pos_emb(q[..., halves], k[..., halves], angle_TE.cos() * factor, angle_TE.sin() * factor)
-    cis_TF, scale = rope_rotations(
-        length, head_dim, theta=1e4, yarn_factor=4.0 if kind == "yarn" else None, context=256
-    )
+    ours: dict[str, Any] = {"default": {}, "linear": {"factor": 4.0}, "yarn": {"kind": "yarn", "factor": 4.0}}[kind]
+    cis_TF, scale = rope_rotations(length, head_dim, theta=1e4, context=256, **ours)
     for x, y in zip((q, k), want, strict=True):
         torch.testing.assert_close(apply_rope(x, cis_TF)[..., halves] * scale, y, rtol=1e-5, atol=1e-5)
+
+
+def test_a_factor_on_standard_rope_puts_tokens_where_nearer_ones_stood() -> None:
+    plain_TF, _ = rope_rotations(21, 8, theta=100.0)
+    stretched_TF, scale = rope_rotations(61, 8, theta=100.0, factor=3.0)
+    torch.testing.assert_close(stretched_TF[::3], plain_TF)
+    between_F = torch.polar(torch.ones(4, dtype=torch.float64), 5 / 3 * 100.0 ** (-torch.arange(4).double() / 4))
+    torch.testing.assert_close(stretched_TF[5], between_F)
+    assert scale == 1.0
 
 
 def test_partial_turns_the_given_share() -> None:
@@ -186,6 +196,7 @@ def test_partial_turns_the_given_share() -> None:
         ((1, 1e4), "got head_dim 1"),
         ((8, 1.0), "got theta 1.0"),
         ((8, 1e4, "partial", 1.5), "a share of the channels"),
+        ((8, 1e4, "standard", 0.5), "got factor 0.5"),
         ((8, 1e4, "yarn", 0.5), "got factor 0.5"),
     ],
 )

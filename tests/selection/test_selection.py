@@ -358,6 +358,12 @@ def test_elites_are_the_best_of_their_cells():
     assert cell(sized("x", 8.0), {"recall": Descriptor()}) == (None,)
 
 
+def test_figures_too_far_out_to_be_counted_share_a_bin():
+    narrow = Descriptor(scale="linear", width=1e-308)
+    assert narrow.bin(2.0) == narrow.bin(3.0) == -narrow.bin(-2.0)
+    assert narrow.bin(0.0) == 0
+
+
 @pytest.mark.parametrize(
     ("values", "direction", "want"),
     [

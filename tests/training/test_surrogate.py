@@ -411,3 +411,24 @@ def test_gates_after_rung_1_end_a_candidate_that_is_outside(
     assert report.status is (Status.GATED if reason else Status.TRAINED)
     assert report.stop_reason is (StopReason.METRIC_GATE if reason else StopReason.FULL_RUN)
     assert report.rung == (1 if reason else 2)
+
+
+def in_tokens(job: Job, *budgets: int) -> Job:
+    """The job with rungs of so many tokens."""
+    return job.replace(stages=tuple(Stage(rung=k, budget_tokens=n) for k, n in enumerate(budgets, start=1)))
+
+
+def test_a_rung_1_of_less_than_a_batch_has_one_where_gates_follow(make: Callable[..., Job]) -> None:
+    strict = {"budget": "flops", "rung1_gates": {"layers": {"min": 2}}}
+    report = run_surrogate(in_tokens(make(evolution=strict), STEP // 3, 3 * STEP))
+    assert (report.status, report.rung, report.steps, report.tokens.own) == (Status.GATED, 1, 1, STEP)
+    threshold = run_surrogate(in_tokens(make(train={"ppl_stop_threshold": 1.5}), STEP // 3, 3 * STEP))
+    assert (threshold.status, threshold.stop_reason, threshold.steps) == (Status.GATED, StopReason.PPL_GATE, 1)
+    lenient = {"budget": "flops", "rung1_gates": {"layers": {"min": 1}}}
+    passed = run_surrogate(in_tokens(make(evolution=lenient), STEP // 3, 3 * STEP))
+    assert (passed.status, passed.rung, passed.steps) == (Status.TRAINED, 2, 3)  # rung 2 makes up for it
+    only = run_surrogate(in_tokens(make(evolution=lenient), STEP // 3, STEP))
+    assert (only.status, only.rung, only.steps) == (Status.TRAINED, 1, 1)
+    none = run_surrogate(in_tokens(make(evolution=lenient), STEP // 3, STEP // 3))
+    assert none.status is Status.FAILED
+    assert f"got {2 * (STEP // 3)} tokens in all for as many FLOPs as the root has" in none.reason

@@ -72,6 +72,25 @@ def test_the_shipped_templates_apply_and_are_exact_and_replay():
         ("actions: [{operator: widen_ffn, target: same}]", "there is no action before it"),
         ("actions: [{operator: widen_dim, target: first}]", r"target: got 'first', expected any: widen_dim"),
         ("actions: [{operator: widen_ffn, set: {hiden: 8}}]", r"set.hiden: got 'hiden'.*did you mean 'hidden'"),
+        ("actions: [{operator: widen_ffn, set: {hidden: -8}}]", r":3:43 .*set.hidden: got -8, expected greater than 0"),
+        (
+            "actions: [{operator: tune_attn_sparsity, set: {sparsity: wavy}}]",
+            r"actions\[0\].set.sparsity: got 'wavy', expected one of none, sliding, block",
+        ),
+        (
+            "actions: [{operator: tune_attn_sparsity, set: {sparsity: slidng}}]",
+            r"set.sparsity: got 'slidng', .*did you mean 'sliding'",
+        ),
+        ("actions: [{operator: tune_attn_sparsity, set: {sw: none}}]", r":3:52 .*set.sw: got 'none', expected integer"),
+        (
+            "actions: [{operator: tune_attn_sparsity, set: {sw: 4, sliding_window: 8}}]",
+            "set.sw: another name of sliding_window, which is set too",
+        ),
+        ("actions: [{operator: insert_retro, set: {kind: rtro}}]", "got 'rtro', .*did you mean 'retro'"),
+        (
+            "actions: [{operator: tune_kv_policy, set: {kv_policy: {windw: 3}}}]",
+            r":3:60 .*set.kv_policy.windw: unknown field, did you mean 'window'",
+        ),
         ("actions: [{operator: toggle_precision, set: {hidden: 8}}]", "toggle_precision makes no one part"),
         ("actions: [{operator: template_mutation}]", "got 'template_mutation'"),
         ("actions: []", r"templates\[0\].actions: got \[\]"),
@@ -99,6 +118,12 @@ def test_what_is_no_file_of_templates_is_refused(tmp_path, text):
 def test_templates_in_an_experiment_are_checked_too():
     with pytest.raises(InputError, match=r"evolution.templates\[0\].actions\[0\].operator: got 'widen_fnn'"):
         check_templates((template(Action(operator="widen_fnn")),))
+
+
+def test_a_field_is_set_by_its_alias_too():
+    (step,) = carried(template(Action(operator="tune_attn_sparsity", set={"sparsity": "sliding", "sw": 4}))).steps
+    made = replayed(model(), (step,))
+    assert [block.attn.sliding_window for block in made.blocks if block.attn.sparsity == "sliding"] == [4]
 
 
 def test_an_alias_names_its_operator():

@@ -17,7 +17,7 @@ from morphogen.analysis.trials import Say, Trial, Workshop, check_least, drawn_s
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
-from morphogen.errors import InputError, RunError, unknown
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
@@ -117,6 +117,7 @@ def fidelity(
     check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
     run = Recorded.read(path)
     chosen = _spread(run, candidates)
+    run.check_metric(metric, chosen)
     short, long = _budgets(run, short, long)
     prepared = prepare(run.experiment.data)
     shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
@@ -210,8 +211,6 @@ def _ranked(
         if lost := [report.reason for report in own if report.status is not Status.TRAINED]:
             failures[id] = lost[0]
             continue
-        if metric not in own[0].metrics:
-            raise InputError(unknown("--metric", metric, own[0].metrics))
         short, long = ([report.metrics[metric] for report in part] for part in (own[:seeds], own[seeds:]))
         values.append((id, sum(short) / seeds, sum(long) / seeds))
     sizes = [costs(chosen[id].blueprint, run.experiment.data.seq_len)["params"] for id, _, _ in values]

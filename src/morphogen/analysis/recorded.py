@@ -1,5 +1,6 @@
 """A run as its ledger tells it, for whoever measures again."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -8,11 +9,15 @@ from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Direction, Experiment
 from morphogen.search.engine import Engine
+from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.space import Architectures, Design
 from morphogen.selection.objectives import resolve
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Generation, Ledger, Start
+
+#: Metrics that only a candidate of a search has: a training from scratch does not measure them.
+OF_A_SEARCH = frozenset({"bpb_inherited", "budget_share", NOVELTY})
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,13 @@ class Recorded:
         if found is None:
             raise InputError(unknown(f"--metric (of {id})", metric, self.reports[id].metrics))
         return found
+
+    def check_metric(self, metric: str, ids: Iterable[str]) -> None:
+        """InputError, with the nearest name, unless training these candidates' designs from scratch measures it."""
+        alike = frozenset.intersection(*(frozenset(self.reports[id].metrics) for id in ids))
+        allowed = alike - OF_A_SEARCH - self.experiment.evolution.composite_metrics.keys()
+        if metric not in allowed:
+            raise InputError(unknown("--metric", metric, allowed))
 
     def design(self, id: str) -> Design:
         """A candidate's blueprint, and how it is trained."""

@@ -48,6 +48,12 @@ def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
             raise InputError(f"--{name}: got {value}, expected at least {least}")
 
 
+def check_tokens(tokens: int, prepared: PreparedData) -> None:
+    """InputError for fewer tokens than one batch has."""
+    if tokens < prepared.tokens_per_step:
+        raise InputError(f"tokens: got {tokens}, expected at least one batch of {prepared.tokens_per_step}")
+
+
 def drawn_seeds(run_seed: int, count: int, purpose: str) -> tuple[int, ...]:
     """The seeds of `count` trainings of one design, the same for every design of a run."""
     return tuple(int(stream(run_seed, k, purpose).integers(2**31)) for k in range(count))
@@ -94,10 +100,7 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
     reason is tried again the next time. InputError for fewer tokens than one batch has.
     """
     for trial in trials:
-        if trial.tokens < shop.prepared.tokens_per_step:
-            raise InputError(
-                f"tokens: got {trial.tokens}, expected at least one batch of {shop.prepared.tokens_per_step}"
-            )
+        check_tokens(trial.tokens, shop.prepared)
     places = [_place(shop, trial) for trial in trials]
     known = {place: report for place in places if (report := _kept(place)) is not None}
     todo = {place: trial for place, trial in zip(places, trials, strict=True) if place not in known}

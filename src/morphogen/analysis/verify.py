@@ -19,6 +19,7 @@ from morphogen.analysis.trials import (
     Trial,
     Workshop,
     check_least,
+    check_tokens,
     drawn_seeds,
     measurable,
     run_trials,
@@ -27,7 +28,7 @@ from morphogen.analysis.trials import (
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError
 from morphogen.experiment import Direction
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
@@ -122,9 +123,12 @@ def verify(
     check_least({"seeds": (seeds, 2), "finalists": (finalists, 1), "random": (random, 0), "workers": (workers, 1)})
     run = Recorded.read(path)
     prepared = prepare(run.experiment.data)
+    tokens = run.budget_tokens if tokens is None else tokens
+    check_tokens(tokens, prepared)
     split: Split = "test" if measurable(prepared, "test") else "eval"
     shop = Workshop(run.folder, run.experiment, prepared, split, device, workers, say)
     root = min(run.candidates, key=lambda id: run.candidates[id].index)
+    run.check_metric(metric, [root, *run.frontier])
     chosen = [Contender("root", root, run.design(root))]
     chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
     chosen = _distinct(chosen)[: 1 + finalists]
@@ -134,7 +138,6 @@ def verify(
     elif random != 0 and run.experiment.evolution.edits:
         walked = random or len(run.trained)
         chosen += _random_best(run, shop, walked, metric)
-    tokens = run.budget_tokens if tokens is None else tokens
     drawn = drawn_seeds(run.seed, seeds, "verify")
     trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
     say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
@@ -215,12 +218,8 @@ def _walk(run: Recorded, number: int, longest: int) -> Design | None:
 
 
 def _value(report: Report, metric: str) -> float | None:
-    """The metric of a finished training; None for one that failed. InputError where no training measures it."""
-    if report.status is not Status.TRAINED:
-        return None
-    if metric not in report.metrics:
-        raise InputError(unknown("--metric", metric, report.metrics))
-    return report.metrics[metric]
+    """The metric of a finished training; None for one that failed, or a random design that has no such figure."""
+    return report.metrics.get(metric) if report.status is Status.TRAINED else None
 
 
 def _compared(

@@ -8,7 +8,6 @@ from pydantic import (
     Field,
     JsonValue,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Tag,
     model_validator,
@@ -17,7 +16,7 @@ from pydantic import (
 import morphogen.blueprint.schema  # noqa: F401  (registers every kind)
 from morphogen.errors import unknown
 from morphogen.parts.base import REGISTRY, TAG, TRAITS
-from morphogen.parts.frozen import Frozen
+from morphogen.parts.frozen import Frozen, PositiveWeight
 
 
 def features() -> frozenset[str]:
@@ -86,7 +85,7 @@ class Template(Frozen):
     """Several edits that are made together or not at all. weight: how often it is drawn, relative to the others."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
-    weight: PositiveFloat = 1.0
+    weight: PositiveWeight = 1.0
     conditions: Conditions = Conditions()
     actions: Annotated[tuple[Action, ...], Field(min_length=1)]
 

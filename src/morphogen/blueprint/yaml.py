@@ -106,14 +106,15 @@ def describe(cls: type[BaseModel], error: ErrorDetails, file: str, tree: Any) ->
     """One line for one mistake: `file:line:column path: what was found, what is allowed`."""
     loc = error["loc"]
     line, column, path = _place(tree, (*loc, "kind") if error["type"] == "union_tag_invalid" else loc)
-    return f"{file}:{line}:{column} {path}: {_what(cls, error, loc)}"
+    return f"{file}:{line}:{column} {path}: {what(cls, error, loc)}"
 
 
 def _deeper(details: Sequence[ErrorDetails], loc: Loc) -> bool:
     return any(len(d["loc"]) > len(loc) and d["loc"][: len(loc)] == loc for d in details)
 
 
-def _what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
+def what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
+    """What was found at `loc` in a `cls`, and what is allowed there."""
     kind, got, ctx = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         close = nearest(loc[-1], _fields(cls, loc[:-1]))

@@ -16,6 +16,8 @@ from morphogen.errors import InputError, unknown
 from morphogen.ops.autocast import autocast_dtype, no_autocast
 
 RopeKind = Literal["standard", "partial", "yarn"]
+#: Those that turn all the channels they are given.
+WholeRope = Literal["standard", "yarn"]
 
 #: exp(x) = 2^(x · LOG2_E): on CPUs torch's exp2 takes a third of the time of its exp.
 LOG2_E = math.log2(math.e)
@@ -84,7 +86,8 @@ def rope_frequencies(
 ) -> tuple[Tensor, float]:
     """Angles per token of each pair of channels, freqs_F (fp64, radians), and the factor on queries and on keys.
 
-    - standard: theta^(−2f / head_dim), factor 1. Ref: arXiv 2104.09864.
+    - standard: theta^(−2f / head_dim) / `factor`, as though positions were divided by it; factor on queries and keys 1.
+      Ref: arXiv 2104.09864, and 2306.15595 for the division.
     - partial: the same on the first `factor` of the channels only; the others are not turned.
     - yarn: for a context `factor` times `context`: pairs turning more than 32 times within `context` as in standard,
       those turning less than once slowed by `factor`, a ramp between; queries and keys each times 0.1·ln(factor) + 1.
@@ -100,13 +103,15 @@ def rope_frequencies(
         raise InputError(f"rope_frequencies: got theta {theta}, expected more than 1")
     if kind == "partial" and not 0.0 < factor <= 1.0:
         raise InputError(f"rope_frequencies: got factor {factor}, expected 0 < factor ≤ 1, a share of the channels")
+    if kind == "standard" and not factor >= 1.0:
+        raise InputError(f"rope_frequencies: got factor {factor}, expected at least 1, what positions are divided by")
     if kind == "yarn" and not (factor >= 1.0 and context >= 1):
         raise InputError(f"rope_frequencies: got factor {factor} and context {context}, expected both at least 1")
     pairs = max(1, int(head_dim * factor) // 2) if kind == "partial" else head_dim // 2
     pair_F = torch.arange(pairs, dtype=torch.float64)
     freqs_F = theta ** (-pair_F / pairs)
     if kind != "yarn":
-        return freqs_F, 1.0
+        return freqs_F / factor if kind == "standard" else freqs_F, 1.0
 
     def pair_turning(times: float) -> float:
         return pairs * math.log(context / (times * 2 * math.pi)) / math.log(theta)
@@ -122,16 +127,16 @@ def rope_rotations(
     channels: int,
     *,
     theta: float,
-    yarn_factor: float | None = None,
+    kind: WholeRope = "standard",
+    factor: float = 1.0,
     context: int = 2048,
     device: torch.device | None = None,
 ) -> tuple[Tensor, float]:
     """cis_TF = exp(i·t·freqs[f]) for the first `channels` of a head, and the factor on queries and on keys.
 
-    standard frequencies, or yarn's when `yarn_factor` is given. complex128, where the device has it.
+    kind, factor, context: as for `rope_frequencies`. complex128, where the device has it.
     """
-    kind: RopeKind = "standard" if yarn_factor is None else "yarn"
-    freqs_F, attention_scale = rope_frequencies(channels, theta, kind, yarn_factor or 1.0, context)
+    freqs_F, attention_scale = rope_frequencies(channels, theta, kind, factor, context)
     angle_TF = torch.arange(length, dtype=torch.float64)[:, None] * freqs_F
     cis_TF = torch.polar(torch.ones_like(angle_TF), angle_TF)
     on_mps = device is not None and device.type == "mps"

@@ -43,8 +43,9 @@ class Attention(Selective):
     MHA: arXiv 1706.03762, MQA: 1911.02150, GQA: 2305.13245, RoPE: 2104.09864, YaRN: 2309.00071, ALiBi: 2108.12409,
     QK-norm: 2010.04245, softcap: 2408.00118, gating: 2505.06708.
 
-    kv_groups: query heads per kv head. rope_factor: for `partial` the share of channels rotated (default 0.5), for
-    `yarn` the extension of `rope_context`, the context its frequencies were trained for (default 4).
+    kv_groups: query heads per kv head. rope_factor: for `standard` what positions are divided by (default 1, linear
+    interpolation: 2306.15595; a selector's too), for `partial` the share of channels rotated (default 0.5), for `yarn`
+    the extension of `rope_context`, the context its frequencies were trained for (default 4).
     gating: 2σ(W x) with `dense`, 2σ(w ⊙ y) with `diagonal`, on the heads' output or on the values.
     """
 
@@ -99,8 +100,8 @@ class Attention(Selective):
             )
         if self.rope == "partial" and self.rope_scale > 1:
             raise ValueError(f"rope_factor is {self.rope_factor}, expected a share of at most 1 with partial")
-        if self.rope == "yarn" and self.rope_scale < 1:
-            raise ValueError(f"rope_factor is {self.rope_factor}, expected at least 1 with yarn")
+        if self.rope in ("standard", "yarn") and self.rope_scale < 1:
+            raise ValueError(f"rope_factor is {self.rope_factor}, expected at least 1 with {self.rope}")
         return self
 
     @property
@@ -125,7 +126,7 @@ class Attention(Selective):
         unused = super().inert()
         if self.rope == "none":
             unused |= {"rope_theta"}
-        if self.rope not in ("partial", "yarn"):
+        if self.rope == "none" or (self.rope == "standard" and self.rope_scale == 1.0):
             unused |= {"rope_factor"}
         if self.rope != "yarn":
             unused |= {"rope_context"}
@@ -245,7 +246,7 @@ class Attention(Selective):
             and all(
                 getattr(ungated, name) == getattr(parent, name)
                 for name in type(self).model_fields
-                if name not in self.size_fields | ungated.inert()
+                if name not in self.size_fields | (ungated.inert() & parent.inert())
             )
         )
 
@@ -310,7 +311,8 @@ class AttentionBranch(SelectiveBranch):
         self.value_gate = Gate(ctx.dim, kv_width, dense) if part.gating_pos == "value" else None
         self.register_buffer("slopes", torch.empty(part.heads) if part.alibi else None)
         theta = None if part.rope == "none" else part.rope_theta
-        self.selector = Selector(part, ctx, theta) if part.selector != "none" else None
+        stretch = part.rope_scale if part.rope == "standard" else 1.0
+        self.selector = Selector(part, ctx, theta, stretch) if part.selector != "none" else None
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -343,7 +345,8 @@ class AttentionBranch(SelectiveBranch):
                 part.rotated_dims,
                 part.rope_theta,
                 q_BHTE,
-                yarn_factor=part.rope_scale if part.rope == "yarn" else None,
+                kind="yarn" if part.rope == "yarn" else "standard",
+                factor=1.0 if part.rope == "partial" else part.rope_scale,
                 context=part.rope_context,
             )
             q_BHTE, k_BKTE = apply_rope(q_BHTE, cis_TF), apply_rope(k_BKTE, cis_TF)

@@ -174,7 +174,8 @@ class Part(Frozen):
         changed = sorted(
             name
             for name in type(self).model_fields
-            if name not in self.size_fields | self.inert() and getattr(self, name) != getattr(parent, name)
+            if name not in self.size_fields | (self.inert() & parent.inert())
+            and getattr(self, name) != getattr(parent, name)
         )
         return Alignment(
             sources={name: name if name in theirs else None for name in specs},

@@ -1,14 +1,28 @@
 """Frozen, strict data: what parts, blueprints and experiments are made of."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+#: How often something is drawn or how much of it is taken, relative to others. More than a million to one makes no
+#: difference that could be seen, and sums of weights without a bound need not be numbers.
+Weight = Annotated[float, Field(ge=0.0, le=1e6)]
+PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class Frozen(BaseModel):
     """Frozen, strict data. `evolve` is how operators make a changed copy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    @classmethod
+    def names(cls) -> dict[str, str]:
+        """Every name that a field is understood by on input -> its own."""
+        found = {name: name for name in cls.model_fields}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.validation_alias, AliasChoices):
+                found |= {str(alias): name for alias in field.validation_alias.choices}
+        return found
 
     def evolve(self, **changes: Any) -> Self | None:
         """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""

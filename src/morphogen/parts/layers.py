@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphogen.ops.elementwise import layer_norm, rms_norm, rope_rotations
+from morphogen.ops.elementwise import WholeRope, layer_norm, rms_norm, rope_rotations
 from morphogen.parts.base import NormKind
 
 
@@ -64,16 +64,24 @@ class Linear(nn.Module):
 
 
 def rotations(
-    places: range, channels: int, theta: float, like: Tensor, *, yarn_factor: float | None = None, context: int = 2048
+    places: range,
+    channels: int,
+    theta: float,
+    like: Tensor,
+    *,
+    kind: WholeRope = "standard",
+    factor: float = 1.0,
+    context: int = 2048,
 ) -> Tensor:
     """RoPE's rotations of consecutive tokens, (T, pairs) complex, the factor on queries and keys included.
 
-    On the device of `like`, in the complex dtype of its precision, at least fp32. Tables are kept.
+    kind, factor, context: as for `ops.elementwise.rope_frequencies`. On the device of `like`, in the complex dtype of
+    its precision, at least fp32. Tables are kept.
     """
     # a decoder that starts in mid-sequence would else need another table every token
     length = places.stop if places.start == 0 else 1 << (places.stop - 1).bit_length()
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return _table(length, channels, theta, yarn_factor, context, dtype, like.device)[places.start : places.stop]
+    return _table(length, channels, theta, kind, factor, context, dtype, like.device)[places.start : places.stop]
 
 
 @functools.lru_cache(maxsize=64)
@@ -81,12 +89,13 @@ def _table(
     length: int,
     channels: int,
     theta: float,
-    yarn_factor: float | None,
+    kind: WholeRope,
+    factor: float,
     context: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
     cis_TF, magnitude = rope_rotations(
-        length, channels, theta=theta, yarn_factor=yarn_factor, context=context, device=device
+        length, channels, theta=theta, kind=kind, factor=factor, context=context, device=device
     )
     return (cis_TF * magnitude).to(dtype.to_complex())

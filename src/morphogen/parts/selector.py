@@ -129,12 +129,13 @@ Index = tuple[Tensor, Tensor, Tensor]
 
 
 class Selector(nn.Module):
-    """The indexer, and attention over what it picks. theta: of RoPE on its queries and keys; None for no RoPE."""
+    """The indexer, and attention over what it picks. theta: of RoPE on its queries and keys; None for no RoPE.
+    stretch: what its positions are divided by."""
 
-    def __init__(self, part: Selective, ctx: Context, theta: float | None) -> None:
+    def __init__(self, part: Selective, ctx: Context, theta: float | None, stretch: float = 1.0) -> None:
         super().__init__()
         self.part = part
-        self.theta = theta
+        self.theta, self.stretch = theta, stretch
         self.q = Linear(ctx.dim, part.selector_heads * part.selector_dim)
         self.k = Linear(ctx.dim, part.selector_dim)
         self.w = Linear(ctx.dim, part.selector_heads)
@@ -146,7 +147,8 @@ class Selector(nn.Module):
         q_BATI = self.q(x_BTD).view(batch, length, -1, self.part.selector_dim).transpose(1, 2)
         k_B1TI = self.k_norm(self.k(x_BTD))[:, None]
         if self.theta is not None:
-            cis_TF = rotations(range(start, start + length), self.part.selector_dim, self.theta, q_BATI)
+            places = range(start, start + length)
+            cis_TF = rotations(places, self.part.selector_dim, self.theta, q_BATI, factor=self.stretch)
             q_BATI, k_B1TI = apply_rope(q_BATI, cis_TF), apply_rope(k_B1TI, cis_TF)
         return q_BATI, k_B1TI, self.w(x_BTD).mT
 

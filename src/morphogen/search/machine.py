@@ -10,23 +10,20 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
 from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple
 
-import numpy as np
-
 from morphogen.candidate import Candidate, Edit, Report, Status, stream
 from morphogen.errors import RunError, nearest
 from morphogen.experiment import Evolution
+from morphogen.search.breeding import Breeding
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import composed, decide, rejection, rounds
-from morphogen.search.space import Bred, G, Space, T
+from morphogen.search.space import G, Space, T
 from morphogen.selection.map_elites import elites
 from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
-from morphogen.selection.parents import Pool, Rules, select_parent
+from morphogen.selection.parents import Pool, Rules
 from morphogen.selection.survival import front, survive
 from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
 
-#: Proposals drawn for one place in a generation before the generation stays smaller.
-TRIES = 50
 #: Candidates that rung 0 may turn away in one generation, per offspring wanted.
 REJECTIONS = 8
 #: Operator names in a candidate's id take at most this many characters.
@@ -158,10 +155,15 @@ class Search(Generic[G, T]):
 
     def _offspring(self, number: int) -> Iterator[Candidate]:
         evolution, made_now = self.evolution, set[str]()
-        breeders = Pool.of([self.reports[id] for id in self.survivors], self._rules)
+        pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
+        breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
+
+        def is_new(identity: str) -> bool:
+            return identity not in self._identities and identity not in made_now
+
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
-            made = self._new(index, breeders, made_now) if wanted else None
+            made = breeding.propose(stream(self.seed, index, "variation"), is_new) if wanted else None
             if made is None:
                 return
             (child, edits), parents = made
@@ -170,52 +172,6 @@ class Search(Generic[G, T]):
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
-
-    def _new(self, index: int, breeders: Pool, made_now: set[str]) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """A proposal of a genome that neither the run nor `made_now` has, and its parents; None when `TRIES` draws
-        found none."""
-        rng, control = stream(self.seed, index, "variation"), not self.evolution.edits
-        for _ in range(TRIES):
-            drawn = self._draw(breeders, rng)
-            if drawn is not None and (control or self._is_new(self.space.identity(drawn[0][0]), made_now)):
-                return drawn
-        return None
-
-    def _is_new(self, identity: str, made_now: set[str]) -> bool:
-        return identity not in self._identities and identity not in made_now
-
-    def _draw(self, breeders: Pool, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""
-        evolution = self.evolution
-        if evolution.baseline == "random":
-            return self._walk(rng)
-        row = select_parent(evolution.parent_selection, breeders, rng)
-        first = breeders.ids[row]
-        parent = self._genome(first)
-        if not evolution.edits:
-            return (parent, ()), (first,)
-        if rng.random() < evolution.crossover_prob and len(breeders) > 1:
-            second = breeders.ids[select_parent(evolution.parent_selection, breeders, rng)]
-            if second == first:
-                others = breeders.without(row)
-                second = others.ids[select_parent(evolution.parent_selection, others, rng)]
-            crossed = self.space.crossover(parent, self._genome(second), rng)
-            if crossed is not None:
-                return crossed, (first, second)
-        mutated = self.space.mutate(parent, rng)
-        return None if mutated is None else (mutated, (first,))
-
-    def _walk(self, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """A random walk of edits from a founder, as long as a lineage may be by now: the baseline without selection."""
-        founder = str(rng.choice(self.survivors))
-        genome, edits = self._genome(founder), list[Edit]()
-        for _ in range(int(rng.integers(1, self.generation + 2))):
-            mutated = self.space.mutate(genome, rng)
-            if mutated is None:
-                break
-            genome = mutated[0]
-            edits += mutated[1]
-        return ((genome, tuple(edits)), (founder,)) if edits else None
 
     def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
         """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended

@@ -113,7 +113,7 @@ class _Trial:
         for rung, until_step in self.stages:
             stop = self._train(until_step, progress)
             gates = self.experiment.evolution.rung1_gates
-            at_gate = rung == 1 and (threshold is not None or len(gates) > 0)
+            at_gate = rung == 1 and self._gated
             if at_gate or stop is not None or until_step == self.stages[-1][1]:
                 self.metrics |= self._measure()
                 self.rung = rung
@@ -135,23 +135,37 @@ class _Trial:
             found.append(f"{name} was not measured" if value is None else limits.complaint(name, value, place))
         return "; ".join(complaint for complaint in found if complaint)
 
+    @property
+    def _gated(self) -> bool:
+        """Whether there are gates after rung 1."""
+        return self.experiment.train.ppl_stop_threshold is not None or len(self.experiment.evolution.rung1_gates) > 0
+
     def _stages(self) -> list[tuple[int, int]]:
-        """(rung, the step it ends at) of every stage that trains at all, under `train.max_tokens`."""
-        per_step = self.prepared.tokens_per_step
+        """(rung, the step it ends at) of every stage that trains at all, under `train.max_tokens`.
+
+        Rung 1 is a batch at least where gates stand after it, at the expense of rung 2: the tokens that a costly
+        candidate has under `budget: flops` may give less, and it would pass unmeasured.
+        """
+        per_step, equal_flops = self.prepared.tokens_per_step, self.experiment.evolution.budget == "flops"
         most_tokens = self.experiment.train.max_tokens - self.before.tokens.own
+        whole_tokens = sum(stage.budget_tokens for stage in self.job.stages)
+        last = min(whole_tokens, most_tokens) // per_step
+        if last < 1:
+            raise InputError(
+                f"evolution.rung1_tokens and rung2_tokens: got {whole_tokens} tokens in all"
+                f"{' for as many FLOPs as the root has' if equal_flops else ''} (train.max_tokens leaves "
+                f"{most_tokens}), expected at least one batch of {per_step}"
+            )
         stages: list[tuple[int, int]] = []
         budget_tokens = done = 0
         for stage in self.job.stages:
             budget_tokens += stage.budget_tokens
             until = min(budget_tokens, most_tokens) // per_step
+            if stage.rung == 1 and self._gated:
+                until = max(1, until)
             if until > done:
                 stages.append((stage.rung, until))
                 done = until
-        if not stages:
-            raise InputError(
-                f"evolution.rung1_tokens and rung2_tokens: got {budget_tokens} tokens in all (train.max_tokens leaves "
-                f"{most_tokens}), expected at least one batch of {per_step}"
-            )
         return stages
 
     def _weights(self) -> Inherited:

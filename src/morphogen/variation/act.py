@@ -261,7 +261,8 @@ def _with_fields(before: Blueprint, child: Blueprint, fields: Mapping[str, JsonV
 
 def _with(part: Part, fields: Mapping[str, JsonValue]) -> Part | None:
     """The part with `fields`; None where it has none of such a name or value."""
+    own = type(part).names()
     try:
-        return type(part).model_validate({**dict(part), **fields})
+        return type(part).model_validate({**dict(part), **{own.get(name, name): x for name, x in fields.items()}})
     except ValidationError:
         return None

@@ -4,15 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template, TemplateFile
-from morphogen.blueprint.yaml import Loc, read
+from morphogen.blueprint.yaml import Loc, read, what
 from morphogen.candidate import Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, unknown
 from morphogen.network import parameter_count
-from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Part, find_operator, pick
+from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Operator, Part, find_operator, pick
 from morphogen.parts.recurrence import Recurrence
 from morphogen.variation.act import Around, Made, Place, apply_operator, trained
 
@@ -52,9 +54,8 @@ def _dotted(loc: Loc) -> str:
 
 
 def mistakes(templates: Sequence[Template]) -> Iterator[tuple[Loc, str]]:
-    """(place, what is wrong there) for every operator, target or field that cannot be."""
-    kinds: set[type[Part]] = {*REGISTRY.values(), Recurrence}
-    fields = sorted({name for cls in kinds for name in cls.model_fields})
+    """(place, what is wrong there) for every operator, target, field or value that cannot be."""
+    fields = {name: own for cls in _kinds() for name, own in cls.names().items()}
     names = sorted(OPERATORS.keys() - {"template_mutation"})
     for i, template in enumerate(templates):
         for j, action in enumerate(template.actions):
@@ -70,9 +71,44 @@ def mistakes(templates: Sequence[Template]) -> Iterator[tuple[Loc, str]]:
                 )
             if op.level in ("train", "compound") and action.set:
                 yield (*place, "set"), f"{op.name} makes no one part whose fields could be set"
-            for name in action.set:
+            for name, value in action.set.items():
                 if name not in fields:
                     yield (*place, "set", name), unknown("", name, fields).removeprefix(": ")
+                elif fields[name] != name and fields[name] in action.set:
+                    yield (*place, "set", name), f"another name of {fields[name]}, which is set too"
+                elif wrong := _wrong_value(op, name, value):
+                    yield (*place, "set", name, *wrong[0]), wrong[1]
+
+
+def _kinds() -> list[type[Part]]:
+    """Every class that an operator may make or change, each once."""
+    return [*dict.fromkeys(REGISTRY.values()), Recurrence]
+
+
+def _wrong_value(op: Operator, name: str, value: JsonValue) -> tuple[Loc, str] | None:
+    """(place below the field, what is wrong there) where no part that `op` may make takes `value`; None where one does.
+
+    What parts together make impossible, such as heads that cannot be shared out, shows only where the template acts.
+    """
+    holders = [cls for cls in _kinds() if name in cls.names()]
+    wrong: list[tuple[type[Part], ErrorDetails]] = []
+    for cls in holders:
+        own = cls.names()[name]
+        try:
+            cls.model_validate({own: value})
+            return None
+        except ValidationError as error:
+            # all others are of fields that are missing here
+            found = [detail for detail in error.errors() if detail["loc"][:1] == (own,)]
+        if not found:
+            return None
+        wrong.append((cls, found[0]))
+    told = [(cls, detail) for cls, detail in wrong if op.target is not None and issubclass(cls, op.target)] or wrong
+    cls, first = told[0]
+    if all(detail["type"] == "literal_error" for _, detail in told):
+        allowed = dict.fromkeys(detail["ctx"]["expected"].replace(" or ", ", ") for _, detail in told)
+        first["ctx"]["expected"] = ", ".join(allowed)
+    return first["loc"][1:], what(cls, first, first["loc"])
 
 
 # ---------------------------------------------------------------------------------------------------- applying
