@@ -88,10 +88,10 @@ BAD_FILES = {
         "lr: 0.01, optimizer: {name: lion, eps: 1.0e-6}",
         ":7:19 train.optimizer: eps is 1e-06, but lion has none",
     ),
-    "a weight of held-out text": (
+    "a weight of a probe that is only measured": (
         "  eval_tokens: 128",
-        "  eval_shards: [{source: x}, {source: y, weight: 2}]\n  eval_tokens: 128",
-        "data.eval_shards[1]: weight is 2, but held-out text is not mixed",
+        "  eval_shards: [{source: x, weight: 2}, {source: 'probe:mqar', weight: 2}]\n  eval_tokens: 128",
+        "data.eval_shards[1]: weight is 2, but a probe that is only measured has no part in any mean",
     ),
     "a split of local text": (
         "{source: CORPUS}",

@@ -134,7 +134,7 @@ class Shard(Frozen):
     """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
     `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
 
-    weight: share of training sequences, relative to the other shards'; held-out shards all count alike. split,
+    weight: share of training sequences, or of the means over held-out shards, relative to the other shards'. split,
     revision: of a Hugging Face data set. cache_path: where its tokens are kept, instead of the common cache.
     max_documents: how many documents to take from the head of the source, so that a large data set on the hub need not
     be fetched whole. A probe has none of these but a weight.
@@ -169,12 +169,9 @@ class Shard(Frozen):
         return int(found[1] or _PAIRS) if found else None
 
 
-def _unweighted(shard: Shard) -> Shard:
-    if "weight" in _changed(shard):
-        raise ValueError(
-            f"weight is {shard.weight:g}, but held-out text is not mixed: every shard is measured on eval_tokens, and "
-            "ppl and bpb are plain means over shards; leave it out"
-        )
+def _measured(shard: Shard) -> Shard:
+    if shard.pairs is not None and "weight" in _changed(shard):
+        raise ValueError(f"weight is {shard.weight:g}, but a probe that is only measured has no part in any mean")
     return shard
 
 
@@ -193,7 +190,7 @@ class Data(Frozen):
     seed: NonNegativeInt = 0
     split: Split = Split()
     shards: Annotated[tuple[Shard, ...], Field(min_length=1)] = (Shard(source="stdlib-code"),)
-    eval_shards: tuple[Annotated[Shard, AfterValidator(_unweighted)], ...] = ()
+    eval_shards: tuple[Annotated[Shard, AfterValidator(_measured)], ...] = ()
     healing_shards: tuple[Shard, ...] = ()
     healing_tokens: NonNegativeInt = 0
     eval_tokens: PositiveInt = 65_536
@@ -231,8 +228,9 @@ class Data(Frozen):
 
     @property
     def measured_shards(self) -> tuple[Shard, ...]:
-        """The text that metrics are reported on."""
-        return tuple(shard for shard in self.eval_shards if shard.pairs is None) or self.text_shards
+        """The text that metrics are reported on, each shard with its weight in their means."""
+        given = tuple(shard for shard in self.eval_shards if shard.pairs is None)
+        return given or tuple(shard.model_copy(update={"weight": 1.0}) for shard in self.text_shards)
 
 
 Direction = Literal["min", "max"]

@@ -125,6 +125,16 @@ def test_measured_shards_need_no_training_split_and_are_found_by_name(
         prepared.eval_shard(f"{name}x")
 
 
+def test_held_out_weights_are_those_given_and_no_training_weights(
+    data: Callable[..., Data], folder: Callable[..., str]
+) -> None:
+    own, held = folder("own"), folder("held")
+    given = prepare(data(eval_shards=[{"source": own}, {"source": held, "weight": 3}])).eval_weights
+    assert list(given.values()) == [1.0, 3.0]
+    trained = prepare(data(shards=[Shard(source=own, weight=5.0), Shard(source=held)])).eval_weights
+    assert list(trained.values()) == [1.0, 1.0]
+
+
 def test_cache_path_keeps_a_shard_elsewhere(
     data: Callable[..., Data], folder: Callable[..., str], tmp_path: Path, cache: Path
 ) -> None:

@@ -50,19 +50,24 @@ def test_the_model_stays_in_its_mode() -> None:
 
 def test_metrics_are_per_shard_and_their_means() -> None:
     half = Score(math.log(2) * 10, 10, 5)
-    metrics = shard_metrics({"a": [half, half], "b": [Score(math.log(8) * 6, 6, 6)]})
+    scores = {"a": [half, half], "b": [Score(math.log(8) * 6, 6, 6)]}
+    metrics = shard_metrics(scores, {"a": 1.0, "b": 1.0})
     assert metrics["ppl_a"] == pytest.approx(2)
     assert metrics["bpb_a"] == pytest.approx(2)
     assert metrics["ppl_b"] == pytest.approx(8)
     assert metrics["bpb_b"] == pytest.approx(3)
     assert metrics["ppl"] == pytest.approx(5)
     assert metrics["bpb"] == pytest.approx(2.5)
+    weighted = shard_metrics(scores, {"a": 3.0, "b": 1.0})
+    assert weighted["ppl"] == pytest.approx((3 * 2 + 8) / 4)
+    assert weighted["bpb"] == pytest.approx((3 * 2 + 3) / 4)
+    assert weighted["bpb_a"] == metrics["bpb_a"]
 
 
 @pytest.mark.parametrize("nats", [math.nan, math.inf, 1e6])
 def test_a_loss_without_a_perplexity_is_an_error(nats: float) -> None:
     with pytest.raises(DivergedError, match="gives no perplexity"):
-        shard_metrics({"a": [Score(nats, 10, 10)]})
+        shard_metrics({"a": [Score(nats, 10, 10)]}, {"a": 1.0})
 
 
 @pytest.fixture
@@ -98,4 +103,4 @@ def test_no_eval_batches_is_an_error_and_never_perplexity_one(mixture: Mixture) 
     with pytest.raises(InputError, match="got 0 batches"):
         evaluate(Constant([1 / 257] * 257), mixture, eval_tokens=1000, limit_batches=0)
     with pytest.raises(InputError, match="got 0 batches"):
-        shard_metrics({"a": []})
+        shard_metrics({"a": []}, {"a": 1.0})

@@ -10,6 +10,8 @@ from morphogen.metrics.perplexity import Score
 from morphogen.metrics.recurrence import recurrence_metrics
 from morphogen.network import LanguageModel, build
 
+WEIGHTS = {"a": 1.0, "b": 1.0}
+
 
 def model_with(*tests: tuple[int, ...]) -> LanguageModel:
     loops = [{"start": i, "end": i + 1, "max_train_recurrence": 2, "test_recurrences": t} for i, t in enumerate(tests)]
@@ -32,7 +34,7 @@ def test_every_count_is_measured_once_and_the_gain_is_that_of_the_best() -> None
         seen.append(model.eval_steps)
         return known(ppl[model.eval_steps or 0])
 
-    found = recurrence_metrics(model, known(5.0), measure)
+    found = recurrence_metrics(model, known(5.0), WEIGHTS, measure)
     assert seen == [1, 4]
     assert model.eval_steps is None
     assert found["recurrence_gain"] == pytest.approx(1 - 6 / 8)
@@ -50,9 +52,9 @@ def test_the_count_it_runs_at_anyway_is_not_measured_again() -> None:
         seen.append(model.eval_steps or alone.eval_steps)
         return known(9.0)
 
-    recurrence_metrics(alone, known(5.0), measure)
+    recurrence_metrics(alone, known(5.0), WEIGHTS, measure)
     assert seen == [1]
-    recurrence_metrics(model, known(5.0), measure)
+    recurrence_metrics(model, known(5.0), WEIGHTS, measure)
     assert seen == [1, 1, 3]
 
 
@@ -62,7 +64,7 @@ def test_a_count_without_a_finite_loss_has_no_figure() -> None:
     def measure() -> Mapping[str, list[Score]]:
         return known(8.0) if model.eval_steps == 1 else {"a": [Score(math.nan, 10, 10)]}
 
-    found = recurrence_metrics(model, known(5.0), measure)
+    found = recurrence_metrics(model, known(5.0), WEIGHTS, measure)
     assert found["recurrence_gain"] == 0.0
     assert not any(name.endswith("rec_4") for name in found)
     assert model.eval_steps is None
@@ -74,11 +76,13 @@ def test_there_is_no_gain_over_a_single_step_that_has_no_loss() -> None:
     def measure() -> Mapping[str, list[Score]]:
         return {"a": [Score(math.nan, 10, 10)]} if model.eval_steps == 1 else known(8.0)
 
-    found = recurrence_metrics(model, known(5.0), measure)
+    found = recurrence_metrics(model, known(5.0), WEIGHTS, measure)
     assert "ppl_rec_4" in found
     assert "ppl_rec_1" not in found
     assert "recurrence_gain" not in found
 
 
 def test_without_recurrence_there_is_no_gain() -> None:
-    assert recurrence_metrics(model_with(), known(5.0), lambda: pytest.fail("measured")) == {"recurrence_gain": 0.0}
+    assert recurrence_metrics(model_with(), known(5.0), WEIGHTS, lambda: pytest.fail("measured")) == {
+        "recurrence_gain": 0.0
+    }

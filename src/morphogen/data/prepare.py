@@ -25,7 +25,7 @@ SAMPLE_BYTES_PER_ID: Final = 1024
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """One source, encoded. `weight` is as given; `files` has one entry per split."""
+    """One source, encoded. weight: in training, or in the means over held-out text. files: one entry per split."""
 
     name: str
     source: str
@@ -62,6 +62,11 @@ class PreparedData:
     def tokens_per_step(self) -> int:
         """Targets in one batch."""
         return self.seq_len * self.batch_size
+
+    @property
+    def eval_weights(self) -> dict[str, float]:
+        """Measured shard -> its weight in `ppl` and `bpb`."""
+        return {shard.name: shard.weight for shard in self.eval_shards}
 
     def eval_shard(self, name: str) -> PreparedShard:
         """The measured shard of that name; InputError names the others."""

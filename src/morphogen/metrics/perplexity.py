@@ -79,8 +79,8 @@ def held_out(
     return scores
 
 
-def shard_metrics(scores: Mapping[str, Sequence[Score]]) -> dict[str, float]:
-    """`ppl_<shard>` and `bpb_<shard>`, and their plain means over shards, `ppl` and `bpb`.
+def shard_metrics(scores: Mapping[str, Sequence[Score]], weights: Mapping[str, float]) -> dict[str, float]:
+    """`ppl_<shard>` and `bpb_<shard>`, and their means over shards by `weights`, `ppl` and `bpb`.
 
     Raises InputError for a shard without a score, DivergedError for a loss that is not finite.
     """
@@ -91,7 +91,8 @@ def shard_metrics(scores: Mapping[str, Sequence[Score]]) -> dict[str, float]:
         whole = sum(parts[1:], parts[0])
         metrics[f"ppl_{shard}"], metrics[f"bpb_{shard}"] = whole.ppl, whole.bpb
     for kind in ("ppl", "bpb"):
-        metrics[kind] = math.fsum(metrics[f"{kind}_{shard}"] for shard in scores) / len(scores)
+        total = math.fsum(weights[shard] * metrics[f"{kind}_{shard}"] for shard in scores)
+        metrics[kind] = total / math.fsum(weights[shard] for shard in scores)
     return metrics
 
 
@@ -105,4 +106,5 @@ def evaluate(
     bf16: bool = False,
 ) -> dict[str, float]:
     """`held_out` as metrics: what a trained model is measured by."""
-    return shard_metrics(held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16))
+    scores = held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16)
+    return shard_metrics(scores, mixture.prepared.eval_weights)

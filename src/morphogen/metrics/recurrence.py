@@ -9,14 +9,17 @@ from morphogen.network import LanguageModel
 Scores = Mapping[str, Sequence[Score]]
 
 
-def recurrence_metrics(model: LanguageModel, scores: Scores, measure: Callable[[], Scores]) -> dict[str, float]:
+def recurrence_metrics(
+    model: LanguageModel, scores: Scores, weights: Mapping[str, float], measure: Callable[[], Scores]
+) -> dict[str, float]:
     """`ppl_<shard>_rec_<n>` and their mean `ppl_rec_<n>`, for n = 1 and every n in `test_recurrences`: all recurrences
     take n steps. And `recurrence_gain`, how much smaller the best n makes the perplexity than one step does:
 
         1 − min over n of ppl_rec_n / ppl_rec_1
 
-    which is 0 where one step is best or there is no recurrence. scores: of the model as it is. measure: the same on the
-    same text, again. A number of steps whose loss is not finite has no figure, and no gain where that number is one.
+    which is 0 where one step is best or there is no recurrence. scores: of the model as it is. weights: of the shards.
+    measure: the same on the same text, again. A number of steps whose loss is not finite has no figure, and no gain
+    where that number is one.
     """
     loops = model.blueprint.recurrences
     metrics: dict[str, float] = {}
@@ -25,7 +28,7 @@ def recurrence_metrics(model: LanguageModel, scores: Scores, measure: Callable[[
         as_it_is = all(loop.steps(1.0) == steps for loop in loops)
         model.eval_steps = steps
         try:
-            found = shard_metrics(scores if as_it_is else measure())
+            found = shard_metrics(scores if as_it_is else measure(), weights)
         except DivergedError:
             continue
         finally:

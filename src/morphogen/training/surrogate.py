@@ -106,7 +106,9 @@ class _Trial:
     def run(self, progress: Progress | None) -> Report:
         """Train and measure, stage by stage. DivergedError when a number is not finite."""
         if self.inherits:
-            self.metrics["bpb_inherited"] = shard_metrics(self._score(SAMPLE_BATCHES))["bpb"]
+            self.metrics["bpb_inherited"] = shard_metrics(self._score(SAMPLE_BATCHES), self.prepared.eval_weights)[
+                "bpb"
+            ]
         threshold = self.experiment.train.ppl_stop_threshold
         allowed = math.inf if threshold is None else threshold
         stop: StopReason | None = None
@@ -217,13 +219,13 @@ class _Trial:
 
     def _measure(self) -> dict[str, float]:
         """Everything measured of the model as it is now that the clock has no part in."""
-        scores, trace = self._score(), self.trainer.trace
+        scores, weights, trace = self._score(), self.prepared.eval_weights, self.trainer.trace
         sample = {shard: parts[:SAMPLE_BATCHES] for shard, parts in scores.items()}
         own_text = slice(self.healing_steps, None)
         return {
-            **shard_metrics(scores),
-            "bpb_sample": shard_metrics(sample)["bpb"],
-            **recurrence_metrics(self.model, scores, self._score),
+            **shard_metrics(scores, weights),
+            "bpb_sample": shard_metrics(sample, weights)["bpb"],
+            **recurrence_metrics(self.model, scores, weights, self._score),
             **self._recall(),
             "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
             "kv_bytes": self._decode(),
