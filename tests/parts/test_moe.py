@@ -203,7 +203,7 @@ def test_recomputing_activations_counts_nothing_twice(bf16: bool) -> None:
 
 def test_coefficients_reach_the_gradient_and_the_loss_on_record_is_that_of_the_text() -> None:
     _, base = trained(moe(balance=0.1), router_lb_coeff=0.0)
-    _, more = trained(moe(balance=0.1), router_lb_coeff=50.0)
+    _, more = trained(moe(balance=0.1), router_lb_coeff=5000.0)
     _, spread = trained(moe(balance=0.1), router_lb_coeff=0.0, router_entropy_coeff=50.0)
     assert base.trace.losses[0] == more.trace.losses[0] == spread.trace.losses[0]
     assert more.trace.grad_norms[0] > 1.001 * base.trace.grad_norms[0]

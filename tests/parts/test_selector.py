@@ -108,7 +108,7 @@ def test_alignment_teaches_the_indexer_what_attention_attends_to() -> None:
 
     optimizer = torch.optim.Adam([p for n, p in model.named_parameters() if ".selector." in n], lr=1e-2)
     first_loss, first_mass = divergence_of(model, ids_BT), mass()
-    for _ in range(60):
+    for _ in range(150):
         optimizer.zero_grad()
         with model.recording() as record:
             model(ids_BT)

@@ -8,7 +8,7 @@ from morphogen.store.lineage import Lineage, build_lineage
 
 
 def test_edits_on_record_lead_from_the_root_to_every_node_of_a_lineage_of_200():
-    search = simulated.engine(seed=11, generations=20, population=10, topk_keep=6, mutation_steps=3, crossover_prob=0.3)
+    search = simulated.engine(seed=11, generations=24, population=10, topk_keep=6, mutation_steps=3, crossover_prob=0.3)
     simulated.run(search)
     text = build_lineage("demo", search.candidates, search.reports, search.frontier_ids).to_json()
     lineage = Lineage.model_validate_json(text)

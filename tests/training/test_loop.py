@@ -63,9 +63,9 @@ def test_a_short_run_warms_up_for_at_most_half() -> None:
 
 
 def test_training_learns_what_there_is_to_learn() -> None:
-    trainer = make(build(blueprint()), Train(lr=1e-2, warmup=4), steps=60)
+    trainer = make(build(blueprint()), Train(lr=1e-2, warmup=4, entropy_threshold=0.0), steps=60)
     assert trainer.run(counting, 60) is None
-    assert trainer.trace.losses[0] == pytest.approx(math.log(VOCAB), rel=0.1)
+    assert trainer.trace.losses[0] > 0.9 * math.log(VOCAB)
     assert trainer.trace.losses[-1] < 0.5
 
 

@@ -1,5 +1,6 @@
 """A blueprint: the architecture alone, as frozen data. Field names here are the public DSL."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from morphogen.parts.stem import Stem
 
 
 class Embedding(Frozen):
-    """Token embedding. vocab: null takes the tokenizer's size."""
+    """Token embedding. vocab: null takes the tokenizer's size. init_std: null is 1/√dim, with which the first logits of
+    a tied head have unit variance."""
 
     dim: PositiveInt
     vocab: PositiveInt | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    init_std: PositiveFloat = 0.02
+    init_std: PositiveFloat | None = None
 
 
 class Head(Frozen):
@@ -169,7 +171,8 @@ class Blueprint(Frozen):
         if self.emb.vocab is None:
             raise InputError("model.emb.vocab: not set, expected a number of tokens (or a tokenizer to take it from)")
         branches = sum(len(block.branches()) for block in self.blocks)
-        return Context(self.emb.dim, self.norm, self.emb.vocab, self.emb.init_std, branches, seq_len)
+        init_std = 1.0 / math.sqrt(self.emb.dim) if self.emb.init_std is None else self.emb.init_std
+        return Context(self.emb.dim, self.norm, self.emb.vocab, init_std, branches, seq_len)
 
     def genes(self, seq_len: int = 256) -> list[Gene]:
         """Every part with its place: the stem first, then block by block."""

@@ -35,8 +35,8 @@ GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 class Context:
     """What a part may know of the model around it.
 
-    dim: residual width. vocab: tokens in the embedding. branches: residual branches in the whole model (scales the
-    initial output projections). seq_len: tokens per sequence, for costs only.
+    dim: residual width. vocab: tokens in the embedding. init_std: of the embedding at the start. branches: residual
+    branches in the whole model. seq_len: tokens per sequence, for costs only.
     """
 
     dim: int
@@ -45,6 +45,15 @@ class Context:
     init_std: float
     branches: int
     seq_len: int = 256
+
+    @property
+    def output_gain(self) -> float:
+        """The gain of fresh output projections: init_std / √(2·branches), the root as in GPT-2.
+
+        What branches add is then of the embedding's size. Were it larger, tokens would drown in what the first branch
+        writes, and training would take that much longer to begin.
+        """
+        return self.init_std / math.sqrt(2 * max(1, self.branches))
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ class Part(Frozen):
             if name not in gone:
                 init = self.initial.get(name, NORMAL)
                 if self.writes(name) and init == NORMAL:
-                    init = Init("fan_in_normal", (1.0 / math.sqrt(2 * max(1, ctx.branches)),))
+                    init = Init("fan_in_normal", (ctx.output_gain,))
                 out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
         return out
 

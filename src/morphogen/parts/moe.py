@@ -178,7 +178,7 @@ class MoE(Part):
         """The stack's, then those of `experts` without their norms: the input is normalised once for all."""
         specs = super().specs(ctx)
         if "down.weight" in specs:
-            std = 1.0 / math.sqrt(2 * max(1, ctx.branches) * self.hidden)
+            std = ctx.output_gain / math.sqrt(self.hidden)
             specs["down.weight"] = replace(specs["down.weight"], init=Init("normal", (std,)))
         for i, part in enumerate(self.experts):
             for name, spec in _bare(part, ctx).items():
