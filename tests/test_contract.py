@@ -17,7 +17,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.candidate import Edit
 from morphogen.inherit import inherit, plan
-from morphogen.network import LanguageModel, assemble, initial_state, parameter_count
+from morphogen.network import LanguageModel, assemble, build, initial_state, parameter_count
 from morphogen.parts.base import OPERATORS, REGISTRY, Modifier
 from morphogen.parts.branch import Branch
 from morphogen.parts.tensors import flat
@@ -100,6 +100,19 @@ def test_yaml_round_trip(slot: str, kind: str, data: st.DataObject) -> None:
     again = loads(dumps(blueprint)).parse(Blueprint)
     assert again == blueprint
     assert digest(again) == digest(blueprint)
+
+
+@pytest.mark.parametrize(("slot", "kind"), KINDS)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_fresh_branches_do_not_drown_the_embedding(slot: str, kind: str, data: st.DataObject) -> None:
+    blueprint = data.draw(around(slot, kind))
+    model, seen = build(blueprint, seed=data.draw(st.integers(0, 9))).eval(), list[torch.Tensor]()
+    model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(ids_of(1))
+        emb_BTD = model.emb(ids_of(1))
+    assert float((seen[0] - emb_BTD).norm()) <= 1.5 * float(emb_BTD.norm())
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)
