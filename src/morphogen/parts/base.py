@@ -50,8 +50,8 @@ class Context:
     def output_gain(self) -> float:
         """The gain of fresh output projections: init_std / √(2·branches), the root as in GPT-2.
 
-        What branches add is then of the embedding's size. Were it larger, tokens would drown in what the first branch
-        writes, and training would take that much longer to begin.
+        What branches add is then of the embedding's size at most. Were it larger, tokens would drown in what the first
+        branch writes, and training would take that much longer to begin.
         """
         return self.init_std / math.sqrt(2 * max(1, self.branches))
 
