@@ -106,9 +106,8 @@ class _Trial:
     def run(self, progress: Progress | None) -> Report:
         """Train and measure, stage by stage. DivergedError when a number is not finite."""
         if self.inherits:
-            self.metrics["bpb_inherited"] = shard_metrics(self._score(SAMPLE_BATCHES), self.prepared.eval_weights)[
-                "bpb"
-            ]
+            sample = self._score(SAMPLE_BATCHES)
+            self.metrics["bpb_inherited"] = shard_metrics(sample, self.prepared.eval_weights)["bpb"]
         threshold = self.experiment.train.ppl_stop_threshold
         allowed = math.inf if threshold is None else threshold
         stop: StopReason | None = None
