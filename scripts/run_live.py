@@ -10,6 +10,7 @@ import typer
 
 from morphogen import flags
 from morphogen.launch import carry_out, execute, read_experiment
+from morphogen.paths import user_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -75,10 +76,10 @@ def run_live(
         mutation_weights=named_weights("--mutation-weight", mutation_weight or ()),
         score_weights={name: value for name, value in scores.items() if value is not None},
     )
-    out = out or Path("runs") / Path(config).stem
+    out = user_path(out, "--out") if out else Path("runs") / Path(config).stem
     keep = Keep(
-        checkpoint_dir=checkpoint_dir,
-        lineage_out=lineage_out,
+        checkpoint_dir=user_path(checkpoint_dir, "--checkpoint-dir") if checkpoint_dir else None,
+        lineage_out=user_path(lineage_out, "--lineage-out") if lineage_out else None,
         frontier_out=out if out.suffix == ".json" else None,
         cleanup=cleanup_old_checkpoints,
         prune=prune_checkpoints_to_frontier,

@@ -1,13 +1,12 @@
 """What is checked of an experiment before anything is trained: names that exist, and checkpoints that can be read."""
 
-from pathlib import Path
-
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import TIMED
 from morphogen.cost import costs
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.paths import user_path
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.rungs import check_thresholds
 from morphogen.selection.objectives import resolve
@@ -73,6 +72,6 @@ def check_possible(experiment: Experiment) -> None:
     train, evolution = experiment.train, experiment.evolution
     check_settings(experiment, experiment.model)
     if train.init_checkpoint is not None:
-        load_checkpoint(Path(train.init_checkpoint))
+        load_checkpoint(user_path(train.init_checkpoint, "train.init_checkpoint"))
     elif evolution.weight_inheritance == "init":
         raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")

@@ -14,6 +14,7 @@ import typer
 from morphogen import flags
 from morphogen.errors import InputError, MorphogenError, unknown
 from morphogen.launch import carry_out, execute, read_experiment, rehearse
+from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -69,7 +70,7 @@ def run(
         mutation_steps=mutation_steps,
         mutation_weights=named_weights("--mutation-weight", mutation_weight or ()),
     )
-    folder = Path(out) if out else Path("runs") / Path(config).stem
+    folder = user_path(out, "--out") if out else Path("runs") / Path(config).stem
     keep = Keep(
         cleanup=cleanup_old_checkpoints,
         prune=prune_checkpoints_to_frontier,
@@ -245,7 +246,7 @@ def lineage(
     found = Lineage.read(_run(folder) / "lineage.json")
     candidates, reports = found.records()
     if out is not None:
-        draw(_run(folder), Path(out))
+        draw(_run(folder), user_path(out, "--out"))
         print(f"wrote {out}")
     elif as_json:
         print(found.to_json(), end="")
@@ -275,8 +276,8 @@ def verify(
 
     with threads(default_threads()):
         found = verified(
-            Path(run),
-            baseline=Path(baseline) if baseline is not None else None,
+            user_path(run, "RUN"),
+            baseline=user_path(baseline, "--baseline") if baseline is not None else None,
             random=random,
             seeds=seeds,
             tokens=tokens,
@@ -360,7 +361,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(folder: str) -> Path:
-    path = Path(folder)
+    path = user_path(folder, "RUN")
     if not path.is_dir():
         names = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise InputError(unknown("run folder", path.name, names) if names else f"{folder}: no such run folder")

@@ -24,6 +24,7 @@ from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
+from morphogen.paths import user_path
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.store.files import canonical_json, write_atomic
@@ -128,7 +129,7 @@ def evolve(
     InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used; on
     KeyboardInterrupt the run is left so that it can be resumed.
     """
-    folder = Path(out)
+    folder = user_path(out, "out")
     runfolder.check_usable(folder, resume)
     device = str(choose_device(device))
     if generations is not None:

@@ -5,7 +5,6 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from morphogen.errors import InputError, nearest
 from morphogen.parts.base import TAG, PartIn
+from morphogen.paths import user_path
 
 M = TypeVar("M", bound=BaseModel)
 Loc = tuple[int | str, ...]
@@ -58,13 +58,13 @@ def read(path: str | os.PathLike[str], wanted: str = EXPERIMENT) -> Document:
 
     wanted: what the file should hold, for the last two.
     """
-    file = str(path)
+    file, found = str(path), user_path(path, str(path))
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = found.read_text(encoding="utf-8")
     except FileNotFoundError:
-        folder = Path(path).parent
+        folder = found.parent
         names = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-        close = nearest(Path(path).name, names)
+        close = nearest(found.name, names)
         hint = f"; did you mean {str(folder / close)!r}?" if close else ""
         raise InputError(f"{file}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

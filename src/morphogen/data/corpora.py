@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from morphogen.errors import InputError, nearest
+from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard
@@ -102,8 +103,8 @@ def _identity(shard: "Shard") -> list[object]:
     name = _hub_name(shard.source)
     if name is not None:
         identity += [shard.split, shard.revision]
-    if name is None or Path(name[0]).exists():
-        root, paths = _files(shard) if name is None else _everything_below(Path(name[0]))
+    if name is None or _path(shard, name[0]).exists():
+        root, paths = _files(shard) if name is None else _everything_below(_path(shard, name[0]))
         identity += [str(root.resolve()), sys.version if shard.source in STDLIB_SOURCES else None]
         stats = [(path, path.stat()) for path in paths]
         identity += [(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
@@ -134,7 +135,7 @@ def _all_documents(shard: "Shard") -> Iterator[Document]:
         yield from _topics(root)
         yield from _docstrings(root, paths)
         return
-    alone = Path(shard.source).is_file()
+    alone = _path(shard, shard.source).is_file()
     for path in paths:
         key = path.relative_to(root).as_posix()
         suffix = path.suffix.lower()
@@ -157,6 +158,11 @@ def _place(shard: "Shard") -> str:
     return f"data source {shard.source!r}"
 
 
+def _path(shard: "Shard", name: str) -> Path:
+    """What `name` stands for on disk, in the source of `shard`."""
+    return user_path(name, _place(shard))
+
+
 def _hub_name(source: str) -> tuple[str, str | None] | None:
     """`hf:NAME[:CONFIG]` as (name, config); None for other sources."""
     if not source.startswith("hf:"):
@@ -171,7 +177,7 @@ def _files(shard: "Shard") -> tuple[Path, list[Path]]:
     """The root that keys are relative to, and the files to read in order."""
     if shard.source in STDLIB_SOURCES:
         return _library_files(shard)
-    path = Path(shard.source)
+    path = _path(shard, shard.source)
     if path.is_file():
         return path.parent, [path]
     if not path.is_dir():
@@ -287,7 +293,8 @@ def _read_parquet(path: Path, place: str, key: str) -> Iterator[Document]:
 def _from_hub(name: str, config: str | None, shard: "Shard") -> Iterator[Document]:
     import datasets
 
-    place = _place(shard)
+    place, here = _place(shard), _path(shard, name)
+    name = str(here) if here.exists() else name
     try:
         rows = datasets.load_dataset(name, config, split=shard.split, revision=shard.revision, streaming=True)
         for number, row in enumerate(rows):

@@ -25,6 +25,7 @@ from morphogen.data import corpora
 from morphogen.data.corpora import Document
 from morphogen.data.tokenizers import Tokenizer
 from morphogen.errors import InputError
+from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard, Split
@@ -83,7 +84,7 @@ class TokenFile:
 def cache_folder() -> Path:
     """`$MORPHOGEN_CACHE`, or `morphogen` in the platform's cache folder."""
     if chosen := os.environ.get("MORPHOGEN_CACHE"):
-        return _at_home("MORPHOGEN_CACHE", chosen)
+        return user_path(chosen, "MORPHOGEN_CACHE")
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -95,15 +96,7 @@ def cache_folder() -> Path:
 
 def shard_folder(shard: "Shard") -> Path:
     """Where this shard's files are kept."""
-    return cache_folder() if shard.cache_path is None else _at_home("cache_path", shard.cache_path)
-
-
-def _at_home(place: str, folder: str) -> Path:
-    """The folder, `~` and `~somebody` filled in; InputError where there is no such home."""
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError:
-        raise InputError(f"{place}: got {folder!r}, but nobody has that home folder") from None
+    return cache_folder() if shard.cache_path is None else user_path(shard.cache_path, "cache_path")
 
 
 # -- documents

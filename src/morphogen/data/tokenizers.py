@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.errors import InputError, nearest
+from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     import tokenizers
@@ -133,7 +134,7 @@ def from_hugging_face(name: str) -> PieceTokenizer:
     Raises InputError when it is missing or has no fast form.
     """
     place = f"data.tokenizer {name!r}"
-    path = Path(name)
+    path = user_path(name, place)
     try:
         if path.is_file():
             return _from_file(path, place)
@@ -142,7 +143,9 @@ def from_hugging_face(name: str) -> PieceTokenizer:
     import transformers
 
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = transformers.AutoTokenizer.from_pretrained(
+            str(path) if path.exists() else name, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{place}: got no tokenizer of that name, expected 'bytes', {{kind: bpe, vocab: N}}, or a Hugging Face "

@@ -25,6 +25,7 @@ from morphogen.metrics.recurrence import recurrence_metrics
 from morphogen.metrics.stability import instability
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
+from morphogen.paths import user_path
 from morphogen.training.allocator import memory_kept
 from morphogen.training.loop import Progress, StepInfo, Trainer, choose_device
 
@@ -181,7 +182,7 @@ class _Trial:
             return splice_job(self.job, seed, with_moments=self.experiment.evolution.inherit_optimizer)
         if mode == "scratch" or path is None:
             return splice_job(self.job.replace(parents=()), seed)
-        state, blueprint, _ = load_checkpoint(Path(path))
+        state, blueprint, _ = load_checkpoint(user_path(path, "train.init_checkpoint"))
         return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
 
     def _own_weights(self, before: Report) -> Inherited:
