@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "parts": {"ops"},
     "blueprint": {"parts"},
     "experiment": {"blueprint", "parts"},
+    "reading": {"experiment", "blueprint", "parts"},
     "network": {"blueprint", "parts"},
     "cost": {"network", "blueprint", "parts"},
     "inherit": ARCHITECTURE,

@@ -8,11 +8,10 @@ from pydantic import ValidationError
 
 from morphogen import runfolder
 from morphogen.blueprint.schema import Blueprint
-from morphogen.blueprint.yaml import read
 from morphogen.errors import InputError, MorphogenError
 from morphogen.evolve import FINISHED, RESOLVED, read_environment
-from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.reading import read_experiment
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Event, Generation, Ledger, Start, Stop, in_use
 
@@ -70,7 +69,7 @@ def _settings(folder: Path, start: Event) -> Iterator[Finding]:
     assert isinstance(start, Start)
     path = folder / RESOLVED
     try:
-        here = read(path).parse(Experiment).model_dump(mode="json")
+        here = read_experiment(path).model_dump(mode="json")
         for place, recorded, found in runfolder.differences(start.experiment, here):
             yield Finding(str(path), f"{place} is {found!r}, and the run was begun with {recorded!r}", GO_ON)
     except MorphogenError as error:

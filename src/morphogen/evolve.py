@@ -16,7 +16,6 @@ from typing import IO, Any, Self
 import torch
 
 from morphogen import runfolder
-from morphogen.blueprint.yaml import read
 from morphogen.candidate import Candidate, Status
 from morphogen.checks import check_possible
 from morphogen.data.prepare import PreparedData, prepare
@@ -25,6 +24,7 @@ from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
 from morphogen.paths import user_path
+from morphogen.reading import located, read_experiment
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.store.files import canonical_json, write_atomic
@@ -94,14 +94,19 @@ class Keep:
 def load(path: str | Path) -> Experiment:
     """The experiment in a YAML file, its vocabulary size filled in from its tokenizer.
 
-    A BPE is trained (and cached) for that. InputError with file, line and column for every mistake.
+    Relative paths in it are meant from the file's own folder. A BPE is trained (and cached) for that. InputError with
+    file, line and column for every mistake.
     """
-    experiment = read(path).parse(Experiment)
+    experiment = read_experiment(path)
     return experiment if experiment.model.emb.vocab is not None else settle(experiment)[0]
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
-    """The experiment with the vocabulary size and the templates of its file filled in, and its data made ready."""
+    """The experiment with the vocabulary size and the templates of its file filled in, and its data made ready.
+
+    What is still a relative path in it is meant from the working directory.
+    """
+    experiment = located(experiment)
     templates = resolve_templates(experiment.evolution.templates)
     prepared = prepare(experiment.data)
     model = experiment.model.with_vocab(prepared.vocab_size)

@@ -16,7 +16,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
     model_validator,
 )
 
@@ -106,6 +108,8 @@ class Split(Frozen):
         return self
 
 
+#: Sources that every Python carries.
+BUILT_IN = ("stdlib-code", "stdlib-docs")
 #: A recall probe; data/probes.py says what it is.
 _PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
 _PAIRS = 8
@@ -134,13 +138,15 @@ class Shard(Frozen):
     """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
     `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
 
+    name: what its figures are called after (`ppl_<name>`); by default the source as it is written, in small letters.
     weight: share of training sequences, or of the means over held-out shards, relative to the other shards'. split,
     revision: of a Hugging Face data set. cache_path: where its tokens are kept, instead of the common cache.
     max_documents: how many documents to take from the head of the source, so that a large data set on the hub need not
-    be fetched whole. A probe has none of these but a weight.
+    be fetched whole. A probe has none of these but a name and a weight.
     """
 
     source: Annotated[str, AfterValidator(_source)]
+    name: Annotated[str, Field(pattern=r"^\w*$", max_length=100)] = ""
     weight: PositiveWeight = 1.0
     split: str = "train"
     revision: str | None = None
@@ -157,10 +163,25 @@ class Shard(Frozen):
             raise ValueError(f"{name} is {dict(self)[name]!r}, but the source is {self.source!r} and only {only}")
         return self
 
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            self.__dict__["name"] = self._name_of_source
+        return self
+
+    @model_serializer(mode="wrap")
+    def _name_where_it_says_more(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {key: value for key, value in found.items() if key != "name" or value != self._name_of_source}
+
     @property
-    def name(self) -> str:
-        """The source as it stands in metric names: `ppl_<name>`."""
-        return re.sub(r"[^A-Za-z0-9]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower()
+    def _name_of_source(self) -> str:
+        return re.sub(r"[\W_]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower() or "text"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the source is a file or folder of this machine."""
+        return self.pairs is None and not self.source.startswith("hf:") and self.source not in BUILT_IN
 
     @property
     def pairs(self) -> int | None:

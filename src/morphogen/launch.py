@@ -23,10 +23,9 @@ INTERRUPTED = 130
 
 def read_experiment(file: str) -> "Experiment":
     """The experiment in a YAML file; InputError with one line per mistake."""
-    from morphogen.blueprint.yaml import read
-    from morphogen.experiment import Experiment
+    from morphogen import reading
 
-    return read(file).parse(Experiment)
+    return reading.read_experiment(file)
 
 
 def carry_out(

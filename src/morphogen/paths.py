@@ -12,3 +12,23 @@ def user_path(path: str | os.PathLike[str], place: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{place}: got {os.fspath(path)!r}, but nobody has that home folder") from None
+
+
+def absolute_path(text: str, place: str, folder: Path | None = None) -> Path:
+    """The absolute path that `text` means.
+
+    Args:
+        text: A path as a user wrote it; `~` is filled in.
+        place: What messages call it by.
+        folder: What a relative one is meant from; the working directory by default.
+
+    Raises:
+        InputError: The text is empty, holds a NUL, or names the home of nobody known here.
+    """
+    if not text.strip() or "\0" in text:
+        raise InputError(f"{place}: got {text!r}, expected a path")
+    path = user_path(text, place)
+    if not path.is_absolute():
+        # resolved first: `..` goes up from where a linked folder really lies, as the system itself understands it
+        path = (Path.cwd() if folder is None else folder).resolve() / path
+    return Path(os.path.normpath(path))

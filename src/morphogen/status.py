@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from morphogen.blueprint.yaml import read
 from morphogen.candidate import Candidate, Report
 from morphogen.errors import InputError
 from morphogen.evolve import FINISHED, RESOLVED
-from morphogen.experiment import Experiment
+from morphogen.reading import read_experiment
 from morphogen.report.subway import lineage_dot, lineage_svg
 from morphogen.report.wording import edit_lines, number, origin_lines
 from morphogen.search.engine import Engine
@@ -25,7 +24,7 @@ def standing(folder: Path) -> dict[str, Any]:
         events = list(ledger.events())
     if not events or not isinstance(events[0], Start):
         return {"state": "nothing begun"}
-    experiment = read(folder / RESOLVED).parse(Experiment)
+    experiment = read_experiment(folder / RESOLVED)
     engine = Engine.replay(events, run_dir=str(folder), device="cpu", experiment=experiment)
     counts = Counter(str(report.status) for report in engine.reports.values())
     last = events[-1]

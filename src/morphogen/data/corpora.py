@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from morphogen.errors import InputError, nearest
+from morphogen.experiment import BUILT_IN
 from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard
 
-STDLIB_SOURCES: Final = ("stdlib-code", "stdlib-docs")
 SOURCE_FORMS: Final = "stdlib-code, stdlib-docs, a file or folder (text, .jsonl, .parquet), or hf:NAME[:CONFIG]"
 TEXT_COLUMN: Final = "text"
 _PROSE = {".txt", ".text", ".md", ".rst", ".tex", ".org", ".html", ".csv"}
@@ -105,7 +105,7 @@ def _identity(shard: "Shard") -> list[object]:
         identity += [shard.split, shard.revision]
     if name is None or _path(shard, name[0]).exists():
         root, paths = _files(shard) if name is None else _everything_below(_path(shard, name[0]))
-        identity += [str(root.resolve()), sys.version if shard.source in STDLIB_SOURCES else None]
+        identity += [str(root.resolve()), sys.version if shard.source in BUILT_IN else None]
         stats = [(path, path.stat()) for path in paths]
         identity += [(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     return identity
@@ -175,7 +175,7 @@ def _hub_name(source: str) -> tuple[str, str | None] | None:
 
 def _files(shard: "Shard") -> tuple[Path, list[Path]]:
     """The root that keys are relative to, and the files to read in order."""
-    if shard.source in STDLIB_SOURCES:
+    if shard.source in BUILT_IN:
         return _library_files(shard)
     path = _path(shard, shard.source)
     if path.is_file():
@@ -212,8 +212,8 @@ def _everything_below(path: Path) -> tuple[Path, list[Path]]:
 
 
 def _missing(shard: "Shard", path: Path) -> str:
-    neighbours = [str(path.parent / found.name) for found in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(shard.source, [*STDLIB_SOURCES, *neighbours])
+    neighbours = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, [*BUILT_IN, *neighbours])
     tail = f"; did you mean {hint!r}?" if hint else ""
     return f"{_place(shard)}: no such file or folder, expected {SOURCE_FORMS}{tail}"
 

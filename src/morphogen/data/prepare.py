@@ -106,7 +106,7 @@ def prepare(data: "Data") -> PreparedData:
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile]]] = {}
 
     def prepared(shard: "Shard") -> PreparedShard:
-        identity = shard.model_dump_json(exclude={"weight"})
+        identity = shard.model_dump_json(exclude={"name", "weight"})
         if identity not in done:
             corpus = store.survey(shard)
             done[identity] = corpus, store.token_files(shard, corpus, data.split, tokenizer)

@@ -1,0 +1,124 @@
+"""An experiment from its file, with every path in it absolute: relative ones are meant from the file's own folder.
+
+What stands in an experiment travels: into jobs, into the ledger, to other machines and working directories. So paths
+are made absolute once, here, and nothing after that depends on where a command was started.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from morphogen.blueprint.yaml import Loc, read
+from morphogen.experiment import Experiment, Shard
+from morphogen.paths import absolute_path, user_path
+
+#: A path's new text, given where it stands in the experiment and its text.
+Change = Callable[[Loc, str], str]
+#: Shards of these fields of `data` name sources.
+ROLES = ("shards", "eval_shards", "healing_shards")
+HUB = "hf:"
+
+
+def read_experiment(file: str | os.PathLike[str]) -> Experiment:
+    """The experiment in a YAML file, its paths absolute.
+
+    Raises:
+        InputError: The file cannot be read, or one line with file, line and column for every mistake in it.
+    """
+    document = read(file)
+    folder = user_path(file, str(file)).parent
+    return located(document.parse(Experiment), folder, lambda loc: document.at(loc, "").removesuffix(": "))
+
+
+def dotted(loc: Loc) -> str:
+    """A place in an experiment as a user writes it: `data.shards[0].source`."""
+    path = ""
+    for step in loc:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+    return path
+
+
+def located(experiment: Experiment, folder: Path | None = None, place: Callable[[Loc], str] = dotted) -> Experiment:
+    """The experiment with every local path made absolute; names of the hub and built-in sources stay as they are.
+
+    A name that could be either (a tokenizer, `hf:NAME`) is a path where such a file or folder exists, or where it can
+    only be one: it begins with `~`, `.` or `/`, or ends in `.json`.
+
+    Args:
+        experiment: Any, also one that is located already, which stays as it is.
+        folder: What relative paths are meant from; the working directory by default.
+        place: How to name a place in messages; a dotted path by default.
+
+    Raises:
+        InputError: A path is empty, or under the home of nobody known here.
+    """
+
+    def absolute(loc: Loc, text: str) -> str:
+        return str(absolute_path(text, place(loc), folder))
+
+    def if_there(loc: Loc, name: str) -> str:
+        path = absolute(loc, name)
+        return path if name.startswith(("~", ".", "/")) or name.endswith(".json") or os.path.exists(path) else name
+
+    return with_paths(experiment, absolute, if_there)
+
+
+def local_paths(experiment: Experiment) -> dict[Loc, str]:
+    """Where the paths of a located experiment stand, and what they are."""
+    found: dict[Loc, str] = {}
+
+    def note(loc: Loc, text: str) -> str:
+        if os.path.isabs(text):
+            found[loc] = text
+        return text
+
+    with_paths(experiment, note, note)
+    return found
+
+
+def moved(experiment: Experiment, now: dict[str, str]) -> Experiment:
+    """The experiment with the paths that `now` names replaced by what it gives for them."""
+
+    def replaced(loc: Loc, text: str) -> str:
+        return now.get(text, text)
+
+    return with_paths(experiment, replaced, replaced)
+
+
+def with_paths(experiment: Experiment, path: Change, name: Change) -> Experiment:
+    """The experiment with what may be a path changed: `path` where a field can hold nothing else, `name` where it may
+    also be the name of a data set or tokenizer."""
+    data, train, evolution = experiment.data, experiment.train, experiment.evolution
+    roles = {
+        role: tuple(_with_source(("data", role, i), shard, path, name) for i, shard in enumerate(dict(data)[role]))
+        for role in ROLES
+    }
+    changes: dict[str, dict[str, Any]] = {"data": {**roles}, "train": {}, "evolution": {}}
+    if isinstance(data.tokenizer, str) and data.tokenizer != "bytes":
+        changes["data"]["tokenizer"] = name(("data", "tokenizer"), data.tokenizer)
+    if train.init_checkpoint is not None:
+        changes["train"]["init_checkpoint"] = path(("train", "init_checkpoint"), train.init_checkpoint)
+    if isinstance(evolution.templates, str):
+        changes["evolution"]["templates"] = path(("evolution", "templates"), evolution.templates)
+    return experiment.model_copy(
+        update={
+            "data": data.model_copy(update=changes["data"]),
+            "train": train.model_copy(update=changes["train"]),
+            "evolution": evolution.model_copy(update=changes["evolution"]),
+        }
+    )
+
+
+def _with_source(loc: Loc, shard: Shard, path: Change, name: Change) -> Shard:
+    """The shard under the name it had: what its figures are called is how its source was written."""
+    changes = {"source": shard.source, "name": shard.name}
+    if shard.cache_path is not None:
+        changes["cache_path"] = path((*loc, "cache_path"), shard.cache_path)
+    if shard.source.startswith(HUB):
+        found, colon, config = shard.source.removeprefix(HUB).partition(":")
+        if found:
+            changes["source"] = HUB + name((*loc, "source"), found) + colon + config
+    elif shard.is_local:
+        changes["source"] = path((*loc, "source"), shard.source)
+    return shard.model_copy(update=changes)
