@@ -3,7 +3,9 @@
 Every field here is read by something; unknown names are refused. See docs/experiments.md for what each one means.
 """
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -115,6 +117,34 @@ _PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
 _PAIRS = 8
 
 
+def _metric_name(source: str) -> str:
+    """The source as it stands in metric names: letters, marks and digits of any script in lower case, `_` between them.
+
+    Where something that is not ASCII is lost by that (an emoji), or nothing is left, a hash keeps the name distinct.
+    """
+    text = unicodedata.normalize("NFC", source.rstrip("/").removeprefix("hf:"))
+    kept = "".join(sign if _in_a_name(sign) else "_" for sign in text)
+    name = re.sub("_+", "_", kept).strip("_").lower()
+    if name and not any(before != after and not before.isascii() for before, after in zip(text, kept, strict=True)):
+        return name
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+    return f"{name or 'source'}_{digest}"
+
+
+#: Names that no shard may have: `bpb_<name>` is something else.
+_TAKEN = frozenset({"sample", "inherited"})
+
+
+def _in_a_name(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign)[0] == "M"
+
+
+def _given_name(name: str) -> str:
+    if not name.strip("_") or not all(sign == "_" or _in_a_name(sign) for sign in name):
+        raise ValueError(f"got {name!r}, expected letters, digits and _, such as {_metric_name(name)!r}")
+    return name
+
+
 def _source(source: str) -> str:
     if not source.strip():
         raise ValueError(
@@ -146,7 +176,7 @@ class Shard(Frozen):
     """
 
     source: Annotated[str, AfterValidator(_source)]
-    name: Annotated[str, Field(pattern=r"^\w*$", max_length=100)] = ""
+    name: Annotated[str, AfterValidator(_given_name)] = ""
     weight: PositiveWeight = 1.0
     split: str = "train"
     revision: str | None = None
@@ -176,7 +206,7 @@ class Shard(Frozen):
 
     @property
     def _name_of_source(self) -> str:
-        return re.sub(r"[\W_]+", "_", self.source.rstrip("/").removeprefix("hf:")).strip("_").lower() or "text"
+        return _metric_name(self.source)
 
     @property
     def is_local(self) -> bool:
@@ -219,9 +249,19 @@ class Data(Frozen):
     @model_validator(mode="after")
     def _names(self) -> Self:
         for field in ("shards", "eval_shards"):
-            names = [shard.name for shard in getattr(self, field)]
-            if len(set(names)) < len(names):
-                raise ValueError(f"{field}: two shards share a name among {names}")
+            sources: dict[str, str] = {}
+            for shard in dict(self)[field]:
+                if shard.name in sources:
+                    raise ValueError(
+                        f"{field}: {sources[shard.name]!r} and {shard.source!r} share the name {shard.name!r}, which "
+                        f"figures are named after; give one of them another, such as name: {shard.name}_2"
+                    )
+                if shard.name in _TAKEN:
+                    raise ValueError(
+                        f"{field}: {shard.source!r} has the name {shard.name!r}, but bpb_{shard.name} is another "
+                        f"figure; give it a name, such as name: {shard.name}_text"
+                    )
+                sources[shard.name] = shard.source
         if self.healing_tokens and not self.healing_shards:
             raise ValueError("healing_tokens is set, but there are no healing_shards")
         return self

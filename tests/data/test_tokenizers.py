@@ -8,7 +8,16 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morphogen.data.tokenizers import ByteTokenizer, PieceTokenizer, Tokenizer, from_hugging_face, from_json, train_bpe
+from morphogen.data.tokenizers import (
+    LONGEST_RUN,
+    ByteTokenizer,
+    PieceTokenizer,
+    Tokenizer,
+    _in_short_runs,
+    from_hugging_face,
+    from_json,
+    train_bpe,
+)
 from morphogen.errors import InputError
 
 SAMPLE = ["def f(x):\n    return x + 1\n", "the quick brown fox\r\n", "naïve 😀 δέλτα ", "<|endoftext|>"] * 5
@@ -123,3 +132,22 @@ def test_a_tokenizer_that_does_not_exist(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(InputError, match=r"bad.json': not a tokenizer.json"):
             from_hugging_face(str(tmp_path / "bad.json"))
+
+
+@pytest.mark.parametrize("run", ["ACGT", "7", "=", "_", " ", "\n", "नि", "数", "a=1 ", "😀"])
+def test_a_bpe_learns_from_runs_of_bounded_length(run: str) -> None:
+    text = f"head {run * 5000} tail"
+    pieces = list(_in_short_runs([text, "plain"]))
+    assert "".join(pieces) == text + "plain"
+    alike = len({sign.isalpha() for sign in run}) == 1 and len(run.strip()) in (0, len(run))
+    if alike and run.isascii():
+        assert max(map(len, pieces)) <= LONGEST_RUN + len("head ")
+    assert list(_in_short_runs(SAMPLE)) == SAMPLE
+
+
+def test_a_bpe_of_text_without_spaces_is_exact_and_learns_its_words() -> None:
+    text = "ACGGT" * 20_000
+    trained = train_bpe([text], 300)
+    [ids] = trained.encode_batch([text])
+    assert trained.decode(ids) == text
+    assert len(ids) < len(text) / 100

@@ -8,7 +8,8 @@ Shapes: V vocabulary, N tokens of a text.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 Ids = NDArray[np.int64]
 N_BYTES: Final = 256
+#: A BPE learns from runs of letters, of digits, of signs or of white space of at most this many characters. The time
+#: that a run takes grows with the square of its length, and text without spaces (DNA, a line of `=`) is one run.
+LONGEST_RUN: Final = 1024
+_LONG_RUN = re.compile(
+    rf"(?:[^\W\d_]{{{LONGEST_RUN}}}|\d{{{LONGEST_RUN}}}|[^\w\s]{{{LONGEST_RUN}}}|_{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})"
+)
 
 
 class Tokenizer(Protocol):
@@ -124,8 +131,19 @@ def train_bpe(texts: Iterable[str], vocab: int) -> PieceTokenizer:
     pieces.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab - 1, initial_alphabet=alphabet, show_progress=False)
-    pieces.train_from_iterator(iter(texts), trainer)
+    pieces.train_from_iterator(_in_short_runs(texts), trainer)
     return PieceTokenizer(pieces)
+
+
+def _in_short_runs(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut inside of every run longer than `LONGEST_RUN`; ordinary text stays as it is."""
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        if start < len(text):
+            yield text[start:]
 
 
 def from_hugging_face(name: str) -> PieceTokenizer:
