@@ -50,6 +50,7 @@ def run_live(
     score_weight_novelty: Annotated[float | None, weight("structural novelty")] = None,
     score_weight_instability: Annotated[float | None, weight("smooth training")] = None,
     workers: flags.Workers = None,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """Evolve the experiment in FILE."""

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Drawn blueprints name the plug-in of tests/plugins.py as code; tests of what is refused take this away.
+os.environ["MORPHOGEN_ALLOW_CODE"] = "1"
 
 from collections.abc import Iterator
 
@@ -25,6 +27,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that data names is refused, as it is for users."""
+    monkeypatch.delenv("MORPHOGEN_ALLOW_CODE")
 
 
 @pytest.fixture

@@ -59,4 +59,4 @@ class BottleneckBranch(Branch):
 
 def installed(group: str) -> list[EntryPoint]:
     """As `importlib.metadata.entry_points` where the plug-in above is installed."""
-    return [EntryPoint("bottleneck", "plugins:Bottleneck", group)]
+    return [EntryPoint("bottleneck", "plugins:Bottleneck", group)] if group == "morphogen.parts" else []

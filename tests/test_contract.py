@@ -52,7 +52,7 @@ def rounding(blueprint: Blueprint, seed: int) -> float:
 def _plugin() -> Iterator[None]:
     """A plug-in is installed, so that it can be put in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("morphogen.parts.custom.entry_points", installed)
+        patch.setattr("morphogen.plugins.entry_points", installed)
         yield
 
 

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from morphogen.evolve import evolve, load
     from morphogen.inherit import inherit
     from morphogen.network import build
+    from morphogen.plugins import allow_code
     from morphogen.variation.operator import describe_operators as operators
     from morphogen.variation.operator import edit as mutate
 
 __version__ = "0.1.0"
-__all__ = ["MorphogenError", "build", "evolve", "inherit", "load", "mutate", "operators"]
+__all__ = ["MorphogenError", "allow_code", "build", "evolve", "inherit", "load", "mutate", "operators"]
 
 #: Public name -> where it is defined.
 _HOMES = {
+    "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),
     "evolve": ("morphogen.evolve", "evolve"),
     "inherit": ("morphogen.inherit", "inherit"),

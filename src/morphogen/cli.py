@@ -15,6 +15,7 @@ from morphogen import flags
 from morphogen.errors import InputError, MorphogenError, unknown
 from morphogen.launch import carry_out, execute, read_experiment, rehearse
 from morphogen.paths import user_path
+from morphogen.plugins import looking
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -45,6 +46,7 @@ def run(
     mutation_weight: flags.MutationWeight = None,
     mutation_steps: flags.MutationSteps = None,
     dry_run: flags.DryRun = False,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
     cleanup_old_checkpoints: flags.CleanUp = False,
     prune_checkpoints_to_frontier: flags.Prune = False,
@@ -96,6 +98,7 @@ def run(
 @app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")],
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """Check experiment files: every mistake with its line and column."""
@@ -123,6 +126,7 @@ def explain(
     config: flags.Config,
     device: Annotated[str, typer.Option(help="where to measure: cpu, cuda, cuda:N, mps, or auto")] = "cpu",
     measure: Annotated[bool, typer.Option(help="train a few steps on this machine, to estimate time")] = True,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """Parameters, FLOPs, memory and estimated time of an experiment."""
@@ -164,7 +168,8 @@ def diff(
     from morphogen.console import show_facts
     from morphogen.runfolder import differences
 
-    one, other = read_experiment(a), read_experiment(b)
+    with looking():
+        one, other = read_experiment(a), read_experiment(b)
     found = changes(one.model, other.model)
     rest = differences(
         one.model_dump(mode="json", exclude={"model"}), other.model_dump(mode="json", exclude={"model"}), may_differ=()
@@ -205,10 +210,11 @@ def schema(
 @app.command()
 def operators(
     config: Annotated[str | None, typer.Argument(help="say which apply to this experiment", metavar="FILE")] = None,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """Every mutation: its name, whether it keeps the function, what it does."""
-    from morphogen.parts.base import OPERATORS
+    from morphogen.parts.base import OPERATORS, load_operators
     from morphogen.report.tables import as_text
     from morphogen.variation.act import Around
     from morphogen.variation.operator import describe_operators
@@ -220,6 +226,7 @@ def operators(
         around = Around(experiment.train, templates=templates)
         rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
     else:
+        load_operators()
         rows = [
             {"name": op.name, "summary": op.summary, "level": op.level, "preserves": op.declared, "weight": op.weight}
             for op in (OPERATORS[name] for name in sorted(OPERATORS))
@@ -267,6 +274,7 @@ def verify(
     metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
     device: flags.Device = "cpu",
     workers: flags.Trainers = None,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
@@ -305,6 +313,7 @@ def fidelity(
     metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
     device: flags.Device = "cpu",
     workers: flags.Trainers = None,
+    allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
@@ -340,7 +349,7 @@ def status(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
 
 
 @app.command()
-def doctor(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
+def doctor(folder: flags.Folder, allow_code: flags.AllowCode = False, as_json: flags.AsJson = False) -> None:
     """Check a run's folder, and say what to do about what is wrong. Exits with 2 where anything is."""
     from morphogen.doctor import examine
 

@@ -4,10 +4,23 @@ from typing import Annotated
 
 import typer
 
+from morphogen.plugins import allow_code
+
+
+def _allow(context: typer.Context, allowed: bool) -> bool:
+    """For as long as the command runs."""
+    if allowed:
+        context.with_resource(allow_code())
+    return allowed
+
+
 Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
 Folder = Annotated[str, typer.Argument(help="a run's folder", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="import what files name as module:Class; trust them", callback=_allow)
+]
 
 # Of a run.
 Generations = Annotated[int | None, typer.Option(help="generations after the root's")]

@@ -11,6 +11,7 @@ import torch
 
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.errors import RunError
+from morphogen.plugins import code_allowed
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
 
@@ -59,6 +60,11 @@ def act(job, progress, prepared):
         case "full":
             raise RunError("disk full")
     return Report(id=id, status=Status.TRAINED, metrics={"index": float(job.candidate.index)})
+
+
+def permitted(job, progress, prepared):
+    """Says whether it may import what data names as module:Class."""
+    return Report(id=job.candidate.id, status=Status.TRAINED, metrics={"allowed": code_allowed()})
 
 
 def begun(id, place):

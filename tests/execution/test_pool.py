@@ -1,5 +1,6 @@
 """Workers: the same reports whatever carries them out; dying, hanging and greedy candidates cost themselves alone."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, InProcess, Limits, open_executor
 from morphogen.execution.pool import Pool
 from morphogen.options import execution_of, size_bytes
+from morphogen.plugins import allow_code
 
 
 @pytest.fixture
@@ -53,6 +55,15 @@ def test_every_job_has_its_report_and_workers_stay_for_the_next(pool, tmp_path):
     assert len({pid for pid, _ in begun}) <= 2
     assert {threads for _, threads in begun} == {torch.get_num_threads()}
     assert os.getpid() not in {pid for pid, _ in begun}
+
+
+@pytest.mark.usefixtures("no_code")
+def test_workers_have_the_permission_to_run_code_that_whoever_began_them_has(pool, tmp_path):
+    for scope, allowed in ((allow_code(), 1.0), (contextlib.nullcontext(), 0.0)):
+        with scope:
+            one = pool(workers=1)
+            one.runner = runners.permitted
+            assert carry_out(one, ["well-0"], tmp_path)["well-0"].metrics == {"allowed": allowed}
 
 
 def test_two_workers_work_at_the_same_time(pool, tmp_path):

@@ -93,7 +93,7 @@ def test_mutate_never_repeats_an_architecture_and_its_edits_lead_to_the_child(bl
 
 
 def test_every_operator_applies_to_some_drawn_blueprint(monkeypatch):
-    monkeypatch.setattr("morphogen.parts.custom.entry_points", installed)
+    monkeypatch.setattr("morphogen.plugins.entry_points", installed)
     left = set(OPERATORS)
 
     @given(blueprint=blueprints())

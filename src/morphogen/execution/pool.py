@@ -23,6 +23,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
+from morphogen.plugins import allow_code, code_allowed
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
 
@@ -168,7 +169,9 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, prepared, runner, threads), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, prepared, runner, threads, code_allowed()), daemon=True
+        )
         self.process.start()
         theirs.close()
         self.task: _Task | None = None
@@ -201,9 +204,9 @@ class _Worker:
 
 
 def _serve(
-    connection: "Connection[object, object]", prepared: PreparedData | None, runner: Runner, threads: int
+    connection: "Connection[object, object]", prepared: PreparedData | None, runner: Runner, threads: int, code: bool
 ) -> None:
-    """A worker's life: job after job, until its parent ends it or is gone."""
+    """A worker's life: job after job, until its parent ends it or is gone. code: whether jobs may name any."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -218,7 +221,8 @@ def _serve(
             assert isinstance(job, Job)
             connection.send(_Began())
             try:
-                outcome: object = executor.run(job, progress)
+                with allow_code(code):
+                    outcome: object = executor.run(job, progress)
             except MorphogenError as error:
                 outcome = error
             connection.send(outcome)

@@ -25,6 +25,7 @@ from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, L
 from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
+from morphogen.plugins import allow_code, code_allowed
 from morphogen.training.surrogate import run_surrogate
 
 #: Ray's store for large objects. Jobs and reports are small, weights go through files.
@@ -90,7 +91,13 @@ class OnRay:
 
     def _submit(self, job: Job) -> Any:
         return self._task.remote(
-            job, self.prepared, self.runner, torch.get_num_threads(), self.execution.limits, self.execution.shared
+            job,
+            self.prepared,
+            self.runner,
+            torch.get_num_threads(),
+            self.execution.limits,
+            self.execution.shared,
+            code_allowed(),
         )
 
     def _exchange(self, jobs: list[Job]) -> "Exchange | None":
@@ -174,11 +181,12 @@ def _connect(execution: Execution) -> None:
 
 
 def _carry_out(
-    job: Job, prepared: PreparedData, runner: Runner, threads: int, limits: Limits, shared: str | None
+    job: Job, prepared: PreparedData, runner: Runner, threads: int, limits: Limits, shared: str | None, code: bool
 ) -> Report | MorphogenError:
-    """A task: one job, evaluated on the node it is on. Limits are kept by a worker process of its own."""
+    """A task: one job, evaluated on the node it is on. Limits are kept by a worker process of its own. code: whether
+    the job may name any."""
     torch.set_num_threads(threads)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, allow_code(code):
         try:
             exchange = None if shared is None else Exchange(shared)
             if exchange is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Self
 
 from morphogen.blueprint.diff import Traits
+from morphogen.blueprint.record import recorded
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Stage
 from morphogen.cost import costs, train_flops
 from morphogen.errors import RunError
@@ -41,7 +42,7 @@ class Engine(Search[Design, Traits]):
         first = next(rest, None)
         if not isinstance(first, Start):
             raise RunError(f"replay: the first event is {first.kind if first else 'missing'}, expected start")
-        experiment = experiment or Experiment.model_validate(first.experiment)
+        experiment = experiment or recorded(Experiment, first.experiment, "the recorded experiment")
         engine = cls(experiment, seed=first.seed, run_dir=run_dir, device=device)
         for event in rest:
             engine.apply(event)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 
 from morphogen.blueprint.diff import Traits, digest, trait_distance, traits
+from morphogen.blueprint.record import recorded
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Edit
 from morphogen.cost import costs
@@ -89,9 +90,9 @@ class Architectures:
         return {"blueprint": genome.blueprint.to_json(), "train": changed}
 
     def load(self, candidate: Candidate) -> Design:
-        """From a record."""
+        """From a record. InputError where its blueprint cannot be read, as when it needs a plug-in that is gone."""
         train = self._experiment.with_train(candidate.train).train
-        return Design(Blueprint.model_validate(candidate.blueprint), train)
+        return Design(recorded(Blueprint, candidate.blueprint, f"the blueprint of candidate {candidate.id}"), train)
 
     def digest(self, genome: Design) -> str:
         """Equal digests mean the same architecture."""

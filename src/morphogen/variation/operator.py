@@ -12,7 +12,7 @@ import morphogen.variation.compound  # noqa: F401  (registers the operators that
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
-from morphogen.parts.base import ALIASES, OPERATORS, Level
+from morphogen.parts.base import ALIASES, OPERATORS, Level, load_operators
 from morphogen.variation.act import PLAIN, Around, apply_operator, identity, targets, trained
 from morphogen.variation.compound import by_weight
 
@@ -55,6 +55,7 @@ def edit(blueprint: Blueprint, name: str, seed: int) -> tuple[Blueprint, Edit]:
 def check_weights(weights: Mapping[str, float]) -> None:
     """InputError for the name of no operator, with the nearest one, one named twice (by an alias), and for a weight
     that is negative or not finite."""
+    load_operators()
     for name, weight in weights.items():
         own = ALIASES.get(name, name)
         if own not in OPERATORS:
@@ -122,6 +123,7 @@ def _one_edit(
 
 def describe_operators(blueprint: Blueprint, around: Around = PLAIN) -> list[OperatorInfo]:
     """Every registered operator in order of name."""
+    load_operators()
     return [
         OperatorInfo(
             name=name,

@@ -14,7 +14,7 @@ from morphogen.candidate import Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, unknown
 from morphogen.network import parameter_count
-from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Operator, Part, find_operator, pick
+from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Operator, Part, find_operator, load_operators, pick
 from morphogen.parts.recurrence import Recurrence
 from morphogen.variation.act import Around, Made, Place, apply_operator, trained
 
@@ -55,6 +55,7 @@ def _dotted(loc: Loc) -> str:
 
 def mistakes(templates: Sequence[Template]) -> Iterator[tuple[Loc, str]]:
     """(place, what is wrong there) for every operator, target, field or value that cannot be."""
+    load_operators()
     fields = {name: own for cls in _kinds() for name, own in cls.names().items()}
     names = sorted(OPERATORS.keys() - {"template_mutation"})
     for i, template in enumerate(templates):

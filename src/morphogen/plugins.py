@@ -1,0 +1,109 @@
+"""Code of others: found by entry point, and otherwise run only where that is allowed.
+
+An installed package offers what it has under a name, in an entry-point group such as `morphogen.parts`; whoever
+installed it trusts it. A file can also name code outright, as `module:Class`. To read a file, a run's folder or a
+checkpoint must never run code, so that such a name is refused unless the user allows it.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from morphogen.errors import InputError, unknown
+
+#: Set to 1 in the environment, it allows what `--allow-code` allows.
+VARIABLE = "MORPHOGEN_ALLOW_CODE"
+#: Entry-point groups.
+PARTS, OPERATORS = "morphogen.parts", "morphogen.operators"
+
+Permission = Literal["refused", "looked at", "allowed"]
+_PERMISSION: ContextVar[Permission] = ContextVar("permission", default="refused")
+
+
+def code_allowed() -> bool:
+    """Whether a name of the form `module:Class` may be imported."""
+    return _PERMISSION.get() == "allowed" or os.environ.get(VARIABLE) == "1"
+
+
+def only_looked_at() -> bool:
+    """Whether blueprints are read to be shown alone, so that what they name need not be found."""
+    return _PERMISSION.get() == "looked at"
+
+
+@contextmanager
+def allow_code(allowed: bool = True) -> Iterator[None]:
+    """Within, blueprints may name code as `module:Class`, which is then imported: in this thread, and in the workers of
+    runs that are begun here."""
+    with _permitted("allowed" if allowed else "refused"):
+        yield
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """Within, custom parts may name any plug-in, and none is imported; whatever then needs one raises InputError."""
+    with _permitted("looked at"):
+        yield
+
+
+@contextmanager
+def _permitted(what: Permission) -> Iterator[None]:
+    token = _PERMISSION.set(what)
+    try:
+        yield
+    finally:
+        _PERMISSION.reset(token)
+
+
+def names(group: str) -> list[str]:
+    """The names in an entry-point group, in order. Nothing is imported."""
+    return sorted(_points(group))
+
+
+def find(group: str, name: str) -> Any:
+    """What an entry point, or `module:Class`, names. InputError with the reason where it is not there, may not be
+    imported, or cannot be."""
+    if ":" in name:
+        return _named_outright(group, name)
+    points = _points(group)
+    if name not in points:
+        hint = unknown("", name, points).removeprefix(f": got {name!r}, ") if points else "none is installed"
+        raise InputError(
+            f"plug-in {name}: no installed package has it (entry points of group {group}: {hint}); install the package "
+            "that does"
+        )
+    return _imported(name, points[name].value, points[name].load)
+
+
+def _named_outright(group: str, name: str) -> Any:
+    if not code_allowed():
+        raise InputError(
+            f"plug-in {name}: names code, which no file may run unasked; where you trust it, allow it with "
+            f"--allow-code or {VARIABLE}=1, or install it as an entry point of group {group}"
+        )
+    module, _, attribute = name.partition(":")
+    return vars(_imported(name, module, lambda: importlib.import_module(module))).get(attribute)
+
+
+def _imported(name: str, place: str, load: Callable[[], Any]) -> Any:
+    """`load()`; InputError whatever goes wrong in it, as a plug-in's module is anybody's code."""
+    try:
+        return load()
+    except (Exception, SystemExit) as error:
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise InputError(f"plug-in {name}: cannot import {place} ({reason})") from None
+
+
+def _points(group: str) -> dict[str, EntryPoint]:
+    return _installed(entry_points, group, tuple(sys.path))
+
+
+@lru_cache(maxsize=8)
+def _installed(look: Callable[..., Iterable[EntryPoint]], group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What is installed on a Python path; looking takes milliseconds, and a search asks for every child."""
+    return {point.name: point for point in look(group=group)}
