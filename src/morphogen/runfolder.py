@@ -22,13 +22,15 @@ from morphogen.errors import InputError, RunError
 from morphogen.experiment import Direction
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_svg
-from morphogen.store.files import write_atomic
+from morphogen.store.files import TEMPORARY, write_atomic
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 
 CHECKPOINTS = "checkpoints"
+#: Where trainings that verification and fidelity finished lie.
+TRIALS = "trials"
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER = ".run"
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
@@ -59,7 +61,9 @@ def check_copy(copy: Path, folder: Path) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
-    return sorted([*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.safetensors.*")])
+    places = (folder, folder / CHECKPOINTS, folder / TRIALS)
+    found = {path for place in places for path in place.glob(f".*{TEMPORARY}")}
+    return sorted(found | set((folder / CHECKPOINTS).glob(".*.safetensors.*")))
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from morphogen.data import corpora, store
 from morphogen.data.corpora import Document, digest_of
 from morphogen.data.prepare import prepare
-from morphogen.data.store import SPLITS, atomic, cache_folder, distinct, read_checked, split_of, survey, write_checked
+from morphogen.data.store import SPLITS, cache_folder, cached, distinct, read_checked, split_of, survey, write_checked
 from morphogen.data.tokenizers import ByteTokenizer
 from morphogen.errors import InputError
 from morphogen.experiment import Data, Shard, Split
@@ -173,7 +173,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     path.write_bytes(b"old")
 
     def interrupted() -> None:
-        with atomic(path) as file:
+        with cached(path) as file:
             file.write(b"new and half")
             raise KeyboardInterrupt
 

@@ -1,7 +1,6 @@
 """Trainings from scratch, each done once: what is finished is kept beside the run and never repeated."""
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,7 +18,7 @@ from morphogen.errors import InputError
 from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.search.space import Design
-from morphogen.store.files import canonical_json, write_atomic
+from morphogen.store.files import canonical_json, scratch, write_atomic
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"
@@ -109,17 +108,17 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
     prepared = _measured_on(shop.prepared, shop.split)
     started = time.monotonic()
     with ExitStack() as undo:
-        scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix="morphogen-trials-"))
-        (Path(scratch) / "checkpoints").mkdir()
+        folder = undo.enter_context(scratch("morphogen-trials-"))
+        (folder / "checkpoints").mkdir()
         jobs = {f"trial-{i}": (place, trial) for i, (place, trial) in enumerate(todo.items())}
         if executor is None:
             execution = Execution(workers=shop.workers)
             executor = undo.enter_context(closing(open_executor(execution, prepared)))
-        work = [_job(shop, id, trial, scratch) for id, (_, trial) in jobs.items()]
+        work = [_job(shop, id, trial, str(folder)) for id, (_, trial) in jobs.items()]
         for done, report in enumerate(executor.map(work, lambda candidate, step: None), start=1):
             place, trial = jobs[report.id]
             if report.checkpoint is not None:
-                (Path(scratch) / report.checkpoint).unlink()
+                (folder / report.checkpoint).unlink()
             known[place] = report.replace(checkpoint=None)
             if report.status is Status.TRAINED or report.stop_reason is StopReason.NOT_FINITE:
                 place.parent.mkdir(exist_ok=True)

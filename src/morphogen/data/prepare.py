@@ -15,6 +15,7 @@ from morphogen.data.probes import Probe
 from morphogen.data.store import Corpus, SplitName, TokenFile
 from morphogen.data.tokenizers import Ids, Tokenizer
 from morphogen.errors import InputError, unknown
+from morphogen.store.files import remove_stale
 
 if TYPE_CHECKING:
     from morphogen.experiment import BPE, Data, Shard
@@ -102,6 +103,11 @@ def prepare(data: "Data") -> PreparedData:
     exist, text that stands in both training and held-out splits, a probe that does not fit into a sequence, or a cache
     that cannot be written.
     """
+    for folder in {
+        store.cache_folder(),
+        *map(store.shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
+    }:
+        remove_stale(folder)
     tokenizer = _tokenizer(data)
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile]]] = {}
 
@@ -208,7 +214,7 @@ def _bytes_path(tokenizer: Tokenizer) -> str:
     table_V = tokenizer.bytes_per_token
     path = store.cache_folder() / f"bytes-{store.FORMAT}-{tokenizer.digest}.npy"
     if not _holds(path, table_V):
-        with store.atomic(path) as file:
+        with store.cached(path) as file:
             np.save(file, table_V, allow_pickle=False)
     return str(path.absolute())
 

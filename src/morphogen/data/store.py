@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from morphogen.data.corpora import Document
 from morphogen.data.tokenizers import Tokenizer
 from morphogen.errors import InputError
 from morphogen.paths import user_path
+from morphogen.store.files import atomic
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard, Split
@@ -135,7 +135,7 @@ def survey(shard: "Shard") -> Corpus:
     if known is not None and (not corpora.is_costly(shard) or _size(_copy_path(shard)) == known["copy_bytes"]):
         return Corpus(**known["corpus"])
     if corpora.is_costly(shard):
-        with atomic(_copy_path(shard)) as copy:
+        with cached(_copy_path(shard)) as copy:
             for key, text, origin in corpora.documents(shard):
                 copy.write(json.dumps([key, text, origin and origin.hex()]).encode() + b"\n")
     digest, total, kept, n_bytes = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0, 0, 0
@@ -201,8 +201,8 @@ def _encode(
     end = np.array([tokenizer.eot], dtype=dtype)
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with ExitStack() as stack:
-        tokens = {name: _Hashing(stack.enter_context(atomic(path))) for name, path in paths.items()}
-        hashes = {name: _Hashing(stack.enter_context(atomic(_hashes_path(path)))) for name, path in paths.items()}
+        tokens = {name: _Hashing(stack.enter_context(cached(path))) for name, path in paths.items()}
+        hashes = {name: _Hashing(stack.enter_context(cached(_hashes_path(path)))) for name, path in paths.items()}
         documents = distinct(stored_documents(shard))
         while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
             for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
@@ -274,32 +274,23 @@ def _copy_path(shard: "Shard") -> Path:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under `path` whole, or not at all. InputError when the folder cannot be written."""
-    temporary = None
+def cached(path: Path) -> Iterator[IO[bytes]]:
+    """A file of the cache to write, as `atomic`. InputError when the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise InputError(
             f"cache folder {path.parent}: cannot write {path.name} ({error.strerror or error}); set MORPHOGEN_CACHE or "
             "data.shards[].cache_path to a folder that can be written"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def write_checked(path: Path, payload: dict[str, Any]) -> None:
     """Write JSON with its own hash, so that `read_checked` can tell a damaged file."""
     text = json.dumps(payload, sort_keys=True)
-    with atomic(path) as file:
+    with cached(path) as file:
         file.write(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "payload": payload}).encode())
 
 

@@ -8,7 +8,6 @@ there and leaves its own; the driver copies that into the run folder before the 
 import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
 from morphogen.plugins import allow_code, code_allowed
+from morphogen.store.files import scratch
 from morphogen.training.surrogate import run_surrogate
 
 #: Ray's store for large objects. Jobs and reports are small, weights go through files.
@@ -190,7 +190,7 @@ def _carry_out(
         try:
             exchange = None if shared is None else Exchange(shared)
             if exchange is not None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                folder = stack.enter_context(scratch("morphogen-task-"))
                 for parent in job.parents:
                     exchange.fetch(parent.checkpoint, folder)
                 job = job.replace(run_dir=str(folder))

@@ -1,8 +1,6 @@
 """Checkpoints: safetensors only, written whole or not at all, checked when read."""
 
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.network import specs
+from morphogen.store.files import atomic
 
 FORMAT = "morphogen-checkpoint-1"
 MOMENTS_FORMAT = "morphogen-moments-1"
@@ -70,18 +69,11 @@ def _write(path: Path, form: str, state: Mapping[str, Tensor], extra: Mapping[st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {**extra, "format": form}
     data = save(tensors, {**metadata, "crc32": str(checksum(tensors, metadata))})
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with atomic(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise RunError(f"{path}: the checkpoint cannot be written: {error.strerror}") from None
 
 

@@ -1,36 +1,126 @@
-"""Writing a file whole or not at all, and JSON whose bytes depend on the data alone."""
+"""The one atomic writer: files written whole or not at all; and JSON whose bytes depend on the data alone.
+
+Whoever writes holds a lock on what is temporary of it, so that others can tell a file in the making from one that a
+process left when it was killed, on whatever machine that was.
+"""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from morphogen.errors import RunError
 
+#: How temporary files end, and what their names are like: `.<name>.<process>-<eight digits>.tmp`.
+TEMPORARY = ".tmp"
+_OURS = re.compile(r"\..*\.[0-9]+-[0-9a-f]{8}\.tmp", re.DOTALL)
+#: In a temporary folder: locked as long as somebody uses it.
+IN_USE = ".in-use"
+#: A temporary file is named after the first letters of the file's name, which may itself be as long as names can be.
+NAME_CHARS = 40
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears at `path` whole, or not at all: beside it first, then fsync, rename, fsync of the
+    folder. It can be read by whom the umask allows.
+
+    Raises:
+        OSError: It could not be written; what was at `path` is intact, and nothing temporary stays behind.
+    """
+    temporary, descriptor = _fresh(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`, or leaves what was there: a temporary file beside it, fsync, rename, fsync of the folder.
+    """Puts `data` at `path`, or leaves what was there.
 
     Raises RunError (read-only folder, full disk, ...) with one message; the old file is then intact and no temporary
     file stays behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with atomic(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write {len(data)} bytes: {error.strerror or error}") from error
+
+
+def _fresh(path: Path) -> tuple[Path, int]:
+    """A new temporary file for `path`, open and locked."""
+    while True:
+        temporary = path.with_name(f".{path.name[:NAME_CHARS]}.{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            lock(descriptor)
+            if os.fstat(descriptor).st_nlink:  # else it was taken for a stale one before it was locked
+                return temporary, descriptor
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            os.close(descriptor)
             raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot write {len(data)} bytes: {error.strerror or error}") from error
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> bool:
+    """Locks an open file until it is closed; False where another holds it. Where a file system has no locks, it goes
+    without one, and nobody takes for stale what is there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes temporary files directly in `folder` that no process is writing; what cannot be looked at stays."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        if _OURS.fullmatch(path.name) and _abandoned(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether nobody holds the file any more."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder for what is temporary, gone afterwards. Those of the same prefix that killed processes left go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        if _abandoned(left / IN_USE):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name,
+        (Path(name) / IN_USE).open("wb") as mark,
+    ):
+        lock(mark.fileno())
+        yield Path(name)
 
 
 def sync_folder(folder: Path) -> None:
