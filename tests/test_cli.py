@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,18 +14,22 @@ import pytest
 import torch
 from rich.console import Console
 
+from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cli import SCHEMAS
-from morphogen.console import Lines, Live, duration, observer_for
+from morphogen.console import Lines, Live, observer_for
 from morphogen.cost import costs
-from morphogen.evolve import evolve, load
+from morphogen.errors import InputError
+from morphogen.evolve import Run, evolve, load
 from morphogen.experiment import Experiment
 from morphogen.explain import plan
 from morphogen.launch import execute
-from morphogen.network import LanguageModel
+from morphogen.network import LanguageModel, build
 from morphogen.notices import Began, Measured, Notice
 from morphogen.options import with_options
+from morphogen.report.wording import duration
+from morphogen.store.frontier import Frontier
 from tiny import Cli, run_live, untimed, write_config
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +48,14 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     evolve(load(config), folder)
     return folder
+
+
+def test_alone_it_prints_help_and_with_version_its_version(cli: Cli) -> None:
+    assert cli() == cli("--help")
+    assert cli("--version") == (0, f"morphogen {__version__}\n", "")
+    code, out, _ = cli("--show-completion", "bash")
+    assert code == 0
+    assert "_MORPHOGEN_COMPLETE" in out
 
 
 def test_help_names_every_command(cli: Cli) -> None:
@@ -120,10 +134,15 @@ def test_operators_with_and_without_an_experiment(cli: Cli, config: Path) -> Non
     assert next(row for row in plain if row["name"] == "graph_jitter")["preserves"] is None
 
 
-def test_status_and_lineage_of_a_finished_run(cli: Cli, finished: Path, tmp_path: Path) -> None:
+def test_status_and_lineage_of_a_finished_run(cli: Cli, config: Path, finished: Path, tmp_path: Path) -> None:
     told = json.loads(cli("status", finished, "--json")[1])
     assert told["state"] == "finished"
     assert told["candidates"] == {"trained": 7, "pending": 0}
+    frontier = Run(finished, load(config), 0).frontier
+    bpb = min((entry.metrics["bpb"], entry.id) for entry in frontier.candidates)
+    assert told["best"]["bpb"] == {"value": bpb[0], "id": bpb[1]}
+    assert "seconds_left" not in told
+    assert f"best bpb  {bpb[0]:.4g} ({bpb[1]})" in re.sub(" {2,}", "  ", cli("status", finished)[1])
     code, out, _ = cli("lineage", finished)
     assert code == 0
     assert out.startswith("root-0-")
@@ -134,8 +153,11 @@ def test_status_and_lineage_of_a_finished_run(cli: Cli, finished: Path, tmp_path
 
 
 def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path) -> None:
+    meanwhile = []
+
     def stop(notice: object) -> None:
         if type(notice).__name__ == "Measured":
+            meanwhile.append(json.loads(cli("status", tmp_path / "run", "--json")[1]))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -143,6 +165,33 @@ def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path
     told = json.loads(cli("status", tmp_path / "run", "--json")[1])
     assert told["state"] == "interrupted; --resume goes on"
     assert told["generation"] == 0
+    assert meanwhile[0]["state"].startswith(f"running (process {os.getpid()} on ")
+    assert meanwhile[0]["seconds_left"] > 0
+    assert meanwhile[0]["candidates"] == {"trained": 1, "pending": 0}
+
+
+def test_status_and_help_load_nothing_heavy(finished: Path) -> None:
+    look = (
+        "import sys; from morphogen.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print([m for m in ('torch', 'scipy', 'pymoo', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    for command in (["status", str(finished)], ["--help"]):
+        done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True, check=False)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_winner_is_built_with_its_weights(finished: Path, config: Path) -> None:
+    frontier = Run(finished, load(config), 0).frontier
+    winner = frontier[frontier.candidates[0].id]
+    assert isinstance(winner.blueprint, Blueprint)
+    model = build(winner.blueprint)
+    model.load_state_dict(winner.weights())
+    assert sum(tensor.numel() for tensor in model.parameters()) == winner.costs["params"]
+    with pytest.raises(InputError, match="did you mean"):
+        frontier[winner.id[:-1]]
+    assert Frontier.read(finished / "frontier.json").model_dump(mode="json")["candidates"][0]["id"]
+    assert frontier.to_json() == (finished / "frontier.json").read_text()
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(cli: Cli, config: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
-from morphogen.errors import InputError
+from morphogen.errors import DivergedError, InputError
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.network import Cache, LanguageModel, build, cache_bytes
 from morphogen.ops import naive
@@ -157,7 +157,7 @@ def test_measured_decoding_has_the_bytes_of_a_cache_and_leaves_the_mode() -> Non
     measured = measure_decoding(model, ids_of(32), 8)
     assert measured.tokens_per_second > 0
     assert measured.kv_bytes == pytest.approx(2 * 2 * 2 * HEAD_DIM * 4, rel=0.01)  # blocks, k and v, kv heads, fp32
-    assert model.training
+    assert not model.training
     with pytest.raises(ValueError, match="got 32 steps over 32 tokens"):
         measure_decoding(model, ids_of(32), 32)
 
@@ -169,7 +169,7 @@ def test_generation_repeats_by_seed_and_follows_the_model() -> None:
     assert torch.equal(ids[:, :5], prompt)
     assert torch.equal(ids, model.generate(prompt, 9, seed=3))
     assert not torch.equal(ids, model.generate(prompt, 9, seed=4))
-    assert model.training
+    assert not model.training
     assert torch.equal(model.generate(prompt, 0), prompt)
     greedy = model.generate(prompt, 9, temperature=0.0)
     assert torch.equal(greedy, model.generate(prompt, 9, top_k=1, seed=5))
@@ -232,3 +232,13 @@ def test_policies_that_cannot_be_are_refused(policy: dict[str, Any], words: str)
     with pytest.raises(ValidationError, match=words):
         Attention.model_validate({"kind": "MHA", "heads": 2, "head_dim": 8, "kv_policy": policy})
     assert KVPolicy() == KVPolicy(kind="full", quant="none")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_finite_are_told_by_name(temperature: float) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.emb.weight[3, 0] = float("nan")
+    with pytest.raises(DivergedError, match=r"first of them in emb\.weight"):
+        model.generate(ids_of(4), 2, temperature=temperature)
+    assert not model.training

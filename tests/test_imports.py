@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
 JOINING = [
     "flags",
     "options",
+    "winners",
     "runfolder",
     "explain",
     "checks",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from morphogen import flags
+from morphogen import __version__, flags
 from morphogen.errors import InputError, MorphogenError, unknown
 from morphogen.launch import carry_out, execute, read_experiment, rehearse
 from morphogen.paths import user_path
@@ -23,11 +23,26 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="morphogen",
     help="Evolve language-model architectures on real text.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="say which version this is, and leave")] = False,
+) -> None:
+    """Evolve language-model architectures on real text."""
+    if version:
+        print(f"morphogen {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+    else:
+        return
+    raise typer.Exit
+
 
 SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
 
@@ -48,6 +63,7 @@ def run(
     dry_run: flags.DryRun = False,
     allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
     cleanup_old_checkpoints: flags.CleanUp = False,
     prune_checkpoints_to_frontier: flags.Prune = False,
     disk_budget: Annotated[str | None, typer.Option(help="checkpoints' size at most, such as 20GB")] = None,
@@ -91,7 +107,15 @@ def run(
         rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
     else:
         carry_out(
-            experiment, folder, seed=seed, device=device, resume=resume, keep=keep, execution=execution, as_json=as_json
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            as_json=as_json,
+            wide=wide,
         )
 
 
@@ -131,7 +155,8 @@ def explain(
 ) -> None:
     """Parameters, FLOPs, memory and estimated time of an experiment."""
     from morphogen import explain as explaining
-    from morphogen.console import duration, show_facts
+    from morphogen.console import show_facts
+    from morphogen.report.wording import duration
 
     experiment = read_experiment(config)
     found = explaining.blueprint_costs(experiment)
@@ -212,10 +237,11 @@ def operators(
     config: Annotated[str | None, typer.Argument(help="say which apply to this experiment", metavar="FILE")] = None,
     allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
 ) -> None:
     """Every mutation: its name, whether it keeps the function, what it does."""
+    from morphogen.console import show_table
     from morphogen.parts.base import OPERATORS, load_operators
-    from morphogen.report.tables import as_text
     from morphogen.variation.act import Around
     from morphogen.variation.operator import describe_operators
     from morphogen.variation.template import resolve_templates
@@ -237,7 +263,7 @@ def operators(
     words = {True: "exact", False: "lossy", None: "depends"}
     order = ("name", "level", "weight", "applies", "function", "summary")
     shown = [{**row, "function": words[row["preserves"]]} for row in rows]
-    print(as_text([{name: row[name] for name in order if name in row} for row in shown]), end="")
+    show_table([{name: row[name] for name in order if name in row} for row in shown], "operators", wide, ("summary",))
 
 
 @app.command()
@@ -276,6 +302,7 @@ def verify(
     workers: flags.Trainers = None,
     allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
 ) -> None:
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
     from morphogen.analysis.verify import verify as verified
@@ -296,7 +323,7 @@ def verify(
             say=aside,
         )
     told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
-    show_measured(found, told, as_json)
+    show_measured(found, told, as_json, wide)
 
 
 @app.command()
@@ -315,6 +342,7 @@ def fidelity(
     workers: flags.Trainers = None,
     allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
 ) -> None:
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
     from morphogen.analysis.fidelity import fidelity as measured
@@ -336,16 +364,17 @@ def fidelity(
             say=aside,
         )
     budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
-    show_measured(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json)
+    show_measured(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json, wide)
 
 
 @app.command()
 def status(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
     """Where a run stands. It may be running meanwhile."""
     from morphogen.console import show_facts
-    from morphogen.status import standing
+    from morphogen.status import in_words, standing
 
-    show_facts(standing(_run(folder)), as_json)
+    told = standing(_run(folder))
+    show_facts(told if as_json else in_words(told), as_json)
 
 
 @app.command()

@@ -1,37 +1,48 @@
 """What a run and what was found look like: on a terminal, in plain lines, as JSON for machines."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from morphogen.candidate import Status
-from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
-from morphogen.report.tables import as_table, as_text, frontier_rows
+from morphogen.report.tables import Row, as_table, as_text, frontier_rows
+from morphogen.report.wording import duration
 
 if TYPE_CHECKING:
     from morphogen.analysis.fidelity import Fidelity
     from morphogen.analysis.verify import Verification
+    from morphogen.experiment import Experiment
 
 #: Whole lines of training progress are printed at most this often.
 LINE_SECONDS = 15.0
 
 
-def total_candidates(experiment: Experiment) -> int:
+def total_candidates(experiment: "Experiment") -> int:
     """How many candidates a run trains when none is turned away."""
     return 1 + experiment.evolution.generations * experiment.evolution.population
 
 
-def observer_for(console: Console, as_json: bool) -> Observer:
-    """JSON lines, a live display on a terminal, or plain lines."""
+def observer_for(console: Console, as_json: bool, wide: bool = False) -> Observer:
+    """JSON lines, a live display on a terminal, or plain lines. wide: tables in all their columns."""
     if as_json:
         return JsonLines(console.file)
-    return Live(console) if console.is_terminal else Lines(lambda line: print(line, file=console.file, flush=True))
+    if console.is_terminal:
+        return Live(console, wide)
+    return Lines(lambda line: print(line, file=console.file, flush=True), width=None if wide else plain_width())
+
+
+def plain_width() -> int | None:
+    """The columns that output which is no terminal is to keep to: $COLUMNS where it is set, else any number."""
+    told = os.environ.get("COLUMNS", "")
+    return int(told) if told.isdecimal() and int(told) > 0 else None
 
 
 def where(ended: Ended) -> str:
@@ -46,8 +57,10 @@ def where(ended: Ended) -> str:
 class Lines:
     """One line per finished candidate, with the time left; now and then one of training."""
 
-    def __init__(self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self.say, self.clock = say, clock
+    def __init__(
+        self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic, width: int | None = None
+    ) -> None:
+        self.say, self.clock, self.width = say, clock, width
         self.experiment: Experiment | None = None
         self.done = self.done_at_start = 0
         self.started = self.last_line = clock()
@@ -72,7 +85,7 @@ class Lines:
                 self.say(log_line(notice))
             case Ended():
                 self.say(f"{log_line(notice)}\n")
-                self.say(as_text(_frontier(notice, self.experiment)))
+                self.say(as_text(*_frontier(notice, self.experiment, self.width)))
                 self.say(where(notice))
 
     def _left(self) -> str:
@@ -87,17 +100,21 @@ class Lines:
 class Live:
     """Bars for the run and for the candidate in training, and the frontier after every generation."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, wide: bool = False) -> None:
+        self.console, self.wide = console, wide
         self.experiment: Experiment | None = None
+        # whatever the length of an id, the count, the time left and the loss keep their places
         self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, justify="right")),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
+            expand=True,
         )
         self.run: TaskID | None = None
         self.candidate: TaskID | None = None
@@ -117,7 +134,7 @@ class Live:
                 self.shown = self.shown or candidate.id  # one of those in training, until it is done
                 if candidate.id != self.shown:
                     return
-                note = f"loss {step.loss:.3f}  generation {candidate.generation} [{position}/{total}]"
+                note = f"loss {step.loss:.3f}, gen {candidate.generation} [{position}/{total}]"
                 self.bars.update(
                     self.candidate, description=candidate.id, completed=step.step, total=step.steps, note=note
                 )
@@ -132,12 +149,16 @@ class Live:
                 self.console.print(log_line(notice), style=style, highlight=False, markup=False)
             case Closed():
                 self.console.print(log_line(notice), highlight=False, markup=False)
-                self.console.print(as_table(_frontier(notice, self.experiment), "frontier"))
+                self._show_frontier(notice)
             case Ended():
                 self.stop()
                 self.console.print(log_line(notice), highlight=False)
-                self.console.print(as_table(_frontier(notice, self.experiment), "frontier"))
+                self._show_frontier(notice)
                 self.console.print(where(notice), highlight=False, markup=False)
+
+    def _show_frontier(self, notice: Closed | Ended) -> None:
+        rows, width, first = _frontier(notice, self.experiment, None if self.wide else self.console.width)
+        show_rows(self.console, rows, "frontier", width, first)
 
     def stop(self) -> None:
         """Takes the bars away, so that the terminal is as it was."""
@@ -186,18 +207,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0.0 else value
 
 
-def _frontier(notice: Closed | Ended, experiment: Experiment | None) -> list[dict[str, Any]]:
+def _frontier(
+    notice: Closed | Ended, experiment: "Experiment | None", width: int | None
+) -> tuple[list[Row], int | None, tuple[str, ...]]:
+    """The frontier's rows, the width they have, and the columns that matter most: as `tables.fit` takes them."""
     assert experiment is not None
     ids = notice.generation.frontier if isinstance(notice, Closed) else notice.closed[-1].frontier
-    return frontier_rows(notice.candidates, notice.reports, ids, experiment.evolution.objectives)
+    objectives = experiment.evolution.objectives
+    return frontier_rows(notice.candidates, notice.reports, ids, objectives), width, ("id", *objectives)
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    for limit, unit, size in ((90.0, "s", 1.0), (5400.0, "min", 60.0), (172800.0, "h", 3600.0)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
-    return f"{seconds / 86400:.1f} days"
+def show_rows(console: Console, rows: Sequence[Row], title: str, width: int | None, first: Sequence[str] = ()) -> None:
+    """A table on a terminal; as plain text where it is none, or where the table may be wider than it."""
+    if console.is_terminal and width is not None:
+        console.print(as_table(rows, title, width, first))
+    else:
+        print(f"{title}\n{as_text(rows, width, first)}", end="", file=console.file, flush=True)
 
 
 def aside(line: str) -> None:
@@ -205,15 +230,19 @@ def aside(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def show_measured(found: "Verification | Fidelity", title: str, as_json: bool) -> None:
-    """A measurement as its JSON file, or as a table."""
+def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str] = ()) -> None:
+    """A table on standard output, as wide as the terminal, or as it takes."""
     console = Console()
+    width = console.width if console.is_terminal else plain_width()
+    show_rows(console, rows, title, None if wide else width, first)
+
+
+def show_measured(found: "Verification | Fidelity", title: str, as_json: bool, wide: bool) -> None:
+    """A measurement as its JSON file, or as a table."""
     if as_json:
         print(found.to_json(), end="")
-    elif console.is_terminal:
-        console.print(as_table(found.rows(), title))
     else:
-        print(f"{title}\n{as_text(found.rows())}", end="")
+        show_table(found.rows(), title, wide)
 
 
 def show_facts(told: Mapping[str, Any], as_json: bool) -> None:

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from morphogen import runfolder
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError, MorphogenError
-from morphogen.evolve import FINISHED, RESOLVED, read_environment
+from morphogen.evolve import read_environment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.reading import read_experiment
 from morphogen.search.engine import Engine
-from morphogen.store.ledger import Event, Generation, Ledger, Start, Stop, in_use
+from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use
 
 GO_ON = "the run's command with --resume puts it right"
 

@@ -28,16 +28,11 @@ from morphogen.reading import located, read_experiment
 from morphogen.report.wording import plain
 from morphogen.search.engine import Engine
 from morphogen.store.files import canonical_json, write_atomic
-from morphogen.store.frontier import Frontier
-from morphogen.store.ledger import Event, Ledger, Reported, Start, Stop
+from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.variation.template import resolve_templates
-
-#: The experiment as resolved.
-RESOLVED = "experiment.yaml"
-#: Reasons in the ledger's stop events.
-FINISHED, INTERRUPTED = "finished", "interrupted"
+from morphogen.winners import Winners
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,9 @@ class Run:
     device: str = "cpu"
 
     @property
-    def frontier(self) -> Frontier:
-        """The Pareto frontier, as in `frontier.json`."""
-        return Frontier.read(self.folder / "frontier.json")
+    def frontier(self) -> Winners:
+        """The Pareto frontier, as in `frontier.json`; `frontier["ID"]` has a blueprint for `build`, and weights."""
+        return Winners.of(self.folder)
 
     @property
     def lineage(self) -> Lineage:

@@ -17,6 +17,7 @@ def _allow(context: typer.Context, allowed: bool) -> bool:
 Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
 Folder = Annotated[str, typer.Argument(help="a run's folder", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+Wide = Annotated[bool, typer.Option("--wide", help="tables in all their columns, however wide the terminal")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto")]
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="import what files name as module:Class; trust them", callback=_allow)

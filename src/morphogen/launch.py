@@ -3,6 +3,7 @@
 Nothing heavy is imported until it is needed.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def carry_out(
     keep: "Keep",
     execution: "Execution",
     as_json: bool,
+    wide: bool = False,
 ) -> None:
     """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
     from rich.console import Console
@@ -46,7 +48,7 @@ def carry_out(
     from morphogen.evolve import evolve
 
     signal.signal(signal.SIGTERM, _interrupt)
-    observer = observer_for(Console(), as_json)
+    observer = observer_for(Console(), as_json, wide)
     try:
         evolve(
             experiment,
@@ -99,6 +101,7 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     command = typer.main.get_command(commands)
     # typer's usage errors have no public name of their own, but this public one is among them
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
+    _show_any_name()
     try:
         code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
     except MorphogenError as error:
@@ -113,6 +116,13 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _show_any_name() -> None:
+    """Letters that the output's encoding does not have, and names that are not text at all, are shown as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _usage(error: Any) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
-from morphogen.errors import InputError
+from morphogen.errors import DivergedError, InputError
 from morphogen.parts.base import Context
 from morphogen.parts.branch import Branch, Modulation, Record, State
 from morphogen.parts.initial import draw, stream
@@ -157,7 +157,8 @@ class LanguageModel(nn.Module):
         temperature: divides the logits; 0 takes the likeliest token. top_k: sample from that many likeliest only.
         seed: of the samples. cache: what the prompts follow; nothing when None. It ends one token short: what is
         sampled last is not yet in it. The model decodes in eval mode, and is left in the mode it was in.
-        Raises InputError for an empty prompt or a number out of range.
+        Raises InputError for an empty prompt or a number out of range, DivergedError where the model gives a number
+        that is not finite.
         """
         _check_sampling(prompt_ids_BT, tokens, temperature, top_k)
         _check_ids(prompt_ids_BT, self.emb.num_embeddings)
@@ -168,6 +169,8 @@ class LanguageModel(nn.Module):
         try:
             for _ in range(tokens):
                 logits_BV = self._logits(self._hidden_on(new_BT, cache)[:, -1]).float()
+                if not torch.isfinite(logits_BV).all():
+                    raise DivergedError(_not_finite(self.state_dict()))
                 new_BT = _sampled(logits_BV, temperature, top_k, noise)
                 ids_BT = torch.cat([ids_BT, new_BT], 1)
         finally:
@@ -233,6 +236,14 @@ def _check_ids(ids_BT: Tensor, vocab: int) -> None:
     least, most = (int(x) for x in ids_BT.aminmax()) if ids_BT.numel() else (0, 0)
     if least < 0 or most >= vocab:
         raise InputError(f"generate: got tokens from {least} to {most}, expected 0 to {vocab - 1}")
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> str:
+    """Why a model's logits are not finite: a weight that is not, where there is one."""
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            return f"the model's logits are not finite: its weights are not, the first of them in {name}"
+    return "the model's logits are not finite, though its weights are"
 
 
 def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: torch.Generator) -> Tensor:

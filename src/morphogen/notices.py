@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from morphogen.candidate import Candidate, Report
-from morphogen.experiment import Experiment
 from morphogen.store.ledger import Generation
-from morphogen.training.loop import StepInfo
+
+if TYPE_CHECKING:
+    from morphogen.experiment import Experiment
+    from morphogen.training.loop import StepInfo
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Began:
 
     run: str
     folder: Path
-    experiment: Experiment
+    experiment: "Experiment"
     done: int
     device: str
     begun_on: str
@@ -32,7 +35,7 @@ class Training:
     candidate: Candidate
     position: int
     total: int
-    step: StepInfo
+    step: "StepInfo"
 
 
 @dataclass(frozen=True)

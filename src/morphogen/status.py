@@ -1,57 +1,113 @@
 """Looking at a run's folder without touching it: where it stands, how its frontier came about, its picture."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from morphogen.candidate import Candidate, Report
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError
-from morphogen.evolve import FINISHED, RESOLVED
-from morphogen.reading import read_experiment
-from morphogen.report.subway import lineage_dot, lineage_svg
-from morphogen.report.wording import edit_lines, number, origin_lines
-from morphogen.search.engine import Engine
+from morphogen.report.wording import duration, edit_lines, number, origin_lines
 from morphogen.store.files import write_atomic
 from morphogen.store.frontier import Frontier
-from morphogen.store.ledger import Event, Ledger, Start, Stop
+from morphogen.store.ledger import (
+    FINISHED,
+    RESOLVED,
+    Asked,
+    Event,
+    Generation,
+    Ledger,
+    Reported,
+    Start,
+    Stop,
+    in_use,
+)
 from morphogen.store.lineage import Lineage
+
+#: Figures of a report that add up to the time that its candidate took.
+CLOCKED = ("train_seconds", "eval_seconds")
 
 
 def standing(folder: Path) -> dict[str, Any]:
-    """State, generation, candidates by status, best values of a run, by replaying its ledger. RunError as `Ledger`."""
+    """State, generation, candidates by status, best values of a run, from its ledger alone. RunError as `Ledger`.
+
+    pending: candidates that wait for their first report. seconds_left: what the rest would take, one at a time, at the
+    mean of those that are done; only while a process is at it.
+    """
     with Ledger.open(folder, readonly=True) as ledger:
         events = list(ledger.events())
     if not events or not isinstance(events[0], Start):
         return {"state": "nothing begun"}
-    experiment = read_experiment(folder / RESOLVED)
-    engine = Engine.replay(events, run_dir=str(folder), device="cpu", experiment=experiment)
-    counts = Counter(str(report.status) for report in engine.reports.values())
-    last = events[-1]
+    asked = [event for event in events if isinstance(event, Asked)]
+    closed = [event for event in events if isinstance(event, Generation)]
+    reports = {event.report.id: event.report for event in events if isinstance(event, Reported)}
+    counts = Counter(str(report.status) for report in reports.values())
+    if rejected := sum(len(event.rejected) for event in asked):
+        counts[str(Status.REJECTED)] = rejected
+    pending = sum(len(event.candidates) for event in asked) - rejected - len(reports)
+    evolution = _evolution(folder, events[0])
+    holder = in_use(folder)
     told: dict[str, Any] = {
         "run": events[0].run,
         "seed": events[0].seed,
-        "state": _state(last, engine.done),
-        "generation": engine.generation,
-        "generations": experiment.evolution.generations,
-        "candidates": dict(sorted(counts.items())) | {"pending": len(engine.pending())},
-        "training_tokens": sum(report.tokens.own for report in engine.reports.values()),
+        "state": _state(events[-1], holder),
+        "generation": asked[-1].generation if asked else -1,
+        "generations": evolution["generations"],
+        "candidates": dict(sorted(counts.items())) | {"pending": pending},
+        "training_tokens": sum(report.tokens.own for report in reports.values()),
     }
-    if engine.generations:
-        told["hypervolume"] = round(engine.generations[-1].hypervolume, 6)
-        told["frontier"] = len(engine.frontier_ids)
-        for name, direction in experiment.evolution.objectives.items():
-            values = [(engine.reports[id].value(name), id) for id in engine.frontier_ids]
-            if known := [(value, id) for value, id in values if value is not None]:
-                value, id = (min if direction == "min" else max)(known)
-                told[f"best {name}"] = f"{number(value)} ({id})"
+    seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
+    if holder and seconds and sum(seconds):
+        to_come = (evolution["generations"] + 1 - len(asked)) * evolution["population"]
+        told["seconds_left"] = round(sum(seconds) / len(seconds) * (pending + max(0, to_come)), 1)
+    if closed:
+        told["hypervolume"] = round(closed[-1].hypervolume, 6)
+        told["frontier"] = len(closed[-1].frontier)
+        told["best"] = _best(evolution["objectives"], [reports[id] for id in closed[-1].frontier])
     return told
 
 
-def _state(last: Event, done: bool) -> str:
-    if isinstance(last, Stop) and (done or last.reason != FINISHED):
-        return f"{last.reason}{'' if done else '; --resume goes on'}"
-    return "running, or killed; --resume goes on"
+def _evolution(folder: Path, start: Start) -> dict[str, Any]:
+    """The run's settings of evolution as they are now: a resumed run may have been given more generations."""
+    evolution: dict[str, Any] = start.experiment["evolution"]
+    try:
+        now = YAML(typ="safe").load(folder / RESOLVED)["evolution"]
+    except (OSError, YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+        return evolution  # what is wrong with the file, `doctor` tells
+    return evolution | {name: now[name] for name in ("generations", "objectives") if name in now}
+
+
+def _best(objectives: Mapping[str, str], frontier: Sequence[Report]) -> dict[str, dict[str, Any]]:
+    """Per objective its best value on the frontier, and who has it."""
+    best: dict[str, dict[str, Any]] = {}
+    for name, direction in objectives.items():
+        known = [(value, report.id) for report in frontier if (value := report.value(name)) is not None]
+        if known:
+            value, id = (min if direction == "min" else max)(known)
+            best[name] = {"value": value, "id": id}
+    return best
+
+
+def _state(last: Event, holder: str) -> str:
+    if holder:
+        return f"running ({holder})"
+    if isinstance(last, Stop):
+        return f"{last.reason}{'' if last.reason == FINISHED else '; --resume goes on'}"
+    return "killed; --resume goes on"
+
+
+def in_words(told: Mapping[str, Any]) -> dict[str, Any]:
+    """`standing` as it is shown: times and best values in words."""
+    shown = {name: value for name, value in told.items() if name != "best"}
+    if "seconds_left" in told:
+        del shown["seconds_left"]
+        shown["time left"] = f"about {duration(told['seconds_left'])}, one candidate at a time"
+    return shown | {
+        f"best {name}": f"{number(found['value'])} ({found['id']})" for name, found in told.get("best", {}).items()
+    }
 
 
 def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], id: str) -> str:
@@ -72,6 +128,8 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
 
 def draw(folder: Path, out: Path) -> None:
     """The lineage of the run in `folder` as an SVG, or as text for Graphviz where `out` ends in .dot."""
+    from morphogen.report.subway import lineage_dot, lineage_svg
+
     found = Lineage.read(folder / "lineage.json")
     candidates, reports = found.records()
     if out.suffix == ".dot":

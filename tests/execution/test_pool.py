@@ -131,6 +131,35 @@ def test_a_greedy_candidate_is_ended_at_its_memory_limit(pool, tmp_path):
     assert found["slow-1"].status is found["slow-2"].status is Status.TRAINED
 
 
+def test_pages_of_mapped_files_are_not_a_candidates_memory(pool, tmp_path):
+    with (tmp_path / "tokens.bin").open("wb") as file:
+        file.truncate(runners.GIB)  # no block of it is on disk
+    found = carry_out(pool(1, memory_bytes=900 * 2**20), ["mapped-0"], tmp_path)
+    assert found["mapped-0"].status is Status.TRAINED, found["mapped-0"].reason
+
+
+LONG_TEMPORARY = """
+import sys, runners
+from morphogen.execution.pool import Pool
+pool = Pool(None, 1, runner=runners.act)
+print([report.status for report in pool.map([runners.job("well-0", 0, sys.argv[1])], print)][0])
+"""
+
+
+def test_workers_start_where_the_temporary_folder_has_a_long_name(tmp_path):
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_TEMPORARY, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["trained"], done.stderr
+
+
 ORPHANS = """
 import sys, runners
 from morphogen.execution.pool import Pool

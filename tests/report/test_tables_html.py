@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 from made_runs import make_run
+from rich.cells import cell_len
 from rich.console import Console
 
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.report.html import _ticks, report_html
-from morphogen.report.tables import as_json, as_table, as_text, frontier_rows, operator_rows, reason_rows
+from morphogen.report.tables import as_json, as_table, as_text, fit, frontier_rows, operator_rows, reason_rows
 from morphogen.report.wording import number, plain
 
 OBJECTIVES = {"bpb": "min", "flops_per_token": "min"}
@@ -81,6 +82,43 @@ def test_text_is_aligned_and_rich_shows_the_same_cells(run):
     assert all(row["id"] in shown and number(row["bpb"]) in shown for row in rows)
     assert as_text([]) == ""
     assert json.loads(as_json([])) == []
+
+
+LONG = {
+    "id": "drop_upcycle+narrow_experts+insert_associative_memory-1234-4f70",
+    "generation": 12,
+    "bpb": 2.3456,
+    "flops_per_token": 1.26e9,
+    "train_memory_bytes": 134_100_000,
+    "kv_bytes_per_token": 64,
+    "lineage_tokens": 38_400_000,
+    "edits": "drop_upcycle + narrow_experts + insert_associative_memory",
+}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 160])
+@pytest.mark.parametrize("name", ["plain", "数据模型" * 8])
+def test_a_table_keeps_to_its_width_and_cuts_no_number(width, name):
+    rows = [LONG, {**LONG, "id": name, "bpb": None}]
+    first = ("id", "bpb", "flops_per_token", "train_memory_bytes")
+    console = Console(file=io.StringIO(), width=width)
+    console.print(as_table(rows, "frontier", width, first))
+    fitted = fit(rows, width, first)
+    for text in (as_text(rows, width, first), console.file.getvalue()):
+        table = [line for line in text.splitlines() if "shown" not in line]
+        assert max(map(cell_len, table)) <= width
+        whole = {number(LONG[name]) for name in fitted.names if name not in ("id", "edits")}
+        assert whole <= set(text.split())
+        assert "1234-4f70" in text  # what tells the id from others
+    assert [name for name in LONG if name in fitted.left_out] == list(fitted.left_out)
+    assert set(fitted.names) | set(fitted.left_out) == set(LONG)
+    assert width < 80 or set(first) <= set(fitted.names)
+    assert bool(fitted.note) == bool(fitted.left_out)
+
+
+def test_without_a_width_a_table_is_whole():
+    assert fit([LONG], None).left_out == ()
+    assert LONG["id"] in as_text([LONG])
 
 
 def test_ids_are_not_read_as_markup():

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -85,13 +86,25 @@ def cache_folder() -> Path:
     """`$MORPHOGEN_CACHE`, or `morphogen` in the platform's cache folder."""
     if chosen := os.environ.get("MORPHOGEN_CACHE"):
         return user_path(chosen, "MORPHOGEN_CACHE")
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = str(Path.home() / "Library" / "Caches")
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and nobody of this number among the machine's users
+        return _cache_without_home()
     return Path(base) / "morphogen"
+
+
+def _cache_without_home() -> Path:
+    """A folder of this user's own among the temporary ones; InputError where somebody else has it."""
+    folder = Path(tempfile.gettempdir()) / f"morphogen-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise InputError(f"{folder}: belongs to somebody else; set MORPHOGEN_CACHE to a folder for caches")
+    return folder
 
 
 def shard_folder(shard: "Shard") -> Path:

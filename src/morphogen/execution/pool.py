@@ -6,8 +6,10 @@ the others, so that one that is killed, hangs or outgrows its memory is replaced
 """
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -31,6 +33,8 @@ from morphogen.training.surrogate import run_surrogate
 WATCH_SECONDS = 0.1
 #: A worker that has not begun by then is taken to hang too, where time is limited: starting includes importing torch.
 START_SECONDS = 120.0
+#: Characters of the temporary folder; beyond them the address of a socket in it is too long.
+LONGEST_TEMPORARY = 64
 #: What the fork server imports before it forks.
 PRELOADED = ["morphogen.execution.pool", "torch._dynamo"]  # the latter is what an optimizer imports when first made
 
@@ -166,6 +170,7 @@ class _Worker:
     """A process and the pipe to it. task: what it is at; deadline: when it must be done, on the monotonic clock."""
 
     def __init__(self, prepared: PreparedData | None, runner: Runner, threads: int) -> None:
+        _keep_sockets_short()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.connection, theirs = context.Pipe()
@@ -187,9 +192,16 @@ class _Worker:
             self.process.kill()
 
     def memory_bytes(self) -> int:
-        """Resident memory; 0 once the process is gone."""
+        """Memory that is the process's own, in bytes; 0 once it is gone.
+
+        Resident pages of mapped files, such as the tokens, do not count: the system takes them back when it needs to.
+        """
         try:
-            return int(psutil.Process(self.process.pid).memory_info().rss)
+            process = psutil.Process(self.process.pid)
+            if not psutil.LINUX:
+                return int(process.memory_full_info().uss)
+            found = process.memory_info()
+            return int(found.rss - found.shared)
         except psutil.Error:
             return 0
 
@@ -201,6 +213,20 @@ class _Worker:
         self.process.close()
         self.connection.close()
         return code if code is not None else 0
+
+
+def _keep_sockets_short() -> None:
+    """Has multiprocessing keep its sockets in a folder of few letters: the system refuses an address beyond about 100.
+
+    Only where the temporary folder is a long one, and once: multiprocessing stays with its first folder.
+    """
+    before = tempfile.tempdir
+    if len(tempfile.gettempdir()) > LONGEST_TEMPORARY:
+        try:
+            tempfile.tempdir = "/tmp" if os.access("/tmp", os.W_OK) else "/var/tmp"
+            multiprocessing.util.get_temp_dir()
+        finally:
+            tempfile.tempdir = before
 
 
 def _serve(

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +16,10 @@ from morphogen.report.wording import edits_short, finite, number
 Row = dict[str, Any]
 
 COSTS = ("params", "flops_per_token", "kv_bytes_per_token")
+#: Columns between two columns of a table.
+GAP = 2
+#: What is left of a long text where there is no room: less says nothing.
+SHORTEST_TEXT = 24
 
 
 def frontier_rows(
@@ -87,28 +93,96 @@ def headers(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def as_table(rows: Sequence[Row], title: str) -> Table:
-    """A rich table: numbers to the right, text to the left."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for name in headers(rows):
-        side: Literal["left", "right"] = "right" if _numeric(rows, name) else "left"
-        table.add_column(name, justify=side, overflow="fold", no_wrap=name == "id")
-    for row in rows:
-        table.add_row(*(Text(cell(row.get(name))) for name in headers(rows)))
+@dataclass(frozen=True)
+class Fitted:
+    """A table as it is shown: columns, rows of their cells, which columns stand to the right, what found no room."""
+
+    names: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+    right: tuple[bool, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def note(self) -> str:
+        """What is not shown, and how to see it; empty where all is."""
+        return f"not shown: {', '.join(self.left_out)} (--wide or --json shows all)" if self.left_out else ""
+
+
+def fit(rows: Sequence[Row], width: int | None, first: Sequence[str] = ()) -> Fitted:
+    """The rows in at most `width` terminal columns (None: as many as they take), with columns left out if need be.
+
+    Numbers are never cut. Columns go from the last to the first, those named in `first` last of all; a text keeps
+    SHORTEST_TEXT of its characters before its column goes. What is shortened has an ellipsis: at its end, in an id
+    (whose end tells it from others) in the middle.
+    """
+    names = headers(rows)
+    text = {name: [cell(row.get(name)) for row in rows] for name in names}
+    right = {name: _numeric(rows, name) for name in names}
+    full = {name: max(map(cell_len, (name, *text[name]))) for name in names}
+    least = {name: full[name] if right[name] else min(full[name], max(SHORTEST_TEXT, cell_len(name))) for name in names}
+    shown = list(names)
+    by_worth = sorted(names, key=lambda name: (name not in first and name != names[0], names.index(name)))
+    while width is not None and len(shown) > 1 and _taken(least, shown) > width:
+        shown.remove(by_worth.pop())
+    room = dict(full)
+    for name in reversed(shown):
+        if width is not None and (over := _taken(room, shown) - width) > 0 and not right[name]:
+            room[name] = max(least[name], room[name] - over)
+    for name in shown:
+        text[name] = [_cut(value, room[name], middle=name == "id") for value in text[name]]
+    return Fitted(
+        tuple(shown),
+        tuple(zip(*(text[name] for name in shown), strict=True)),
+        tuple(right[name] for name in shown),
+        tuple(name for name in names if name not in shown),
+    )
+
+
+def _taken(widths: Mapping[str, int], names: Sequence[str]) -> int:
+    return sum(widths[name] for name in names) + GAP * (len(names) - 1)
+
+
+def _cut(text: str, width: int, *, middle: bool) -> str:
+    """`text` in at most `width` terminal columns, an ellipsis standing for what is left out."""
+    if cell_len(text) <= width:
+        return text
+    head, tail = text, text[1:] if middle else ""
+    while cell_len(tail) > width // 2:
+        tail = tail[1:]
+    while head and cell_len(head) + 1 + cell_len(tail) > width:
+        head = head[:-1]
+    return f"{head}…{tail}"
+
+
+def as_table(rows: Sequence[Row], title: str, width: int | None = None, first: Sequence[str] = ()) -> Table:
+    """A rich table in at most `width` columns, as `fit` has it: numbers to the right, text to the left."""
+    fitted = fit(rows, width, first)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=fitted.note or None, caption_justify="left"
+    )
+    table.box, table.pad_edge, table.show_edge = box.SIMPLE_HEAD, False, False
+    table.padding = (0, GAP - 1, 0, 0)  # the box has a blank of its own between columns
+    for name, right in zip(fitted.names, fitted.right, strict=True):
+        side: Literal["left", "right"] = "right" if right else "left"
+        table.add_column(Text(name), justify=side, no_wrap=True)
+    for cells in fitted.cells:
+        table.add_row(*map(Text, cells))
     return table
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """Aligned plain text without colours or borders, a newline at the end; empty for no rows."""
-    names = headers(rows)
-    lines = [names, *([cell(row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    right = [_numeric(rows, name) for name in names]
+def as_text(rows: Sequence[Row], width: int | None = None, first: Sequence[str] = ()) -> str:
+    """Aligned plain text without colours or borders, as `fit` has it, a newline at the end; empty for no rows."""
+    fitted = fit(rows, width, first)
+    lines = [fitted.names, *fitted.cells] if fitted.names else []
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     text = ""
-    for line in lines if names else []:
-        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
-        text += "  ".join(cells).rstrip() + "\n"
-    return text
+    for line in lines:
+        padded = []
+        for value, room, right in zip(line, widths, fitted.right, strict=True):
+            space = " " * (room - cell_len(value))
+            padded.append(space + value if right else value + space)
+        text += (" " * GAP).join(padded).rstrip() + "\n"
+    return text + (f"{fitted.note}\n" if fitted.note else "")
 
 
 def as_json(rows: Sequence[Row]) -> str:

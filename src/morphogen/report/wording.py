@@ -30,6 +30,14 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for limit, unit, size in ((90.0, "s", 1.0), (5400.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
 def finite(value: Any) -> Any:
     """`value`, or None for a float that JSON and pictures cannot show."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -140,7 +140,9 @@ class Search(Generic[G, T]):
         if self.done:
             raise RunError(f"ask: all {self.evolution.generations} generations are done")
         number = self.generation + 1
-        event = Asked(generation=number, candidates=tuple(self._offspring(number) if number else self._founders()))
+        candidates = tuple(self._offspring(number) if number else self._founders())
+        rejected = tuple(candidate.id for candidate in candidates if self._asked[candidate.id].rejected)
+        event = Asked(generation=number, candidates=candidates, rejected=rejected)
         self._take_asked(event)
         return event
 

@@ -26,6 +26,10 @@ from morphogen.store.files import canonical_json, sync_folder
 
 FILE = "ledger.sqlite"
 LOCK = "ledger.lock"
+#: Beside it: the experiment as resolved.
+RESOLVED = "experiment.yaml"
+#: Reasons in stop events.
+FINISHED, INTERRUPTED = "finished", "interrupted"
 SCHEMA_VERSION = 1
 #: How long a writer waits for another program that holds the database.
 BUSY_SECONDS = 30.0
@@ -42,11 +46,12 @@ class Start(Record):
 
 
 class Asked(Record):
-    """Candidates the engine proposed for one generation."""
+    """Candidates the engine proposed for one generation. rejected: ids of those that rung 0 turned away."""
 
     kind: Literal["asked"] = "asked"
     generation: int
     candidates: tuple[Candidate, ...]
+    rejected: tuple[str, ...] = ()
 
 
 class Reported(Record):

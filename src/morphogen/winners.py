@@ -1,0 +1,49 @@
+"""A run's frontier for use from Python: blueprints that `build` takes, and weights to load. Made by `Run.frontier`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import PrivateAttr
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.errors import InputError, unknown
+from morphogen.store.frontier import Entry, Frontier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Winner(Entry):
+    """One candidate of the frontier, its blueprint ready for `build`."""
+
+    blueprint: Blueprint  # type: ignore[assignment]  # the same field, read as what it describes
+    _folder: Path = PrivateAttr(default=Path())
+
+    def weights(self) -> "dict[str, Tensor]":
+        """Its trained weights by name, for `load_state_dict`. InputError where they are gone or damaged."""
+        from morphogen.inherit.checkpoint import load_checkpoint
+
+        if self.checkpoint is None:
+            raise InputError(f"candidate {self.id}: has no checkpoint")
+        state, _, _ = load_checkpoint(self._folder / self.checkpoint)
+        return dict(state)
+
+
+class Winners(Frontier):
+    """The frontier of a run, as in `frontier.json`: `run.frontier["ID"]` is one of its candidates."""
+
+    candidates: tuple[Winner, ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """The frontier of the run in `folder`. InputError where its file cannot be read."""
+        found = cls.read(folder / "frontier.json")
+        for winner in found.candidates:
+            winner._folder = folder
+        return found
+
+    def __getitem__(self, id: str) -> Winner:
+        found = next((winner for winner in self.candidates if winner.id == id), None)
+        if found is None:
+            raise InputError(unknown("frontier", id, [winner.id for winner in self.candidates]))
+        return found
