@@ -17,13 +17,16 @@ import morphogen as mg
 from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import Job, Report, Status
 from morphogen.console import Lines
+from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import Keep, evolve, load
+from morphogen.evolve import Keep, evolve, load, settle
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.store.ledger import Ledger, Stop
+from morphogen.training.loop import Progress as StepProgress
+from morphogen.training.surrogate import run_surrogate
 from tiny import events, untimed, write_config
 
 FILES = {
@@ -134,15 +137,12 @@ def test_more_generations_may_be_added_and_equal_those_of_a_longer_run(
 
 
 def test_a_candidate_that_raises_is_recorded_and_costs_nothing_else(experiment: Experiment, tmp_path: Path) -> None:
-    class Broken(InProcess):
-        def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
-            def spoil(candidate: object, step: object) -> None:
-                raise ZeroDivisionError("on purpose")
+    def broken(job: Job, progress: StepProgress | None, prepared: PreparedData | None) -> Report:
+        if job.candidate.index == 2:
+            raise ZeroDivisionError("on purpose")
+        return run_surrogate(job, progress, prepared)
 
-            for job in jobs:
-                yield from super().map([job], spoil if job.candidate.index == 2 else progress)
-
-    run = evolve(experiment, tmp_path / "run", executor=Broken())
+    run = evolve(experiment, tmp_path / "run", executor=InProcess(settle(experiment)[1], broken))
     (failed,) = [node for node in run.lineage.nodes if node.status is Status.FAILED]
     assert failed.index == 2
     assert failed.reason.startswith("ZeroDivisionError: on purpose (")

@@ -14,12 +14,20 @@ class InputError(MorphogenError):
     """A file, flag, checkpoint or blueprint that cannot be used as it is."""
 
 
+class CandidateError(InputError):
+    """A candidate that cannot be trained as it is, whatever the machine: the only bad input that is its own failure."""
+
+
 class OperatorError(MorphogenError):
     """An operator that does not exist, or does not apply to the blueprint at hand."""
 
 
 class RunError(MorphogenError):
     """A run folder that cannot be written, read or resumed."""
+
+
+class DeviceError(RunError):
+    """An accelerator that no longer answers this process: another one may still use it, or it is gone."""
 
 
 class DivergedError(MorphogenError):

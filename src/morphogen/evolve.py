@@ -16,10 +16,10 @@ from typing import IO, Any, Self
 import torch
 
 from morphogen import runfolder
-from morphogen.candidate import Candidate, Status
+from morphogen.candidate import Candidate, Report, Status
 from morphogen.checks import check_possible
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import InputError, RunError
+from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
@@ -126,8 +126,9 @@ def evolve(
 
     seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. execution:
     how candidates are carried out; `executor`: by what, instead (left open for the caller to close). Raises
-    InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used; on
-    KeyboardInterrupt the run is left so that it can be resumed.
+    InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used, and for
+    faults that are not a candidate's (text, weights, disk, device, workers). After any of these, after what the
+    observer raises, which is raised as it is, and after KeyboardInterrupt, the run can be resumed.
     """
     folder = user_path(out, "out")
     runfolder.check_usable(folder, resume)
@@ -143,16 +144,17 @@ def evolve(
             runfolder.check_copy(copy, folder)
     experiment, prepared = settle(experiment)
     check_possible(experiment)
+    heard = _Hearing(observer)
     try:
         with ExitStack() as undo:
             if executor is None:
                 executor = undo.enter_context(closing(open_executor(execution, prepared)))
-            session = undo.enter_context(
-                _Session.open(folder, experiment, seed, device, prepared, keep, observer, resume)
-            )
+            session = undo.enter_context(_Session.open(folder, experiment, seed, device, prepared, keep, heard, resume))
             undo.enter_context(threads(session.threads))
             session.loop(executor)
     except OSError as error:
+        if error is heard.raised:
+            raise
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, seed, device)
 
@@ -177,6 +179,21 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Hearing:
+    """An observer, and what it raised: that is never the run's error, nor a candidate's."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.raised: Exception | None = None
+
+    def __call__(self, notice: Notice) -> None:
+        try:
+            self.observer(notice)
+        except Exception as error:
+            self.raised = error
+            raise
+
+
 @dataclass
 class _Session:
     """A run that is open for writing."""
@@ -186,7 +203,7 @@ class _Session:
     ledger: Ledger
     engine: Engine
     keep: Keep
-    observer: Observer
+    observer: _Hearing
     facts: dict[str, str]
     log: IO[str]
     finished: bool
@@ -204,7 +221,7 @@ class _Session:
         device: str,
         prepared: PreparedData,
         keep: Keep,
-        observer: Observer,
+        observer: _Hearing,
         resume: bool,
     ) -> Self:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
@@ -250,14 +267,15 @@ class _Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                self._interrupted()
-            elif error is not None:
-                with suppress(RunError):  # a full disk, of which `error` tells already
+            with suppress(RunError, OSError):  # a full disk, of which `error` tells already
+                if kind is not None and issubclass(kind, KeyboardInterrupt):
+                    self._interrupted()
+                elif error is not None:
                     self._write_log(f"stopped: {error}")
         finally:
             self.ledger.close()
-            self.log.close()
+            with suppress(OSError):  # every line was flushed, or its error raised
+                self.log.close()
 
     def loop(self, executor: Executor) -> None:
         """Generation after generation until the engine is done. On disk first, then in memory."""
@@ -270,7 +288,7 @@ class _Session:
             while pending := engine.pending():  # round after round: of the later ones only those that went on
                 self.total, again = engine.in_round, engine.round > 0
                 self.position = self.total - len(pending) + 1
-                for report in executor.map([engine.job(candidate) for candidate in pending], self._progress):
+                for report in self._carried_out(executor, pending):
                     self.ledger.append(Reported(report=report))
                     engine.tell(report)
                     self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
@@ -292,6 +310,17 @@ class _Session:
         if self.keep.prune:
             self._drop_checkpoints(set(engine.frontier_ids))
         self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports)))
+
+    def _carried_out(self, executor: Executor, pending: list[Candidate]) -> Iterator[Report]:
+        """Their reports. RunError for what is no candidate's fault, which leaves the rest of them pending."""
+        try:
+            yield from executor.map([self.engine.job(candidate) for candidate in pending], self._progress)
+        except (MorphogenError, OSError) as error:
+            if error is self.observer.raised:
+                raise
+            place = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
+            text = f"{place}{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+            raise RunError(f"{text}; the run stopped there, and --resume goes on once that is mended") from error
 
     def _progress(self, candidate: Candidate, step: StepInfo) -> None:
         self.observer(Training(candidate, self.position, self.total, step))

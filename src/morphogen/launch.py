@@ -4,20 +4,23 @@ Nothing heavy is imported until it is needed.
 """
 
 import io
+import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from morphogen.errors import MorphogenError
+from morphogen.errors import MorphogenError, RunError
 
 if TYPE_CHECKING:
     from morphogen.evolve import Keep
     from morphogen.execution import Execution
     from morphogen.experiment import Experiment
+    from morphogen.notices import Notice
 
 INTERRUPTED = 130
 
@@ -41,31 +44,42 @@ def carry_out(
     as_json: bool,
     wide: bool = False,
 ) -> None:
-    """Runs the experiment, showing how it goes. An interrupt or a SIGTERM ends it so that it can be resumed."""
+    """Runs the experiment, showing how it goes. An interrupt ends it so that it can be resumed, and so does an output
+    that cannot be written. With `as_json` nothing but the run's notices goes to stdout."""
     from rich.console import Console
 
     from morphogen.console import Live, observer_for
     from morphogen.evolve import evolve
 
-    signal.signal(signal.SIGTERM, _interrupt)
     observer = observer_for(Console(), as_json, wide)
+    go_on = f"the same command with --resume goes on (run folder {folder})"
+
+    def tell(notice: "Notice") -> None:
+        try:
+            observer(notice)
+        except (OSError, UnicodeError, SystemExit) as error:  # rich exits where nobody reads any more
+            why = error.strerror if isinstance(error, OSError) else error if isinstance(error, UnicodeError) else None
+            raise RunError(f"stdout: cannot be written: {why or 'nobody reads it'}; {go_on}") from None
+
     try:
-        evolve(
-            experiment,
-            folder,
-            seed=seed,
-            device=device,
-            resume=resume,
-            keep=keep,
-            execution=execution,
-            observer=observer,
-        )
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a plug-in may print
+            evolve(
+                experiment,
+                folder,
+                seed=seed,
+                device=device,
+                resume=resume,
+                keep=keep,
+                execution=execution,
+                observer=tell,
+            )
     except KeyboardInterrupt:
-        print(f"interrupted; the same command with --resume goes on (run folder {folder})", file=sys.stderr)
+        _say(f"interrupted; {go_on}")
         raise
     finally:
         if isinstance(observer, Live):
-            observer.stop()
+            with suppress(OSError):
+                observer.stop()
 
 
 def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
@@ -97,24 +111,29 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
 
 
 def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted."""
+    """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted. SIGTERM and
+    SIGHUP (a closed terminal) interrupt like Ctrl-C."""
+    _open_standard_files()
     command = typer.main.get_command(commands)
     # typer's usage errors have no public name of their own, but this public one is among them
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     _show_any_name()
     try:
-        code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
+        with _interruptible():
+            code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
+        sys.stdout.flush()
     except MorphogenError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _say(f"{name}: {error}")
         code = error.exit_code
     except OSError as error:  # a path that cannot be looked at: too long, not allowed, a file where a folder should be
-        print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        _say(f"{name}: {error.filename or 'output'}: {error.strerror or error}")
         code = MorphogenError.exit_code
     except usage_error as error:
-        print(f"{name}: {_usage(error)}", file=sys.stderr)
+        _say(f"{name}: {_usage(error)}")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    _give_up_broken_output()
     sys.exit(code)
 
 
@@ -125,12 +144,57 @@ def _show_any_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _open_standard_files() -> None:
+    """Where the caller closed stdin, stdout or stderr, /dev/null stands in for it. Else the next file that is opened,
+    such as a checkpoint, would take its number, and what libraries print would go into that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, the first of them; one that is ignored (nohup) stays so."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        for each in heard:
+            signal.signal(each, signal.SIG_IGN)  # what is being ended shall end in order
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    """A message on stderr, where anybody reads it."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _give_up_broken_output() -> None:
+    """What cannot be written to stdout any more is dropped, so that Python does not fail over it when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _usage(error: Any) -> str:
     """A usage error in one line, with the command it happened in and, for an unknown name, the nearest one."""
     context = error.ctx
     text = " ".join(str(error.format_message()).split())
     return f"{text} (see {context.command_path} --help)" if context is not None else text
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from morphogen.data.corpora import Document, digest_of
 from morphogen.data.prepare import prepare
 from morphogen.data.store import SPLITS, cache_folder, cached, distinct, read_checked, split_of, survey, write_checked
 from morphogen.data.tokenizers import ByteTokenizer
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Data, Shard, Split
 
 HALVES = Split(train=0.6, eval=0.2)
@@ -136,10 +136,10 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(damage: str, folder: Callable[..
 def test_a_token_file_that_changes_after_preparation_is_refused(folder: Callable[..., str]) -> None:
     files = encoded(folder())
     Path(files["train"].path).write_bytes(b"12")
-    with pytest.raises(InputError, match=r"has 2 bytes, expected \d+; the cache was changed"):
+    with pytest.raises(RunError, match=r"has 2 bytes, expected \d+; the cache was changed"):
         files["train"].open()
     Path(files["eval"].path).unlink()
-    with pytest.raises(InputError, match="is gone"):
+    with pytest.raises(RunError, match="is gone"):
         files["eval"].open()
 
 

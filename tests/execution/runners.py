@@ -1,8 +1,11 @@
 """Stand-ins for the evaluation of a candidate, importable by workers. What each does is said by its candidate's id."""
 
+import contextlib
+import errno
 import os
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 
 from morphogen.candidate import Candidate, Job, Report, Status
-from morphogen.errors import RunError
+from morphogen.errors import DeviceError, RunError
 from morphogen.plugins import code_allowed
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
@@ -63,6 +66,37 @@ def act(job, progress, prepared):
             time.sleep(0.5)
         case "full":
             raise RunError("disk full")
+        case "handles":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "tokens.bin")
+        case "threads":
+            raise RuntimeError("can't start new thread")
+        case "library":
+            raise ModuleNotFoundError("No module named 'gone'")
+        case "wrapped":
+            try:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "kernel.so")
+            except PermissionError as error:
+                raise ValueError("no kernel") from error
+        case "exits":
+            sys.exit(0)
+        case "prints":
+            print("said by a candidate", flush=True)
+        case "terminated":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "cut":  # a mapped file shorter than it was
+            path = place / "cut.bin"
+            path.write_bytes(bytes(8192))
+            mapped = np.memmap(path, dtype=np.uint8, mode="r")
+            os.truncate(path, 0)
+            mapped.sum()
+        case "device":
+            raise DeviceError("device cuda:0 no longer answers")
+        case "breaks":  # its device, the first time
+            if (place / f"{id}.begun").read_text().count("\n") == 1:
+                raise DeviceError("device cuda:0 no longer answers")
+        case "spoils":  # what it is told by whoever watches
+            with contextlib.suppress(Exception):
+                progress(StepInfo(1, 1, 0.5, 0.5, 1.0, 8, 0.0, None))
     return Report(id=id, status=Status.TRAINED, metrics={"index": float(job.candidate.index)})
 
 

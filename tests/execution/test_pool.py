@@ -1,6 +1,7 @@
 """Workers: the same reports whatever carries them out; dying, hanging and greedy candidates cost themselves alone."""
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -87,6 +88,103 @@ def test_what_concerns_the_run_is_raised_and_nothing_trains_on(pool, tmp_path):
         carry_out(two, ["hang-0", "full-1"], tmp_path)
     assert not any(alive(pid) for pid, _ in runners.begun("hang-0", tmp_path))
     assert carry_out(two, ["well-2"], tmp_path)["well-2"].status is Status.TRAINED
+
+
+OUTSIDE = {
+    "handles-0": r"tokens.bin: Too many open files \(while candidate handles-0 was trained\)",
+    "threads-0": "can't start new thread",
+    "library-0": "No module named 'gone'",
+    "wrapped-0": "kernel.so: Permission denied",
+}
+
+
+@pytest.mark.parametrize("id", OUTSIDE)
+def test_a_fault_from_outside_is_raised_and_no_failure_of_the_candidate(id, tmp_path):
+    with pytest.raises(RunError, match=OUTSIDE[id]):
+        InProcess(runner=runners.act).run(runners.job(id, 0, tmp_path), lambda candidate, step: None)
+
+
+def test_faults_from_outside_in_a_worker_are_raised_too(pool, tmp_path):
+    one = pool(1)
+    for id in OUTSIDE:
+        with pytest.raises(RunError, match=OUTSIDE[id]):
+            carry_out(one, [id], tmp_path)
+
+
+def test_a_candidate_that_exits_is_its_own_failure(tmp_path):
+    report = InProcess(runner=runners.act).run(runners.job("exits-0", 0, tmp_path), lambda candidate, step: None)
+    assert (report.status, report.reason[:13]) == (Status.FAILED, "SystemExit: 0")
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), ValueError("mine"), MemoryError(), InputError("x"), SystemExit(3)]
+)
+@pytest.mark.parametrize("id", ["well-0", "spoils-0"])
+def test_what_a_watcher_raises_is_raised_as_it_is(id, error, tmp_path):
+    def watch(candidate, step):
+        raise error
+
+    with pytest.raises(type(error)) as found:
+        InProcess(runner=runners.act).run(runners.job(id, 0, tmp_path), watch)
+    assert found.value is error
+
+
+def test_what_a_watcher_raises_ends_a_pool_too(pool, tmp_path):
+    error, two = BrokenPipeError(32, "Broken pipe"), pool()
+
+    def watch(candidate, step):
+        raise error
+
+    with pytest.raises(BrokenPipeError) as found:
+        carry_out(two, ["hang-0", "well-1"], tmp_path, watch)
+    assert found.value is error
+    assert not any(alive(pid) for pid, _ in runners.begun("hang-0", tmp_path))
+
+
+@pytest.mark.parametrize(("id", "how"), [("terminated-0", "SIGTERM"), ("cut-0", "SIGBUS")])
+def test_a_worker_that_is_ended_from_outside_twice_is_no_failure_of_its_candidate(id, how, pool, tmp_path):
+    with pytest.raises(RunError, match=rf"{id} was ended 2 times from outside \(killed by {how}\)"):
+        carry_out(pool(1), [id], tmp_path)
+    assert len(runners.begun(id, tmp_path)) == 2
+
+
+def test_a_device_is_tried_again_by_a_fresh_worker_then_laid_to_the_candidate(pool, tmp_path):
+    found = carry_out(pool(1), ["breaks-0", "device-1", "well-2"], tmp_path)
+    assert [found[id].status for id in ("breaks-0", "device-1", "well-2")] == ["trained", "failed", "trained"]
+    assert found["device-1"].reason == "its worker died 2 times (device cuda:0 no longer answers)"
+    (first, _), (second, _) = runners.begun("breaks-0", tmp_path)
+    assert first != second
+
+
+def unborn():
+    """Stands for what a worker cannot read when it starts, such as a plug-in that is gone."""
+    os._exit(7)
+
+
+class Unreadable:
+    def __reduce__(self):
+        return unborn, ()
+
+
+def test_workers_that_do_not_even_start_are_no_failure_of_a_candidate(tmp_path):
+    pool = Pool(Unreadable(), 1, Limits(), runners.act)
+    with pytest.raises(RunError, match=r"a worker died 2 times before it began with candidate well-0 \(exit code 7\)"):
+        carry_out(pool, ["well-0"], tmp_path)
+    pool.close()
+
+
+def test_a_worker_for_which_there_are_no_handles_left_is_told(pool, tmp_path, monkeypatch):
+    def none_left(duplex=True):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(multiprocessing.get_context("forkserver"), "Pipe", none_left)
+    with pytest.raises(RunError, match=r"a worker cannot be started: .*Too many open files"):
+        carry_out(pool(), ["well-0"], tmp_path)
+
+
+def test_what_a_candidate_prints_in_a_worker_is_not_output(pool, tmp_path, capfd):
+    carry_out(pool(1), ["prints-0"], tmp_path)
+    assert "said by a candidate" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("id", "how"), [("die-0", "killed by SIGKILL"), ("exit-0", "exit code 3")])

@@ -32,10 +32,12 @@ from morphogen.candidate import (
 )
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
+from morphogen.errors import DeviceError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
+from morphogen.training import surrogate
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
 
@@ -275,8 +277,8 @@ def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[...,
     assert init.inheritance.exact
     assert init.metrics["bpb_inherited"] > parent.metrics["bpb_sample"] + 0.5
     assert child("parent", None).metrics["bpb_inherited"] < init.metrics["bpb_inherited"]
-    nothing = child("init", None)
-    assert (nothing.status, nothing.reason[:21]) == (Status.FAILED, "train.init_checkpoint")
+    with pytest.raises(InputError, match=r"train.init_checkpoint"):
+        child("init", None)
 
 
 def test_moments_are_handed_on_where_that_is_asked_for(make: Callable[..., Job], tmp_path: Path) -> None:
@@ -295,20 +297,47 @@ def test_moments_are_handed_on_where_that_is_asked_for(make: Callable[..., Job],
     assert without.metrics["bpb_inherited"] == child.metrics["bpb_inherited"]
     assert without.metrics["bpb"] != child.metrics["bpb"]
     moments.unlink()
-    lost = run_surrogate(job)
-    assert (lost.status, "c-0.optimizer.safetensors" in lost.reason) == (Status.FAILED, True)
+    with pytest.raises(InputError, match=r"c-0.optimizer.safetensors: no such checkpoint"):
+        run_surrogate(job)
 
 
-def test_a_damaged_parent_fails_the_candidate_with_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
+def test_what_is_wrong_around_a_candidate_is_raised_and_no_failure_of_its_own(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    with pytest.raises(InputError, match="device: got 'cuda:9'"):
+        run_surrogate(job.replace(device="cuda:9"))
+    gone = {**job.candidate.blueprint, "blocks": [{"ffn": {"kind": "custom", "name": "gone"}}]}
+    with pytest.raises(InputError, match="cannot be read where it is to be trained"):
+        run_surrogate(job.replace(candidate=job.candidate.replace(blueprint=gone)))
+    monkeypatch.setattr(surrogate, "_answers", lambda device: False)
+    with pytest.raises(RunError, match="device cpu does not answer"):
+        run_surrogate(job)
+
+
+def test_a_device_that_stops_answering_in_training_is_told_from_a_mistake(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter((True, False))
+    monkeypatch.setattr(surrogate, "_answers", lambda device: next(answers))
+    with pytest.raises(DeviceError, match="device cpu no longer answers: CUDA error"):
+        run_surrogate(make(), _raising(RuntimeError("CUDA error: unspecified launch failure")))
+
+
+def test_bad_input_that_comes_up_in_training_is_the_candidate_s_own(make: Callable[..., Job]) -> None:
+    report = run_surrogate(make(), _raising(InputError("its layer wants an even number of heads")))
+    assert (report.status, report.reason) == (Status.FAILED, "its layer wants an even number of heads")
+
+
+def test_a_damaged_parent_is_raised_in_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     parent = run_surrogate(job)
     child = child_of(job, parent, hidden=48)
     path = tmp_path / "checkpoints" / "c-0.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    report = run_surrogate(child)
-    assert report.status is Status.FAILED
-    assert "c-0.safetensors" in report.reason
-    assert "\n" not in report.reason
+    with pytest.raises(InputError, match=r"c-0.safetensors") as error:
+        run_surrogate(child)
+    assert "\n" not in str(error.value)
 
 
 def test_divergence_fails_the_candidate(make: Callable[..., Job]) -> None:
@@ -389,9 +418,8 @@ def test_a_job_goes_on_from_its_checkpoint_on_the_text_that_follows(
 def test_a_job_without_the_checkpoint_it_goes_on_from_fails(make: Callable[..., Job]) -> None:
     job = make(steps=(4,))
     lost = run_surrogate(job).replace(checkpoint=None)
-    report = run_surrogate(job.replace(before=lost, stages=(Stage(rung=2, budget_tokens=STEP),)))
-    assert report.status is Status.FAILED
-    assert "of which no checkpoint is left" in report.reason
+    with pytest.raises(InputError, match="of which no checkpoint is left"):
+        run_surrogate(job.replace(before=lost, stages=(Stage(rung=2, budget_tokens=STEP),)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from morphogen.data import store, tokenizers
 from morphogen.data.probes import Probe
 from morphogen.data.store import Corpus, SplitName, TokenFile
 from morphogen.data.tokenizers import Ids, Tokenizer
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError, RunError, unknown
 from morphogen.store.files import remove_stale
 
 if TYPE_CHECKING:
@@ -77,8 +77,15 @@ class PreparedData:
         raise InputError(unknown("eval shard", name, [shard.name for shard in self.eval_shards]))
 
     def bytes_per_token(self) -> Ids:
-        """bytes_V: how many bytes of text each id stands for; 0 for end of text."""
-        table: Ids = np.load(self.bytes_path, allow_pickle=False)
+        """bytes_V: how many bytes of text each id stands for; 0 for end of text. RunError when the file is not there
+        or damaged."""
+        try:
+            table: Ids = np.load(self.bytes_path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(
+                f"token file {self.bytes_path}: cannot be read: {error}; the cache was changed since the data was "
+                "prepared"
+            ) from None
         return table
 
     def environment(self) -> dict[str, Any]:

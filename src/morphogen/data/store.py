@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from morphogen.data import corpora
 from morphogen.data.corpora import Document
 from morphogen.data.tokenizers import Tokenizer
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.paths import user_path
 from morphogen.store.files import atomic
 
@@ -68,13 +68,13 @@ class TokenFile:
     dtype: Literal["uint16", "uint32"]
 
     def open(self) -> NDArray[np.unsignedinteger[Any]]:
-        """The tokens, memory-mapped and read-only. InputError when the file has gone or was cut since `prepare`."""
+        """The tokens, memory-mapped and read-only. RunError when the file has gone or was cut since `prepare`."""
         place = f"token file {self.path}"
         found = _size(Path(self.path))
         wanted = self.tokens * np.dtype(self.dtype).itemsize
         if found != wanted:
             what = "is gone" if found is None else f"has {found} bytes, expected {wanted}"
-            raise InputError(f"{place}: {what}; the cache was changed since the data was prepared, start again")
+            raise RunError(f"{place}: {what}; the cache was changed since the data was prepared")
         return np.asarray(np.memmap(self.path, dtype=self.dtype, mode="r"))
 
     def document_hashes(self) -> NDArray[np.uint64]:

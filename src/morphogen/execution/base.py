@@ -1,11 +1,19 @@
-"""What carries jobs out. An executor knows nothing of the search; the same job gives the same report in all of them."""
+"""What carries jobs out. An executor knows nothing of the search; the same job gives the same report in all of them.
 
+A candidate's own faults (out of memory, a mistake in its layers, a worker that it kills, a limit) are reported as its
+failure, for good. Faults from outside (files that are gone, a full disk, no handles, a library or a device that is not
+there, workers that do not even start) are raised: they say nothing of the candidate, which can be trained later.
+"""
+
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
+from morphogen.errors import RunError
 from morphogen.training.loop import StepInfo
 
 #: Called after every training step of a candidate.
@@ -14,6 +22,14 @@ Progress = Callable[[Candidate, StepInfo], None]
 Runner = Callable[[Job, Callable[[StepInfo], None] | None, PreparedData | None], Report]
 #: A job whose worker dies is begun at most so many times: whatever killed it may have had nothing to do with it.
 ATTEMPTS = 2
+#: What libraries that know no OSError say when the system has no more threads, handles or room to give.
+_EXHAUSTED = (
+    "can't start new thread",
+    *(
+        os.strerror(number)
+        for number in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +74,8 @@ class Executor(Protocol):
     def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
         """One report per job, as each is finished.
 
-        A candidate that fails is reported as failed, with its reason. Only what concerns the whole run (a run folder
-        that cannot be written, an interrupt) is raised.
+        A candidate that fails is reported as failed, with its reason. What is not its fault is raised: RunError or
+        InputError for faults from outside, whatever `progress` raises, an interrupt.
         """
         ...
 
@@ -73,11 +89,33 @@ def failed(job: Job, reason: str) -> Report:
     return Report(id=job.candidate.id, status=Status.FAILED, reason=reason)
 
 
-def failure(job: Job, error: Exception) -> Report:
+def from_outside(error: BaseException | None) -> bool:
+    """Whether what a candidate raised, or what that was raised from, is the machine's or the installation's fault."""
+    while error is not None:
+        if isinstance(error, OSError | ImportError):
+            return True
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _EXHAUSTED):
+            return True
+        error = error.__cause__
+    return False
+
+
+def outside(job: Job, error: BaseException) -> RunError:
+    """A fault from outside, in one line that says which candidate met it."""
+    found = error.__cause__ if error.__cause__ is not None else error
+    where = f"{found.filename}: " if isinstance(found, OSError) and found.filename is not None else ""
+    text = (found.strerror if isinstance(found, OSError) else None) or _first_line(found)
+    return RunError(f"{where}{text} (while candidate {job.candidate.id} was trained)")
+
+
+def failure(job: Job, error: BaseException) -> Report:
     """The report of a candidate that raised: the error's kind, its first line, and where it came from."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     where = f" ({trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno})" if trace is not None else ""
-    text = (str(error) or "no message").splitlines()[0]
-    return failed(job, f"{type(error).__name__}: {text}{where}")
+    return failed(job, f"{type(error).__name__}: {_first_line(error)}{where}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or "no message").splitlines()[0]

@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 
 import psutil
@@ -22,7 +23,7 @@ import torch
 
 from morphogen.candidate import Candidate, Job, Report
 from morphogen.data.prepare import PreparedData
-from morphogen.errors import MorphogenError
+from morphogen.errors import DeviceError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
 from morphogen.plugins import allow_code, code_allowed
@@ -35,6 +36,8 @@ WATCH_SECONDS = 0.1
 START_SECONDS = 120.0
 #: Characters of the temporary folder; beyond them the address of a socket in it is too long.
 LONGEST_TEMPORARY = 64
+#: A worker that ends by one of these was ended by somebody else, or by a mapped file that was cut under it.
+FROM_OUTSIDE = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGBUS, signal.SIGXCPU})
 #: What the fork server imports before it forks.
 PRELOADED = ["morphogen.execution.pool", "torch._dynamo"]  # the latter is what an optimizer imports when first made
 
@@ -46,15 +49,19 @@ class _Began:
 
 @dataclass(frozen=True)
 class _Task:
+    """A job; how often a worker died at it, and how often one before it had begun."""
+
     job: Job
-    attempt: int = 1
+    deaths: int = 0
+    false_starts: int = 0
 
 
 class Pool:
     """`workers` processes, started when they are needed, each computing with as many threads as the caller does.
 
-    A candidate whose worker dies is begun once more, then recorded as failed. runner: what evaluates a candidate; it
-    must be importable. Close it when done.
+    A candidate whose worker dies is begun once more, then recorded as failed. Where it is not the candidate that can
+    have killed it (it had not begun, or was ended by a signal from outside), that is a RunError instead. runner: what
+    evaluates a candidate; it must be importable. Close it when done.
     """
 
     def __init__(
@@ -116,9 +123,12 @@ class Pool:
             return self._died(place, waiting)
         match message:
             case _Began():
+                worker.began = True
                 worker.deadline = time.monotonic() + (self.limits.seconds or 0.0)
             case StepInfo():
                 progress(task.job.candidate, message)
+            case DeviceError():  # to this process; a fresh one shows whether to all
+                return self._died(place, waiting, str(message))
             case MorphogenError():
                 raise message
             case Report():
@@ -128,15 +138,24 @@ class Pool:
                 return message
         return None
 
-    def _died(self, place: int, waiting: deque[_Task]) -> Report | None:
-        """Begins the candidate of a dead worker once more, or gives it up."""
+    def _died(self, place: int, waiting: deque[_Task], how: str = "") -> Report | None:
+        """Begins the candidate of a dead worker once more, or gives it up. how: it ended, where that is known."""
         worker, task = self._at_work(place)
-        code = worker.end()
+        began, code = worker.began, worker.end()
         self._workers[place] = None
-        if task.attempt < ATTEMPTS:
-            waiting.appendleft(_Task(task.job, task.attempt + 1))
+        task = replace(task, deaths=task.deaths + began, false_starts=task.false_starts + (not began))
+        if max(task.deaths, task.false_starts) < ATTEMPTS:
+            waiting.appendleft(task)
             return None
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = how or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+        if task.false_starts >= ATTEMPTS:
+            raise RunError(
+                f"a worker died {ATTEMPTS} times before it began with candidate {task.job.candidate.id} ({how})"
+            )
+        if -code in FROM_OUTSIDE:
+            raise RunError(
+                f"the worker of candidate {task.job.candidate.id} was ended {ATTEMPTS} times from outside ({how})"
+            )
         return failed(task.job, f"its worker died {ATTEMPTS} times ({how})")
 
     def _over_limit(self) -> Iterator[Report]:
@@ -146,6 +165,10 @@ class Pool:
             worker, task = self._at_work(place)
             if seconds is not None and time.monotonic() >= worker.deadline:
                 self._end(place)
+                if not worker.began:
+                    raise RunError(
+                        f"a worker did not begin with a candidate within {START_SECONDS + seconds:g} seconds"
+                    )
                 yield failed(task.job, f"not done after {seconds:g} seconds, the time limit")
             elif memory_bytes is not None and (found := worker.memory_bytes()) > memory_bytes:
                 self._end(place)
@@ -167,24 +190,29 @@ class Pool:
 
 
 class _Worker:
-    """A process and the pipe to it. task: what it is at; deadline: when it must be done, on the monotonic clock."""
+    """A process and the pipe to it. task: what it is at; began: whether it has said so; deadline: when it must be done,
+    on the monotonic clock. RunError where it cannot be started."""
 
     def __init__(self, prepared: PreparedData | None, runner: Runner, threads: int) -> None:
         _keep_sockets_short()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(theirs, prepared, runner, threads, code_allowed()), daemon=True
-        )
-        self.process.start()
-        theirs.close()
+        try:
+            self.connection, theirs = context.Pipe()
+            with theirs, _unheard(signal.SIGINT):
+                self.process = context.Process(
+                    target=_serve, args=(theirs, prepared, runner, threads, code_allowed()), daemon=True
+                )
+                self.process.start()
+        except (OSError, EOFError) as error:
+            raise RunError(f"a worker cannot be started: {error}") from error
         self.task: _Task | None = None
+        self.began = False
         self.deadline = 0.0
 
     def begin(self, task: _Task, limits: Limits) -> None:
         """Hands a task over. A worker that has just died is found out when it is listened to."""
-        self.task = task
+        self.task, self.began = task, False
         self.deadline = time.monotonic() + START_SECONDS + (limits.seconds or 0.0)
         try:
             self.connection.send(task.job)
@@ -234,6 +262,8 @@ def _serve(
 ) -> None:
     """A worker's life: job after job, until its parent ends it or is gone. code: whether jobs may name any."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    with suppress(OSError):  # there may be no stderr
+        os.dup2(2, 1)  # what a candidate prints is not the run's output
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(threads)
     executor = InProcess(prepared, runner)
@@ -254,6 +284,16 @@ def _serve(
             connection.send(outcome)
     except (EOFError, BrokenPipeError):
         return  # the parent is gone
+
+
+@contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """A signal waits meanwhile; processes that are started here never hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit, Inheritance, Job
-from morphogen.errors import InputError
+from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.splice import Marks, Spliced, State, splice
@@ -86,7 +86,8 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
     """What a candidate starts from, with the optimizer's moments of its parents where these are wanted.
 
     The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
-    InputError when a parent's checkpoint is missing, damaged, or of another blueprint.
+    InputError when a parent's checkpoint is missing, damaged, or of another blueprint; CandidateError when its edits
+    lead elsewhere.
     """
     target = Blueprint.model_validate(job.candidate.blueprint)
     if not job.parents:
@@ -104,7 +105,7 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
     try:
         spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, [parent.id for parent in job.parents])
     except InputError as error:
-        raise InputError(f"candidate {job.candidate.id}: {error}") from None
+        raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     if not with_moments:
         return Inherited(spliced.state, report)
     fresh_of = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}

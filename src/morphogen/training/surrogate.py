@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 
 import torch
+from pydantic import ValidationError
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, Status, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import DivergedError, InputError
+from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.figures import Bounds
 from morphogen.inherit import Inherited, Moments, inherit, splice_job
@@ -45,22 +47,35 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it.
 
     prepared: the experiment's data where the caller has it ready. Nothing depends on the clock or on global state but
-    `Report.timed`. Out of memory, numbers that are not finite, and unusable input make a report with status FAILED and
-    one line of reason; everything else is raised.
+    `Report.timed`. What is the candidate's own fault (out of memory, numbers that are not finite, a blueprint or budget
+    that cannot be trained) makes a report with status FAILED and one line of reason; everything else is raised.
+    InputError or RunError for what is not its fault: text, weights or a device that cannot be used now.
     """
     trial = None
     try:
         with memory_kept():
             trial = _Trial(job, prepared)
-            return trial.run(progress)
+            with _its_own():
+                return trial.run(progress)
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
-    except InputError as error:
+    except CandidateError as error:
         return _failed(job, trial, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}")
+        if _out_of_memory(error):
+            return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}")
+        if not _answers(job.device):
+            raise DeviceError(f"device {job.device} no longer answers: {_first_line(error)}") from error
+        raise
+
+
+@contextmanager
+def _its_own() -> Iterator[None]:
+    """Bad input that comes up in here lies in the candidate itself."""
+    try:
+        yield
+    except InputError as error:
+        raise CandidateError(str(error)) from error
 
 
 def _failed(job: Job, trial: "_Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
@@ -74,9 +89,10 @@ class _Trial:
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
         self.started = time.perf_counter()
-        experiment = Experiment.model_validate(job.experiment)
-        self.experiment = experiment.with_train(job.candidate.train)
         device = choose_device(job.device)
+        if not _answers(job.device):
+            raise RunError(f"device {job.device} does not answer")
+        self.experiment = _experiment(job)
         self.prepared = prepare(self.experiment.data) if prepared is None else prepared
         self.job = _with_vocab(job, self.prepared.vocab_size)
         self.before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before
@@ -84,7 +100,8 @@ class _Trial:
         self.stages = self._stages()
         start = self._weights()
         self.inheritance = start.report
-        self.model = assemble(self.blueprint, start.state).to(device)
+        with _its_own():
+            self.model = assemble(self.blueprint, start.state).to(device)
         self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         total_steps = self.stages[-1][1]
@@ -153,7 +170,7 @@ class _Trial:
         whole_tokens = sum(stage.budget_tokens for stage in self.job.stages)
         last = min(whole_tokens, most_tokens) // per_step
         if last < 1:
-            raise InputError(
+            raise CandidateError(
                 f"evolution.rung1_tokens and rung2_tokens: got {whole_tokens} tokens in all"
                 f"{' for as many FLOPs as the root has' if equal_flops else ''} (train.max_tokens leaves "
                 f"{most_tokens}), expected at least one batch of {per_step}"
@@ -337,6 +354,29 @@ def _with_vocab(job: Job, vocab: int) -> Job:
         candidate=candidate,
         parents=tuple(parent.replace(blueprint=filled(parent.blueprint)) for parent in job.parents),
     )
+
+
+def _experiment(job: Job) -> Experiment:
+    """The experiment with what the candidate trains with. InputError where it, or the blueprint, means nothing here."""
+    try:
+        Blueprint.model_validate(job.candidate.blueprint)
+        return Experiment.model_validate(job.experiment).with_train(job.candidate.train)
+    except ValidationError as error:
+        what = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in what["loc"])
+        raise InputError(
+            f"candidate {job.candidate.id} cannot be read where it is to be trained: {place}: {what['msg']}"
+        ) from None
+
+
+def _answers(device: str) -> bool:
+    """Whether this process can compute on the device. After some errors an accelerator refuses a process for good."""
+    if device == "cpu":
+        return True
+    try:
+        return torch.ones(2, device=choose_device(device)).sum().item() == 2.0
+    except (InputError, RuntimeError) as error:
+        return _out_of_memory(error)
 
 
 def _out_of_memory(error: BaseException) -> bool:
