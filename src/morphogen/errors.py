@@ -36,7 +36,7 @@ class DivergedError(MorphogenError):
 
 def nearest(name: object, allowed: Iterable[str]) -> str | None:
     """The allowed name closest to `name`, or None when nothing is close."""
-    close = difflib.get_close_matches(str(name).lower(), (found := {a.lower(): a for a in allowed}), n=1, cutoff=0.3)
+    close = difflib.get_close_matches(str(name).lower(), (found := {a.lower(): a for a in allowed}), n=1, cutoff=0.6)
     return found[close[0]] if close else None
 
 

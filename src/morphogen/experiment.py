@@ -312,6 +312,30 @@ ParentSelection = Literal[
 ]
 
 
+#: Candidates of one kind or another: more would not end, or not fit into memory.
+Count = Annotated[int, Field(ge=1, le=10_000)]
+#: Edits of one child; after so many it has little of its parent.
+Edits = Annotated[int, Field(ge=1, le=100)]
+
+
+def _count(value: Any) -> Any:
+    """The older system took the share of its pool that may breed."""
+    if isinstance(value, float):
+        raise ValueError(f"got {value}: a share, but this is a count: how many survivors of a generation, such as 6")
+    return value
+
+
+def _threshold_tag(value: Any) -> str:
+    return TAG + ("bounds" if isinstance(value, Mapping | Bounds) else "number")
+
+
+#: From above where a number is given.
+Threshold = Annotated[
+    Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Bounds, Tag(TAG + "bounds")],
+    Discriminator(_threshold_tag),
+]
+
+
 class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives.
 
@@ -331,9 +355,9 @@ class Evolution(Frozen):
     new one, made up or varied, which joins the others when its child survives.
     """
 
-    generations: NonNegativeInt = 3
-    population: PositiveInt = 8
-    topk_keep: PositiveInt = 6
+    generations: Annotated[int, Field(ge=0, le=1_000_000)] = 3
+    population: Count = 8
+    topk_keep: Annotated[Count, BeforeValidator(_count)] = 6
     crossover_prob: Share = 0.2
     crossover: Annotated[dict[Crossing, Weight], BeforeValidator(_one_way)] = {
         "one_point": 1.0,
@@ -344,19 +368,19 @@ class Evolution(Frozen):
     parent_selection: ParentSelection = "epsilon_lexicase"
     lexicase_cases: tuple[str, ...] = ()
     downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    tournament_size: PositiveInt = 2
+    tournament_size: Count = 2
     map_elites: Annotated[dict[str, Descriptor], Field(min_length=1)] = {
         "flops_per_token": Descriptor(scale="log", width=1.5),
         "layers": Descriptor(scale="linear", width=1.0),
     }
-    archive_max_elites: PositiveInt = 32
+    archive_max_elites: Count = 32
     survival: Literal["rank_crowding", "nsga3", "ageing"] = "rank_crowding"
-    structural_elite_k: NonNegativeInt = 0
+    structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}
     constraints: dict[str, Bounds] = {}
     weights: dict[str, ScoreWeight] = {}
-    rung0_thresholds: dict[str, PositiveFloat | Bounds] = {}
+    rung0_thresholds: dict[str, Threshold] = {}
     rung1_gates: dict[str, Bounds] = {}
     rung1_tokens: NonNegativeInt = 40_000
     rung2_tokens: NonNegativeInt = 80_000
@@ -380,7 +404,7 @@ class Evolution(Frozen):
     min_memory_blocks: NonNegativeInt = 0
     structural_gates: Literal["repair", "reject"] = "repair"
     mutation_steps: Annotated[
-        Annotated[NonNegativeInt, Tag(TAG + "count")] | Annotated[tuple[PositiveInt, PositiveInt], Tag(TAG + "range")],
+        Annotated[int, Field(ge=0, le=100), Tag(TAG + "count")] | Annotated[tuple[Edits, Edits], Tag(TAG + "range")],
         Discriminator(_list_tag("range", "count")),
     ] = 2
     mutation_weights: dict[str, Weight] = {}

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from morphogen.blueprint.yaml import Loc, read
+from morphogen.blueprint.mistakes import Loc
+from morphogen.blueprint.yaml import read
 from morphogen.experiment import Experiment, Shard
 from morphogen.paths import absolute_path, user_path
 

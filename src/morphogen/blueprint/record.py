@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from morphogen.blueprint.yaml import what
+from morphogen.blueprint.mistakes import what
 from morphogen.errors import InputError
 from morphogen.parts.base import TAG
 

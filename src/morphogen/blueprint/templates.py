@@ -18,6 +18,9 @@ from morphogen.errors import unknown
 from morphogen.parts.base import REGISTRY, TAG, TRAITS
 from morphogen.parts.frozen import Frozen, PositiveWeight
 
+#: A template of more edits would leave nothing of the parent.
+MOST_ACTIONS = 32
+
 
 def features() -> frozenset[str]:
     """What a blueprint may have or lack: a slot, a kind, a trait, a recurrence."""
@@ -87,7 +90,7 @@ class Template(Frozen):
     name: Annotated[str, Field(min_length=1, max_length=60)]
     weight: PositiveWeight = 1.0
     conditions: Conditions = Conditions()
-    actions: Annotated[tuple[Action, ...], Field(min_length=1)]
+    actions: Annotated[tuple[Action, ...], Field(min_length=1, max_length=MOST_ACTIONS)]
 
     @model_validator(mode="after")
     def _same_as_what(self) -> Self:

@@ -1,52 +1,64 @@
-"""YAML in and out: comments survive a round trip, and every mistake is reported with its line and column."""
+"""YAML in and out: comments survive a round trip, and every mistake is reported with its line and column.
 
+A key whose value is null is as if it were not there. Text that is a number, such as "8", is read as that number, and
+8.0 as the whole number 8; true is no number, and 1 neither true nor false.
+"""
+
+import math
 import os
-import types
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 
+from morphogen.blueprint.bounded import check_regular, compose, text_of
+from morphogen.blueprint.mistakes import Loc, describe, listed, names_of, other_names, place, show
 from morphogen.errors import InputError, nearest
-from morphogen.parts.base import TAG, PartIn
+from morphogen.parts.base import Part
 from morphogen.paths import user_path
 
 M = TypeVar("M", bound=BaseModel)
-Loc = tuple[int | str, ...]
+
+#: No whole number is larger: sizes and counts, and what is computed of them, stay numbers.
+LARGEST = 2**63 - 1
+#: Keys below which null is a value like any other: fields that a template sets, parameters of a plug-in.
+OPAQUE = frozenset({"set", "params"})
 
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML file: its tree with comments and positions, and the name to report it by."""
+    """A parsed YAML file: its tree with comments and positions, the name to report it by, and its text."""
 
     file: str
     tree: CommentedMap
+    text: str
 
     def plain(self) -> dict[str, Any]:
-        """The tree as ordinary Python data."""
-        return dict(_plain(self.tree))
+        """The tree as ordinary Python data, without the keys whose value is null."""
+        return dict(_told(_plain(self.tree)))
 
     def at(self, loc: Loc, said: str) -> str:
         """One line for a mistake at `loc`: `file:line:column path: said`."""
-        line, column, path = _place(self.tree, loc)
+        line, column, path = place(self.tree, loc)
         return f"{self.file}:{line}:{column} {path}: {said}"
 
     def parse(self, cls: type[M]) -> M:
         """The tree as a `cls`; InputError with one line per mistake."""
+        if unfit := list(_unfit(self.tree)):
+            raise InputError(listed([self.at(loc, said) for loc, said in unfit]))
+        plain = self.plain()
         try:
-            return cls.model_validate(self.plain())
+            found = cls.model_validate(plain)
         except ValidationError as error:
-            details = error.errors()
-            # A tuple whose items are wrong is also reported as too short, which misleads.
-            details = [d for d in details if d["type"] != "too_short" or not _deeper(details, d["loc"])]
-            lines = [describe(cls, detail, self.file, self.tree) for detail in details]
-            raise InputError("\n".join(dict.fromkeys(lines))) from None
+            raise InputError(describe(cls, error.errors(include_url=False), self.file, self.tree)) from None
+        if mistaken := list(_mistaken(plain, found)):
+            raise InputError(listed([self.at(loc, said) for loc, said in mistaken]))
+        return found
 
 
 #: What an experiment file is, for messages about one that is something else.
@@ -60,144 +72,55 @@ def read(path: str | os.PathLike[str], wanted: str = EXPERIMENT) -> Document:
     """
     file, found = str(path), user_path(path, str(path))
     try:
-        text = found.read_text(encoding="utf-8")
+        check_regular(found, file)
+        text = text_of(found, file)
     except FileNotFoundError:
         folder = found.parent
         names = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
         close = nearest(found.name, names)
         hint = f"; did you mean {str(folder / close)!r}?" if close else ""
         raise InputError(f"{file}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{file}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:  # no file system has a name with NUL in it
+        raise InputError(f"{file!r}: no such file") from None
     return loads(text, file, wanted)
 
 
 def loads(text: str, file: str = "<text>", wanted: str = EXPERIMENT) -> Document:
     """Parse YAML text; errors as `read`."""
-    try:
-        tree = YAML().load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise InputError(f"{where}: not valid YAML: {error.problem or error.context}") from None
-    except YAMLError as error:
-        raise InputError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
+    tree = compose(text, file)
     if tree is None:
         raise InputError(f"{file}: the file is empty, expected {wanted}")
     if not isinstance(tree, CommentedMap):
         raise InputError(f"{file}:1:1: found a {_kind(tree)}, expected {wanted}")
-    return Document(file, tree)
+    return Document(file, tree, text)
 
 
 def dumps(model: BaseModel, like: Document | None = None) -> str:
-    """`model` as YAML. With `like`, its comments, key order and layout are kept wherever the keys still exist."""
+    """`model` as YAML. With `like`, its text stays as it is wherever what it says is still so."""
     full = model.model_dump(mode="json")
-    data = _with_kinds(model.model_dump(mode="json", exclude_defaults=True), full)
-    tree = _merge(_unshared(like.tree, set()), data, full) if like else _fresh(data)
+    data = _needed(model, full)
+    tree = _fresh(data)
+    if like is not None:
+        before = like.parse(type(model)).model_dump(mode="json")
+        if before == full:
+            return like.text
+        tree = _merge(_unshared(like.tree, set()), before, data, full)
     out = StringIO()
     yaml = YAML()
     yaml.width = 120
+    if like is not None and (indent := re.search(r"^( *)[^\s#-][^\n]*:\n(?: *#[^\n]*\n)*\1( *)- ", like.text, re.M)):
+        yaml.indent(mapping=2, sequence=len(indent[2]) + 2, offset=len(indent[2]))
     yaml.dump(tree, out)
     return out.getvalue()
-
-
-def describe(cls: type[BaseModel], error: ErrorDetails, file: str, tree: Any) -> str:
-    """One line for one mistake: `file:line:column path: what was found, what is allowed`."""
-    loc = error["loc"]
-    line, column, path = _place(tree, (*loc, "kind") if error["type"] == "union_tag_invalid" else loc)
-    return f"{file}:{line}:{column} {path}: {what(cls, error, loc)}"
-
-
-def _deeper(details: Sequence[ErrorDetails], loc: Loc) -> bool:
-    return any(len(d["loc"]) > len(loc) and d["loc"][: len(loc)] == loc for d in details)
-
-
-def what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
-    """What was found at `loc` in a `cls`, and what is allowed there."""
-    kind, got, ctx = error["type"], error["input"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        close = nearest(loc[-1], _fields(cls, loc[:-1]))
-        return "unknown field" + (f", did you mean {close!r}?" if close else "")
-    if kind == "missing":
-        return "required field is missing"
-    if kind == "union_tag_invalid":
-        tag, allowed = str(ctx["tag"]), str(ctx["expected_tags"])
-        return _choice(tag.removeprefix(TAG), sorted(a.strip("' ").removeprefix(TAG) for a in allowed.split(",")))
-    if kind == "union_tag_not_found":
-        return f"got {_show(got)}, expected a mapping with 'kind'"
-    if kind == "literal_error":
-        return _choice(got, [a.strip("' ") for a in str(ctx["expected"]).replace(" or ", ", ").split(",")])
-    if kind == "value_error":
-        return str(error["msg"]).removeprefix("Value error, ")
-    message = str(error["msg"])
-    message = message[0].lower() + message[1:]
-    return f"got {_show(got)}, expected {message.removeprefix('input should be ').removeprefix('a valid ')}"
-
-
-def _choice(got: object, allowed: list[str]) -> str:
-    close = nearest(got, allowed)
-    return f"got {got!r}, expected one of {', '.join(allowed)}" + (f"; did you mean {close!r}?" if close else "")
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _kind(value: object) -> str:
     return {list: "list", str: "text", int: "number", float: "number"}.get(type(_plain(value)), type(value).__name__)
 
 
-def _place(tree: Any, loc: Loc) -> tuple[int, int, str]:
-    """Line and column (from 1) of the nearest place that exists, and the whole path as a user writes it."""
-    line, column = (tree.lc.line, tree.lc.col) if isinstance(tree, CommentedMap | CommentedSeq) else (0, 0)
-    path, here = "", tree
-    for step in loc:
-        if isinstance(step, str) and step.startswith(TAG):
-            continue
-        path += f"[{step}]" if isinstance(step, int) else (f".{step}" if path else step)
-        if isinstance(here, CommentedMap) and step in here:
-            line, column = here.lc.key(step)
-            here = here[step]
-        elif isinstance(here, CommentedSeq) and isinstance(step, int) and step < len(here):
-            line, column = here.lc.item(step)
-            here = here[step]
-        else:
-            here = None
-    return line + 1, column + 1, path or "file"
-
-
-def _fields(cls: type[BaseModel], loc: Loc) -> set[str]:
-    """Field names allowed in the mapping at `loc`."""
-    models: set[type[BaseModel]] = {cls}
-    marks: list[PartIn] = []
-    for step in loc:
-        if isinstance(step, int):
-            continue
-        if step.startswith(TAG):
-            tag = step.removeprefix(TAG)
-            models = {c for mark in marks for kind, c in mark.choices().items() if kind == tag} or models
-            continue
-        found = [m.model_fields[step] for m in models if step in m.model_fields]
-        marks = [m for f in found for m in (*f.metadata, *_metadata(f.annotation)) if isinstance(m, PartIn)]
-        models = {m for f in found for m in _models(f.annotation)}
-    return {name for m in models for name in m.model_fields}
-
-
-def _metadata(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Annotated:
-        yield from get_args(annotation)[1:]
-    for arg in get_args(annotation):
-        yield from _metadata(arg)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated, tuple, list, dict):
-        for arg in get_args(annotation):
-            yield from _models(arg)
+# --------------------------------------------------------------------------------------------- what a tree holds
 
 
 def _plain(value: Any) -> Any:
@@ -210,17 +133,70 @@ def _plain(value: Any) -> Any:
     for plain in (int, float, str):
         if isinstance(value, plain):
             return plain(value)
-    return value
+    return str(value.value) if isinstance(value, TaggedScalar) else value
 
 
-def _with_kinds(data: Any, full: Any) -> Any:
-    """`data` with every `kind` that `full` has: it may be a default, but no part can be read without it."""
-    if isinstance(data, dict):
-        kinds = {"kind": full["kind"]} if "kind" in full else {}
-        return kinds | {key: _with_kinds(value, full[key]) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_with_kinds(value, whole) for value, whole in zip(data, full, strict=True)]
-    return data
+def _told(value: Any) -> Any:
+    """Plain data without the keys whose value is null."""
+    if isinstance(value, dict):
+        return {k: v if k in OPAQUE else _told(v) for k, v in value.items() if v is not None}
+    return [_told(item) for item in value] if isinstance(value, list) else value
+
+
+def _unfit(node: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
+    """(place, what is wrong there) for keys that are no names and numbers that are none."""
+    if isinstance(node, CommentedMap):
+        for key, value in node.items():
+            if not isinstance(key, str):
+                yield loc, f"got the key {show(_plain(key))}, expected a name"
+            else:
+                yield from _unfit(value, (*loc, key))
+    elif isinstance(node, CommentedSeq):
+        for i, value in enumerate(node):
+            yield from _unfit(value, (*loc, i))
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield loc, f"got {float(node)}, expected a finite number"
+    elif isinstance(node, int) and abs(node) > LARGEST:
+        yield loc, f"got {show(int(node))}, expected a whole number of at most 19 digits"
+
+
+def _mistaken(plain: Any, found: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
+    """(place, what is wrong there) for what was taken as a number and is true or false, and the other way round."""
+    if isinstance(plain, dict) and isinstance(found, BaseModel | dict):
+        names = names_of(type(found)) if isinstance(found, BaseModel) else {}
+        values = dict(found)
+        for key, value in plain.items():
+            if (own := names.get(key, key)) in values:
+                yield from _mistaken(value, values[own], (*loc, key))
+    elif isinstance(plain, list) and isinstance(found, list | tuple):
+        for i, (value, taken) in enumerate(zip(plain, found, strict=False)):
+            yield from _mistaken(value, taken, (*loc, i))
+    elif isinstance(plain, bool) and isinstance(found, int | float) and not isinstance(found, bool):
+        yield loc, f"got {show(plain)}, expected a number"
+    elif isinstance(found, bool) and isinstance(plain, int | float) and not isinstance(plain, bool):
+        yield loc, f"got {show(plain)}, expected true or false"
+
+
+# ------------------------------------------------------------------------------------------------- writing a tree
+
+
+def _needed(model: Any, full: Any) -> Any:
+    """Of `full`, which is what `model` says, what is not the default, and every `kind`.
+
+    A part that holds a number without effect, as evolution may leave one, is written out, so that what makes it so can
+    be seen.
+    """
+    if isinstance(model, BaseModel):
+        values = dict(model)
+        told = {name for name, field in type(model).model_fields.items() if values[name] != field.default}
+        if isinstance(model, Part) and told & model.unread():
+            told = set(values)
+        return {name: _needed(values[name], whole) for name, whole in full.items() if name in told or name == "kind"}
+    if isinstance(model, dict):
+        return {key: _needed(value, full[key]) for key, value in model.items()}
+    if isinstance(model, list | tuple):
+        return [_needed(value, whole) for value, whole in zip(model, full, strict=True)]
+    return full
 
 
 def _fresh(data: Any) -> Any:
@@ -236,7 +212,7 @@ def _unshared(node: Any, seen: set[int]) -> Any:
     change in all of them at once."""
     if not isinstance(node, CommentedMap | CommentedSeq):
         return node
-    if id(node) in seen or (isinstance(node, CommentedMap) and node.merge):
+    if id(node) in seen or (isinstance(node, CommentedMap) and len(node.merge)):
         return _fresh(_plain(node))
     seen.add(id(node))
     for key in list(node) if isinstance(node, CommentedMap) else range(len(node)):
@@ -244,19 +220,23 @@ def _unshared(node: Any, seen: set[int]) -> Any:
     return node
 
 
-def _merge(old: Any, data: Any, full: Any) -> Any:
-    """`data` in the layout of `old`: keys that stand there stay (even at their default), others go or are added."""
-    if isinstance(old, CommentedMap) and isinstance(data, dict):
-        for key in [k for k in old if k not in full]:
-            del old[key]
-        for key, value in full.items():
-            if key in old:
-                old[key] = _merge(old[key], data.get(key, value), value)
-            elif key in data:
-                old[key] = _fresh(data[key])
+def _merge(old: Any, before: Any, data: Any, full: Any) -> Any:
+    """`old` changed where what it said, `before`, is no longer so: keys that stand there stay, others are added."""
+    if before == full:
         return old
-    if isinstance(old, CommentedSeq) and isinstance(data, list) and len(old) == len(data):
-        for i, value in enumerate(data):
-            old[i] = _merge(old[i], value, full[i])
+    if isinstance(old, CommentedMap) and isinstance(before, dict) and isinstance(full, dict):
+        written = {own: name for name, own in other_names().items() if name in old and own not in old}
+        for key in [k for k in full if k not in before or before[k] != full[k]]:
+            name = written.get(key, key)
+            if name in old and old[name] is not None:
+                old[name] = _merge(old[name], before.get(key), data.get(key, full[key]), full[key])
+            elif key in data or name in old:
+                old[name] = _fresh(data.get(key, full[key]))
+        for name in [written.get(k, k) for k in before if k not in full]:
+            old.pop(name, None)
         return old
-    return old if _plain(old) == data else _fresh(data)
+    if isinstance(old, CommentedSeq) and isinstance(full, list) and len(old) == len(full) == len(before):
+        for i, value in enumerate(full):
+            old[i] = _merge(old[i], before[i], data[i], value)
+        return old
+    return _fresh(data)

@@ -122,6 +122,10 @@ class Part(Frozen):
         """Fields without effect at the present setting; digest and distance skip them."""
         return frozenset()
 
+    def unread(self) -> frozenset[str]:
+        """Those of `inert` that nothing reads: they change no speed and no measurement either."""
+        return self.inert()
+
     def traits(self) -> frozenset[str]:
         """What a block that holds this part counts as: of `TRAITS`."""
         return frozenset()

@@ -101,6 +101,10 @@ class LinearAttention(Part):
         """A width of values that is the default."""
         return frozenset({"value_dim"}) if self.values == self.head_dim else frozenset()
 
+    def unread(self) -> frozenset[str]:
+        """A width of values that is the default has been read."""
+        return self.inert() - {"value_dim"}
+
     def absent(self, ctx: Context) -> frozenset[str]:
         """What other decays have, and the gate where there is none."""
         present = {

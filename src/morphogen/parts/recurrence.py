@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from morphogen.parts.base import Context, Cost, GeneId, NormKind, Part
+from morphogen.parts.base import Context, Cost, NormKind, Part
 from morphogen.parts.layers import Linear, make_norm
 from morphogen.parts.tensors import ZEROS, Axes, Init
 
@@ -48,7 +48,7 @@ class Recurrence(Part):
         {"id", "start", "end", "adapter", "concat_prelude", "train_recurrence", "curriculum_fraction", "start_state"}
     )
 
-    id: GeneId | Literal[""] = ""
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
     start: NonNegativeInt
     end: PositiveInt
     adapter: Literal["linear", "gated"] = "linear"
@@ -90,6 +90,10 @@ class Recurrence(Part):
     def inert(self) -> frozenset[str]:
         """What is only a name or only measured, and a curriculum without a rise."""
         return frozenset({"id", "test_recurrences"} | (set() if self.ramp else {"curriculum_fraction"}))
+
+    def unread(self) -> frozenset[str]:
+        """What is a name, or measured, is read."""
+        return self.inert() - {"id", "test_recurrences"}
 
     def absent(self, ctx: Context) -> frozenset[str]:
         """Only `concat_prelude` reads the prelude, only the gated adapter has a gate."""

@@ -52,6 +52,10 @@ class SSM(Part):
     chunk: PositiveInt | None = None
     gate: bool = True
 
+    def unread(self) -> frozenset[str]:
+        """The chunk decides the speed."""
+        return super().unread() - {"chunk"}
+
     @property
     def unit(self) -> int:
         """Inner channels come in multiples of it."""

@@ -7,9 +7,10 @@ import numpy as np
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
+from morphogen.blueprint.mistakes import Loc, what
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template, TemplateFile
-from morphogen.blueprint.yaml import Loc, read, what
+from morphogen.blueprint.yaml import read
 from morphogen.candidate import Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, unknown
