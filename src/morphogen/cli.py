@@ -166,6 +166,9 @@ def explain(
     }
     told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
     if measure:
+        from morphogen.training.loop import choose_device
+        from morphogen.training.precision import bf16_warning
+
         probe = explaining.probe(experiment, device)
         seconds = plan.seconds(probe.tokens_per_second)
         told["measured"] = {
@@ -179,6 +182,8 @@ def explain(
             told["estimated_seconds"] = (
                 f"{told['estimated_seconds']} ({duration(seconds)}; an estimate from those steps)"
             )
+        if warning := bf16_warning(experiment.train.bf16, choose_device(device)):
+            told["warnings"] = [warning]
     show_facts(told, as_json)
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from morphogen.candidate import Status
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line
+from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration
 
@@ -81,7 +81,7 @@ class Lines:
                 self.done += not notice.again
                 self.last_line = self.clock()
                 self.say(f"{log_line(notice)}{self._left()}")
-            case Closed():
+            case Closed() | Warned():
                 self.say(log_line(notice))
             case Ended():
                 self.say(f"{log_line(notice)}\n")
@@ -129,6 +129,8 @@ class Live:
                 self.run = self.bars.add_task("candidates", total=total, completed=notice.done, note="")
                 self.candidate = self.bars.add_task("", total=None, note="")
                 self.bars.start()
+            case Warned():
+                self.console.print(log_line(notice), style="yellow", highlight=False, markup=False)
             case Training(candidate, position, total, step):
                 assert self.candidate is not None
                 self.shown = self.shown or candidate.id  # one of those in training, until it is done
@@ -182,6 +184,8 @@ def as_record(notice: Notice) -> dict[str, Any]:
             told: dict[str, Any] = {"event": "began", "run": notice.run, "folder": str(notice.folder)}
             told |= {"done": notice.done, "total": total_candidates(notice.experiment)}
             told |= {"device": notice.device, "begun_on": notice.begun_on}
+        case Warned(text):
+            told = {"event": "warning", "text": text}
         case Training(candidate, position, total, step):
             told = {"event": "step", "id": candidate.id, "generation": candidate.generation, "position": position}
             told |= {"total": total, "step": step.step, "steps": step.steps, "loss": step.loss, "tokens": step.tokens}

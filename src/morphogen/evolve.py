@@ -7,7 +7,7 @@ and goes on with the same candidates, edits and repeatable metrics as if it had 
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, log_line, nobody
+from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
 from morphogen.paths import user_path
 from morphogen.reading import located, read_experiment
 from morphogen.report.wording import plain
@@ -31,6 +31,7 @@ from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
+from morphogen.training.precision import bf16_warning
 from morphogen.variation.template import resolve_templates
 from morphogen.winners import Winners
 
@@ -151,7 +152,7 @@ def evolve(
                 executor = undo.enter_context(closing(open_executor(execution, prepared)))
             session = undo.enter_context(_Session.open(folder, experiment, seed, device, prepared, keep, heard, resume))
             undo.enter_context(threads(session.threads))
-            session.loop(executor)
+            session.loop(executor, [bf16_warning(experiment.train.bf16, torch.device(device))])
     except OSError as error:
         if error is heard.raised:
             raise
@@ -277,11 +278,16 @@ class _Session:
             with suppress(OSError):  # every line was flushed, or its error raised
                 self.log.close()
 
-    def loop(self, executor: Executor) -> None:
-        """Generation after generation until the engine is done. On disk first, then in memory."""
+    def loop(self, executor: Executor, warnings: Sequence[str] = ()) -> None:
+        """Generation after generation until the engine is done. On disk first, then in memory.
+
+        warnings: what the user should know before; empty ones are passed over.
+        """
         engine, name = self.engine, _name(self.experiment, self.engine.seed)
         done = sum(report.status is not Status.REJECTED for report in engine.reports.values())
         self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
+        for text in filter(None, warnings):
+            self._tell(Warned(text))
         while not engine.done:
             if not engine.open:
                 self.ledger.append(engine.ask())

@@ -90,6 +90,7 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen.evolve import settle
     from morphogen.search.engine import Engine
     from morphogen.training.loop import choose_device
+    from morphogen.training.precision import bf16_warning
 
     runfolder.check_usable(folder, resume)
     choose_device(device)
@@ -107,6 +108,8 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
         "vocab": prepared.vocab_size,
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }
+    if warning := bf16_warning(experiment.train.bf16, choose_device(device)):
+        told["warnings"] = [warning]
     show_facts(told, as_json)
 
 

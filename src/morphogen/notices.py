@@ -29,6 +29,13 @@ class Began:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Something that the user should know before it costs them a night."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Training:
     """One training step of one candidate; `position` of `total` in its generation, from 1."""
 
@@ -68,7 +75,7 @@ class Ended:
     reports: dict[str, Report]
 
 
-Notice = Began | Training | Measured | Closed | Ended
+Notice = Began | Warned | Training | Measured | Closed | Ended
 Observer = Callable[[Notice], None]
 
 
@@ -83,6 +90,8 @@ def log_line(notice: Notice) -> str:
             after = f", after {notice.done} candidates" if notice.done else ""
             moved = f", on {notice.device}, but it was begun on {notice.begun_on}: numbers may differ"
             return f"run {notice.run} begins{after}{moved if notice.device != notice.begun_on else ''}"
+        case Warned(text):
+            return f"warning: {text}"
         case Measured(candidate, position, total, report):
             place = f"generation {candidate.generation} [{position}/{total}]"
             said = report.reason or ", ".join(
