@@ -12,9 +12,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-#: Names of measured quantities that depend on the machine's clock or memory, never on the seed.
-TIMED = frozenset({"throughput", "decode_throughput", "seconds", "train_seconds", "eval_seconds", "peak_memory_bytes"})
-
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
 MOMENTS_SUFFIX = ".optimizer.safetensors"
 
@@ -182,7 +179,8 @@ class Report(Record):
     """What was measured of a candidate.
 
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
-    clock and memory (see TIMED). costs: computed from the blueprint. flops: training FLOPs spent on this candidate.
+    clock and memory. costs: computed from the blueprint. `figures` says what each is. flops: those of this candidate's
+    own training, by its blueprint (forward and backward).
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder.
     """
 

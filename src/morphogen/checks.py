@@ -1,15 +1,13 @@
 """What is checked of an experiment before anything is trained: names that exist, and checkpoints that can be read."""
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import TIMED
 from morphogen.cost import costs
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.paths import user_path
-from morphogen.search.novelty import NAME as NOVELTY
+from morphogen.search.availability import check_figures
 from morphogen.search.rungs import check_thresholds
-from morphogen.selection.objectives import resolve
 from morphogen.variation.operator import check_weights
 from morphogen.variation.template import resolve_templates
 
@@ -18,37 +16,12 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     """What the file alone can tell. InputError for an objective or a score weight that nothing measures, an operator
     or a cost that does not exist. `model` is the experiment's, its vocabulary filled in."""
     evolution = experiment.evolution
-    shards = [shard.name for shard in experiment.data.measured_shards]
     found = costs(model, experiment.data.seq_len)
     check_weights(evolution.mutation_weights)
     resolve_templates(evolution.templates)
     check_thresholds(evolution, found)
-    known = {f"{metric}{shard}" for metric in ("ppl", "bpb") for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"bpb_sample", "instability", "kv_bytes", "recurrence_gain", NOVELTY, *TIMED, *found}
-    known |= {"long_recall", "recall_nll", "recall_chance"} if experiment.data.probe else set()
-    counts = {1, *(n for loop in model.recurrences for n in loop.test_recurrences)} if model.recurrences else set()
-    known |= {f"ppl{shard}_rec_{n}" for n in counts for shard in ("", *(f"_{name}" for name in shards))}
-    known |= {"budget_share", "router_entropy", "expert_load_max_over_mean", "router_overflow"}
     _check_gates_reached(experiment)
-    for name in evolution.rung1_gates:
-        if name not in known:
-            raise InputError(unknown(f"evolution.rung1_gates.{name}", name, known))
-    for name, composite in evolution.composite_metrics.items():
-        if missing := [part for part in composite.names if part not in known]:
-            raise InputError(unknown(f"evolution.composite_metrics.{name}.of", missing[0], known))
-        if name in known:
-            raise InputError(f"evolution.composite_metrics.{name}: there is a figure of that name, expected a new one")
-        known.add(name)
-    for field in ("objectives", "constraints", "map_elites"):
-        for name in dict(evolution)[field]:
-            if name not in known:
-                raise InputError(unknown(f"evolution.{field}.{name}", name, known))
-    for name in evolution.lexicase_cases:
-        if (value := resolve(name, evolution.objectives)[0]) not in known:
-            raise InputError(unknown("evolution.lexicase_cases", value, known))
-    for name in evolution.weights:
-        if (value := resolve(name, evolution.objectives)[0]) not in known:
-            raise InputError(unknown(f"evolution.weights.{name} (--score-weight-*): nothing measures it", value, known))
+    check_figures(experiment, model)
 
 
 def _check_gates_reached(experiment: Experiment) -> None:

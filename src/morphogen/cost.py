@@ -1,19 +1,76 @@
 """Costs: what follows from the blueprint alone. Nothing here is a measurement.
 
-`params`: trainable parameters, a tied head counted once. `flops_per_token`: forward, averaged over a sequence; a
-training step is three times that. `kv_bytes_per_token`: cache that grows with the sequence, two bytes an entry.
 Blocks that a recurrence loops over count once for each of its `max_train_recurrence` steps, their caches too.
-`state_bytes`: cache of fixed size per sequence. `train_memory_bytes`: weights, gradients and AdamW moments in fp32.
-`graph_entropy`: how mixed the branches are, in bits.
 """
 
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
+from morphogen.figures import Figure, declare
 from morphogen.network import parameter_count
 from morphogen.parts.base import TRAITS, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
+
+declare(
+    Figure(
+        "params",
+        unit="parameters",
+        better="min",
+        sort="cost",
+        column=True,
+        summary="Trainable parameters; a tied head counts once.",
+    ),
+    Figure(
+        "flops_per_token",
+        unit="FLOPs/token",
+        better="min",
+        sort="cost",
+        column=True,
+        summary="Of the forward pass only, a multiply-add counting 2, averaged over a sequence; a training step takes "
+        f"{TRAIN_FACTOR:g} times as many.",
+    ),
+    Figure(
+        "kv_bytes_per_token",
+        unit="bytes/token",
+        better="min",
+        sort="cost",
+        column=True,
+        summary="Decoding cache that grows with the sequence, at 2 bytes an entry. `kv_bytes` is the measured cache, "
+        "its fixed parts included.",
+    ),
+    Figure(
+        "state_bytes",
+        unit="bytes/sequence",
+        better="min",
+        sort="cost",
+        summary="Decoding cache of fixed size, as of recurrent states and windows that are full.",
+    ),
+    Figure(
+        "train_memory_bytes",
+        unit="bytes",
+        better="min",
+        sort="cost",
+        summary="Weights, gradients and AdamW moments in fp32.",
+    ),
+    Figure("layers", unit="blocks", better="max", sort="cost", summary="Blocks of the model."),
+    Figure("recurrences", unit="1", better="max", sort="cost", summary="Recurrences of the model."),
+    Figure(
+        "moe_blocks", unit="blocks", better="max", sort="cost", score="moe", summary="Blocks with a mixture of experts."
+    ),
+    Figure(
+        "selector_blocks", unit="blocks", better="max", sort="cost", summary="Blocks whose attention has a selector."
+    ),
+    Figure("memory_blocks", unit="blocks", better="max", sort="cost", summary="Blocks with a memory."),
+    Figure(
+        "graph_entropy",
+        unit="bits",
+        better="none",
+        sort="cost",
+        summary="How mixed the branches are: the Shannon entropy of the branches, each with all its settings; 0 where "
+        "all are alike.",
+    ),
+)
 
 
 def total(blueprint: Blueprint, seq_len: int) -> Cost:

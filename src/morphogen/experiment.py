@@ -26,7 +26,7 @@ from pydantic import (
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
-from morphogen.figures import Bounds, Composite, Descriptor
+from morphogen.figures import Bounds, Composite, Descriptor, Direction
 from morphogen.parts.base import TAG
 from morphogen.parts.frozen import Frozen, PositiveWeight, Weight
 
@@ -294,7 +294,6 @@ class Data(Frozen):
         return given or tuple(shard.model_copy(update={"weight": 1.0}) for shard in self.text_shards)
 
 
-Direction = Literal["min", "max"]
 #: The ways to cross two parents; variation/crossover.py says what they are.
 Crossing = Literal["one_point", "aligned_span", "uniform"]
 
@@ -464,6 +463,12 @@ class Evolution(Frozen):
         if isinstance(self.mutation_steps, int):
             return min(1, self.mutation_steps), self.mutation_steps
         return self.mutation_steps
+
+    @property
+    def directions(self) -> dict[str, Direction | None]:
+        """Which way figures are better where this file says so, as objectives or in composites; None for a composite
+        that leaves it open."""
+        return {**{name: made.better for name, made in self.composite_metrics.items()}, **self.objectives}
 
     @property
     def gates(self) -> dict[str, int]:

@@ -1,12 +1,143 @@
-"""What an experiment may say of figures, measured or computed: bounds, bins, and figures made of others."""
+"""Figures: what every number of a candidate is, declared once, and what an experiment may say of them.
 
+Whoever measures, times or computes a number declares it where it is made (`declare`); whoever compares numbers reads
+what was declared (`find`, `direction`). An experiment may bound figures, cut them into bins, and make others of them.
+"""
+
+import importlib
 import math
+import pkgutil
+import re
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from morphogen import plugins
 from morphogen.candidate import Record
+from morphogen.errors import InputError
+
+Direction = Literal["min", "max"]
+Better = Literal["min", "max", "none"]
+Sort = Literal["metric", "timed", "cost", "search"]
+
+#: Packages and modules of ours that declare figures when they are imported.
+HOMES = ("morphogen.metrics", "morphogen.parts", "morphogen.cost", "morphogen.search.novelty")
+
+#: What a figure can need of an experiment, in words. Anything else is a kind of part, or a plug-in's class.
+NEEDS: Mapping[str, str] = {
+    "probe": "a recall probe among the data's shards, such as {source: 'probe:mqar'}",
+    "recurrence": "a recurrence in the model",
+    "moe": "a mixture of experts in the model, an ffn of kind moe",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one number of a candidate is.
+
+    name: as in reports; in it `<shard>` stands for the name of any measured text and `<n>` for any whole number, so
+    that one declaration holds for a family. better: `none` where neither is. sort: `metric` is measured of a trained
+    model and repeats; `timed` depends on the machine's clock or memory; `cost` follows from the blueprint; `search` is
+    of a candidate among others, and a training from scratch has none. needs: of the root's experiment, as in `NEEDS`;
+    without it the figure is not there. score: what a weight may call it besides its name. column: whether tables show
+    it beside the objectives.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    sort: Sort
+    summary: str
+    needs: tuple[str, ...] = ()
+    score: str = ""
+    column: bool = False
+
+    def covers(self, name: str) -> bool:
+        """Whether `name` is this figure's, or one of its family."""
+        return name == self.name or ("<" in self.name and _pattern(self.name).fullmatch(name) is not None)
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace("<shard>", "(.+)").replace("<n>", "([0-9]+)"))
+
+
+_DECLARED: dict[str, Figure] = {}
+
+
+def declare(*figures: Figure) -> None:
+    """Makes figures known. RuntimeError where another one has the name."""
+    for figure in figures:
+        if _DECLARED.setdefault(figure.name, figure) != figure:
+            raise RuntimeError(f"two figures are called {figure.name}")
+
+
+def known() -> Mapping[str, Figure]:
+    """Every figure by name, with those of installed packages that can be imported."""
+    _import_homes()
+    if not plugins.only_looked_at():
+        _import_installed(tuple(sys.path))
+    return _DECLARED
+
+
+@cache
+def _import_homes() -> None:
+    for home in HOMES:
+        module = importlib.import_module(home)
+        for inner in pkgutil.iter_modules(vars(module).get("__path__", ())):
+            importlib.import_module(f"{home}.{inner.name}")
+
+
+@lru_cache(maxsize=1)
+def _import_installed(path: tuple[str, ...]) -> None:
+    for name in plugins.names(plugins.FIGURES):
+        with suppress(InputError):
+            plugins.find(plugins.FIGURES, name)
+
+
+def find(name: str) -> Figure | None:
+    """The figure called `name`, or the family that it is of; None where nobody declared one.
+
+    Of two families that cover it, the one that says more of it.
+    """
+    if name in _DECLARED:
+        return _DECLARED[name]
+    families = [figure for figure in known().values() if figure.covers(name)]
+    return max(families, key=lambda figure: len(re.sub("<[a-z]+>", "", figure.name)), default=None)
+
+
+def figure_called(name: str) -> str:
+    """The figure's own name, of that or of what a weight may call it; `-` and `_` are the same."""
+    key = name.replace("-", "_")
+    if find(key) is not None:
+        return key
+    return next((figure.name for figure in known().values() if figure.score == key), name)
+
+
+#: Which way figures are better where an experiment says it; None for one of its own of which it does not.
+Said = Mapping[str, Direction | None]
+
+
+def direction(name: str, said: Said, place: str) -> Direction:
+    """Which way the figure called `name` is better: as `said`, or as declared. InputError at `place` where neither
+    tells."""
+    if name in said:
+        better, why = said[name], "it is a composite metric without `better`"
+    elif (figure := find(name)) is None:
+        better, why = None, "nobody declared this figure"
+    else:
+        better, why = None if figure.better == "none" else figure.better, "its declaration leaves that open"
+    if better is None:
+        made = f"{{op: weighted_sum, of: {{{name}: 1.0}}, better: max}}"
+        how = "say `better: min` or `better: max` there" if name in said else f"make one that says it, such as {made}"
+        raise InputError(f"{place}: which way is {name!r} better? {why}; {how} (evolution.composite_metrics)")
+    return better
+
 
 #: Of a linear axis, the last bin.
 FARTHEST = 2.0**62
@@ -68,15 +199,29 @@ class Descriptor(Record):
         return math.floor(math.log(value) / math.log(self.width)) if value > 0.0 else -(2**31)
 
 
-class Ratio(Record):
-    """The first figure divided by the second; not a number where the second is 0."""
+class _Composite(Record):
+    """A figure made of others. better: which way it is; needed where it is compared and no objective says so."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    better: Direction | None = None
+
+
+class Ratio(_Composite):
+    """The first figure divided by the second; not a number where the second is 0.
+
+    epsilon: a divisor nearer to 0 than this counts as this far from it, on its own side; 0 is on the positive one.
+    """
 
     op: Literal["ratio"]
     of: tuple[str, str]
+    epsilon: Annotated[float, Field(ge=0.0)] = 0.0
 
     def value(self, figures: Mapping[str, float]) -> float:
         """Of figures that hold every name in `names`."""
         above, below = (figures[name] for name in self.of)
+        if abs(below) < self.epsilon:
+            below = math.copysign(self.epsilon, below or 1.0)
         return above / below if below else math.nan
 
     @property
@@ -85,7 +230,7 @@ class Ratio(Record):
         return self.of
 
 
-class Product(Record):
+class Product(_Composite):
     """Figures multiplied."""
 
     op: Literal["product"]
@@ -101,7 +246,7 @@ class Product(Record):
         return self.of
 
 
-class WeightedSum(Record):
+class WeightedSum(_Composite):
     """Figures times their weights, added up."""
 
     op: Literal["weighted_sum"]

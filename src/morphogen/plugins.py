@@ -20,7 +20,7 @@ from morphogen.errors import InputError, unknown
 #: Set to 1 in the environment, it allows what `--allow-code` allows.
 VARIABLE = "MORPHOGEN_ALLOW_CODE"
 #: Entry-point groups.
-PARTS, OPERATORS = "morphogen.parts", "morphogen.operators"
+PARTS, OPERATORS, FIGURES = "morphogen.parts", "morphogen.operators", "morphogen.figures"
 
 Permission = Literal["refused", "looked at", "allowed"]
 _PERMISSION: ContextVar[Permission] = ContextVar("permission", default="refused")

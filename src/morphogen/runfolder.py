@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from morphogen import __version__
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import InputError, RunError
-from morphogen.experiment import Direction
+from morphogen.figures import Direction
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_svg
 from morphogen.store.files import TEMPORARY, write_atomic

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from morphogen.metrics.throughput import LiveBytes, PeakMemory, tokens_per_second
+from morphogen.metrics.throughput import tokens_per_second
+from morphogen.training.memory import LiveBytes, PeakMemory
 
 KIB = 1024
 

@@ -327,12 +327,18 @@ def test_a_root_that_fails_ends_the_run_with_the_reason():
             search.close_generation()
 
 
-def test_a_root_without_finite_objectives_ends_the_run():
+def test_a_root_without_a_value_of_an_objective_breeds_until_somebody_has_one():
     search = engine()
     (root,) = search.ask().candidates
     search.tell(measure(root, bpb=float("inf")))
-    with pytest.raises(RunError, match="not all finite numbers"):
-        search.close_generation()
+    closed = search.close_generation()
+    assert closed.survivors == closed.frontier == (root.id,)
+    assert (closed.hypervolume, closed.reference) == (0.0, {})
+    run(search)
+    volumes = [generation.hypervolume for generation in search.generations]
+    assert root.id not in search.frontier_ids
+    assert volumes[0] == 0.0 < volumes[1] <= volumes[2]
+    assert search.generations[1].reference == search.generations[2].reference != {}
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.GATED])

@@ -10,8 +10,9 @@ from scored import BY_PARAMS, OBJECTIVES, POOL, draw, matrix_of, report
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
+from morphogen.figures import direction, figure_called
 from morphogen.selection.lexicase import choose, deviations
-from morphogen.selection.objectives import SCORES, check_weights, resolve, weighted_scores
+from morphogen.selection.objectives import check_weights, weighted_scores
 from morphogen.selection.parents import SELECTORS, Pool, Rules, select_parent, weighted_probabilities
 
 # ---------------------------------------------------------------- lexicase
@@ -122,19 +123,25 @@ def test_a_negative_weight_turns_the_preference_round():
     for_less, for_more = (weighted_scores(POOL[:3], {"params": w}, {}) for w in (1.0, -1.0))
     assert (for_less == -for_more).all()
     assert weighted_scores(POOL[:3], {"bpb": 1.0}, {}).argmax() == 0
-    assert weighted_scores(POOL[:3], {"recall": 1.0}, {}).argmax() == 2
+    assert weighted_scores(POOL[:3], {"recall": 1.0}, {}, {"recall": "max"}).argmax() == 2
+    for said, why in (({}, "nobody declared"), ({"recall": None}, "a composite metric without `better`")):
+        with pytest.raises(InputError, match=rf"evolution\.weights\.recall: which way is 'recall' better\? .*{why}"):
+            weighted_scores(POOL[:3], {"recall": 1.0}, {}, said)
     assert (
         weighted_scores(POOL[:3], {"bpb": 1.0}, {"bpb": "max"}).argmax() == 2
     )  # the objectives' direction comes first
 
 
 def test_command_line_names_map_to_measured_names():
-    assert resolve("ram", {}) == ("peak_memory_bytes", "min")
-    assert resolve("long-recall", {}) == resolve("long_recall", {}) == ("long_recall", "max")
-    assert resolve("moe", {}) == ("moe_blocks", "max")
-    assert resolve("ppl_stdlib_code", {}) == ("ppl_stdlib_code", "min")
-    assert resolve("entropy", {}) == ("entropy", "max")
-    assert set(SCORES) == {"ppl", "throughput", "long_recall", "ram", "layers", "moe", "novelty", "instability"}
+    named = ("ppl", "throughput", "long_recall", "ram", "layers", "moe", "novelty", "instability")
+    found = {name: figure_called(name) for name in named}
+    assert found == {name: name for name in named} | {"ram": "peak_memory_bytes", "moe": "moe_blocks"}
+    assert {name: direction(figure, {}, "x") for name, figure in found.items()} == {
+        **dict.fromkeys(("ppl", "ram", "instability"), "min"),
+        **dict.fromkeys(("throughput", "long_recall", "layers", "moe", "novelty"), "max"),
+    }
+    assert figure_called("long-recall") == "long_recall"
+    assert direction("ppl_stdlib_code", {}, "x") == "min"
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -78,10 +78,14 @@ def test_matrix_leaves_out_whatever_was_not_trained(status):
 
 
 @pytest.mark.parametrize("metrics", [{"bpb": math.nan}, {"bpb": math.inf}, {"bpb": -math.inf}, {}])
-def test_matrix_leaves_out_missing_and_non_finite_values(metrics):
+def test_whoever_lacks_a_finite_value_ranks_last(metrics):
     reports = [report("a", bpb=1.0, recall=0.2), report("b", recall=1.0, **metrics)]
-    assert matrix(reports, OBJECTIVES).ids == ("a",)
+    scored = matrix(reports, OBJECTIVES)
+    assert scored.complete.ids == scored.feasible.ids == ("a",)
+    assert constrained_ranks(scored).tolist() == [0, 1]
     assert front(reports, OBJECTIVES).ids == ("a",)
+    assert survive(reports, OBJECTIVES, keep=1) == ("a",)
+    assert survive(reports, OBJECTIVES, keep=2) == ("a", "b")
 
 
 def test_pymoo_puts_a_nan_row_into_the_first_front_and_ours_refuses_it():
@@ -90,7 +94,7 @@ def test_pymoo_puts_a_nan_row_into_the_first_front_and_ours_refuses_it():
     with pytest.raises(ValueError, match="not finite"):
         ranks(F)
     reports = [report("good", bpb=1.0, recall=1.0), report("nan", bpb=math.nan, recall=0.0)]
-    assert survive(reports, OBJECTIVES, keep=2) == ("good",)
+    assert survive(reports, OBJECTIVES, keep=2) == ("good", "nan")
 
 
 def test_an_objective_nobody_measured_is_named_with_the_nearest():
@@ -205,8 +209,8 @@ def test_hypervolume_edges_root_at_zero_worse_points_no_points_and_no_root():
     assert hypervolume(matrix([report("x", bpb=50.0, recall=0.9)], OBJECTIVES), reference) == 0.0
     nothing = matrix([report("x", Status.FAILED)], OBJECTIVES)
     assert hypervolume(nothing, reference) == 0.0
-    with pytest.raises(InputError, match="root generation"):
-        reference_point(nothing)
+    assert reference_point(nothing) == {}
+    assert hypervolume(zero, {}) == 0.0
     with pytest.raises(InputError, match=r"\['bpb'\], expected \['bpb', 'recall'\]"):
         hypervolume(zero, {"bpb": 1.0})
 
@@ -356,6 +360,53 @@ def test_elites_are_the_best_of_their_cells():
     assert set(elites(reports, OBJECTIVES, {"params": Bounds(max=5.0)}, axes, 32)) == {"a", "b", "c", "lame"}
     assert elites([], OBJECTIVES, {}, axes, 3) == ()
     assert cell(sized("x", 8.0), {"recall": Descriptor()}) == (None,)
+
+
+UNLIKELY = st.one_of(
+    st.none(),
+    st.sampled_from([0.0, -0.0, 1.0, 1e300, -1e300, 1.7e308, -1.7e308, 5e-324, math.nan, math.inf, -math.inf]),
+    st.floats(0.0, 4.0),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(UNLIKELY, UNLIKELY, UNLIKELY), min_size=1, max_size=7),
+    st.sampled_from([{}, {"c": Bounds(max=1.0)}, {"c": Bounds(min=1e-300, max=1e300)}]),
+)
+def test_no_value_that_a_figure_may_take_ends_a_search(rows, limits):
+    names, objectives = "abc", {"a": "min", "b": "max"}
+    reports = [
+        report(f"{i}", **{name: value for name, value in zip(names, row, strict=True) if value is not None})
+        for i, row in enumerate(rows)
+    ]
+    axes = {"a": Descriptor(scale="linear", width=0.5), "c": Descriptor(scale="log", width=1.5)}
+    scored = matrix(reports, objectives, limits, strict=False)
+    assert len(scored.ids) == len(rows)
+    placed = [scored.ids[row] for row in order(scored)]
+    good = set(scored.complete.ids)
+    assert set(placed[: len(good)]) == good  # whoever lacks a value comes after all who do not
+    best = front(reports, objectives, limits)
+    assert best.ids
+    reference = reference_point(best)
+    assert (not good) == (not reference)
+    volumes = [hypervolume(matrix(reports[:n], objectives, limits, strict=False), reference) for n in (1, len(rows))]
+    assert all(0.0 <= volume < math.inf for volume in volumes)
+    for rule in SURVIVAL:
+        kept = survive(reports, objectives, 3, rule, limits)
+        assert len(kept) == min(3, len(rows))
+        assert rule == "ageing" or set(kept) <= good or good <= set(kept)
+    assert elites(reports, objectives, limits, axes, 4)
+    for name in SELECTORS:
+        rules = {
+            "constraints": limits,
+            "descriptors": axes,
+            "strict": False,
+            "cases": ("a", "c"),
+            "weights": {"b": 2.0},
+        }
+        said = {"said": {"c": "min"}}
+        assert draw(name, reports, np.random.default_rng(0), objectives, **rules, **said) in (good or set(placed))
 
 
 def test_figures_too_far_out_to_be_counted_share_a_bin():

@@ -17,7 +17,6 @@ from morphogen import cost
 from morphogen.blueprint.diff import changes as changes_between
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import (
-    TIMED,
     Ancestor,
     Candidate,
     Edit,
@@ -34,6 +33,7 @@ from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, RunError
 from morphogen.experiment import Experiment
+from morphogen.figures import known
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
@@ -136,7 +136,7 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert [info.step for info in seen] == list(range(1, 11))
     assert set(report.metrics) == {"ppl", "bpb", *(f"{m}_{data_of(job).shards[0].name}" for m in ("ppl", "bpb")),
                                    "bpb_sample", "instability", "kv_bytes", "recurrence_gain"}  # fmt: skip
-    assert set(report.timed) == TIMED
+    assert set(report.timed) == {name for name, figure in known().items() if figure.sort == "timed"}
     assert all(value > 0 for value in report.timed.values())
     blueprint = Blueprint.model_validate(job.candidate.blueprint)
     assert report.costs == cost.costs(blueprint, SEQ)

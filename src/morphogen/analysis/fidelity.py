@@ -18,7 +18,7 @@ from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError
-from morphogen.experiment import Direction
+from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
 from morphogen.store.documents import Document

@@ -7,17 +7,13 @@ from typing import Self
 
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.experiment import Direction, Experiment
+from morphogen.experiment import Experiment
+from morphogen.figures import Direction, direction, find
 from morphogen.search.engine import Engine
-from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.space import Architectures, Design
-from morphogen.selection.objectives import resolve
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Generation, Ledger, Start
-
-#: Metrics that only a candidate of a search has: a training from scratch does not measure them.
-OF_A_SEARCH = frozenset({"bpb_inherited", "budget_share", NOVELTY})
 
 
 @dataclass(frozen=True)
@@ -82,11 +78,14 @@ class Recorded:
         return found
 
     def check_metric(self, metric: str, ids: Iterable[str]) -> None:
-        """InputError, with the nearest name, unless training these candidates' designs from scratch measures it."""
+        """InputError, with the nearest name, unless training these candidates' designs from scratch measures it, and
+        one way of it is better."""
         alike = frozenset.intersection(*(frozenset(self.reports[id].metrics) for id in ids))
-        allowed = alike - OF_A_SEARCH - self.experiment.evolution.composite_metrics.keys()
+        allowed = {name for name in alike if (figure := find(name)) is not None and figure.sort == "metric"}
+        allowed -= self.experiment.evolution.composite_metrics.keys()
         if metric not in allowed:
             raise InputError(unknown("--metric", metric, allowed))
+        self.direction(metric)
 
     def design(self, id: str) -> Design:
         """A candidate's blueprint, and how it is trained."""
@@ -94,7 +93,7 @@ class Recorded:
 
     def direction(self, metric: str) -> Direction:
         """Which way the metric is better."""
-        return resolve(metric, self.experiment.evolution.objectives)[1]
+        return direction(metric, self.experiment.evolution.directions, "--metric")
 
     @property
     def generations(self) -> int:

@@ -29,7 +29,7 @@ from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
-from morphogen.experiment import Direction
+from morphogen.figures import Direction
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
 from morphogen.store.documents import Document

@@ -2,12 +2,18 @@
 
 import statistics
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from morphogen.figures import Figure
+from morphogen.metrics.measuring import Subject, measures
 
-from morphogen.network import Cache, LanguageModel, cache_bytes
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from morphogen.network import LanguageModel
+
+#: Tokens decoded one by one when decoding is measured: enough for a median, some milliseconds each.
+DECODED_TOKENS = 16
 
 
 class Decoding(NamedTuple):
@@ -18,11 +24,15 @@ class Decoding(NamedTuple):
     kv_bytes: float
 
 
-def measure_decoding(model: LanguageModel, ids_BT: Tensor, steps: int, *, bf16: bool = False) -> Decoding:
+def measure_decoding(model: "LanguageModel", ids_BT: "Tensor", steps: int, *, bf16: bool = False) -> Decoding:
     """Feed all but the last `steps` tokens at once, then those one by one, each step timed.
 
     The model is left in the mode it was in. Raises ValueError where `steps` is not 1 to T - 1.
     """
+    import torch
+
+    from morphogen.network import Cache, cache_bytes
+
     if not 1 <= steps < ids_BT.shape[1]:
         raise ValueError(f"got {steps} steps over {ids_BT.shape[1]} tokens, expected at least 1 and one token before")
     cache: Cache = {}
@@ -36,3 +46,31 @@ def measure_decoding(model: LanguageModel, ids_BT: Tensor, steps: int, *, bf16: 
             seconds.append(time.perf_counter() - start)
     model.train(training)
     return Decoding(ids_BT.shape[0] / statistics.median(seconds), cache_bytes(cache) / ids_BT.numel())
+
+
+@measures(
+    Figure(
+        "kv_bytes",
+        unit="bytes/token",
+        better="min",
+        sort="metric",
+        summary="The decoding cache as it really is after one held-out sequence (growing and fixed parts, in the types "
+        "they are held in), over that sequence's tokens.",
+    ),
+    Figure(
+        "decode_throughput",
+        unit="tokens/s",
+        better="max",
+        sort="timed",
+        summary=f"Tokens decoded one by one in one sequence, at the median of {DECODED_TOKENS} steps.",
+    ),
+)
+def decoding(subject: Subject) -> dict[str, float]:
+    """Of one held-out sequence of the first measured shard."""
+    import torch
+
+    prepared = subject.prepared
+    batches = subject.mixture.eval_batches(prepared.eval_shards[0].name, prepared.seq_len, limit_batches=1)
+    one_BT = torch.from_numpy(next(iter(batches)).ids[:1]).to(subject.device)
+    found = measure_decoding(subject.model, one_BT, min(DECODED_TOKENS, one_BT.shape[1] - 1), bf16=subject.bf16)
+    return {"kv_bytes": found.kv_bytes, "decode_throughput": found.tokens_per_second}

@@ -3,14 +3,20 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-from morphogen.data.mixture import EvalBatch, Mixture
 from morphogen.errors import DivergedError, InputError
+from morphogen.figures import Figure, declare
+from morphogen.metrics.measuring import Subject, measures
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from morphogen.data.mixture import EvalBatch, Mixture
+
+#: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
+#: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
+SAMPLE_BATCHES = 2
 
 #: exp of more than this is no longer a float64.
 _MOST_NATS = 700.0
@@ -41,8 +47,11 @@ class Score:
         return self.nats / math.log(2.0) / self.n_bytes
 
 
-def score_batches(model: nn.Module, batches: Iterable[EvalBatch], *, bf16: bool = False) -> list[Score]:
+def score_batches(model: "nn.Module", batches: "Iterable[EvalBatch]", *, bf16: bool = False) -> list[Score]:
     """One score per batch; the model is left in the mode it was in. Losses are taken in fp32, also under bf16."""
+    import torch
+    from torch.nn import functional as F
+
     device = next(model.parameters()).device
     sizes, nats = [], []
     training = model.training
@@ -61,8 +70,8 @@ def score_batches(model: nn.Module, batches: Iterable[EvalBatch], *, bf16: bool 
 
 
 def held_out(
-    model: nn.Module,
-    mixture: Mixture,
+    model: "nn.Module",
+    mixture: "Mixture",
     eval_tokens: int,
     *,
     limit_batches: int | None = None,
@@ -97,8 +106,8 @@ def shard_metrics(scores: Mapping[str, Sequence[Score]], weights: Mapping[str, f
 
 
 def evaluate(
-    model: nn.Module,
-    mixture: Mixture,
+    model: "nn.Module",
+    mixture: "Mixture",
     eval_tokens: int,
     *,
     limit_batches: int | None = None,
@@ -108,3 +117,52 @@ def evaluate(
     """`held_out` as metrics: what a trained model is measured by."""
     scores = held_out(model, mixture, eval_tokens, limit_batches=limit_batches, split=split, bf16=bf16)
     return shard_metrics(scores, mixture.prepared.eval_weights)
+
+
+def sample_bpb(scores: Mapping[str, Sequence[Score]], weights: Mapping[str, float]) -> float:
+    """Bits per byte over the first `SAMPLE_BATCHES` batches of every shard."""
+    return shard_metrics({shard: parts[:SAMPLE_BATCHES] for shard, parts in scores.items()}, weights)["bpb"]
+
+
+declare(
+    Figure(
+        "bpb_inherited",
+        unit="bits/byte",
+        better="min",
+        sort="search",
+        summary="Held-out loss right after the splice, before any training, on the batches of `bpb_sample`; of "
+        "children that inherit weights.",
+    )
+)
+
+
+@measures(
+    Figure(
+        "bpb",
+        unit="bits/byte",
+        better="min",
+        sort="metric",
+        summary="Held-out loss per byte of text, the mean over the measured shards by their weights.",
+    ),
+    Figure("bpb_<shard>", unit="bits/byte", better="min", sort="metric", summary="The same of one measured shard."),
+    Figure(
+        "ppl",
+        unit="perplexity",
+        better="min",
+        sort="metric",
+        summary="exp of the held-out loss per token, the mean over the measured shards by their weights; compares only "
+        "models of one tokenizer.",
+    ),
+    Figure("ppl_<shard>", unit="perplexity", better="min", sort="metric", summary="The same of one measured shard."),
+    Figure(
+        "bpb_sample",
+        unit="bits/byte",
+        better="min",
+        sort="metric",
+        summary=f"`bpb` on the first {SAMPLE_BATCHES} batches of every shard, for `bpb_inherited` of a child.",
+    ),
+)
+def perplexity(subject: Subject) -> dict[str, float]:
+    """Over the held-out text."""
+    weights = subject.prepared.eval_weights
+    return {**shard_metrics(subject.scores, weights), "bpb_sample": sample_bpb(subject.scores, weights)}

@@ -2,14 +2,18 @@
 
 import math
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
 
-from morphogen.data.probes import Probe
 from morphogen.errors import DivergedError
+from morphogen.figures import Figure
+from morphogen.metrics.measuring import Subject, measures
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from morphogen.data.probes import Probe
 
 #: Every model of every run is asked the same questions, in as many sequences.
 SEQUENCES = 64
@@ -17,7 +21,7 @@ SEQUENCES = 64
 _EVAL = 2
 
 
-def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = False) -> dict[str, float]:
+def recall(model: "nn.Module", probe: "Probe", *, batch_size: int, bf16: bool = False) -> dict[str, float]:
     """`long_recall`, `recall_nll` and `recall_chance` over `SEQUENCES` sequences of the probe.
 
     long_recall: the share of questions whose likeliest next token, of the whole vocabulary, is the right value: in
@@ -26,6 +30,9 @@ def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = Fals
     tokens are values; its nll is −ln of that. (One that knows which values a sequence has, but not whose, gets 1 / K.)
     Raises DivergedError where the loss is not finite. The model is left in the mode it was in.
     """
+    import torch
+    from torch.nn import functional as F
+
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -51,3 +58,37 @@ def recall(model: nn.Module, probe: Probe, *, batch_size: int, bf16: bool = Fals
     if not math.isfinite(loss):
         raise DivergedError(f"the loss on probe:mqar is {loss} nats per question")
     return {"long_recall": accuracy, "recall_nll": loss, "recall_chance": probe.chance}
+
+
+@measures(
+    Figure(
+        "long_recall",
+        unit="share",
+        better="max",
+        sort="metric",
+        needs=("probe",),
+        summary="Questions of the recall probe that are answered rightly: the mean over distances, by powers of two.",
+    ),
+    Figure(
+        "recall_nll",
+        unit="nats",
+        better="min",
+        sort="metric",
+        needs=("probe",),
+        summary="The loss at the right answer to the probe's questions, the same mean.",
+    ),
+    Figure(
+        "recall_chance",
+        unit="share",
+        better="none",
+        sort="metric",
+        needs=("probe",),
+        summary="What `long_recall` is of a model that knows only which tokens are answers; the same for all models.",
+    ),
+)
+def probe_recall(subject: Subject) -> dict[str, float]:
+    """How well the model answers the data's probe, where it has one."""
+    prepared = subject.prepared
+    if prepared.probe is None:
+        return {}
+    return recall(subject.model, prepared.probe, batch_size=prepared.batch_size, bf16=subject.bf16)

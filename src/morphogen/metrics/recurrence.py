@@ -1,16 +1,21 @@
 """What the steps of recurrences are worth: held-out perplexity with other numbers of steps."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from morphogen.errors import DivergedError
+from morphogen.figures import Figure
+from morphogen.metrics.measuring import Subject, measures
 from morphogen.metrics.perplexity import Score, shard_metrics
-from morphogen.network import LanguageModel
+
+if TYPE_CHECKING:
+    from morphogen.network import LanguageModel
 
 Scores = Mapping[str, Sequence[Score]]
 
 
 def recurrence_metrics(
-    model: LanguageModel, scores: Scores, weights: Mapping[str, float], measure: Callable[[], Scores]
+    model: "LanguageModel", scores: Scores, weights: Mapping[str, float], measure: Callable[[], Scores]
 ) -> dict[str, float]:
     """`ppl_<shard>_rec_<n>` and their mean `ppl_rec_<n>`, for n = 1 and every n in `test_recurrences`: all recurrences
     take n steps. And `recurrence_gain`, how much smaller the best n makes the perplexity than one step does:
@@ -38,3 +43,34 @@ def recurrence_metrics(
     if not loops:
         return {"recurrence_gain": 0.0}
     return {**metrics, "recurrence_gain": 1.0 - min(means.values()) / means[1]} if 1 in means else metrics
+
+
+@measures(
+    Figure(
+        "recurrence_gain",
+        unit="share",
+        better="max",
+        sort="metric",
+        summary="How much smaller the best number of steps makes the perplexity than one step does; 0 without a "
+        "recurrence.",
+    ),
+    Figure(
+        "ppl_rec_<n>",
+        unit="perplexity",
+        better="min",
+        sort="metric",
+        needs=("recurrence",),
+        summary="`ppl` when every recurrence takes n steps, for 1 and every n in `test_recurrences`.",
+    ),
+    Figure(
+        "ppl_<shard>_rec_<n>",
+        unit="perplexity",
+        better="min",
+        sort="metric",
+        needs=("recurrence",),
+        summary="The same of one measured shard.",
+    ),
+)
+def recurrence(subject: Subject) -> dict[str, float]:
+    """With every number of steps that the model's recurrences are to be measured with."""
+    return recurrence_metrics(subject.model, subject.scores, subject.prepared.eval_weights, subject.score)

@@ -3,6 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
+from morphogen.figures import Figure
+from morphogen.metrics.measuring import Subject, measures
+
 WINDOW = 16
 #: A gradient norm this many times its running median is a jump.
 JUMP = 2.0
@@ -28,3 +31,18 @@ def instability(losses: Sequence[float], grad_norms: Sequence[float]) -> float:
         total += max(0.0, losses[t] / statistics.median(losses[before]) - 1.0)
         total += grad_norms[t] > JUMP * statistics.median(grad_norms[before])
     return total / (len(losses) - 1)
+
+
+@measures(
+    Figure(
+        "instability",
+        unit="1",
+        better="min",
+        sort="metric",
+        summary="How unsteadily it trained: the mean relative rise of the loss above its running median, plus the "
+        f"share of steps whose gradient norm was more than {JUMP:g} times its own; 0 is smooth.",
+    )
+)
+def steadiness(subject: Subject) -> dict[str, float]:
+    """Over the training on the candidate's own text."""
+    return {"instability": instability(subject.losses, subject.grad_norms)}

@@ -1,15 +1,41 @@
-"""Timed training speed, and the memory that a training step takes."""
+"""What training took: time on this machine, memory, and its share of the budget."""
 
 import statistics
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, UntypedStorage
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from morphogen.figures import Figure, declare
+
+declare(
+    Figure(
+        "throughput",
+        unit="tokens/s",
+        better="max",
+        sort="timed",
+        summary="Training: tokens through whole steps (forward, backward, update), at the median step. "
+        "`decode_throughput` is that of decoding.",
+    ),
+    Figure(
+        "train_seconds", unit="s", better="min", sort="timed", summary="The training steps alone, all rungs of a job."
+    ),
+    Figure("eval_seconds", unit="s", better="min", sort="timed", summary="All measuring, before and after training."),
+    Figure("seconds", unit="s", better="min", sort="timed", summary="The candidate's whole job, from start to report."),
+    Figure(
+        "peak_memory_bytes",
+        unit="bytes",
+        better="min",
+        sort="timed",
+        score="ram",
+        summary="The most bytes of tensors alive at once during one training step, weights and moments included.",
+    ),
+    Figure(
+        "budget_share",
+        unit="share",
+        better="none",
+        sort="search",
+        summary="Own training tokens over what every candidate may spend: less than 1 where training stopped early, "
+        "more after a promotion.",
+    ),
+)
 
 
 def tokens_per_second(tokens_per_step: int, step_seconds: Sequence[float]) -> float:
@@ -17,74 +43,3 @@ def tokens_per_second(tokens_per_step: int, step_seconds: Sequence[float]) -> fl
     if not step_seconds:
         raise ValueError("no step was timed, expected at least one")
     return tokens_per_step / statistics.median(step_seconds[1:] or step_seconds)
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensor storages that are alive, operation by operation.
-
-    held: tensors that exist before and stay. `peak` is the largest sum seen, that of the storages held included. What
-    an operation allocates and frees within itself is not seen.
-    """
-
-    def __init__(self, held: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self._known: dict[int, weakref.ref[UntypedStorage]] = {}
-        for tensor in held:
-            self._add(tensor)
-        self.peak = self.now
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation, then count what it returned."""
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _add(self, tensor: Tensor) -> None:
-        if tensor.layout == torch.sparse_csr:
-            for dense in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
-                self._add_storage(dense.untyped_storage())
-        else:
-            self._add_storage(tensor.untyped_storage())
-
-    def _add_storage(self, storage: UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._known:
-            return
-
-        def gone(_: weakref.ref[UntypedStorage]) -> None:
-            del self._known[key]
-            self.now -= size
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.now += size
-
-
-class PeakMemory:
-    """The most bytes of tensors alive at once during a training step.
-
-    CUDA: the allocator's own count. Elsewhere: `LiveBytes` over one step, which is the same quantity, costs a few
-    milliseconds once, and repeats exactly. (The growth of the process's resident memory is neither: freed blocks of
-    the candidate before stay resident, so that a worker's second candidate would look smaller than its first.)
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes = 0
-
-    @contextmanager
-    def measure(self, held: Iterable[Tensor]) -> Iterator[None]:
-        """Measure what runs inside. held: weights and optimizer state that exist before."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            yield
-            self.bytes = max(self.bytes, torch.cuda.max_memory_allocated(self.device))
-        else:
-            with LiveBytes(held) as live:
-                yield
-            self.bytes = max(self.bytes, live.peak)

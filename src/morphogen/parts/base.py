@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from morphogen import plugins
 from morphogen.errors import InputError, OperatorError, unknown
+from morphogen.figures import Figure, declare
 from morphogen.parts.alignment import Alignment
 from morphogen.parts.frozen import Frozen
 from morphogen.parts.tensors import NORMAL, ONES, ZEROS, Axes, Init, Spec, shape_of
@@ -87,7 +88,8 @@ class Part(Frozen):
     not `NORMAL`. zero_init: tensor -> inner axes along which new entries start at zero so that a new unit changes
     nothing. writers: tensors whose `dim` axis is added to the residual stream. buffers: tensors training leaves alone.
     size_fields: fields that set sizes or names only; any other field's change changes the function. pointwise: whether
-    a token's output depends on that token alone.
+    a token's output depends on that token alone. figures: what its branch records of itself in training
+    (`Record.add_figure`).
     """
 
     slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem", "recurrence"]]
@@ -98,6 +100,7 @@ class Part(Frozen):
     buffers: ClassVar[frozenset[str]] = frozenset()
     size_fields: ClassVar[frozenset[str]] = frozenset()
     pointwise: ClassVar[bool] = False
+    figures: ClassVar[tuple[Figure, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +112,8 @@ class Part(Frozen):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
+        if "figures" in vars(cls):
+            declare(*(figure if figure.needs else replace(figure, needs=(cls.__qualname__,)) for figure in cls.figures))
         if "kind" in cls.model_fields:
             for kind in kinds_of(cls):
                 REGISTRY[(cls.slot, kind)] = cls
@@ -129,6 +134,10 @@ class Part(Frozen):
     def traits(self) -> frozenset[str]:
         """What a block that holds this part counts as: of `TRAITS`."""
         return frozenset()
+
+    def recorded(self) -> tuple[Figure, ...]:
+        """What its branch records of itself in training."""
+        return self.figures
 
     def neutral(self) -> bool:
         """Whether putting this part in anew, its writers at zero, leaves the function as it was."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from morphogen import plugins
 from morphogen.errors import InputError
+from morphogen.figures import Figure
 from morphogen.parts.alignment import Alignment
 from morphogen.parts.base import Context, Cost, NormKind, Part, block_operator, operator, pick
 from morphogen.parts.tensors import Axes, Spec
@@ -104,6 +105,10 @@ class Custom(Part):
     def writes(self, name: str) -> bool:
         """The plug-in's."""
         return self.plugin.writes(name)
+
+    def recorded(self) -> tuple[Figure, ...]:
+        """The plug-in's."""
+        return self.plugin.recorded()
 
     def neutral(self) -> bool:
         """The plug-in's."""

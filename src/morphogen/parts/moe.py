@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
+from morphogen.figures import Figure
 from morphogen.ops.routing import RouterKind
 from morphogen.parts.alignment import Alignment, AxisMap
 from morphogen.parts.base import Context, Cost, Part, PartIn
@@ -72,6 +73,33 @@ class MoE(Part):
     size_fields: ClassVar = frozenset(
         {"hidden", "n_experts", "k", "twins", "experts", "router_bias"}
         | {"shared", "shared_hidden", "balance", "z_loss", "drop_upcycle"}
+    )
+
+    figures: ClassVar = (
+        Figure(
+            "router_entropy",
+            unit="nats",
+            better="max",
+            sort="metric",
+            needs=("moe",),
+            summary="How evenly routers spread a token over the experts, over the last 50 training steps.",
+        ),
+        Figure(
+            "expert_load_max_over_mean",
+            unit="1",
+            better="min",
+            sort="metric",
+            needs=("moe",),
+            summary="The busiest expert's load over the mean load, likewise; 1 is even.",
+        ),
+        Figure(
+            "router_overflow",
+            unit="share",
+            better="min",
+            sort="metric",
+            needs=("moe",),
+            summary="Assignments of tokens beyond the experts' capacity, likewise; 0 without a capacity.",
+        ),
     )
 
     kind: Literal["moe"] = "moe"

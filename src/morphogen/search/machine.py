@@ -77,6 +77,7 @@ class Search(Generic[G, T]):
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
         self._rules = Rules(
             objectives=evolution.objectives,
+            said=evolution.directions,
             constraints=evolution.constraints,
             weights=evolution.weights,
             cases=evolution.lexicase_cases,
@@ -309,7 +310,7 @@ class Search(Generic[G, T]):
         objectives, limits = evolution.objectives, evolution.constraints
         known = [self.reports[id] for id in dict.fromkeys((*self.frontier_ids, *self.newborn))]
         best = front(known, objectives, limits)
-        reference = self.generations[0].reference if self.generations else reference_point(best)
+        reference = (self.generations[-1].reference if self.generations else {}) or reference_point(best)
         event = Generation(
             generation=number,
             survivors=self._survivors(number, best),
@@ -336,22 +337,18 @@ class Search(Generic[G, T]):
             kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng, best)
         if evolution.structural_elite_k:
             others = [report for report in pool if report.id not in kept]
-            usable = set(matrix(others, objectives, limits, strict=False).ids)
+            usable = set(matrix(others, objectives, limits, strict=False).complete.ids)
             able = [report for report in others if report.id in usable]
             able.sort(key=lambda report: (-report.metrics[NOVELTY], report.id))
             kept += tuple(report.id for report in able[: evolution.structural_elite_k])
         return kept
 
     def _check_founders(self) -> None:
-        """RunError unless a founder was trained and has every objective: there is nothing else to breed from."""
+        """RunError unless a founder was trained: there is nothing else to breed from."""
         first, *_ = reports = [self.reports[id] for id in self.newborn]
         if all(report.status is not Status.TRAINED for report in reports):
             why = first.reason or "no reason given"
             raise RunError(f"the root {first.id} was not trained ({first.status.value}): {why}")
-        evolution = self.evolution
-        if not matrix(reports, evolution.objectives, evolution.constraints).ids:
-            found = {name: first.value(name) for name in (*evolution.objectives, *evolution.constraints)}
-            raise RunError(f"the root {first.id} was trained, but its objectives are not all finite numbers: {found}")
 
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():

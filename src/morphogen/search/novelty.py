@@ -5,7 +5,7 @@ from heapq import nsmallest
 from typing import Generic, TypeVar
 
 from morphogen.experiment import Evolution
-from morphogen.selection.objectives import resolve
+from morphogen.figures import Figure, declare, figure_called
 
 NAME = "novelty"
 NEIGHBOURS = 5
@@ -13,6 +13,17 @@ NEIGHBOURS = 5
 SAMPLE = 256
 
 T = TypeVar("T")
+
+declare(
+    Figure(
+        NAME,
+        unit="1",
+        better="max",
+        sort="search",
+        summary=f"Mean structural distance to the {NEIGHBOURS} nearest candidates of the run (of an even sample of it "
+        f"where it has more than {SAMPLE}).",
+    )
+)
 
 
 class Novelty(Generic[T]):
@@ -56,7 +67,7 @@ class Novelty(Generic[T]):
 
 def wanted(evolution: Evolution) -> bool:
     """Whether anything in the settings asks for novelty."""
-    used = {resolve(name, evolution.objectives)[0] for name in (*evolution.weights, *evolution.lexicase_cases)}
+    used = {figure_called(name) for name in (*evolution.weights, *evolution.lexicase_cases)}
     used |= {*evolution.objectives, *evolution.constraints, *evolution.map_elites}
     used |= {name for composite in evolution.composite_metrics.values() for name in composite.names}
     return NAME in used or evolution.structural_elite_k > 0

@@ -116,10 +116,8 @@ def decide(evolution: Evolution, round: int, reports: Iterable[Report], draws: M
     rung = planned[round][-1].rung
     stopped = {
         r.id: f"rung {rung}: place {places[r.id]} of {len(trained)}, the first {keep} go on"
-        if r.id in places
-        else f"rung {rung}: its objectives are not all finite numbers"
         for r in trained
-        if places.get(r.id, keep + 1) > keep
+        if places[r.id] > keep
     }
     return Decision(tuple(placed[:keep]), stopped)
 

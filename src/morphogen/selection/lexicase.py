@@ -16,7 +16,8 @@ def deviations(F_nc: Floats) -> Floats:
     A missing value is infinite, and would make the tolerance of the others not a number.
     """
     found = [column[np.isfinite(column)] for column in F_nc.T]
-    return np.array([np.median(np.abs(x - np.median(x))) if len(x) else 0.0 for x in found], dtype=np.float64)
+    with np.errstate(over="ignore"):  # a spread too wide for a number tolerates everything
+        return np.array([np.median(np.abs(x - np.median(x))) if len(x) else 0.0 for x in found], dtype=np.float64)
 
 
 def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator) -> int:
@@ -27,7 +28,8 @@ def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator) -> int:
     pool = np.arange(len(F_nc))
     for case in rng.permutation(F_nc.shape[1]):
         values = F_nc[pool, case]
-        pool = pool[values <= values.min() + epsilon_c[case]]
+        with np.errstate(over="ignore"):
+            pool = pool[values <= values.min() + epsilon_c[case]]
         if len(pool) == 1:
             break
     return int(rng.choice(pool))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from morphogen.candidate import Report
-from morphogen.figures import Bounds, Descriptor
-from morphogen.selection.objectives import Direction, Ints, matrix
+from morphogen.figures import Bounds, Descriptor, Direction
+from morphogen.selection.objectives import Ints, matrix
 from morphogen.selection.pareto import order
 
 
@@ -40,7 +40,7 @@ def elites(
     """Ids of the elites, best first: of every cell the candidate that comes first by constraint violation, then by
     the first objective, then by id; of more than `most` cells, those whose elites are best by front and crowding."""
     known = {report.id: report for report in reports}
-    scored = matrix(known.values(), objectives, constraints)
+    scored = matrix(known.values(), objectives, constraints, strict=False)
     best: dict[tuple[int | None, ...], int] = {}
     for row in np.lexsort((np.arange(len(scored.ids)), scored.F_nm[:, 0], scored.violation_n)):
         best.setdefault(cell(known[scored.ids[row]], descriptors), int(row))

@@ -5,10 +5,10 @@ A constraint is no objective: `violation_n` says by how much, in all, a candidat
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,44 +16,24 @@ from pymoo.indicators.hv import HV
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
-from morphogen.figures import Bounds
+from morphogen.figures import Bounds, Direction, Said, direction, figure_called
 
-Direction = Literal["min", "max"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: The `--score-weight-*` family: name at the command line -> (measured name, the better direction).
-SCORES: Mapping[str, tuple[str, Direction]] = {
-    "ppl": ("ppl", "min"),
-    "throughput": ("throughput", "max"),
-    "long_recall": ("long_recall", "max"),
-    "ram": ("peak_memory_bytes", "min"),
-    "layers": ("layers", "max"),
-    "moe": ("moe_blocks", "max"),
-    "novelty": ("novelty", "max"),
-    "instability": ("instability", "min"),
-}
-
-#: Beginnings of names of which less is better, unless the objectives say otherwise. Of all others more is better.
-LESS_IS_BETTER = (
-    "ppl",
-    "bpb",
-    "loss",
-    "params",
-    "flops",
-    "kv_bytes",
-    "peak_memory",
-    "seconds",
-    "train_",
-    "instability",
-)
+#: Nobody says anything of which way figures are better, so that their declarations tell.
+NOTHING_SAID: Said = {}
+#: The largest size that a hypervolume and its reference may have: one that any float of a file holds.
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """The comparable candidates: `ids` (sorted), the objectives' `names`, and F_nm (float64, finite, minimised).
+    """The trained candidates: `ids` (sorted), the objectives' `names`, and F_nm (float64, finite, minimised).
 
-    signs_m is -1 where a "max" objective was negated, else 1. violation_n: sum over the constraints, 0 within all.
+    signs_m is -1 where a "max" objective was negated, else 1. violation_n: sum over the constraints, 0 within all, and
+    infinite for a candidate without a finite value of every objective and constrained figure: it ranks behind all
+    others. What it lacks stands in F_nm as the worst value that anyone has.
     """
 
     ids: tuple[str, ...]
@@ -71,6 +51,11 @@ class Matrix:
     def feasible(self) -> "Matrix":
         """The rows that keep every constraint."""
         return self if not self.violation_n.any() else self.rows(np.flatnonzero(self.violation_n == 0.0))
+
+    @property
+    def complete(self) -> "Matrix":
+        """The rows of which every value is a finite number."""
+        return self.rows(np.flatnonzero(np.isfinite(self.violation_n)))
 
 
 def in_order(reports: Iterable[Report]) -> list[Report]:
@@ -94,32 +79,36 @@ def matrix(
     *,
     strict: bool = True,
 ) -> Matrix:
-    """The objective matrix of the candidates that can be compared.
+    """The objective matrix of the trained candidates; those failed, gated or rejected are left out.
 
-    Left out before any sorting: whatever is not `trained` (failed, gated, rejected), and whoever lacks an objective or
-    a constrained figure, or has a value there that is not finite. (Non-dominated sorting can put a row with NaN into
-    the first front.) Raises InputError for an objective or a constraint that no trained report has, unless `strict` is
-    False: of a few candidates it may be that none has it. Without trained reports the matrix has no rows.
+    strict: InputError for an objective or a constraint that no trained report has. A search has checked the names
+    before it began; that nobody has a value of one is then no mistake. Without trained reports there are no rows.
     """
     trained = [report for report in in_order(reports) if report.status is Status.TRAINED]
     wanted, count = (*objectives, *constraints), len(objectives)
-    ids: list[str] = []
-    rows: list[list[float]] = []
-    complete = True
-    for report in trained:
-        values = [report.value(name) for name in wanted]
-        finite = [value for value in values if value is not None and math.isfinite(value)]
-        if len(finite) == len(values):
-            ids.append(report.id)
-            rows.append(finite)
-        complete = complete and None not in values
-    if strict and not complete:
+    if strict and trained:
         _check_known(measured(trained), objectives, constraints)
     signs_m = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
-    F_nm = np.array([row[:count] for row in rows], dtype=np.float64).reshape(len(rows), count) * signs_m
-    limits = tuple(constraints.values())
-    outside = [sum(limit.violation(value) for limit, value in zip(limits, row[count:], strict=True)) for row in rows]
-    return Matrix(tuple(ids), tuple(objectives), signs_m, F_nm, np.array(outside, dtype=np.float64))
+    rows = [[_finite(report.value(name)) for name in wanted] for report in trained]
+    all_nk = np.array(rows, dtype=np.float64).reshape(len(rows), len(wanted))
+    F_nm = all_nk[:, :count] * signs_m
+    violation_n = np.array([_violation(row[count:], constraints.values()) for row in rows], dtype=np.float64)
+    violation_n[np.isnan(all_nk).any(axis=1)] = np.inf
+    for column in F_nm.T:  # views
+        lacking = np.isnan(column)
+        column[lacking] = column[~lacking].max(initial=-np.inf) if not lacking.all() else 0.0
+    return Matrix(tuple(report.id for report in trained), tuple(objectives), signs_m, F_nm, violation_n)
+
+
+def _finite(value: float | None) -> float:
+    """`value`, or NaN where there is none or it is not finite."""
+    return value if value is not None and math.isfinite(value) else math.nan
+
+
+def _violation(values: Sequence[float], limits: Iterable[Bounds]) -> float:
+    """By how much the values are outside, in all; finite for finite values."""
+    outside = sum(limit.violation(value) for limit, value in zip(limits, values, strict=True))
+    return min(outside, sys.float_info.max)
 
 
 def _check_known(known: set[str], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds]) -> None:
@@ -129,29 +118,20 @@ def _check_known(known: set[str], objectives: Mapping[str, Direction], constrain
                 raise InputError(unknown(f"evolution.{field}.{name}", name, known))
 
 
-def resolve(name: str, objectives: Mapping[str, Direction]) -> tuple[str, Direction]:
-    """What a weight's name measures and which direction is better.
-
-    The objectives' own direction comes first, then SCORES (`-` and `_` are the same), then LESS_IS_BETTER.
-    """
-    if name in objectives:
-        return name, objectives[name]
-    if (key := name.replace("-", "_")) in SCORES:
-        return SCORES[key]
-    return name, "min" if name.startswith(LESS_IS_BETTER) else "max"
-
-
-def check_weights(reports: Sequence[Report], weights: Mapping[str, float], objectives: Mapping[str, Direction]) -> None:
-    """Raises InputError for a weight that is not finite, or whose value no trained report has."""
+def check_weights(reports: Sequence[Report], weights: Mapping[str, float], said: Said) -> None:
+    """Raises InputError for a weight that is not finite, whose value no trained report has, or of which neither `said`
+    nor its declaration tells the better direction."""
     known = measured(report for report in reports if report.status is Status.TRAINED)
     for name, weight in weights.items():
+        place, figure = f"evolution.weights.{name}", figure_called(name)
         if not np.isfinite(weight):
-            raise InputError(f"evolution.weights.{name}: got {weight!r}, expected a finite number")
-        if known and resolve(name, objectives)[0] not in known:
-            raise InputError(unknown(f"evolution.weights.{name}", resolve(name, objectives)[0], known))
+            raise InputError(f"{place}: got {weight!r}, expected a finite number")
+        if known and figure not in known:
+            raise InputError(unknown(place, figure, known))
+        direction(figure, said, place)
 
 
-def normalised(values: Sequence[float | None], direction: Direction) -> Floats:
+def normalised(values: Sequence[float | None], better: Direction) -> Floats:
     """Scores in [0, 1], shape (n,): 1 for the best value, 0 for the worst and for a missing or non-finite one.
 
     Where all finite values are equal they all score 1.
@@ -160,8 +140,10 @@ def normalised(values: Sequence[float | None], direction: Direction) -> Floats:
     finite_n = np.isfinite(raw_n)
     scores_n = np.zeros(len(raw_n))
     if finite_n.any():
-        good_n = raw_n[finite_n] * (1.0 if direction == "max" else -1.0)
+        good_n = raw_n[finite_n] * (1.0 if better == "max" else -1.0)
         low, high = float(good_n.min()), float(good_n.max())
+        if not math.isfinite(high - low):
+            good_n, low, high = good_n / 4.0, low / 4.0, high / 4.0
         scores_n[finite_n] = (good_n - low) / (high - low) if high > low else 1.0
     return scores_n
 
@@ -170,46 +152,57 @@ def weighted_scores(
     reports: Sequence[Report],
     weights: Mapping[str, float],
     objectives: Mapping[str, Direction],
+    said: Said = NOTHING_SAID,
     *,
     strict: bool = True,
 ) -> Floats:
     """Sum of weight x normalised score, shape (n,), larger is better. Without weights every objective weighs 1.
 
-    InputError as `check_weights`, where `strict`.
+    said: which way figures are better, where the experiment says so. InputError as `check_weights`, where `strict`.
     """
+    said = {**said, **objectives}
     if strict:
-        check_weights(reports, weights, objectives)
+        check_weights(reports, weights, said)
     total_n = np.zeros(len(reports))
     for name, weight in (weights or dict.fromkeys(objectives, 1.0)).items():
-        value, direction = resolve(name, objectives)
-        total_n += weight * normalised([report.value(value) for report in reports], direction)
+        figure = figure_called(name)
+        better = direction(figure, said, f"evolution.weights.{name}")
+        total_n += weight * normalised([report.value(figure) for report in reports], better)
     return total_n
 
 
-def reference_point(root: Matrix) -> dict[str, float]:
-    """The reference of the run's hypervolumes, fixed once from the root generation and recorded with every generation.
+def reference_point(best: Matrix) -> dict[str, float]:
+    """The reference of the run's hypervolumes, fixed once and recorded with every generation.
 
-    Per objective, in its own units: the root generation's worst value, made worse by a tenth of its size (by 1 where
-    it is zero). Raises InputError when nothing in the root generation could be measured.
+    Per objective, in its own units: the worst value of the first frontier that has one of every objective, which is the
+    root generation's wherever the root could be measured in full; made worse by a tenth of its size (by 1 where it is
+    zero). Empty while nobody has a value of every objective.
     """
-    if not root.ids:
-        raise InputError("hypervolume: no candidate of the root generation was measured: no reference point")
-    worst_m = root.F_nm.max(axis=0)
-    point_m = worst_m + np.where(worst_m == 0.0, 1.0, 0.1 * np.abs(worst_m))
-    return {name: float(value) for name, value in zip(root.names, point_m * root.signs_m, strict=True)}
+    if not (known := best.complete).ids:
+        return {}
+    worst_m = known.F_nm.max(axis=0)
+    with np.errstate(over="ignore"):
+        point_m = worst_m + np.where(worst_m == 0.0, 1.0, 0.1 * np.abs(worst_m))
+    point_m = np.clip(point_m, -sys.float_info.max, sys.float_info.max)
+    return {name: float(value) for name, value in zip(known.names, point_m * known.signs_m, strict=True)}
 
 
 def hypervolume(scored: Matrix, reference: Mapping[str, float]) -> float:
     """Volume dominated by `scored` up to `reference`, each axis in units of the reference's size.
 
-    A point that is worse than the reference anywhere, or breaks a constraint, adds nothing; none better gives 0. With
-    one reference, volumes of different generations compare: adding candidates never makes it smaller. Zitzler and
-    Thiele 1998, by pymoo.
+    A point that is worse than the reference anywhere, breaks a constraint, or lacks a value adds nothing; none better,
+    or no reference yet, gives 0. With one reference, volumes of different generations compare: adding candidates never
+    makes it smaller. No side of it counts as longer than the m-th root of `LARGEST`. Zitzler and Thiele 1998, by pymoo.
     """
+    if not reference:
+        return 0.0
     if set(reference) != set(scored.names):
         raise InputError(f"hypervolume: reference names {sorted(reference)}, expected {sorted(scored.names)}")
     own_m = np.array([reference[name] for name in scored.names])
     scale_m = np.where(own_m == 0.0, 1.0, np.abs(own_m))
-    F_nm, corner_m = scored.feasible.F_nm / scale_m, own_m * scored.signs_m / scale_m
+    longest = LARGEST ** (1.0 / len(own_m))
+    corner_m = own_m * scored.signs_m / scale_m
+    with np.errstate(over="ignore"):
+        F_nm = np.maximum(scored.feasible.F_nm / scale_m, corner_m - longest)
     inside_nm = F_nm[(F_nm < corner_m).all(axis=1)]
     return float(HV(ref_point=corner_m)(inside_nm)) if len(inside_nm) else 0.0

@@ -1,7 +1,8 @@
 """Who breeds: a registry of pure functions from the pool of those who may to the row number of one parent.
 
-The pool holds only trained candidates with finite objectives, in order of id. Where any of them keeps every constraint,
-it holds only those who do; while none does, by how much each is outside is the pool's only objective.
+The pool holds only trained candidates, in order of id. Where any of them keeps every constraint, it holds only those
+who do; while none does, by how much each is outside is the pool's only objective. Whoever lacks a finite value of an
+objective or a constrained figure is in it only while everyone does.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,17 +13,15 @@ import numpy as np
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.figures import Bounds, Descriptor
+from morphogen.figures import Bounds, Descriptor, Direction, Said, direction, figure_called
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cells
 from morphogen.selection.objectives import (
-    Direction,
     Floats,
     Ints,
     check_weights,
     in_order,
     matrix,
-    resolve,
     weighted_scores,
 )
 from morphogen.selection.pareto import crowding, ranks
@@ -32,13 +31,14 @@ from morphogen.selection.pareto import crowding, ranks
 class Rules:
     """What selectors may ask for. objectives, constraints and weights as in an experiment.
 
-    cases: figures that lexicase goes through instead of the objectives. downsample: the share of cases that
-    down-sampled lexicase looks at. tournament_size: candidates drawn for a tournament. descriptors: the axes of
-    MAP-Elites' cells. strict: whether a case or a weight that nobody in the pool has a figure for is a mistake; else
-    it tells nobody from the others.
+    said: which way other figures are better, where the experiment says so. cases: figures that lexicase goes through
+    instead of the objectives. downsample: the share of cases that down-sampled lexicase looks at. tournament_size:
+    candidates drawn for a tournament. descriptors: the axes of MAP-Elites' cells. strict: whether a case or a weight
+    that nobody in the pool has a figure for is a mistake; else it tells nobody from the others.
     """
 
     objectives: Mapping[str, Direction]
+    said: Said = field(default_factory=dict)
     constraints: Mapping[str, Bounds] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
     cases: Sequence[str] = ()
@@ -46,6 +46,11 @@ class Rules:
     tournament_size: int = 2
     descriptors: Mapping[str, Descriptor] = field(default_factory=dict)
     strict: bool = True
+
+    @property
+    def directions(self) -> Said:
+        """Which way figures are better where the experiment says so."""
+        return {**self.said, **self.objectives}
 
 
 @dataclass(frozen=True)
@@ -66,29 +71,24 @@ class Pool:
 
     @classmethod
     def of(cls, reports: Iterable[Report], rules: Rules) -> "Pool":
-        """InputError for an objective, a constraint, a case or a weight that nothing measured; RunError when no
-        candidate can be selected."""
+        """InputError for an objective, a constraint, a case or a weight that nothing measured, where the rules are
+        strict; RunError when no candidate can be selected."""
         ordered = in_order(reports)
         if rules.strict:
-            check_weights(ordered, rules.weights, rules.objectives)
-        scored = matrix(ordered, rules.objectives, rules.constraints)
+            check_weights(ordered, rules.weights, rules.directions)
+        scored = matrix(ordered, rules.objectives, rules.constraints, strict=rules.strict)
         if not scored.ids:
-            wanted = ", ".join((*rules.objectives, *rules.constraints))
-            raise RunError(f"no parent to select: none of {len(ordered)} candidates was trained with finite {wanted}")
-        if (scored.violation_n > 0.0).all():
-            F_nm = F_nc = scored.violation_n[:, None]
-            score_n = -scored.violation_n
-        else:
-            scored = scored.feasible
-            F_nm = F_nc = scored.F_nm
-        usable = set(scored.ids)
-        able = [report for report in ordered if report.id in usable]
-        if scored.feasible is scored:
-            score_n = weighted_scores(able, rules.weights, rules.objectives, strict=rules.strict)
-            if rules.cases:
-                F_nc = _cases(able, rules)
+            raise RunError(f"no parent to select: none of {len(ordered)} candidates was trained")
+        best = next(part for part in (scored.feasible, scored.complete, scored) if part.ids)
+        held = {report.id: report for report in ordered}
+        able = [held[id] for id in best.ids]
         cell_n = cells(able, rules.descriptors)
-        return cls(scored.ids, F_nm, F_nc, score_n, cell_n, rules)
+        if best.ids != scored.feasible.ids and np.isfinite(best.violation_n).all():
+            F_n1 = best.violation_n[:, None]
+            return cls(best.ids, F_n1, F_n1, -best.violation_n, cell_n, rules)
+        score_n = weighted_scores(able, rules.weights, rules.objectives, rules.directions, strict=False)
+        F_nc = _cases(able, rules) if rules.cases else best.F_nm
+        return cls(best.ids, best.F_nm, F_nc, score_n, cell_n, rules)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,12 +129,12 @@ def _cases(reports: Sequence[Report], rules: Rules) -> Floats:
     InputError for one that no report has, where the rules are strict."""
     columns = []
     for name in rules.cases:
-        figure, direction = resolve(name, rules.objectives)
+        place, figure = f"evolution.lexicase_cases: {name}", figure_called(name)
         found = [report.value(figure) for report in reports]
         if rules.strict and all(value is None for value in found):
             known = {known for report in reports for known in (*report.metrics, *report.costs, *report.timed)}
-            raise InputError(unknown(f"evolution.lexicase_cases: {name}", name, known))
-        sign = -1.0 if direction == "max" else 1.0
+            raise InputError(unknown(place, name, known))
+        sign = -1.0 if direction(figure, rules.directions, place) == "max" else 1.0
         columns.append([sign * value if value is not None and np.isfinite(value) else np.inf for value in found])
     return np.array(columns, dtype=np.float64).T
 

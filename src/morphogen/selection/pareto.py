@@ -8,7 +8,7 @@ import numpy as np
 from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
-from morphogen.selection.objectives import Floats, Ints, Matrix
+from morphogen.selection.objectives import LARGEST, Floats, Ints, Matrix
 
 
 def ranks(F_nm: Floats) -> Ints:
@@ -30,6 +30,8 @@ def crowding(F_nm: Floats, rank_n: Ints) -> Floats:
     Of rows that are equal the first keeps its distance and the others get 0. Deb et al. 2002, computed by pymoo.
     """
     distance_n = np.zeros(len(F_nm))
+    if np.abs(F_nm).max(initial=0.0) > LARGEST:
+        F_nm = F_nm / LARGEST  # differences of numbers that large could overflow
     for number in np.unique(rank_n):
         front = np.flatnonzero(rank_n == number)
         _, first = np.unique(F_nm[front], axis=0, return_index=True)
@@ -40,14 +42,20 @@ def crowding(F_nm: Floats, rank_n: Ints) -> Floats:
 
 def constrained_ranks(scored: Matrix) -> Ints:
     """The front of each row under constraint domination, shape (n,): after the fronts of the feasible rows, one front
-    for every violation, in its order."""
+    for every violation, in its order; last the fronts of the rows that lack a value."""
     feasible_n = scored.violation_n == 0.0
     if feasible_n.all():
         return ranks(scored.F_nm)
+    complete_n = np.isfinite(scored.violation_n)
+    outside_n = complete_n & ~feasible_n
     rank_n = np.zeros(len(scored.ids), dtype=np.int64)
     rank_n[feasible_n] = ranks(scored.F_nm[feasible_n])
-    first = rank_n[feasible_n].max() + 1 if feasible_n.any() else 0
-    rank_n[~feasible_n] = first + np.unique(scored.violation_n[~feasible_n], return_inverse=True)[1]
+    rank_n[outside_n] = np.unique(scored.violation_n[outside_n], return_inverse=True)[1]
+    rank_n[~complete_n] = ranks(scored.F_nm[~complete_n])
+    first = 0
+    for among in (feasible_n, outside_n, ~complete_n):
+        rank_n[among] += first
+        first = max(first, int(rank_n[among].max(initial=-1)) + 1)
     return rank_n
 
 

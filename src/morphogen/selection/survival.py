@@ -1,6 +1,6 @@
 """Who stays: pure functions from reports to the ids of the survivors, best first.
 
-Only trained candidates with finite objectives can stay. Ties go to the smaller id.
+Only trained candidates can stay; those without a finite value of every objective come last. Ties go to the smaller id.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +12,8 @@ from pymoo.util.ref_dirs import get_reference_directions
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, unknown
-from morphogen.figures import Bounds
-from morphogen.selection.objectives import Direction, Floats, Ints, Matrix, matrix
+from morphogen.figures import Bounds, Direction
+from morphogen.selection.objectives import Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
 #: (matrix, age rank of each row: 0 the oldest, objectives of the run's frontier, how many, generator) -> row numbers,
@@ -82,13 +82,13 @@ def survive(
 
     births: when each came to be. best: the run's frontier, which gives `nsga3` its scale.
 
-    Raises ValueError for a negative `keep`, InputError for an unknown rule and for what nothing measured.
+    Raises ValueError for a negative `keep`, InputError for an unknown rule.
     """
     if keep < 0:
         raise ValueError(f"survive: keep is {keep}, expected at least 0")
     if name not in SURVIVAL:
         raise InputError(unknown("evolution.survival", name, SURVIVAL))
-    scored = matrix(reports, objectives, constraints)
+    scored = matrix(reports, objectives, constraints, strict=False)
     birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
     kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, best.F_nm, keep, rng)))
     return tuple(kept.ids[row] for row in order(kept))
@@ -98,6 +98,7 @@ def front(
     reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
 ) -> Matrix:
     """The Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps the
-    constraints, those that are least far outside."""
-    scored = matrix(reports, objectives, constraints)
+    constraints, those that are least far outside; while none has a value of every objective, the best by those that
+    they have."""
+    scored = matrix(reports, objectives, constraints, strict=False)
     return scored.rows(np.flatnonzero(constrained_ranks(scored) == 0))

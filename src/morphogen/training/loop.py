@@ -16,10 +16,10 @@ from morphogen.candidate import StopReason
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Train
 from morphogen.inherit import Moments
-from morphogen.metrics.throughput import PeakMemory
 from morphogen.network import LanguageModel
 from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.guards import CHECK_EVERY, Guards
+from morphogen.training.memory import PeakMemory
 from morphogen.training.optimizers import make_updater
 
 #: The learning rate's end, as a share of its peak.

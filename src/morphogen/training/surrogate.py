@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from pydantic import ValidationError
@@ -20,11 +19,8 @@ from morphogen.experiment import Experiment
 from morphogen.figures import Bounds
 from morphogen.inherit import Inherited, Moments, inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
-from morphogen.metrics.decoding import measure_decoding
-from morphogen.metrics.perplexity import Score, evaluate, held_out, shard_metrics
-from morphogen.metrics.recall import recall
-from morphogen.metrics.recurrence import recurrence_metrics
-from morphogen.metrics.stability import instability
+from morphogen.metrics.measuring import Subject, measured
+from morphogen.metrics.perplexity import SAMPLE_BATCHES, evaluate, held_out, sample_bpb
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
 from morphogen.paths import user_path
@@ -32,15 +28,6 @@ from morphogen.training.allocator import memory_kept
 from morphogen.training.loop import Progress, StepInfo, Trainer, choose_device
 
 __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
-
-#: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
-#: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
-SAMPLE_BATCHES = 2
-#: Tokens decoded one by one when decoding is measured: enough for a median, some milliseconds each.
-DECODED_TOKENS = 16
-
-#: What branches report of themselves (router entropy, load, overflow) is the mean over the last so many training steps.
-FIGURE_STEPS = 50
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -118,14 +105,13 @@ class _Trial:
         )
         self.rung = -1
         self.metrics = {name: value for name, value in self.before.metrics.items() if name == "bpb_inherited"}
-        self.decode_throughput: float | None = None
+        self.timed: dict[str, float] = {}
         self.eval_seconds = 0.0
 
     def run(self, progress: Progress | None) -> Report:
         """Train and measure, stage by stage. DivergedError when a number is not finite."""
         if self.inherits:
-            sample = self._score(SAMPLE_BATCHES)
-            self.metrics["bpb_inherited"] = shard_metrics(sample, self.prepared.eval_weights)["bpb"]
+            self.metrics["bpb_inherited"] = self._sample()
         threshold = self.experiment.train.ppl_stop_threshold
         allowed = math.inf if threshold is None else threshold
         stop: StopReason | None = None
@@ -134,7 +120,7 @@ class _Trial:
             gates = self.experiment.evolution.rung1_gates
             at_gate = rung == 1 and self._gated
             if at_gate or stop is not None or until_step == self.stages[-1][1]:
-                self.metrics |= self._measure()
+                self._measure()
                 self.rung = rung
             if at_gate and self.metrics["ppl"] > allowed:
                 reason = f"held-out perplexity {self.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
@@ -227,49 +213,31 @@ class _Trial:
             raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
         return stop
 
-    def _score(self, limit_batches: int | None = None) -> Mapping[str, list[Score]]:
+    def _sample(self) -> float:
+        """Bits per byte of the model as it is now, on the first batches of every shard."""
         start = time.perf_counter()
         data, bf16 = self.experiment.data, self.experiment.train.bf16
-        scores = held_out(self.model, self.mixture, data.eval_tokens, limit_batches=limit_batches, bf16=bf16)
+        scores = held_out(self.model, self.mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
         self.eval_seconds += time.perf_counter() - start
-        return scores
+        return sample_bpb(scores, self.prepared.eval_weights)
 
-    def _measure(self) -> dict[str, float]:
-        """Everything measured of the model as it is now that the clock has no part in."""
-        scores, weights, trace = self._score(), self.prepared.eval_weights, self.trainer.trace
-        sample = {shard: parts[:SAMPLE_BATCHES] for shard, parts in scores.items()}
-        own_text = slice(self.healing_steps, None)
-        return {
-            **shard_metrics(scores, weights),
-            "bpb_sample": shard_metrics(sample, weights)["bpb"],
-            **recurrence_metrics(self.model, scores, weights, self._score),
-            **self._recall(),
-            "instability": instability(trace.losses[own_text], trace.grad_norms[own_text]),
-            "kv_bytes": self._decode(),
-            **{name: fmean(values[-FIGURE_STEPS:]) for name, values in trace.figures.items()},
-        }
-
-    def _recall(self) -> dict[str, float]:
-        """How well the model answers the data's probe, where it has one."""
-        if self.prepared.probe is None:
-            return {}
-        start = time.perf_counter()
-        size, bf16 = self.prepared.batch_size, self.experiment.train.bf16
-        found = recall(self.model, self.prepared.probe, batch_size=size, bf16=bf16)
+    def _measure(self) -> None:
+        """Every figure of the model as it is now."""
+        start, trace, own_text = time.perf_counter(), self.trainer.trace, slice(self.healing_steps, None)
+        subject = Subject(
+            model=self.model,
+            device=self.trainer.device,
+            mixture=self.mixture,
+            eval_tokens=self.experiment.data.eval_tokens,
+            bf16=self.experiment.train.bf16,
+            losses=trace.losses[own_text],
+            grad_norms=trace.grad_norms[own_text],
+            recorded=trace.figures,
+        )
+        metrics, timed = measured(subject)
+        self.metrics |= metrics
+        self.timed |= timed
         self.eval_seconds += time.perf_counter() - start
-        return found
-
-    def _decode(self) -> float:
-        """Bytes of cache per token after one held-out sequence; keeps how fast its last tokens came."""
-        start = time.perf_counter()
-        shard = self.prepared.eval_shards[0].name
-        ids_BT, _ = next(iter(self.mixture.eval_batches(shard, self.prepared.seq_len, limit_batches=1)))
-        one_BT = torch.from_numpy(ids_BT[:1]).to(self.trainer.device)
-        steps = min(DECODED_TOKENS, one_BT.shape[1] - 1)
-        decoded = measure_decoding(self.model, one_BT, steps, bf16=self.experiment.train.bf16)
-        self.decode_throughput = decoded.tokens_per_second
-        self.eval_seconds += time.perf_counter() - start
-        return decoded.kv_bytes
 
     def _save(self) -> str:
         # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
@@ -291,9 +259,7 @@ class _Trial:
         """What is known of the candidate. `steps` are those on the training shards, healing left out."""
         trainer, seq_len, per_step = self.trainer, self.prepared.seq_len, self.prepared.tokens_per_step
         tokens = self._tokens()
-        timed = {"train_seconds": sum(trainer.trace.seconds), "eval_seconds": self.eval_seconds}
-        if self.decode_throughput is not None:
-            timed["decode_throughput"] = self.decode_throughput
+        timed = {**self.timed, "train_seconds": sum(trainer.trace.seconds), "eval_seconds": self.eval_seconds}
         if trainer.trace.seconds:
             timed["throughput"] = tokens_per_second(per_step, trainer.trace.seconds)
         if trainer.memory.bytes:

@@ -1,0 +1,115 @@
+"""Which figures the candidates of an experiment can have: asked before anything is trained."""
+
+from collections.abc import Collection, Iterable
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.errors import InputError, unknown
+from morphogen.experiment import Evolution, Experiment
+from morphogen.figures import NEEDS, Figure, direction, figure_called, find, known
+from morphogen.parts.recurrence import Recurrence
+
+
+class Available:
+    """The figures that a root has, and those that its descendants may come to have besides.
+
+    root: names of the first. descendants: also those whose needs operators can bring into a model.
+    """
+
+    def __init__(self, experiment: Experiment, model: Blueprint) -> None:
+        parts = [part for block in model.blocks for part in block.branches()]
+        recorded = {figure.name for part in parts for figure in part.recorded()}
+        has = frozenset[str]().union(*(part.traits() | {part.label} for part in parts))
+        has |= {"recurrence"} if model.recurrences else set()
+        has |= {"probe"} if experiment.data.probe is not None else set()
+        grown = frozenset(NEEDS) - {"probe"}
+        steps = {str(n) for loop in model.recurrences for n in (1, *loop.test_recurrences)}
+        usual = {str(n) for n in (1, *Recurrence.model_fields["test_recurrences"].default)}
+        shards = [shard.name for shard in experiment.data.measured_shards]
+        self.root: set[str] = set(recorded)
+        self.descendants: set[str] = set(recorded)
+        for figure in known().values():
+            if has.issuperset(figure.needs):
+                self.root |= _members(figure, shards, steps)
+            if (has | grown).issuperset(figure.needs):
+                self.descendants |= _members(figure, shards, steps | usual)
+        self._has = has
+        self._made: dict[str, tuple[str, ...]] = {}
+        _check_shards(shards)
+
+    def add(self, name: str, made_of: tuple[str, ...]) -> None:
+        """A figure made of others that somebody can have."""
+        self._made[name] = made_of
+        self.descendants.add(name)
+        if self.root.issuperset(made_of):
+            self.root.add(name)
+
+    def check(self, place: str, name: str, *, root: bool) -> None:
+        """InputError at `place`, with the nearest names, where the figure called `name` is not to be had.
+
+        root: whether the root must have it, or only somebody.
+        """
+        allowed = self.root if root else self.descendants
+        if name in allowed:
+            return
+        for part in self._made.get(name, ()):
+            self.check(f"{place}, made of {part}", part, root=root)
+        figure = find(name)
+        lacking = [need for need in figure.needs if need not in self._has] if figure is not None else []
+        if lacking:
+            need = " and ".join(NEEDS.get(need, f"a part that records it, {need}") for need in lacking)
+            raise InputError(f"{unknown(place, name, allowed)} (the root has no such figure: it needs {need})")
+        raise InputError(unknown(place, name, allowed))
+
+
+def _members(figure: Figure, shards: Iterable[str], steps: Iterable[str]) -> set[str]:
+    """The names that a figure stands for."""
+    names = {figure.name}
+    for mark, values in (("<shard>", list(shards)), ("<n>", list(steps))):
+        names = {name.replace(mark, value) for name in names for value in (values if mark in name else [""])}
+    return names
+
+
+def _check_shards(shards: Collection[str]) -> None:
+    """InputError for a shard whose figures would bear the names of others."""
+    for shard in shards:
+        for family in [figure for figure in known().values() if figure.name.endswith("_<shard>")]:
+            name = family.name.replace("<shard>", shard)
+            other = find(name)
+            if other is not None and other != family:
+                raise InputError(
+                    f"data.shards: a shard called {shard!r} is measured as {name!r}, but that is the name of another "
+                    f"figure ({other.summary}); expected another name for the shard"
+                )
+
+
+def check_figures(experiment: Experiment, model: Blueprint) -> None:
+    """InputError for a figure that the experiment names and its candidates cannot have, and for one that is compared
+    while nobody says which way it is better. model: the experiment's, its vocabulary filled in.
+
+    What every candidate is judged by (objectives, constraints, gates) the root must have too; what only tells some from
+    others (weights, lexicase cases, axes of MAP-Elites) a descendant may bring.
+    """
+    evolution, available = experiment.evolution, Available(experiment, model)
+    _add_composites(evolution, available)
+    for field in ("rung1_gates", "objectives", "constraints"):
+        for name in dict(evolution)[field]:
+            available.check(f"evolution.{field}.{name}", name, root=True)
+    for name in evolution.map_elites:
+        available.check(f"evolution.map_elites.{name}", name, root=False)
+    compared = {f"evolution.lexicase_cases: {name}": name for name in evolution.lexicase_cases}
+    compared |= {f"evolution.weights.{name} (--score-weight-*)": name for name in evolution.weights}
+    for place, name in compared.items():
+        figure = figure_called(name)
+        available.check(place, figure, root=False)
+        direction(figure, evolution.directions, place)
+
+
+def _add_composites(evolution: Evolution, available: Available) -> None:
+    """Makes the composites available that can be made."""
+    for name, composite in evolution.composite_metrics.items():
+        place = f"evolution.composite_metrics.{name}"
+        if name in available.descendants:
+            raise InputError(f"{place}: there is a figure of that name, expected a new one")
+        for part in composite.names:
+            available.check(f"{place}.of", part, root=False)
+        available.add(name, composite.names)
