@@ -229,6 +229,7 @@ def _measured(shard: Shard) -> Shard:
 class Data(Frozen):
     """Text, tokens and batches. `eval_shards` default to the training shards' own eval split.
 
+    `allow_loss`: the share of a source's characters that the tokenizer may fail to spell; without, it may lose none.
     A probe among `shards` is trained on at its weight and measured apart from the text, one among `eval_shards` is only
     measured.
     """
@@ -236,6 +237,7 @@ class Data(Frozen):
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
     ] = "bytes"
+    allow_loss: Share = 0.0
     seq_len: Annotated[int, Field(ge=8, le=2**24)] = 256
     batch_size: PositiveInt = 8
     seed: NonNegativeInt = 0

@@ -140,14 +140,14 @@ def test_cache_path_keeps_a_shard_elsewhere(
 ) -> None:
     prepared = prepare(data(shards=[Shard(source=folder(), cache_path=str(tmp_path / "own"))]))
     assert {Path(file.path).parent for file in prepared.shards[0].files.values()} == {tmp_path / "own"}
-    assert [path.name for path in cache.iterdir()] == ["bytes-1-bytes-256-eot.npy"]
+    assert [path.name for path in cache.iterdir()] == ["vocabulary-1-bytes-256-eot.txt"]
 
 
-def test_a_damaged_byte_table_or_bpe_is_made_again(data: Callable[..., Data], cache: Path) -> None:
+def test_a_damaged_vocabulary_or_bpe_is_made_again(data: Callable[..., Data], cache: Path) -> None:
     chosen = data(tokenizer=BPE(vocab=300))
     prepared = prepare(chosen)
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
-    Path(prepared.bytes_path).write_bytes(b"\x93NUMPY")
+    Path(prepared.vocabulary_path).write_bytes(b"\x93NUMPY")
     [bpe] = cache.glob("bpe-*")
     bpe.write_bytes(bpe.read_bytes()[:100])
     assert prepare(chosen) == prepared

@@ -24,7 +24,8 @@ HALVES = Split(train=0.6, eval=0.2)
 
 def encoded(source: str) -> dict[store.SplitName, store.TokenFile]:
     shard = Shard(source=source)
-    return store.token_files(shard, survey(shard), HALVES, ByteTokenizer())
+    files, _ = store.token_files(shard, survey(shard), HALVES, ByteTokenizer())
+    return files
 
 
 def contents(folder: Path) -> dict[str, bytes]:

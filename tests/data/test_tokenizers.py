@@ -151,3 +151,85 @@ def test_a_bpe_of_text_without_spaces_is_exact_and_learns_its_words() -> None:
     [ids] = trained.encode_batch([text])
     assert trained.decode(ids) == text
     assert len(ids) < len(text) / 100
+
+
+def definition(**model: object) -> dict[str, object]:
+    """A small `tokenizer.json` as data."""
+    nothing = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    plain: dict[str, object] = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    return {"version": "1.0", "added_tokens": [], **dict.fromkeys(nothing), "model": {**plain, **model}}
+
+
+UNIGRAM: dict[str, object] = {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None}
+BROKEN = {
+    "cut": json.dumps(definition())[:-20],
+    "no object": "[1, 2]",
+    "a number": "3",
+    "empty": "",
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "no model": json.dumps({**definition(), "model": None}),
+    "merge of unknown pieces": json.dumps(definition(merges=[["a", "c"]])),
+    "merge into an unknown piece": json.dumps(definition(merges=[["a", "b"]])),
+    "merge of three": json.dumps(definition(merges=["a b c"])),
+    "merge of numbers": json.dumps(definition(merges=[[1, 2]])),
+    "ids that are no numbers": json.dumps(definition(vocab={"a": "x"})),
+    "negative ids": json.dumps(definition(vocab={"a": -1})),
+    "huge ids": json.dumps(definition(vocab={"a": 0, "b": 4_000_000_000})),
+    "holes": json.dumps(definition(vocab={"a": 0, "b": 5_000})),
+    "no tokens": json.dumps(definition(vocab={})),
+    "unknown kind": json.dumps(definition(type="Trie")),
+    "unigram without pieces": json.dumps(definition(**{**UNIGRAM, "vocab": []})),
+    "unknown id beyond the vocabulary": json.dumps(definition(**{**UNIGRAM, "unk_id": 9})),
+}
+
+
+@pytest.mark.parametrize("form", ["file", "folder"])
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_tokenizer_is_told_in_one_line(fault: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(BROKEN[fault])
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    name = str(tmp_path / "tokenizer.json" if form == "file" else tmp_path)
+    with pytest.raises(InputError) as raised:
+        from_hugging_face(name)
+    assert str(raised.value).startswith(f"data.tokenizer {name!r}: ")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+
+
+UNKNOWING = {
+    "Unigram": definition(**UNIGRAM),
+    "WordLevel": definition(type="WordLevel", unk_token="[UNK]"),
+    "WordPiece": definition(
+        type="WordPiece", unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=9
+    ),
+    "BPE": definition(unk_token="[UNK]"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWING)
+def test_a_character_it_does_not_know_and_has_no_token_for_is_told_with_its_text(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(UNKNOWING[kind]))
+    tokenizer = from_hugging_face(str(tmp_path / "tokenizer.json"))
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["a", "a"])] == [[0], [0]]
+    with pytest.raises(InputError, match=r"tokenizer.json': cannot encode 'ax' \(.*(unk|UNK)"):
+        tokenizer.encode_batch(["a", "ax", "a"])
+
+
+def test_dropout_is_switched_off(tmp_path: Path) -> None:
+    vocab = {"a": 0, "b": 1, "ab": 2}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition(vocab=vocab, merges=[["a", "b"]], dropout=0.9)))
+    tokenizer = from_hugging_face(str(tmp_path / "tokenizer.json"))
+    assert {tuple(ids.tolist()) for ids in tokenizer.encode_batch(["ab"] * 50)} == {(2,)}
+
+
+def test_folders_without_a_fast_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    (tmp_path / "tokenizer.model").write_bytes(b"\x00\x01 not a model")
+    for content in ("{}", "[]", '{"tokenizer_class": 3}', '{"tokenizer_class": "LlamaTokenizer"}', "{"):
+        (tmp_path / "tokenizer_config.json").write_text(content)
+        with pytest.raises(InputError, match=r"data.tokenizer '.*': ") as raised:
+            from_hugging_face(str(tmp_path))
+        assert "\n" not in str(raised.value)
+    for name in ("a\0b", "x" * 5000, "", "..", "hf:nobody/nothing", "nobody/no/thing"):
+        with pytest.raises(InputError, match=r"data\.tokenizer "):
+            from_hugging_face(name)

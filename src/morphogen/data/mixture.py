@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from morphogen.data.prepare import PreparedData, PreparedShard
 from morphogen.data.probes import Probe, scored_only
-from morphogen.data.tokenizers import Ids
+from morphogen.data.spelling import Ids
 from morphogen.errors import InputError
 
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -115,7 +115,7 @@ class Mixture:
         self._train_tokens = [shard.files["train"].open() for shard in prepared.shards]
         self._healing_tokens = [shard.files["train"].open() for shard in prepared.healing_shards]
         self._bytes_V = prepared.bytes_per_token()
-        self._held_out: dict[tuple[str, str], Tokens] = {}
+        self._held_out: dict[tuple[str, str], tuple[Tokens, Tokens | None]] = {}
 
     def batch(self, step: int) -> Ids:
         """ids_BT1 of a training step: inputs are all but the last column, targets all but the first.
@@ -154,17 +154,25 @@ class Mixture:
         n_windows = shard.windows(split, length)
         if n_windows == 0:
             raise InputError(f"eval shard {shard_name!r}: its {split} split is smaller than one sequence of {length}")
-        tokens = self._held_out.get((shard_name, split))
-        if tokens is None:
-            tokens = self._held_out[shard_name, split] = shard.files[split].open()
+        tokens, counts = self._opened(shard, split)
         order_W = np.random.default_rng(_EVAL).permutation(n_windows)
         chosen_S = order_W[: max(1, min(n_windows, eval_tokens // length))]
         if limit_batches is not None:
             chosen_S = chosen_S[: limit_batches * size]
         offsets_T1 = np.arange(length + 1)
         for first in range(0, len(chosen_S), size):
-            ids_BT1 = tokens[chosen_S[first : first + size, None] * length + offsets_T1].astype(np.int64)
-            yield EvalBatch(ids_BT1, int(self._bytes_V[ids_BT1[:, 1:]].sum()))
+            places_BT1 = chosen_S[first : first + size, None] * length + offsets_T1
+            ids_BT1 = tokens[places_BT1].astype(np.int64)
+            bytes_BT = self._bytes_V[ids_BT1[:, 1:]] if counts is None else counts[places_BT1[:, 1:]]
+            yield EvalBatch(ids_BT1, int(bytes_BT.sum(dtype=np.int64)))
+
+    def _opened(self, shard: PreparedShard, split: Literal["eval", "test"]) -> tuple[Tokens, Tokens | None]:
+        """A held-out split's tokens, and the bytes of each where the vocabulary does not tell."""
+        found = self._held_out.get((shard.name, split))
+        if found is None:
+            file = shard.files[split]
+            found = self._held_out[shard.name, split] = file.open(), file.open_counts() if file.counted else None
+        return found
 
 
 def unique_tokens(prepared: PreparedData, runs: Iterable[Trained | tuple[int, int]]) -> int:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from morphogen.data import store, tokenizers
 from morphogen.data.probes import Probe
+from morphogen.data.spelling import Ids, Loss
 from morphogen.data.store import Corpus, SplitName, TokenFile
-from morphogen.data.tokenizers import Ids, Tokenizer
+from morphogen.data.tokenizers import Tokenizer, byte_lengths
+from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.store.files import remove_stale
 
@@ -26,13 +28,17 @@ SAMPLE_BYTES_PER_ID: Final = 1024
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """One source, encoded. weight: in training, or in the means over held-out text. files: one entry per split."""
+    """One source, encoded. weight: in training, or in the means over held-out text. files: one entry per split.
+
+    lost: the share of its characters that the tokens do not spell.
+    """
 
     name: str
     source: str
     weight: float
     corpus: Corpus
     files: dict[SplitName, TokenFile]
+    lost: float = 0.0
 
     def windows(self, split: SplitName, seq_len: int) -> int:
         """How many sequences of `seq_len` targets the split holds; they share no target."""
@@ -50,7 +56,7 @@ class PreparedData:
     eot: int
     tokenizer: str
     tokenizer_digest: str
-    bytes_path: str
+    vocabulary_path: str
     seq_len: int
     batch_size: int
     seed: int
@@ -77,16 +83,31 @@ class PreparedData:
         raise InputError(unknown("eval shard", name, [shard.name for shard in self.eval_shards]))
 
     def bytes_per_token(self) -> Ids:
-        """bytes_V: how many bytes of text each id stands for; 0 for end of text. RunError when the file is not there
-        or damaged."""
+        """bytes_V: how many bytes of text each id stands for; 0 for end of text.
+
+        That is what counts in texts of byte-exact tokenizers; the files of all others are `counted`. RunError as
+        `vocabulary`, and where its file is damaged.
+        """
         try:
-            table: Ids = np.load(self.bytes_path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            return byte_lengths(Vocabulary.unpack(self.vocabulary(), f"vocabulary {self.vocabulary_path}").pieces)
+        except InputError as error:
+            raise RunError(f"{error}; the cache was changed since the data was prepared") from None
+
+    def vocabulary(self) -> str:
+        """The tokenizer's vocabulary, packed. RunError when its file is not there."""
+        try:
+            return Path(self.vocabulary_path).read_text(encoding="latin-1")
+        except OSError as error:
             raise RunError(
-                f"token file {self.bytes_path}: cannot be read: {error}; the cache was changed since the data was "
-                "prepared"
+                f"vocabulary {self.vocabulary_path}: cannot be read: {error.strerror}; the cache was changed since the "
+                "data was prepared"
             ) from None
-        return table
+
+    def file_paths(self) -> list[str]:
+        """All the files that a candidate reads."""
+        shards = self.shards + self.eval_shards + self.healing_shards
+        files = [file for shard in shards for file in shard.files.values()]
+        return [self.vocabulary_path, *(path for file in files for path in file.paths)]
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says of the data: enough to tell whether two runs read the same text."""
@@ -107,8 +128,8 @@ def prepare(data: "Data") -> PreparedData:
     """Read, split and encode what `data` names, or find it in the cache.
 
     Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
-    exist, text that stands in both training and held-out splits, a probe that does not fit into a sequence, or a cache
-    that cannot be written.
+    exist, text that it cannot spell, text that stands in both training and held-out splits, a probe that does not fit
+    into a sequence, or a cache that cannot be written.
     """
     for folder in {
         store.cache_folder(),
@@ -116,21 +137,23 @@ def prepare(data: "Data") -> PreparedData:
     }:
         remove_stale(folder)
     tokenizer = _tokenizer(data)
-    done: dict[str, tuple[Corpus, dict[SplitName, TokenFile]]] = {}
+    done: dict[str, tuple[Corpus, dict[SplitName, TokenFile], float]] = {}
 
     def prepared(shard: "Shard") -> PreparedShard:
         identity = shard.model_dump_json(exclude={"name", "weight"})
         if identity not in done:
             corpus = store.survey(shard)
-            done[identity] = corpus, store.token_files(shard, corpus, data.split, tokenizer)
+            files, loss = store.token_files(shard, corpus, data.split, tokenizer)
+            _check_spelled(data, shard, loss)
+            done[identity] = corpus, files, loss.share
         return PreparedShard(shard.name, shard.source, shard.weight, *done[identity])
 
     ready = PreparedData(
         vocab_size=tokenizer.vocab_size,
         eot=tokenizer.eot,
-        tokenizer=data.tokenizer if isinstance(data.tokenizer, str) else f"bpe-{data.tokenizer.vocab}",
+        tokenizer=_tokenizer_name(data),
         tokenizer_digest=tokenizer.digest,
-        bytes_path=_bytes_path(tokenizer),
+        vocabulary_path=_vocabulary_path(tokenizer),
         seq_len=data.seq_len,
         batch_size=data.batch_size,
         seed=data.seed,
@@ -152,6 +175,19 @@ def _probe(data: "Data", vocab_size: int) -> Probe | None:
     if shard is None or shard.pairs is None:
         return None
     return Probe(shard.pairs, shard.weight if shard in data.shards else 0.0, data.seq_len, vocab_size)
+
+
+def _check_spelled(data: "Data", shard: "Shard", loss: Loss) -> None:
+    """InputError for text that the tokenizer loses more of than is allowed, or of which it knows nothing at all."""
+    place = f"data.tokenizer {_tokenizer_name(data)!r}"
+    if loss.characters and not loss.known:
+        raise InputError(f"{place}: it knows no token of the text of {shard.source!r}: {loss.told()}")
+    if loss.share > data.allow_loss:
+        raise InputError(
+            f"{place}: its tokens do not spell the text of {shard.source!r}: they lose {loss.told()}, so that bits per "
+            "byte would be of another text; use another tokenizer, or allow the loss with data.allow_loss "
+            f"(now {data.allow_loss:g})"
+        )
 
 
 def _check_size(shard: PreparedShard, split: SplitName, data: "Data", option: str) -> None:
@@ -179,10 +215,15 @@ def _check_overlap(data: PreparedData) -> None:
 
 def _summary(shard: PreparedShard) -> dict[str, Any]:
     tokens = {name: file.tokens for name, file in shard.files.items()}
-    return {"name": shard.name, "source": shard.source, **asdict(shard.corpus), "tokens": tokens}
+    found = {"name": shard.name, "source": shard.source, **asdict(shard.corpus), "tokens": tokens}
+    return {**found, "lost": shard.lost} if shard.lost else found
 
 
 # -- tokenizers
+
+
+def _tokenizer_name(data: "Data") -> str:
+    return data.tokenizer if isinstance(data.tokenizer, str) else f"bpe-{data.tokenizer.vocab}"
 
 
 def _tokenizer(data: "Data") -> Tokenizer:
@@ -216,18 +257,18 @@ def _training_sample(data: "Data", corpora: list[Corpus], sample_bytes: int) -> 
                 yield document.text
 
 
-def _bytes_path(tokenizer: Tokenizer) -> str:
-    """The file of `bytes_per_token`, written unless it is there and right."""
-    table_V = tokenizer.bytes_per_token
-    path = store.cache_folder() / f"bytes-{store.FORMAT}-{tokenizer.digest}.npy"
-    if not _holds(path, table_V):
+def _vocabulary_path(tokenizer: Tokenizer) -> str:
+    """The file of the packed vocabulary, written unless it is there and right."""
+    packed = Vocabulary(tokenizer.pieces, tokenizer.eot).pack().encode()
+    path = store.cache_folder() / f"vocabulary-{store.FORMAT}-{tokenizer.digest}.txt"
+    if not _holds(path, packed):
         with store.cached(path) as file:
-            np.save(file, table_V, allow_pickle=False)
+            file.write(packed)
     return str(path.absolute())
 
 
-def _holds(path: Path, table_V: Ids) -> bool:
+def _holds(path: Path, content: bytes) -> bool:
     try:
-        return np.array_equal(np.load(path, allow_pickle=False), table_V)
-    except (OSError, ValueError, EOFError):
+        return path.read_bytes() == content
+    except OSError:
         return False

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from morphogen.data.tokenizers import Ids
+from morphogen.data.spelling import Ids
 from morphogen.errors import InputError
 
 #: Exponent a of the power law of gaps.

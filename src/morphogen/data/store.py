@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from morphogen.data import corpora
 from morphogen.data.corpora import Document
-from morphogen.data.tokenizers import Tokenizer
+from morphogen.data.spelling import EXAMPLES, Ids, Loss
+from morphogen.data.tokenizers import Spelled, Tokenizer
 from morphogen.errors import InputError, RunError
 from morphogen.paths import user_path
 from morphogen.store.files import atomic
@@ -35,6 +36,10 @@ SplitName = Literal["train", "eval", "test"]
 SPLITS: Final[tuple[SplitName, ...]] = ("train", "eval", "test")
 #: Part of every file name, so that caches written by another version of this module are left alone.
 FORMAT: Final = 1
+#: The same of the token files.
+TOKENS_FORMAT: Final = 2
+#: Bytes of text per token, where the tokenizer alone does not tell them.
+COUNTS: Final = np.dtype("<u4")
 DOCUMENTS_AT_ONCE: Final = 256
 _DIGEST_BYTES = 16
 
@@ -60,22 +65,37 @@ class Corpus:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Tokens of one split, packed: each document's ids, then end of text."""
+    """Tokens of one split, packed: each document's ids, then end of text.
+
+    counted: whether a file beside it says of every token how many bytes of text it has; where not, the vocabulary does.
+    """
 
     path: str
     tokens: int
     documents: int
     dtype: Literal["uint16", "uint32"]
+    counted: bool = False
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files that training and measuring read."""
+        return (self.path, str(_counts_path(Path(self.path)))) if self.counted else (self.path,)
 
     def open(self) -> NDArray[np.unsignedinteger[Any]]:
         """The tokens, memory-mapped and read-only. RunError when the file has gone or was cut since `prepare`."""
-        place = f"token file {self.path}"
-        found = _size(Path(self.path))
-        wanted = self.tokens * np.dtype(self.dtype).itemsize
+        return self._mapped(Path(self.path), np.dtype(self.dtype))
+
+    def open_counts(self) -> NDArray[np.unsignedinteger[Any]]:
+        """How many bytes of text each token has, likewise. Only where they are `counted`."""
+        return self._mapped(_counts_path(Path(self.path)), COUNTS)
+
+    def _mapped(self, path: Path, dtype: np.dtype[Any]) -> NDArray[np.unsignedinteger[Any]]:
+        found = _size(path)
+        wanted = self.tokens * dtype.itemsize
         if found != wanted:
             what = "is gone" if found is None else f"has {found} bytes, expected {wanted}"
-            raise RunError(f"{place}: {what}; the cache was changed since the data was prepared")
-        return np.asarray(np.memmap(self.path, dtype=self.dtype, mode="r"))
+            raise RunError(f"token file {path}: {what}; the cache was changed since the data was prepared")
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
     def document_hashes(self) -> NDArray[np.uint64]:
         """The first 8 bytes of each document's hash, in order."""
@@ -186,59 +206,94 @@ def stored_documents(shard: "Shard") -> Iterator[Document]:
 # -- tokens
 
 
-def token_files(shard: "Shard", corpus: Corpus, split: "Split", tokenizer: Tokenizer) -> dict[SplitName, TokenFile]:
-    """The shard's tokens by split, encoded unless intact files are in the cache.
+def token_files(
+    shard: "Shard", corpus: Corpus, split: "Split", tokenizer: Tokenizer
+) -> tuple[dict[SplitName, TokenFile], Loss]:
+    """The shard's tokens by split, encoded unless intact files are in the cache, and what they lose of its text.
 
-    Raises InputError when the source changed while it was being read, or the cache cannot be written.
+    Raises InputError when the source changed while it was being read, the tokenizer fails at a text, or the cache
+    cannot be written.
     """
     folder = shard_folder(shard)
     decides = [corpus.digest, split.train, split.eval, tokenizer.digest]
     key = hashlib.blake2b(json.dumps(decides).encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    sidecar = folder / f"tokens-{FORMAT}-{key}.json"
-    paths = {name: folder / f"tokens-{FORMAT}-{key}.{name}.bin" for name in SPLITS}
+    sidecar = folder / f"tokens-{TOKENS_FORMAT}-{key}.json"
+    paths = {name: folder / f"tokens-{TOKENS_FORMAT}-{key}.{name}.bin" for name in SPLITS}
     known = read_checked(sidecar)
     if known is None or not all(_intact(path, known["files"][name]) for name, path in paths.items()):
         known = _encode(shard, corpus, split, tokenizer, paths)
         write_checked(sidecar, known)
-    return {
-        name: TokenFile(str(path.absolute()), found["tokens"], found["documents"], known["dtype"])
+    files = {
+        name: TokenFile(
+            str(path.absolute()), found["tokens"], found["documents"], known["dtype"], "counts_sha256" in found
+        )
         for name, path in paths.items()
         for found in [known["files"][name]]
     }
+    return files, Loss(**known["loss"])
+
+
+class _SplitWriter:
+    """The files of one split while they are written: tokens, hashes of documents, and counts of bytes where needed."""
+
+    def __init__(self, path: Path, dtype: str, counted: bool, stack: ExitStack) -> None:
+        self.dtype = np.dtype(dtype)
+        self.tokens = _Hashing(stack.enter_context(cached(path)))
+        self.hashes = _Hashing(stack.enter_context(cached(_hashes_path(path))))
+        self.counts = _Hashing(stack.enter_context(cached(_counts_path(path)))) if counted else None
+
+    def write(self, document: Hashed, ids_N: Ids, bytes_N: Ids, eot: int) -> None:
+        self.tokens.write(np.append(ids_N, eot).astype(self.dtype).tobytes())
+        self.hashes.write(document.digest[:8])
+        if self.counts is not None:
+            self.counts.write(np.append(bytes_N, 0).astype(COUNTS).tobytes())
+
+    def record(self) -> dict[str, Any]:
+        """What the sidecar says of these files."""
+        found = {
+            "tokens": self.tokens.size // self.dtype.itemsize,
+            "documents": self.hashes.size // 8,
+            "sha256": self.tokens.sha256.hexdigest(),
+            "hashes_sha256": self.hashes.sha256.hexdigest(),
+        }
+        return found if self.counts is None else {**found, "counts_sha256": self.counts.sha256.hexdigest()}
 
 
 def _encode(
     shard: "Shard", corpus: Corpus, split: "Split", tokenizer: Tokenizer, paths: dict[SplitName, Path]
 ) -> dict[str, Any]:
+    """Write the token files. A document of which no token is left is left out; its text counts among what is lost."""
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-    end = np.array([tokenizer.eot], dtype=dtype)
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    losses: tuple[Loss, ...] = ()
     with ExitStack() as stack:
-        tokens = {name: _Hashing(stack.enter_context(cached(path))) for name, path in paths.items()}
-        hashes = {name: _Hashing(stack.enter_context(cached(_hashes_path(path)))) for name, path in paths.items()}
+        counted = {name: name != "train" and not tokenizer.is_byte_exact for name in SPLITS}
+        writers = {name: _SplitWriter(path, dtype, counted[name], stack) for name, path in paths.items()}
         documents = distinct(stored_documents(shard))
         while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
-            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-                name = split_of(document.decides_split, split)
-                tokens[name].write(np.concatenate([ids.astype(dtype), end]).tobytes())
-                hashes[name].write(document.digest[:8])
+            for document, spelled in zip(batch, tokenizer.spell_batch([d.text for d in batch]), strict=True):
+                if len(spelled.ids):
+                    writer = writers[split_of(document.decides_split, split)]
+                    writer.write(document, spelled.ids, spelled.n_bytes, tokenizer.eot)
+                losses = _added(losses, spelled)
                 digest.update(document.digest + document.decides_split)
         if digest.hexdigest() != corpus.digest:
             _survey_path(shard).unlink(missing_ok=True)
             raise InputError(f"data source {shard.source!r}: its text changed while it was being read; start again")
-    itemsize = np.dtype(dtype).itemsize
+    least = min(losses, key=lambda one: one.wrong, default=Loss())
+    examples = dict(sorted(least.examples.items(), key=lambda item: (-item[1], item[0]))[:EXAMPLES])
     return {
         "dtype": dtype,
-        "files": {
-            name: {
-                "tokens": tokens[name].size // itemsize,
-                "documents": hashes[name].size // 8,
-                "sha256": tokens[name].sha256.hexdigest(),
-                "hashes_sha256": hashes[name].sha256.hexdigest(),
-            }
-            for name in SPLITS
-        },
+        "files": {name: writers[name].record() for name in SPLITS},
+        "loss": {**asdict(least), "examples": examples},
     }
+
+
+def _added(losses: tuple[Loss, ...], spelled: Spelled) -> tuple[Loss, ...]:
+    """Way by way: whoever decodes has to choose one for all documents."""
+    if not losses:
+        return spelled.losses
+    return tuple(before + now for before, now in zip(losses, spelled.losses, strict=True))
 
 
 class _Hashing:
@@ -256,8 +311,9 @@ class _Hashing:
 
 
 def _intact(path: Path, recorded: dict[str, Any]) -> bool:
-    found = [_sha256(path), _sha256(_hashes_path(path))]
-    return found == [recorded["sha256"], recorded["hashes_sha256"]]
+    counts = _sha256(_counts_path(path)) if "counts_sha256" in recorded else None
+    found = [_sha256(path), _sha256(_hashes_path(path)), counts]
+    return found == [recorded["sha256"], recorded["hashes_sha256"], recorded.get("counts_sha256")]
 
 
 def _sha256(path: Path) -> str | None:
@@ -269,6 +325,10 @@ def _sha256(path: Path) -> str | None:
 
 def _hashes_path(tokens: Path) -> Path:
     return tokens.with_suffix(".docs")
+
+
+def _counts_path(tokens: Path) -> Path:
+    return tokens.with_suffix(".bytes")
 
 
 def _survey_path(shard: "Shard") -> Path:

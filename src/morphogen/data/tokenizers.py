@@ -1,7 +1,8 @@
 """Tokenizers: text to token ids and back.
 
 `bytes` and `bpe` are exact: the ids of a text decode to that very text, and `bytes_per_token` adds up to its length in
-bytes, so that bits per byte is exact too. Tokens that stand for no text (end of text) count 0 bytes.
+bytes. What another tokenizer makes of a text is measured on the text, see `spelling`. Tokens that stand for no text
+(end of text) count 0 bytes.
 
 Shapes: V vocabulary, N tokens of a text.
 """
@@ -9,20 +10,20 @@ Shapes: V vocabulary, N tokens of a text.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from morphogen.data.spelling import Ids, Loss, bytes_of_tokens, is_byte_exact, loss, spelling
 from morphogen.errors import InputError, nearest
 from morphogen.paths import user_path
 
 if TYPE_CHECKING:
     import tokenizers
 
-Ids = NDArray[np.int64]
 N_BYTES: Final = 256
 #: A BPE learns from runs of letters, of digits, of signs or of white space of at most this many characters. The time
 #: that a run takes grows with the square of its length, and text without spaces (DNA, a line of `=`) is one run.
@@ -30,6 +31,21 @@ LONGEST_RUN: Final = 1024
 _LONG_RUN = re.compile(
     rf"(?:[^\W\d_]{{{LONGEST_RUN}}}|\d{{{LONGEST_RUN}}}|[^\w\s]{{{LONGEST_RUN}}}|_{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}})"
 )
+#: Ids may have holes, but not more of them than twice the tokens and so many.
+SPARE_IDS: Final = 1024
+#: A text that cannot be encoded is told with so many of its characters.
+_SHOWN = 60
+
+
+class Spelled(NamedTuple):
+    """A text as tokens: ids_N, the bytes_N of the text that each has, and what is lost, by each way to read them.
+
+    Those are the pieces one after another as their marks say, and what the tokenizer's own decoder writes.
+    """
+
+    ids: Ids
+    n_bytes: Ids
+    losses: tuple[Loss, ...]
 
 
 class Tokenizer(Protocol):
@@ -44,11 +60,22 @@ class Tokenizer(Protocol):
     @property
     def digest(self) -> str: ...
     @property
+    def pieces(self) -> tuple[bytes | None, ...]:
+        """The text that each id stands for; None for those that stand for none, such as end of text."""
+
+    @property
     def bytes_per_token(self) -> Ids:
-        """bytes_V: how many bytes of text each id stands for; 0 for end of text."""
+        """bytes_V: how many bytes of text each id stands for; 0 for end of text. Exact where `is_byte_exact`."""
+
+    @property
+    def is_byte_exact(self) -> bool:
+        """Whether every text's tokens are its bytes in order: `bytes_per_token` adds up, and nothing is ever lost."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids_N of each text, without any special token."""
+
+    def spell_batch(self, texts: Sequence[str]) -> list[Spelled]:
+        """As `encode_batch`, with each token's bytes of the text and what the tokens lose of it."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; ends of text are left out, broken UTF-8 becomes U+FFFD."""
@@ -60,13 +87,21 @@ class ByteTokenizer:
     vocab_size = N_BYTES + 1
     eot = N_BYTES
     digest = "bytes-256-eot"
+    is_byte_exact = True
+
+    @property
+    def pieces(self) -> tuple[bytes | None, ...]:
+        return (*(bytes([value]) for value in range(N_BYTES)), None)
 
     @property
     def bytes_per_token(self) -> Ids:
-        return np.array([1] * N_BYTES + [0], dtype=np.int64)
+        return byte_lengths(self.pieces)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64) for text in texts]
+
+    def spell_batch(self, texts: Sequence[str]) -> list[Spelled]:
+        return _spelled_exactly(self, texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i != self.eot).decode("utf-8", errors="replace")
@@ -75,32 +110,73 @@ class ByteTokenizer:
 class PieceTokenizer:
     """A `tokenizers` tokenizer, ours or from Hugging Face.
 
-    eot: the id of end of text, or None to append a new one after the last id. Strings that look like special tokens
-    are text like any other when they occur in a document.
+    eot: the id of end of text, or None to append a new one after the last id. place: what errors call it. Strings that
+    look like special tokens are text like any other when they occur in a document. A BPE's dropout is switched off:
+    the same text has the same ids each time. InputError for a vocabulary without tokens, or mostly of holes.
     """
 
-    def __init__(self, pieces: "tokenizers.Tokenizer", eot: int | None = None) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: "tokenizers.Tokenizer", eot: int | None = None, place: str = "data.tokenizer") -> None:
+        self._pieces, self._place = pieces, place
         pieces.no_padding()
         pieces.no_truncation()
         self._json = pieces.to_str()
+        definition = json.loads(self._json)
+        if definition["model"].get("dropout"):
+            pieces.model.dropout = None
         pieces.encode_special_tokens = True
         ids = pieces.get_vocab(with_added_tokens=True)
         size = max(ids.values(), default=-1) + 1
-        self.eot = size if eot is None else eot
+        _check_ids(ids, size, eot, place)
+        self.eot: int = size if eot is None else eot
         self.vocab_size = max(size, self.eot + 1)
         self.digest = hashlib.sha256(f"{self.eot}\n{self._json}".encode()).hexdigest()[:32]
-        self.bytes_per_token = np.zeros(self.vocab_size, dtype=np.int64)
-        length = _piece_length(json.loads(self._json))
+        self._spelling = spelling(definition)
+        self._unknown = _unknown(definition["model"], ids)
+        self.pieces = self._texts(ids)
+        self.bytes_per_token = byte_lengths(self.pieces)
+        self.is_byte_exact = is_byte_exact(definition)
+        self._has_decoder = definition["decoder"] is not None
+
+    def _texts(self, ids: dict[str, int]) -> tuple[bytes | None, ...]:
+        texts: list[bytes | None] = [None] * self.vocab_size
         for piece, i in ids.items():
-            self.bytes_per_token[i] = length(piece)
-        for i, added in pieces.get_added_tokens_decoder().items():  # these stand as they are, or for no text at all
-            self.bytes_per_token[i] = 0 if added.special else len(added.content.encode())
-        self.bytes_per_token[self.eot] = 0
+            texts[i] = self._spelling.text(piece)
+        for i, added in self._pieces.get_added_tokens_decoder().items():  # these stand as they are, or for no text
+            texts[i] = None if added.special else added.content.encode()
+        texts[self.eot] = None
+        if self._unknown is not None:
+            texts[self._unknown] = None
+        return tuple(texts)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        found = self._pieces.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in found]
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in self._encoded(texts)]
+
+    def spell_batch(self, texts: Sequence[str]) -> list[Spelled]:
+        if self.is_byte_exact:
+            return _spelled_exactly(self, texts)
+        return [self._spelled(text, found) for text, found in zip(texts, self._encoded(texts), strict=True)]
+
+    def _encoded(self, texts: Sequence[str]) -> list["tokenizers.Encoding"]:
+        shown = texts[0][:_SHOWN] if len(texts) == 1 else ""
+        try:
+            with _library(f"{self._place}: cannot encode {shown!r}" if shown else self._place):
+                return self._pieces.encode_batch(list(texts), add_special_tokens=False)
+        except InputError:
+            if len(texts) > 1:  # one by one, to tell which text it was
+                return [found for text in texts for found in self._encoded([text])]
+            raise
+
+    def _spelled(self, text: str, found: "tokenizers.Encoding") -> Spelled:
+        ids_N = np.array(found.ids, dtype=np.int64)
+        hints_N, before = self.bytes_per_token[ids_N], bool(self._spelling.suffix)
+        known = [i for i in found.ids if i != self._unknown]
+        written = [self._spelling.join([piece for i in known if (piece := self.pieces[i]) is not None])]
+        if self._has_decoder:
+            written.append(self._pieces.decode(known, skip_special_tokens=False))
+        losses = [loss(text, each, len(known)) for each in written]
+        if len(known) < len(found.ids):  # nothing comes back of an unknown token, whatever a decoder writes for it
+            losses = [each if each.wrong else Loss(each.characters, 1, each.known) for each in losses]
+        return Spelled(ids_N, bytes_of_tokens(text, found.offsets, hints_N, gaps_before=before), tuple(losses))
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._pieces.decode([int(i) for i in ids if i != self.eot], skip_special_tokens=False)
@@ -108,6 +184,50 @@ class PieceTokenizer:
     def to_json(self) -> str:
         """The tokenizer as `from_json` reads it."""
         return self._json
+
+
+def byte_lengths(pieces: Sequence[bytes | None]) -> Ids:
+    """bytes_V of pieces_V."""
+    return np.array([0 if piece is None else len(piece) for piece in pieces], dtype=np.int64)
+
+
+def _spelled_exactly(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Spelled]:
+    table_V = tokenizer.bytes_per_token
+    return [
+        Spelled(ids_N, table_V[ids_N], (Loss(len(text), 0, len(ids_N)),))
+        for text, ids_N in zip(texts, tokenizer.encode_batch(texts), strict=True)
+    ]
+
+
+def _check_ids(ids: dict[str, int], size: int, eot: int | None, place: str) -> None:
+    most = 2 * len(ids) + SPARE_IDS
+    if not ids:
+        raise InputError(f"{place}: its vocabulary has no tokens")
+    if size > most:
+        raise InputError(f"{place}: its ids go up to {size - 1}, but it has {len(ids)} tokens, expected ids in a row")
+    if eot is not None and not 0 <= eot < most:
+        raise InputError(f"{place}: its end of text has the id {eot}, expected one of its {size}")
+
+
+def _unknown(model: dict[str, Any], ids: dict[str, int]) -> int | None:
+    """The id of the unknown token, where there is one."""
+    if model["type"] == "Unigram":
+        found: int | None = model["unk_id"]
+        return found
+    token = model.get("unk_token")
+    return None if token is None else ids.get(token)
+
+
+@contextmanager
+def _library(place: str) -> Iterator[None]:
+    """What `tokenizers` and `transformers` raise for what they cannot use, as InputError at `place`."""
+    try:
+        yield
+    except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the bindings raise bare Exception, and a panic of Rust is not even that
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{place} ({said})") from None
 
 
 def from_json(text: str) -> PieceTokenizer:
@@ -149,68 +269,70 @@ def _in_short_runs(texts: Iterable[str]) -> Iterator[str]:
 def from_hugging_face(name: str) -> PieceTokenizer:
     """The tokenizer called `name`: a `tokenizer.json`, a folder, or a repository on the hub (no remote code is run).
 
-    Raises InputError when it is missing or has no fast form.
+    Raises InputError when it is missing, damaged, or has no fast form.
     """
     place = f"data.tokenizer {name!r}"
     path = user_path(name, place)
     try:
         if path.is_file():
             return _from_file(path, place)
-    except OSError as error:
-        raise InputError(f"{place}: cannot be read ({error.strerror})") from None
+        if (path / "tokenizer.json").is_file():
+            _definition(path / "tokenizer.json", place)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place}: cannot be read ({error})") from None
     import transformers
 
-    try:
+    wanted = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
+    with _library(f"{place}: got no tokenizer of that name, {wanted}{_suggestion(name, path)}"):
         loaded = transformers.AutoTokenizer.from_pretrained(
             str(path) if path.exists() else name, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{place}: got no tokenizer of that name, expected 'bytes', {{kind: bpe, vocab: N}}, or a Hugging Face "
-            f"tokenizer (file, folder or hub name){_suggestion(name, path)} ({' '.join(str(error).split())[:200]})"
-        ) from error
     if not loaded.is_fast:
         raise InputError(f"{place}: has no fast form (tokenizer.json), expected one that `tokenizers` can read")
-    return PieceTokenizer(loaded.backend_tokenizer, loaded.eos_token_id)
+    with _library(f"{place}: not a tokenizer that can be used"):
+        return PieceTokenizer(loaded.backend_tokenizer, loaded.eos_token_id, place)
 
 
 def _from_file(path: Path, place: str) -> PieceTokenizer:
     import tokenizers
 
-    try:
+    text = _definition(path, place)
+    with _library(f"{place}: not a tokenizer.json"):
+        return PieceTokenizer(tokenizers.Tokenizer.from_str(text), place=place)
+
+
+def _definition(path: Path, place: str) -> str:
+    """The text of a `tokenizer.json`. InputError where it is no JSON, or its ids or merges cannot be."""
+    with _library(f"{place}: not a tokenizer.json"):
         text = path.read_text(encoding="utf-8")
-        json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{place}: not a tokenizer.json ({error})") from None
-    try:
-        return PieceTokenizer(tokenizers.Tokenizer.from_str(text))
-    except Exception as error:  # the bindings raise bare Exception
-        raise InputError(f"{place}: not a tokenizer.json ({error})") from None
+        found = json.loads(text)
+    model = found.get("model") if isinstance(found, dict) else None
+    if not isinstance(model, dict):
+        raise InputError(f"{place}: not a tokenizer.json (it has no model)")
+    if isinstance(vocab := model.get("vocab"), dict):
+        numbers = {piece: i for piece, i in vocab.items() if isinstance(i, int)}
+        _check_ids(numbers, max(numbers.values(), default=-1) + 1, None, place)  # the library is lost in large holes
+        if isinstance(model.get("merges"), list):
+            _check_merges(model, place)
+    return text
+
+
+def _check_merges(model: dict[str, Any], place: str) -> None:
+    """The library does not refuse every bad merge, but ends in a panic for some."""
+    vocab, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
+    for number, merge in enumerate(model["merges"]):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(half, str) for half in pair)):
+            raise InputError(f"{place}: merge {number} is {merge!r}, expected two pieces")
+        for piece in (*pair, pair[0] + pair[1].removeprefix(prefix)):
+            if piece not in vocab:
+                raise InputError(f"{place}: merge {number} is {merge!r}, but {piece!r} is not in its vocabulary")
 
 
 def _suggestion(name: str, path: Path) -> str:
-    neighbours = [str(path.parent / found.name) for found in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        neighbours = [str(path.parent / found.name) for found in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        neighbours = []
     hint = nearest(name, ["bytes", *neighbours])
     return f"; did you mean {hint!r}?" if hint else ""
-
-
-def _piece_length(config: dict[str, Any]) -> Callable[[str], int]:
-    """How many bytes of text a piece stands for, by the way the tokenizer's decoder writes bytes.
-
-    Exact for byte-level tokenizers, which write every byte as one character. Others (SentencePiece, WordPiece) alter
-    the text itself, so that their count is the length of what they decode to.
-    """
-    decoder = config["decoder"]
-    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder] if decoder else []
-    if any(step["type"] == "ByteLevel" for step in steps):
-        return len
-    if any(step["type"] == "WordPiece" for step in steps):
-        prefix = next(step["prefix"] for step in steps if step["type"] == "WordPiece")
-        return lambda piece: len(piece.removeprefix(prefix).encode()) + (not piece.startswith(prefix))
-    return _sentencepiece_length
-
-
-def _sentencepiece_length(piece: str) -> int:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return 1
-    return len(piece.replace("▁", " ").encode())

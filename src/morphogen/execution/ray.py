@@ -212,9 +212,7 @@ def _carry_out(
 
 def _data_here(job: Job, prepared: PreparedData) -> PreparedData:
     """The prepared data where its files are on this node too, else the same made here. RunError where it differs."""
-    shards = prepared.shards + prepared.eval_shards + prepared.healing_shards
-    files = [prepared.bytes_path, *(file.path for shard in shards for file in shard.files.values())]
-    if all(Path(file).is_file() for file in files):
+    if all(Path(file).is_file() for file in prepared.file_paths()):
         return prepared
     here = prepare(Experiment.model_validate(job.experiment).data)
     if here.environment() != prepared.environment():

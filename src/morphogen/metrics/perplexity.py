@@ -1,4 +1,4 @@
-"""Held-out loss. B sequences, T targets of a sequence (T1 is T + 1 tokens), V vocabulary."""
+"""Held-out loss. B sequences, T targets of a sequence (T1 is T + 1 tokens), N = B·T, V vocabulary."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ class Score:
 
 
 def score_batches(model: "nn.Module", batches: "Iterable[EvalBatch]", *, bf16: bool = False) -> list[Score]:
-    """One score per batch; the model is left in the mode it was in. Losses are taken in fp32, also under bf16."""
+    """One score per batch; the model is left in the mode it was in. Losses are in fp32 at least, also under bf16."""
     import torch
     from torch.nn import functional as F
 
@@ -61,7 +61,8 @@ def score_batches(model: "nn.Module", batches: "Iterable[EvalBatch]", *, bf16: b
         for ids_BT1, n_bytes in batches:
             on_device_BT1 = torch.from_numpy(ids_BT1).to(device, non_blocking=True)
             logits_BTV = model(on_device_BT1[:, :-1])
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), on_device_BT1[:, 1:].flatten(), reduction="sum")
+            logits_NV = logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32))
+            loss = F.cross_entropy(logits_NV, on_device_BT1[:, 1:].flatten(), reduction="sum")
             nats.append(loss)
             sizes.append((ids_BT1[:, 1:].size, n_bytes))
     model.train(training)
