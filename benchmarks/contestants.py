@@ -30,23 +30,24 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 from morphogen.ops import naive_memory
 from morphogen.ops.fast_weights import delta_memory
 from morphogen.ops.linear_attention import gated_delta, linear_attention, unit
-from morphogen.ops.sparse_attention import Pattern, attend, visible
-from morphogen.parts import mamba, mamba2
-from morphogen.parts.associative_memory import AssocMemory
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context, Part
-from morphogen.parts.chunk_memory import ChunkMemory
-from morphogen.parts.initial import draw
-from morphogen.parts.latent_attention import LatentAttention
-from morphogen.parts.linear_attention import LinearAttention
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.memory_tokens import MemoryTokens
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
-from morphogen.parts.retro import Retro
-from morphogen.parts.short_conv import ShortConv
-from morphogen.parts.ssm import stacked
+from morphogen.ops.patterns import Pattern
+from morphogen.ops.sparse_attention import attend, visible
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.latent_attention import LatentAttention
+from morphogen.parts.attention.linear_attention import LinearAttention
+from morphogen.parts.contract.initial import draw
+from morphogen.parts.contract.part import Context, Part
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.memory.associative_memory import AssocMemory
+from morphogen.parts.memory.chunk_memory import ChunkMemory
+from morphogen.parts.memory.memory_tokens import MemoryTokens
+from morphogen.parts.memory.retro import Retro
+from morphogen.parts.mixing.short_conv import ShortConv
+from morphogen.parts.ssm import mamba2_layer, mamba_layer
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
+from morphogen.parts.ssm.ssm_layer import stacked
 from training_step import llama_like, our_step, peer_llama, peer_step
 
 DIM, HEADS, WIDTH, SIZE = 256, 4, 64, 128
@@ -251,7 +252,7 @@ def mamba_mixer(part: Mamba | Mamba2) -> Any:
 
 def scans(part: Mamba | Mamba2) -> tuple[Maker, Maker]:
     """What lies between the first and the last projection of a layer: convolution, scan, gate; ours, transformers'."""
-    ours, peer, module = branch(part), mamba_mixer(part), mamba if part.label == "mamba" else mamba2
+    ours, peer, module = branch(part), mamba_mixer(part), mamba_layer if part.label == "mamba" else mamba2_layer
     width = peer.in_proj.out_features
     for projection in (ours.out, peer.in_proj, peer.out_proj):
         projection.forward = lambda x: x

@@ -20,7 +20,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Data, Train
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.loop import Trainer
 from morphogen.variation.crossover import CROSSOVERS

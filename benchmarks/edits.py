@@ -32,13 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Edit, Inheritance
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Data, Train
-from morphogen.inherit import Plan, inherit, plan
-from morphogen.network import assemble, build, initial_state, specs
-from morphogen.parts.base import OPERATORS
+from morphogen.inherit.descent import inherit
+from morphogen.inherit.plan import Plan, plan
+from morphogen.network import assemble, build, initial_state
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.training.loop import Trainer
 from morphogen.variation.act import identity, trained
 from morphogen.variation.operator import apply_operator

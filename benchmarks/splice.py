@@ -23,10 +23,11 @@ from rich.table import Table
 from safetensors.torch import load, load_file
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.candidate import Candidate, Edit, Job, ParentRef
-from morphogen.inherit import splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.network import assemble, initial_state, parameter_count
+from morphogen.inherit.descent import splice_job
+from morphogen.network import assemble, initial_state
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import edit
 

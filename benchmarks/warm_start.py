@@ -25,8 +25,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Data, Train
-from morphogen.inherit import Inherited, splice_job
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
+from morphogen.inherit.descent import Inherited, splice_job
 from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.loop import Trainer
 from morphogen.variation.operator import edit

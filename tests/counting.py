@@ -21,14 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from morphogen.blueprint.schema import Blueprint, Gene
 from morphogen.network import LanguageModel
 from morphogen.ops import naive, routing
-from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts import selector
-from morphogen.parts.base import Context
-from morphogen.parts.gating import BranchRouter, Gated, LayerScale
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.moe import MoE
-from morphogen.parts.short_conv import ShortConv
+from morphogen.ops.patterns import Pattern
+from morphogen.parts.attention import selector_layer
+from morphogen.parts.attention.selector_layer import Selector
+from morphogen.parts.contract.part import Context
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mixing.short_conv import ShortConv
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
 
 
 def _grouped(x: Any, w: Any, *rest: Any, **options: Any) -> int:
@@ -101,7 +102,13 @@ def _read(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, pairs_P2: Tensor) -> T
 
 
 def select(
-    self: selector.Selector, x_BTD: Tensor, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, *rest: Any, **more: Any
+    self: Selector,
+    x_BTD: Tensor,
+    q_BHTE: Tensor,
+    k_BKTE: Tensor,
+    v_BKTV: Tensor,
+    *rest: Any,
+    **more: Any,
 ) -> Tensor:
     """What a selector and its attention multiply; which tokens it picks does not matter, so the first ones."""
     q_BATI, k_B1TI, w_BAT = self.index(x_BTD, 0)
@@ -125,8 +132,8 @@ def in_turn(logits_NF: Tensor, k: int, *rest: Any, **more: Any) -> routing.Choic
 @contextlib.contextmanager
 def _slow_paths() -> Iterator[None]:
     with (
-        patch.object(selector, "attend", attend),
-        patch.object(selector.Selector, "attend", select),
+        patch.object(selector_layer, "attend", attend),
+        patch.object(Selector, "attend", select),
         patch.object(routing, "choose", in_turn),
     ):
         yield

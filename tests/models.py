@@ -4,7 +4,7 @@ import torch
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import LanguageModel, assemble, initial_state
-from morphogen.parts.kv_policy import Cached, KVPolicy
+from morphogen.parts.attention.kv_policy import Cached, KVPolicy
 from strategies import VOCAB
 
 TOKENS = 63

@@ -28,10 +28,10 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 from morphogen.ops import naive
-from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts.attention import Attention
-from morphogen.parts.latent_attention import LatentAttention
-from morphogen.parts.linear_attention import LinearAttention
+from morphogen.ops.patterns import Pattern
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.latent_attention import LatentAttention
+from morphogen.parts.attention.linear_attention import LinearAttention
 from peers import DIM, TOKENS, Case, Weights, case, causal_bias, eager, halves, layer, rotary, with_eps
 
 HEADS, WIDTH, LATENT, ROTATED = 4, 8, 10, 6

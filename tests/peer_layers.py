@@ -16,11 +16,11 @@ from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.nemotron.modeling_nemotron import NemotronMLP
 from transformers.models.olmoe import modeling_olmoe as olmoe
 
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
-from morphogen.parts.short_conv import ShortConv
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.mixing.short_conv import ShortConv
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
 from peers import DIM, Case, Weights, case, layer
 
 

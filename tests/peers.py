@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import assemble, initial_state
-from morphogen.parts.base import Part
-from morphogen.parts.branch import Branch
+from morphogen.parts.contract.branch import Branch
+from morphogen.parts.contract.part import Part
 
 #: Tokens: more than one tile of attention and two chunks of every scan.
 DIM, TOKENS = 24, 130

@@ -8,10 +8,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from morphogen.parts.base import Context, Cost
-from morphogen.parts.branch import Branch, State
-from morphogen.parts.custom import Plugin
-from morphogen.parts.layers import Linear, make_norm
+from morphogen.parts.contract.branch import Branch, State
+from morphogen.parts.contract.layers import Linear, make_norm
+from morphogen.parts.contract.part import Context, Cost
+from morphogen.parts.mixing.custom import Plugin
 
 
 class Bottleneck(Plugin):

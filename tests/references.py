@@ -17,21 +17,22 @@ from morphogen.ops.elementwise import ACTIVATIONS, GATES, rope_frequencies
 from morphogen.ops.fast_weights import features
 from morphogen.ops.linear_attention import FEATURE_MAPS, unit
 from morphogen.ops.naive_recurrence import looped
-from morphogen.parts.associative_memory import AssocMemory
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context, Modifier
-from morphogen.parts.chunk_memory import ChunkMemory
-from morphogen.parts.custom import Custom
-from morphogen.parts.gating import BranchRouter, Gated, LayerScale
-from morphogen.parts.linear_attention import NORMALISER_EPS, LinearAttention
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.memory_tokens import MemoryTokens
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
-from morphogen.parts.readers import SlotReader
-from morphogen.parts.recurrence import Recurrence
-from morphogen.parts.retro import AGGREGATORS, Retro
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.linear_attention import LinearAttention
+from morphogen.parts.attention.linear_attention_layer import NORMALISER_EPS
+from morphogen.parts.contract.part import Context, Modifier
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.memory.associative_memory import AssocMemory
+from morphogen.parts.memory.chunk_memory import ChunkMemory
+from morphogen.parts.memory.memory_tokens import MemoryTokens
+from morphogen.parts.memory.readers import SlotReader
+from morphogen.parts.memory.retro import AGGREGATORS, Retro
+from morphogen.parts.mixing.custom import Custom
+from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.recurrence.recurrence import Recurrence
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
 from peers import DIM, Case, Weights, blueprint_of, case, stirred, tensors
 
 LOOP, FORMULA = "naive loop", "formula"

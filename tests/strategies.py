@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.ops.linear_attention import FEATURE_MAPS
-from morphogen.parts.associative_memory import AssocMemory
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Part
-from morphogen.parts.chunk_memory import ChunkMemory
-from morphogen.parts.custom import Custom
-from morphogen.parts.gating import BranchRouter, Gated, LayerScale
-from morphogen.parts.kv_policy import KVPolicy
-from morphogen.parts.latent_attention import LatentAttention
-from morphogen.parts.linear_attention import DECAYS, LinearAttention
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.memory_tokens import MemoryTokens
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
-from morphogen.parts.recurrence import Recurrence
-from morphogen.parts.retro import AGGREGATORS, Retro
-from morphogen.parts.short_conv import ShortConv
-from morphogen.parts.sparsity import SPARSITIES
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.kv_policy import KVPolicy
+from morphogen.parts.attention.latent_attention import LatentAttention
+from morphogen.parts.attention.linear_attention import DECAYS, LinearAttention
+from morphogen.parts.attention.sparsity import SPARSITIES
+from morphogen.parts.contract.part import Part
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.memory.associative_memory import AssocMemory
+from morphogen.parts.memory.chunk_memory import ChunkMemory
+from morphogen.parts.memory.memory_tokens import MemoryTokens
+from morphogen.parts.memory.retro import AGGREGATORS, Retro
+from morphogen.parts.mixing.custom import Custom
+from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mixing.short_conv import ShortConv
+from morphogen.parts.recurrence.recurrence import Recurrence
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
 
 VOCAB = 37
 

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from models import TOKENS, ids_of, logits, loss_of, stirred, uncut
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.candidate import Edit
-from morphogen.inherit import inherit, plan
-from morphogen.network import LanguageModel, assemble, build, initial_state, parameter_count
-from morphogen.parts.base import OPERATORS, REGISTRY, Modifier
-from morphogen.parts.branch import Branch
-from morphogen.parts.tensors import flat
+from morphogen.inherit.descent import inherit
+from morphogen.inherit.plan import plan
+from morphogen.network import LanguageModel, assemble, build, initial_state
+from morphogen.parts.contract.branch import Branch
+from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.contract.part import REGISTRY, Modifier
+from morphogen.parts.contract.tensors import flat
 from morphogen.variation.operator import apply_operator
 from plugins import installed
 from strategies import MODIFIERS, PARTS, VOCAB, blueprints

@@ -15,11 +15,11 @@ from morphogen.errors import DivergedError, InputError
 from morphogen.metrics.decoding import measure_decoding
 from morphogen.network import Cache, LanguageModel, build, cache_bytes
 from morphogen.ops import naive
-from morphogen.ops.kv_cache import places, quantise, remembered
-from morphogen.ops.sparse_attention import Pattern
-from morphogen.parts.attention import Attention
-from morphogen.parts.kv_policy import KVPolicy
-from morphogen.parts.sparsity import SPARSITIES
+from morphogen.ops.kv_cache import places, quantise
+from morphogen.ops.patterns import Pattern, remembered
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.kv_policy import KVPolicy
+from morphogen.parts.attention.sparsity import SPARSITIES
 
 VOCAB, HEADS, HEAD_DIM = 50, 4, 8
 KNOBS = {"sliding_window": 6, "block_size": 5, "block_stride": 2, "global_stride": 4, "dilation": 3}

@@ -13,11 +13,12 @@ from transformers import MiniMaxConfig
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import Cache, assemble, build, cache_bytes, initial_state
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context
-from morphogen.parts.linear_attention import LinearAttention, LinearAttentionBranch
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.linear_attention import LinearAttention
+from morphogen.parts.attention.linear_attention_layer import LinearAttentionBranch
+from morphogen.parts.contract.part import Context
 
 DIM, HEADS, E, V = 24, 3, 8, 12
 CTX = Context(dim=DIM, norm="rmsnorm", vocab=50, init_std=0.02, branches=2, seq_len=128)

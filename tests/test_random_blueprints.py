@@ -18,14 +18,14 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
 from morphogen.experiment import Train
 from morphogen.network import Cache, LanguageModel, assemble, build
-from morphogen.parts.base import REGISTRY, Part
-from morphogen.parts.kv_policy import Cached
-from morphogen.parts.linear_attention import DECAYS
-from morphogen.parts.moe import MoE
-from morphogen.parts.readers import SlotReader
-from morphogen.parts.retro import AGGREGATORS
-from morphogen.parts.selector import Selective
-from morphogen.parts.sparsity import SPARSITIES
+from morphogen.parts.attention.kv_policy import Cached
+from morphogen.parts.attention.linear_attention import DECAYS
+from morphogen.parts.attention.selector import Selective
+from morphogen.parts.attention.sparsity import SPARSITIES
+from morphogen.parts.contract.part import REGISTRY, Part
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.memory.readers import SlotReader
+from morphogen.parts.memory.retro import AGGREGATORS
 from morphogen.training.loop import Trainer
 from strategies import VOCAB, blueprints, experts, moes
 

@@ -16,7 +16,7 @@ from morphogen.errors import MorphogenError
 
 if TYPE_CHECKING:
     from morphogen.evolve import evolve, load
-    from morphogen.inherit import inherit
+    from morphogen.inherit.descent import inherit
     from morphogen.network import build
     from morphogen.plugins import allow_code
     from morphogen.variation.operator import describe_operators as operators
@@ -30,7 +30,7 @@ _HOMES = {
     "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),
     "evolve": ("morphogen.evolve", "evolve"),
-    "inherit": ("morphogen.inherit", "inherit"),
+    "inherit": ("morphogen.inherit.descent", "inherit"),
     "load": ("morphogen.evolve", "load"),
     "mutate": ("morphogen.variation.operator", "edit"),
     "operators": ("morphogen.variation.operator", "describe_operators"),

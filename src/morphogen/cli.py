@@ -246,7 +246,7 @@ def operators(
 ) -> None:
     """Every mutation: its name, whether it keeps the function, what it does."""
     from morphogen.console import show_table
-    from morphogen.parts.base import OPERATORS, load_operators
+    from morphogen.parts.contract.operator import OPERATORS, load_operators
     from morphogen.variation.act import Around
     from morphogen.variation.operator import describe_operators
     from morphogen.variation.template import resolve_templates

@@ -5,9 +5,9 @@ Blocks that a recurrence loops over count once for each of its `max_train_recurr
 
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.figures import Figure, declare
-from morphogen.network import parameter_count
-from morphogen.parts.base import TRAITS, Cost
+from morphogen.parts.contract.part import TRAITS, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0

@@ -27,8 +27,8 @@ from pydantic import (
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.figures import Bounds, Composite, Descriptor, Direction
-from morphogen.parts.base import TAG
-from morphogen.parts.frozen import Frozen, PositiveWeight, Weight
+from morphogen.parts.contract.frozen import Frozen, PositiveWeight, Weight
+from morphogen.parts.contract.registry import TAG
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: How much of a moment stays at each step; 1 would never learn.

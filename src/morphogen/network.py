@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
+from morphogen.blueprint.tensors import specs
 from morphogen.errors import DivergedError, InputError
-from morphogen.parts.base import Context
-from morphogen.parts.branch import Branch, Modulation, Record, State
-from morphogen.parts.initial import draw, stream
-from morphogen.parts.layers import Linear, make_norm
-from morphogen.parts.recurrence import Loop
-from morphogen.parts.tensors import Spec
+from morphogen.parts.contract.branch import Branch, Modulation, Record, State
+from morphogen.parts.contract.initial import draw, stream
+from morphogen.parts.contract.layers import Linear, make_norm
+from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.tensors import Spec
+from morphogen.parts.recurrence.recurrence_layer import Loop
 
 #: What a model remembers of the sequences it is decoding: branch -> its state. Branches are named as in a state dict,
 #: those of a looped block once for every step: `blocks.1@2.attn` is the third step's.
@@ -257,27 +258,6 @@ def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: to
     logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
     scaled_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
     return torch.multinomial(scaled_BV.softmax(-1), 1, generator=noise)
-
-
-def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
-    """Every tensor of the model by its name in the state dict: its gene, its name within the part, its spec."""
-    return {
-        gene.tensor(name): (gene, name, spec)
-        for gene in blueprint.genes()
-        for name, spec in gene.part.specs(gene.ctx).items()
-    }
-
-
-def parameter_count(blueprint: Blueprint) -> int:
-    """Trainable parameters; a tied head counts once."""
-    return sum(_numel(spec.shape) for _, _, spec in specs(blueprint).values() if not spec.buffer)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def fresh(gene: Gene, name: str, spec: Spec, seed: int) -> Tensor:

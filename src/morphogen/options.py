@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from morphogen.errors import InputError, unknown
 from morphogen.execution import Execution, Limits
 from morphogen.experiment import Experiment
-from morphogen.parts.base import TAG
+from morphogen.parts.contract.registry import TAG
 
 EXECUTORS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
 #: Units of sizes in bytes, by the letter they begin with.

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Candidate, Edit, Job, ParentRef
 from morphogen.errors import InputError
-from morphogen.inherit import inherit, plan, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.network import assemble, initial_state, specs
-from morphogen.parts.base import OPERATORS
+from morphogen.inherit.descent import inherit, splice_job
+from morphogen.inherit.plan import plan
+from morphogen.network import assemble, initial_state
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.variation.crossover import CROSSOVERS
 from morphogen.variation.operator import apply_operator, mutate
 from strategies import VOCAB, blueprints, rngs

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.inherit import plan
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import REGISTRY, Part
-from morphogen.parts.mlp import MLP
+from morphogen.inherit.plan import plan
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.contract.part import REGISTRY, Part
+from morphogen.parts.ffn.mlp import MLP
 from strategies import PARTS
 
 PAIRS = [

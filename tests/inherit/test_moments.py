@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Candidate, Edit, Job, ParentRef, moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Train
-from morphogen.inherit import Inherited, splice_job
 from morphogen.inherit.checkpoint import load_moments, save_checkpoint, save_moments
-from morphogen.network import assemble, build, specs
+from morphogen.inherit.descent import Inherited, splice_job
+from morphogen.network import assemble, build
 from morphogen.runfolder import keep_to_budget, remove_checkpoints
 from morphogen.training.loop import Trainer
 from morphogen.variation.operator import edit as make_edit

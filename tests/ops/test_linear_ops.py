@@ -11,7 +11,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 
 from morphogen.errors import InputError
 from morphogen.ops import naive_linear
-from morphogen.ops.linear_attention import FEATURE_MAPS, POSITIVE, gated_delta, linear_attention, unit
+from morphogen.ops.linear_attention import FEATURE_MAPS, gated_delta, linear_attention, unit
+from morphogen.ops.names import POSITIVE
 
 LENGTHS = (1, 7, 63, 64, 130)
 SHAPES = ((2, 3, 1, 8, 8), (1, 3, 2, 5, 12), (2, 1, 3, 1, 1))  # B, K, G, E, V

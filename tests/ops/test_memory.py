@@ -11,15 +11,8 @@ from torch import Tensor
 from morphogen.errors import InputError
 from morphogen.ops import naive_memory as naive
 from morphogen.ops.fast_weights import FEATURES, delta_memory, features
-from morphogen.ops.slot_attention import (
-    ROWS,
-    Slots,
-    attend_learned,
-    attend_slots,
-    mean_slots,
-    read_pairs,
-    weighted_slots,
-)
+from morphogen.ops.slot_attention import attend_learned, attend_slots, mean_slots, weighted_slots
+from morphogen.ops.slots import ROWS, Slots, read_pairs
 
 LENGTHS = (1, 7, 63, 130)
 DTYPES = ((torch.float32, 1e-5), (torch.float64, 1e-10))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from morphogen.ops import naive_selection
+from morphogen.ops.patterns import Pattern, alibi_slopes
 from morphogen.ops.selection import (
     Scoring,
     attend_best,
@@ -17,11 +18,15 @@ from morphogen.ops.selection import (
     pick_tokens,
     picked_scores,
 )
-from morphogen.ops.sparse_attention import Pattern, alibi_slopes, attend
+from morphogen.ops.sparse_attention import attend
 
 LENGTHS, WIDTHS = (1, 7, 63, 130), (2, 16)
 HEADS = ((3, 3, 8, 8), (6, 2, 20, 12))  # H, K, width of q and k, width of v
 NAMES = ("y", "loss", "dq", "dk", "dv", "dq of the indexer", "dk of the indexer", "dw of the indexer")
+
+
+def slopes(heads: int) -> Tensor:
+    return torch.tensor(alibi_slopes(heads), dtype=torch.float64)
 
 
 def leaves(length: int, heads: tuple[int, ...], dtype: torch.dtype, batch: int = 2) -> list[Tensor]:
@@ -57,7 +62,7 @@ def assert_close(want: list[Tensor], got: list[Tensor], rtol: float) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_outputs_loss_and_all_gradients_equal_the_reference(width: int, bent: bool) -> None:
     for length, heads in itertools.product(LENGTHS, HEADS):
-        options = {"softcap": 2.0, "slopes_H": alibi_slopes(heads[0])} if bent else {}
+        options = {"softcap": 2.0, "slopes_H": slopes(heads[0])} if bent else {}
         scoring = Scoring(heads[2] ** -0.5, **options)
         for dtype, rtol in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
             inputs = leaves(length, heads, dtype, batch=2 if length == 7 else 1)
@@ -108,7 +113,7 @@ def test_the_future_and_the_neighbour_leave_no_trace() -> None:
 def test_the_decoder_reads_what_training_reads(gather_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("morphogen.ops.selection.GATHER_BYTES", gather_bytes)
     q, k, v, *index = (x.detach() for x in leaves(63, HEADS[1], torch.float64))
-    scoring = Scoring(0.3, 2.0, alibi_slopes(6))
+    scoring = Scoring(0.3, 2.0, slopes(6))
     whole, _ = attend_picked(q, k, v, pick_tokens(*index, 9), scoring)
     age_TS = torch.arange(5, 63)[:, None] - torch.arange(63)
     scores_BTS = index_scores(index[0][:, :, 5:], index[1], index[2][..., 5:])

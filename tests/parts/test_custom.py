@@ -14,10 +14,11 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.cost import costs
 from morphogen.errors import InputError, OperatorError
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, initial_state
-from morphogen.parts.base import OPERATORS, REGISTRY
-from morphogen.parts.custom import Custom
+from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.contract.part import REGISTRY
+from morphogen.parts.mixing.custom import Custom
 from morphogen.plugins import allow_code, looking
 from morphogen.variation.operator import check_weights, edit
 
@@ -32,7 +33,7 @@ def with_plugin(name: str, **params: object) -> Blueprint:
 #: A package's own kind of attention, with an operator of its own.
 KINDS = """
 from typing import ClassVar, Literal
-from morphogen.parts.base import operator
+from morphogen.parts.contract.operator import operator
 from plugins import Bottleneck
 
 class Narrows(Bottleneck):

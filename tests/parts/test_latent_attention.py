@@ -11,14 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, build, cache_bytes, initial_state
 from morphogen.ops import naive_selection
 from morphogen.ops.elementwise import rope_frequencies
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import OPERATORS, Context, Part
-from morphogen.parts.branch import Branch
-from morphogen.parts.latent_attention import LatentAttention
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.latent_attention import LatentAttention
+from morphogen.parts.contract.branch import Branch
+from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.contract.part import Context, Part
 
 DIM = 24
 CTX = Context(dim=DIM, norm="rmsnorm", vocab=37, init_std=0.02, branches=2, seq_len=96)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphogen.parts.associative_memory import AssocMemory
-from morphogen.parts.base import Context, Part
-from morphogen.parts.branch import Branch, State
-from morphogen.parts.chunk_memory import ChunkMemory
-from morphogen.parts.initial import draw
-from morphogen.parts.memory_tokens import MemoryTokens
-from morphogen.parts.retro import AGGREGATORS, Retro
-from morphogen.parts.short_conv import ShortConv
+from morphogen.parts.contract.branch import Branch, State
+from morphogen.parts.contract.initial import draw
+from morphogen.parts.contract.part import Context, Part
+from morphogen.parts.memory.associative_memory import AssocMemory
+from morphogen.parts.memory.chunk_memory import ChunkMemory
+from morphogen.parts.memory.memory_tokens import MemoryTokens
+from morphogen.parts.memory.retro import AGGREGATORS, Retro
+from morphogen.parts.mixing.short_conv import ShortConv
 from strategies import PARTS
 
 CTX = Context(dim=12, norm="rmsnorm", vocab=7, init_std=0.02, branches=2)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build, initial_state
 from morphogen.variation.operator import apply_operator, edit
 

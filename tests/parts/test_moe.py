@@ -16,12 +16,12 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import loads
 from morphogen.errors import InputError
 from morphogen.experiment import Train
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build, initial_state
-from morphogen.parts.base import Context, Part
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
-from morphogen.parts.moe_layer import BIAS_STEP, Experts
+from morphogen.parts.contract.part import Context, Part
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.ffn.moe_layer import BIAS_STEP, Experts
 from morphogen.training.loop import Trainer
 from morphogen.variation.operator import edit as named_edit
 from strategies import VOCAB

@@ -9,7 +9,7 @@ import importlib
 import pytest
 import torch
 
-from morphogen.parts.base import REGISTRY
+from morphogen.parts.contract.part import REGISTRY
 from peers import Case, Weights, errors
 
 FAMILIES = ("peer_attention", "peer_layers", "references")

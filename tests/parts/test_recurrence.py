@@ -19,10 +19,12 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.cost import TRAIN_FACTOR, costs, train_flops
 from morphogen.errors import InputError
-from morphogen.inherit import inherit, plan
+from morphogen.inherit.descent import inherit
+from morphogen.inherit.plan import plan
 from morphogen.network import LanguageModel, assemble, build, cache_bytes, initial_state
 from morphogen.ops.naive_recurrence import looped
-from morphogen.parts.recurrence import Loop, Recurrence, follow
+from morphogen.parts.recurrence.recurrence import Recurrence, follow
+from morphogen.parts.recurrence.recurrence_layer import Loop
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import apply_operator, edit
 from strategies import VOCAB, blueprints

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build, initial_state
 from morphogen.ops.selection import index_scores
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.contract.part import Context
 from morphogen.variation.operator import edit as named_edit
 
 DIM, TOKENS = 24, 63

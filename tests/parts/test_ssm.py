@@ -13,12 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.inherit import inherit
-from morphogen.network import assemble, initial_state, specs
-from morphogen.parts.base import Context
-from morphogen.parts.mamba import Mamba
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.ssm import SSM, SSMBranch
+from morphogen.blueprint.tensors import specs
+from morphogen.inherit.descent import inherit
+from morphogen.network import assemble, initial_state
+from morphogen.parts.contract.part import Context
+from morphogen.parts.ssm.mamba import Mamba
+from morphogen.parts.ssm.mamba2 import Mamba2
+from morphogen.parts.ssm.ssm import SSM
+from morphogen.parts.ssm.ssm_layer import SSMBranch
 from morphogen.training.optimizers import decays
 
 DIM = 24

@@ -13,7 +13,7 @@ from morphogen.blueprint.diff import apply, digest, distance
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
-from morphogen.parts.base import OPERATORS
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.machine import ID_LENGTH, candidate_id
 from morphogen.search.novelty import NEIGHBOURS

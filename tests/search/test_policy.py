@@ -14,7 +14,7 @@ from morphogen.candidate import Candidate, Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Evolution, Train
-from morphogen.parts.base import OPERATORS
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Stop
 from morphogen.variation.operator import Proposal, edit, mutate

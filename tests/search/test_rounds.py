@@ -11,7 +11,7 @@ from morphogen.cost import train_flops
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
-from morphogen.parts.base import OPERATORS
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.rungs import promotable, rounds
 from morphogen.store.ledger import Reported

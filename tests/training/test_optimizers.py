@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.errors import InputError
 from morphogen.experiment import Optimizer, Train
-from morphogen.network import LanguageModel, build, specs
+from morphogen.network import LanguageModel, build
 from morphogen.training.optimizers import Lion, make_updater, split_parameters
 
 BLUEPRINT = Blueprint.model_validate(

@@ -9,7 +9,7 @@ from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.experiment import Evolution
 from morphogen.inherit.plan import plan
-from morphogen.parts.mlp import MLP
+from morphogen.parts.ffn.mlp import MLP
 from morphogen.variation.crossover import CROSSOVERS, aligned_span, crossover, one_point, uniform
 from morphogen.variation.operator import mutate
 from strategies import blueprints, rngs

@@ -9,10 +9,11 @@ from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.errors import InputError, OperatorError
 from morphogen.inherit.plan import plan
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import OPERATORS, REGISTRY, find_operator
-from morphogen.parts.gating import LayerScale
-from morphogen.parts.mlp import MLP
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.contract.operator import OPERATORS, find_operator
+from morphogen.parts.contract.part import REGISTRY
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.mixing.gating import LayerScale
 from morphogen.variation.operator import (
     apply_operator,
     describe_operators,

@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.inherit import inherit
+from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, initial_state
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import OPERATORS
-from morphogen.parts.gating import LayerScale
-from morphogen.parts.mlp import MLP
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.mixing.gating import LayerScale
 from morphogen.variation.operator import apply_operator
 from morphogen.variation.operator import edit as named_edit
 from morphogen.variation.structure import plain_attention, plain_ffn

@@ -11,11 +11,12 @@ from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template
 from morphogen.errors import InputError
-from morphogen.inherit import inherit, plan
+from morphogen.inherit.descent import inherit
+from morphogen.inherit.plan import plan
 from morphogen.network import initial_state
-from morphogen.parts.attention import Attention
-from morphogen.parts.mlp import MLP
-from morphogen.parts.moe import MoE
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
 from morphogen.variation.act import Around, apply_operator
 from morphogen.variation.compound import simple_operators
 from morphogen.variation.template import carry_out, check_templates, fits, made_up, mistakes, read_templates, varied

@@ -9,8 +9,9 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from morphogen.errors import nearest
-from morphogen.parts.base import REGISTRY, TAG, PartIn
-from morphogen.parts.frozen import Frozen
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.part import REGISTRY
+from morphogen.parts.contract.registry import TAG, PartIn
 
 Loc = tuple[int | str, ...]
 

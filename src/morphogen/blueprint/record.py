@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from morphogen.blueprint.mistakes import what
 from morphogen.errors import InputError
-from morphogen.parts.base import TAG
+from morphogen.parts.contract.registry import TAG
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -11,9 +11,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
 from morphogen.errors import InputError
-from morphogen.parts.base import Context, GeneId, Modifier, NormKind, Part, PartIn
-from morphogen.parts.frozen import Frozen
-from morphogen.parts.recurrence import Recurrence, follow
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.part import Context, GeneId, Modifier, NormKind, Part
+from morphogen.parts.contract.registry import PartIn
+from morphogen.parts.recurrence.recurrence import Recurrence, follow
 from morphogen.parts.stem import Stem
 
 

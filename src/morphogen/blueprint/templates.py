@@ -15,8 +15,9 @@ from pydantic import (
 
 import morphogen.blueprint.schema  # noqa: F401  (registers every kind)
 from morphogen.errors import unknown
-from morphogen.parts.base import REGISTRY, TAG, TRAITS
-from morphogen.parts.frozen import Frozen, PositiveWeight
+from morphogen.parts.contract.frozen import Frozen, PositiveWeight
+from morphogen.parts.contract.part import REGISTRY, TRAITS
+from morphogen.parts.contract.registry import TAG
 
 #: A template of more edits would leave nothing of the parent.
 MOST_ACTIONS = 32

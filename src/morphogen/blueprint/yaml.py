@@ -19,7 +19,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from morphogen.blueprint.bounded import check_regular, compose, text_of
 from morphogen.blueprint.mistakes import Loc, describe, listed, names_of, other_names, place, show
 from morphogen.errors import InputError, nearest
-from morphogen.parts.base import Part
+from morphogen.parts.contract.part import Part
 from morphogen.paths import user_path
 
 M = TypeVar("M", bound=BaseModel)

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import moments_path
 from morphogen.errors import InputError, RunError
-from morphogen.network import specs
 from morphogen.store.files import atomic
 
 FORMAT = "morphogen-checkpoint-1"

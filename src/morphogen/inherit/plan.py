@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
+from morphogen.blueprint.tensors import specs
 from morphogen.errors import InputError
-from morphogen.network import specs
-from morphogen.parts.alignment import Alignment, AxisMap, Derived
-from morphogen.parts.base import Modifier
-from morphogen.parts.frozen import Frozen
-from morphogen.parts.tensors import ZEROS, Axes, Init, Spec, flat
+from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.part import Modifier
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec, flat
 
 
 class PlannedAxis(Frozen):

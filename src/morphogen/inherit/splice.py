@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Inheritance, Origin
 from morphogen.inherit.plan import Plan, TensorPlan
-from morphogen.network import specs
-from morphogen.parts.alignment import AxisMap
-from morphogen.parts.initial import draw, draw_some, stream
-from morphogen.parts.tensors import Init
-from morphogen.parts.transforms import transform
+from morphogen.parts.contract.alignment import AxisMap
+from morphogen.parts.contract.initial import draw, draw_some, stream
+from morphogen.parts.contract.tensors import Init
+from morphogen.parts.contract.transforms import transform
 
 State = dict[str, Tensor]
 

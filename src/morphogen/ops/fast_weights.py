@@ -4,17 +4,14 @@ N chunks, C tokens of a chunk.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from morphogen.ops.autocast import no_autocast
+from morphogen.ops.names import MEMORY_CHUNK, MemoryFeature
 
-FeatureMap = Literal["elu", "relu", "dpfp"]
-#: Tokens of a chunk (benchmarks/speed.py).
-CHUNK = 32
 #: Added to a squared length, so that features of zero have a gradient of zero.
 TINY = 1e-6
 
@@ -26,14 +23,14 @@ def _dpfp(x: Tensor) -> Tensor:
 
 
 #: Feature maps; all give non-negative features. elu: elu(x) + 1, arXiv 2006.16236.
-FEATURES: Mapping[FeatureMap, Callable[[Tensor], Tensor]] = {
+FEATURES: Mapping[MemoryFeature, Callable[[Tensor], Tensor]] = {
     "elu": lambda x: F.elu(x) + 1.0,
     "relu": F.relu,
     "dpfp": _dpfp,
 }
 
 
-def features(x: Tensor, kind: FeatureMap) -> Tensor:
+def features(x: Tensor, kind: MemoryFeature) -> Tensor:
     """φ(x) / √(|φ(x)|² + 10⁻⁶) over the last axis, fp32 at least; `dpfp` doubles the axis.
 
     At length 1 and β = 1 a write replaces what its key held. Ref: arXiv 2102.11174; length by the 2-norm: 2406.06484.
@@ -55,7 +52,7 @@ def delta_memory(
     Ref: Schlag et al., arXiv 2102.11174; in chunks, by one triangular solve each: 2406.06484.
     """
     full = torch.promote_types(v_BHTV.dtype, torch.float32)
-    chunk = min(CHUNK, v_BHTV.shape[2])
+    chunk = min(MEMORY_CHUNK, v_BHTV.shape[2])
     with no_autocast(v_BHTV.device):
         q_BHNCF, k_BHNCF, v_BHNCV = (_chunked(x.to(full), chunk) for x in (q_BHTF, k_BHTF, v_BHTV))
         beta_BHNC1 = _chunked(beta_BHT.to(full)[..., None], chunk)

@@ -6,35 +6,16 @@ B batch, H query heads, K kv heads, T new tokens, S cached and new tokens, E wid
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from morphogen.ops.autocast import autocast_dtype
-from morphogen.ops.sparse_attention import BAND_ROWS, Pattern, attend, visible
+from morphogen.ops.patterns import Pattern, Quant, remembered
+from morphogen.ops.sparse_attention import BAND_ROWS, attend, visible
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
 
-Quant = Literal["none", "int8"]
 LEVELS = 127
-
-
-def remembered(pattern: Pattern, count: int, window: int | None = None) -> tuple[range, ...]:
-    """The tokens of the first `count` that a decoder keeps: those that a later token may see, in ascending runs.
-
-    window: of a cache that holds the last `window` tokens, the one being decoded included; None for one without limit.
-    The block of the last token stays until the next one begins.
-    """
-    low, far = 0, range(0)
-    if pattern.kind in ("sliding", "local_global"):
-        low = count - pattern.window
-    elif pattern.kind == "block" and pattern.block_stride == 0:
-        low = (count - 1) // pattern.block_size * pattern.block_size
-    low, oldest = max(0, low), 0 if window is None else max(0, count - window + 1)
-    if pattern.kind == "local_global":
-        first = -(-oldest // pattern.global_stride) * pattern.global_stride
-        far = range(first, max(first, low), pattern.global_stride)
-    return tuple(run for run in (far, range(max(low, oldest), count)) if run)
 
 
 def places(runs: tuple[range, ...], device: torch.device) -> Tensor:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.names import LINEAR_CHUNK, LinearFeature
 
-#: Tokens of a chunk, in full precision and in bf16, where large matmuls are the cheaper part (benchmarks).
-CHUNK = 64
+#: Tokens of a chunk in bf16, where large matmuls are the cheaper part (benchmarks).
 CHUNK_BF16 = 32
 UNIT_EPS = 1e-6
 
@@ -39,15 +39,14 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-#: What queries and keys go through; the values of those in POSITIVE are never negative, so that they can be weights.
-FEATURE_MAPS: Mapping[str, Callable[[Tensor], Tensor]] = {
+#: What queries and keys go through.
+FEATURE_MAPS: Mapping[LinearFeature, Callable[[Tensor], Tensor]] = {
     "elu": elu_plus_one,
     "relu": F.relu,
     "silu": F.silu,
     "softmax": softmax_feature,
     "identity": identity,
 }
-POSITIVE = frozenset({"elu", "relu", "softmax"})
 
 
 def unit(x: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def linear_attention(
     dtype = autocast_dtype(q_BKGTE.device) or q_BKGTE.dtype
     full = torch.promote_types(dtype, torch.float32)
     length = k_BKTE.shape[2]
-    size = min(CHUNK_BF16 if dtype == torch.bfloat16 else CHUNK, length)
+    size = min(CHUNK_BF16 if dtype == torch.bfloat16 else LINEAR_CHUNK, length)
     with no_autocast(q_BKGTE.device):
         q_BKNRE = _query_chunks(q_BKGTE.to(dtype), size)
         k_BKNCE, v_BKNCV = _chunks(size, k_BKTE.to(dtype), v_BKTV.to(dtype))
@@ -105,7 +104,7 @@ def gated_delta(
     _check(q_BKGTE, k_BKTE, v_BKTV, state_BKEV)
     dtype = autocast_dtype(q_BKGTE.device) or q_BKGTE.dtype
     full, length = torch.promote_types(dtype, torch.float32), k_BKTE.shape[2]
-    size = min(CHUNK, length)
+    size = min(LINEAR_CHUNK, length)
     with no_autocast(q_BKGTE.device):
         q_BKNRE = _query_chunks(q_BKGTE.to(dtype), size)
         k_BKNCE, v_BKNCV, beta_BKNC1 = _chunks(size, k_BKTE.to(full), v_BKTV.to(full), beta_BKT.to(full)[..., None])

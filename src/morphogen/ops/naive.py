@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from morphogen.ops.sparse_attention import Pattern
+from morphogen.ops.patterns import Pattern
 
 
 def sees(pattern: Pattern, i: int, j: int) -> bool:

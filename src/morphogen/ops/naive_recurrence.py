@@ -15,7 +15,7 @@ def looped(
 ) -> Tensor:
     """s_steps of s_i = core(e + g_i (W_s n(s_{i-1}) + W_e n'(e))) with RMSNorms n and n', (T, D).
 
-    weights: as `parts.recurrence.Loop` names them, with `prelude.weight` and `gate_*` only where the adapter has them.
+    weights: as `Recurrence` names them, with `prelude.weight` and `gate_*` only where the adapter has them.
     core: (T, D) to (T, D).
     """
     state_TD = first_TD

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from morphogen.ops.elementwise import ACTIVATIONS, GATES
-from morphogen.ops.routing import RouterKind
+from morphogen.ops.names import RouterKind
 
 
 def choose(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morphogen.ops import naive
-from morphogen.ops.sparse_attention import Pattern
+from morphogen.ops.patterns import Pattern
 
 
 def index_scores(q_BATI: Tensor, k_B1TI: Tensor, w_BAT: Tensor, sample: int, token: int) -> Tensor:

@@ -6,7 +6,7 @@ A assignments of tokens to experts, sorted by expert, a those of one expert, D m
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from morphogen.ops.autocast import no_autocast
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
+from morphogen.ops.names import RouterKind
 
-RouterKind = Literal["softmax", "sigmoid"]
 #: Strides that torch's grouped matmul takes, in bytes.
 GROUPED_ALIGNMENT = 16
 

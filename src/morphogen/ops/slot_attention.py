@@ -5,45 +5,16 @@ B batch, H heads, T tokens, S slots, N learned slots, E width of q and k, V widt
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.slots import Slots, spans
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
-
-Aggregator = Literal["mean", "attention", "gate"]
-#: Queries of a tile (benchmarks/speed.py).
-ROWS = 128
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Slot s stands for the `size` tokens from s·stride on. A token reads the slots that ended before it.
-
-    keep: only the latest so many of them; None reads all. Raises InputError where tokens would be in no slot.
-    """
-
-    size: int
-    stride: int
-    keep: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raises InputError for sizes below 1, and for a stride above the size: some tokens would be in no slot."""
-        if not 1 <= self.stride <= self.size or (self.keep is not None and self.keep < 1):
-            raise InputError(
-                f"Slots: got size {self.size}, stride {self.stride}, keep {self.keep}, expected "
-                "1 ≤ stride ≤ size and keep ≥ 1"
-            )
-
-    def complete(self, tokens: int) -> int:
-        """How many slots the first `tokens` tokens complete."""
-        return 0 if tokens < self.size else (tokens - self.size) // self.stride + 1
 
 
 def mean_slots(x_BTD: Tensor, slots: Slots) -> Tensor:
@@ -101,7 +72,7 @@ def _tiles(
     """How many of the first queries read nothing, and the tiles of the others, counted from the first of those."""
     skip = 0 if before else min(length, max(0, slots.size - start))
     tiles = []
-    for first, last, keys in _spans(slots, skip, start, before, length):
+    for first, last, keys in spans(slots, skip, start, before, length):
         seen_C1 = torch.tensor([before + slots.complete(start + t) for t in range(first, last)])[:, None]
         low_C1 = torch.zeros_like(seen_C1) if slots.keep is None else seen_C1 - slots.keep
         at_M = torch.arange(keys.start, keys.stop)
@@ -109,21 +80,6 @@ def _tiles(
         bias_CM = torch.zeros(hidden_CM.shape, dtype=dtype).masked_fill_(hidden_CM, -torch.inf)
         tiles.append(Tile(slice(first - skip, last - skip), (keys,), bias_CM.to(device)))
     return skip, tiles
-
-
-def _spans(slots: Slots, skip: int, start: int, before: int, length: int) -> Iterator[tuple[int, int, slice]]:
-    """First and last + 1 query of each tile, and the slots that one of its queries at least reads."""
-    for first in range(skip, length, ROWS):
-        last = min(first + ROWS, length)
-        low = 0 if slots.keep is None else max(0, before + slots.complete(start + first) - slots.keep)
-        yield first, last, slice(low, before + slots.complete(start + last - 1))
-
-
-@functools.lru_cache(maxsize=1024)
-def read_pairs(slots: Slots, length: int) -> int:
-    """(token, slot) pairs that `attend_slots` computes on over a sequence of `length` tokens."""
-    spans = _spans(slots, min(length, slots.size), 0, 0, length)
-    return sum((last - first) * (keys.stop - keys.start) for first, last, keys in spans)
 
 
 def attend_learned(q_BTHE: Tensor, k_HNE: Tensor, v_HNV: Tensor) -> Tensor:

@@ -6,18 +6,16 @@ V width of v, C queries of a tile, M keys of a tile
 
 import functools
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype
+from morphogen.ops.patterns import Pattern
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
-
-Kind = Literal["none", "sliding", "block", "local_global", "dilated", "local_block"]
 
 #: Queries of a tile: of the triangle, of a band, and the fewest worth a tile where classes of blocks change.
 TRIANGLE_ROWS = 64
@@ -27,56 +25,6 @@ BAND_ROWS = 64
 LEAST_ROWS = 16
 #: On a CPU torch's fused kernel is behind tiles at these lengths in fp32, at all in bf16 (benchmarks/speed.py).
 TILED_FP32 = range(256, 1024)
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """Which of the keys j ≤ i the query i sees. A token's block is its index divided by `block_size`.
-
-    - none: all of them.
-    - sliding: i − window ≤ j.
-    - block: the blocks of j and i are equal, or `block_stride` (0: equal only) divides their distance.
-    - local_global: i − window ≤ j, or `global_stride` divides j.
-    - dilated: `dilation` divides i − j.
-    - local_block: i − window ≤ j, or j is of an earlier block at a multiple of `block_stride` from i's.
-    """
-
-    kind: Kind = "none"
-    window: int = 0
-    block_size: int = 0
-    block_stride: int = 0
-    global_stride: int = 0
-    dilation: int = 1
-
-    def __post_init__(self) -> None:
-        """Raises InputError when the kind is not known or one of its sizes is too small."""
-        if self.kind not in get_args(Kind):
-            raise InputError(unknown("Pattern.kind", self.kind, get_args(Kind)))
-        least = {
-            "none": {},
-            "sliding": {"window": 0},
-            "block": {"block_size": 1, "block_stride": 0},
-            "local_global": {"window": 0, "global_stride": 1},
-            "dilated": {"dilation": 1},
-            "local_block": {"window": 0, "block_size": 1, "block_stride": 1},
-        }[self.kind]
-        for name, bound in least.items():
-            if (value := int(vars(self)[name])) < bound:
-                raise InputError(f"Pattern.{name}: got {value}, expected at least {bound} for kind {self.kind!r}")
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """Slopes of ALiBi, fp64, (heads,): 2^(−8·i/n) for i = 1…n when n is a power of two.
-
-    Other numbers of heads take those of the power of two below, then every second one of the power above.
-    Ref: Press et al., arXiv 2108.12409, and its published code.
-    """
-    if heads < 1:
-        raise InputError(f"alibi_slopes: got {heads} heads, expected at least 1")
-    power = 2 ** int(math.log2(heads))
-    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
-    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
-    return torch.tensor((slopes + between)[:heads], dtype=torch.float64)
 
 
 def attend(

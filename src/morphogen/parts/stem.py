@@ -6,9 +6,9 @@ Their names have no prefix: `emb.weight`, `norm.weight`, `head.weight`.
 from collections.abc import Mapping
 from typing import ClassVar
 
-from morphogen.parts.alignment import Alignment
-from morphogen.parts.base import Context, Cost, Part
-from morphogen.parts.tensors import Axes, Init, Spec
+from morphogen.parts.contract.alignment import Alignment
+from morphogen.parts.contract.part import Context, Cost, Part
+from morphogen.parts.contract.tensors import Axes, Init, Spec
 
 
 class Stem(Part):

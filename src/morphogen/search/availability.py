@@ -6,7 +6,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Evolution, Experiment
 from morphogen.figures import NEEDS, Figure, direction, figure_called, find, known
-from morphogen.parts.recurrence import Recurrence
+from morphogen.parts.recurrence.recurrence import Recurrence
 
 
 class Available:

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from pymoo.indicators.hv import HV
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
@@ -194,6 +193,8 @@ def hypervolume(scored: Matrix, reference: Mapping[str, float]) -> float:
     or no reference yet, gives 0. With one reference, volumes of different generations compare: adding candidates never
     makes it smaller. No side of it counts as longer than the m-th root of `LARGEST`. Zitzler and Thiele 1998, by pymoo.
     """
+    from pymoo.indicators.hv import HV
+
     if not reference:
         return 0.0
     if set(reference) != set(scored.names):

@@ -5,8 +5,6 @@ the one that is less far outside comes first.
 """
 
 import numpy as np
-from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from morphogen.selection.objectives import LARGEST, Floats, Ints, Matrix
 
@@ -16,6 +14,8 @@ def ranks(F_nm: Floats) -> Ints:
 
     Raises ValueError for a value that is not finite: sorting can put a NaN row in front 0.
     """
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # takes a second to load
+
     if not np.isfinite(F_nm).all():
         raise ValueError("ranks: the objective matrix holds values that are not finite")
     rank_n = np.zeros(len(F_nm), dtype=np.int64)
@@ -29,6 +29,8 @@ def crowding(F_nm: Floats, rank_n: Ints) -> Floats:
 
     Of rows that are equal the first keeps its distance and the others get 0. Deb et al. 2002, computed by pymoo.
     """
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+
     distance_n = np.zeros(len(F_nm))
     if np.abs(F_nm).max(initial=0.0) > LARGEST:
         F_nm = F_nm / LARGEST  # differences of numbers that large could overflow

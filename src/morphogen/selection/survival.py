@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from math import comb
 
 import numpy as np
-from pymoo.algorithms.moo.nsga3 import HyperplaneNormalization, associate_to_niches, calc_niche_count, niching
-from pymoo.util.ref_dirs import get_reference_directions
 
 from morphogen.candidate import Report
 from morphogen.errors import InputError, unknown
@@ -33,6 +31,8 @@ def ageing(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.ra
 
 def reference_directions(objectives: int, keep: int) -> Floats:
     """Das and Dennis's directions, shape (r, m): as many partitions as give at most `keep` of them, at least one."""
+    from pymoo.util.ref_dirs import get_reference_directions
+
     partitions = 1
     while objectives > 1 and comb(partitions + objectives, objectives - 1) <= keep:
         partitions += 1
@@ -50,6 +50,8 @@ def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.ran
     if len(feasible) <= keep:
         return order(scored)[:keep]
     F_nm = scored.F_nm[feasible]
+    from pymoo.algorithms.moo.nsga3 import HyperplaneNormalization, associate_to_niches, calc_niche_count, niching
+
     rank_n = ranks(F_nm)
     splitting = int(np.sort(rank_n)[keep - 1]) if keep else 0
     whole, last = np.flatnonzero(rank_n < splitting), np.flatnonzero(rank_n == splitting)

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Train
-from morphogen.inherit import Moments
+from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
 from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.guards import CHECK_EVERY, Guards

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from morphogen.blueprint.tensors import specs
 from morphogen.errors import InputError
 from morphogen.experiment import Train
-from morphogen.inherit import Moments
-from morphogen.network import LanguageModel, specs
-from morphogen.parts.tensors import Spec, flat
+from morphogen.inherit.descent import Moments
+from morphogen.network import LanguageModel
+from morphogen.parts.contract.tensors import Spec, flat
 
 #: Devices on which torch has AdamW as one kernel.
 FUSED = frozenset({"cpu", "cuda"})

@@ -17,8 +17,8 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.figures import Bounds
-from morphogen.inherit import Inherited, Moments, inherit, splice_job
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
+from morphogen.inherit.descent import Inherited, Moments, inherit, splice_job
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, evaluate, held_out, sample_bpb
 from morphogen.metrics.throughput import tokens_per_second

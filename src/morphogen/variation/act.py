@@ -15,7 +15,8 @@ from morphogen.blueprint.templates import Template
 from morphogen.candidate import Change, Edit
 from morphogen.experiment import Train
 from morphogen.inherit.plan import plan
-from morphogen.parts.base import Context, Operator, Part, find_operator
+from morphogen.parts.contract.operator import Operator, find_operator
+from morphogen.parts.contract.part import Context, Part
 
 #: Draws at one target before another is tried: an operator that applies may by chance pick what changes nothing.
 DRAWS = 4

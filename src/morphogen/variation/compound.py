@@ -7,7 +7,7 @@ import numpy as np
 import morphogen.variation.training  # noqa: F401  (registers the operators on training)
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
-from morphogen.parts.base import OPERATORS, compound_operator
+from morphogen.parts.contract.operator import OPERATORS, compound_operator
 from morphogen.variation.act import Around, Made, apply_operator, identity, trained
 from morphogen.variation.template import carry_out, drawn_templates
 

@@ -12,7 +12,7 @@ import morphogen.variation.compound  # noqa: F401  (registers the operators that
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
-from morphogen.parts.base import ALIASES, OPERATORS, Level, load_operators
+from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
 from morphogen.variation.act import PLAIN, Around, apply_operator, identity, targets, trained
 from morphogen.variation.compound import by_weight
 

@@ -15,7 +15,7 @@ from morphogen.candidate import Candidate, Edit
 from morphogen.cost import structure
 from morphogen.errors import RunError
 from morphogen.experiment import Evolution, Train
-from morphogen.parts.base import OPERATORS
+from morphogen.parts.contract.operator import OPERATORS
 from morphogen.variation.act import Around, apply_operator, trained
 from morphogen.variation.operator import Proposal, check_weights, mutate, operator_weights
 from morphogen.variation.template import check_templates

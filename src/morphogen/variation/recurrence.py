@@ -6,8 +6,8 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.parts.base import model_operator, pick
-from morphogen.parts.recurrence import MOST_STEPS, Recurrence
+from morphogen.parts.contract.operator import model_operator, pick
+from morphogen.parts.recurrence.recurrence import MOST_STEPS, Recurrence
 
 #: Operators loop over at most this many blocks,
 LONGEST = 4

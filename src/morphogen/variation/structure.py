@@ -9,10 +9,11 @@ from itertools import combinations
 import numpy as np
 
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.parts.attention import Attention
-from morphogen.parts.base import Context, Modifier, Part, block_operator, find_operator, model_operator, pick
-from morphogen.parts.mamba2 import Mamba2
-from morphogen.parts.mlp import MLP
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.contract.operator import block_operator, find_operator, model_operator, pick
+from morphogen.parts.contract.part import Context, Modifier, Part
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ssm.mamba2 import Mamba2
 
 #: Widths that operators give are multiples of this.
 MULTIPLE = 8

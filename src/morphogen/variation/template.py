@@ -10,13 +10,14 @@ from pydantic_core import ErrorDetails
 from morphogen.blueprint.mistakes import Loc, what
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template, TemplateFile
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import Edit
 from morphogen.cost import structure
 from morphogen.errors import InputError, unknown
-from morphogen.network import parameter_count
-from morphogen.parts.base import ALIASES, OPERATORS, REGISTRY, Operator, Part, find_operator, load_operators, pick
-from morphogen.parts.recurrence import Recurrence
+from morphogen.parts.contract.operator import ALIASES, OPERATORS, Operator, find_operator, load_operators, pick
+from morphogen.parts.contract.part import REGISTRY, Part
+from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.variation.act import Around, Made, Place, apply_operator, trained
 
 #: Draws for one action, where it shall be another or one that applies.

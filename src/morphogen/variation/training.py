@@ -3,7 +3,7 @@
 import numpy as np
 
 from morphogen.experiment import Train
-from morphogen.parts.base import train_operator
+from morphogen.parts.contract.operator import train_operator
 
 
 @train_operator(preserves=True)

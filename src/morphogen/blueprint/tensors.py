@@ -1,0 +1,20 @@
+"""Every tensor of a blueprint's model, without making one. No torch: plans and costs need none."""
+
+import math
+
+from morphogen.blueprint.schema import Blueprint, Gene
+from morphogen.parts.contract.tensors import Spec
+
+
+def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
+    """Every tensor of the model by its name in the state dict: its gene, its name within the part, its spec."""
+    return {
+        gene.tensor(name): (gene, name, spec)
+        for gene in blueprint.genes()
+        for name, spec in gene.part.specs(gene.ctx).items()
+    }
+
+
+def parameter_count(blueprint: Blueprint) -> int:
+    """Trainable parameters; a tied head counts once."""
+    return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if not spec.buffer)

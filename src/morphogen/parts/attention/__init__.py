@@ -1,0 +1,1 @@
+"""Kinds for the slot `attn`, and what they share."""

@@ -1,0 +1,365 @@
+"""Softmax attention with multi-, grouped- or single-head keys and values, and its sparse patterns.
+
+B batch, T tokens, D model dim, K kv heads, G query heads per kv head, H = K·G query heads, E head dim.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from morphogen.ops.patterns import alibi_slopes
+from morphogen.parts.attention.heads import GROUPED_AXES, GROUPED_ZERO_INIT, check_groups, grouped_sizes, wider_heads
+from morphogen.parts.attention.selector import (
+    SELECTOR_AXES,
+    SELECTOR_INITIAL,
+    SELECTOR_SIZES,
+    SELECTOR_ZERO_INIT,
+    Selective,
+)
+from morphogen.parts.contract.alignment import Alignment, AxisMap
+from morphogen.parts.contract.operator import operator, pick
+from morphogen.parts.contract.part import Context, Cost, NormKind, Part
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Rope = Literal["none", "standard", "yarn", "partial"]
+QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}
+
+
+class Attention(Selective):
+    """softmax(q kᵀ / √E) v over the keys that `sparsity` lets a query see, always causal.
+
+    MHA: arXiv 1706.03762, MQA: 1911.02150, GQA: 2305.13245, RoPE: 2104.09864, YaRN: 2309.00071, ALiBi: 2108.12409,
+    QK-norm: 2010.04245, softcap: 2408.00118, gating: 2505.06708.
+
+    kv_groups: query heads per kv head. rope_factor: for `standard` what positions are divided by (default 1, linear
+    interpolation: 2306.15595; a selector's too), for `partial` the share of channels rotated (default 0.5), for `yarn`
+    the extension of `rope_context`, the context its frequencies were trained for (default 4).
+    gating: 2σ(W x) with `dense`, 2σ(w ⊙ y) with `diagonal`, on the heads' output or on the values.
+    """
+
+    slot: ClassVar = "attn"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        **GROUPED_AXES,
+        "out_gate.weight": (("kv_heads", "group", "v_dim"), "dim"),
+        "out_gate.diagonal": (("kv_heads", "group", "v_dim"),),
+        "value_gate.weight": (("kv_heads", "v_dim"), "dim"),
+        "value_gate.diagonal": (("kv_heads", "v_dim"),),
+        "slopes": (("kv_heads", "group"),),
+        **SELECTOR_AXES,
+    }
+    initial: ClassVar = {name: ZEROS for name in axes if "gate" in name} | {**SELECTOR_INITIAL}
+    zero_init: ClassVar = {**GROUPED_ZERO_INIT, **SELECTOR_ZERO_INIT}
+    writers: ClassVar = frozenset({"o.weight"})
+    buffers: ClassVar = frozenset({"slopes"})
+    size_fields: ClassVar = SELECTOR_SIZES | {"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"}
+
+    kind: Literal["MHA", "GQA", "MQA"]
+    heads: PositiveInt
+    head_dim: PositiveInt
+    kv_groups: PositiveInt = 1
+    rope: Rope = "standard"
+    rope_theta: Annotated[float, Field(gt=1.0)] = 10_000.0
+    rope_factor: PositiveFloat | None = None
+    rope_context: PositiveInt = 2048
+    alibi: bool = False
+    qk_norm: Literal["none", "rms", "layer"] = "none"
+    softcap: PositiveFloat | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    gating_pos: Literal["none", "output", "value"] = "none"
+    gating_op: Literal["dense", "diagonal"] = "dense"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_kv_head(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("kind", data.get("type")) == "MQA" and "kv_groups" not in data:
+            return {**data, "kv_groups": data.get("heads")}
+        return data
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        check_groups(self)
+        if self.kind == "MHA" and self.kv_groups != 1:
+            raise ValueError(f"kv_groups is {self.kv_groups}, but MHA has one query head per kv head; use kind GQA")
+        if self.kind == "MQA" and self.kv_groups != self.heads:
+            raise ValueError(f"kv_groups is {self.kv_groups}, but MQA has one kv head: expected {self.heads}")
+        if self.rope != "none" and (self.rotated_dims % 2 or self.rotated_dims > self.head_dim):
+            raise ValueError(
+                f"rope {self.rope} rotates pairs of channels, which head_dim {self.head_dim} does not hold"
+            )
+        if self.rope == "partial" and self.rope_scale > 1:
+            raise ValueError(f"rope_factor is {self.rope_factor}, expected a share of at most 1 with partial")
+        if self.rope in ("standard", "yarn") and self.rope_scale < 1:
+            raise ValueError(f"rope_factor is {self.rope_factor}, expected at least 1 with {self.rope}")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.heads // self.kv_groups
+
+    @property
+    def rope_scale(self) -> float:
+        """`rope_factor` with its default, which depends on `rope`."""
+        return self.rope_factor or {"partial": 0.5, "yarn": 4.0}.get(self.rope, 1.0)
+
+    @property
+    def rotated_dims(self) -> int:
+        """Channels of a head that RoPE rotates."""
+        if self.rope == "partial":
+            return 2 * max(1, int(self.rope_scale * self.head_dim) // 2)
+        return self.head_dim
+
+    def inert(self) -> frozenset[str]:
+        """Knobs of other patterns, of an unused selector, of an unused RoPE and of an unused gate."""
+        unused = super().inert()
+        if self.rope == "none":
+            unused |= {"rope_theta"}
+        if self.rope == "none" or (self.rope == "standard" and self.rope_scale == 1.0):
+            unused |= {"rope_factor"}
+        if self.rope != "yarn":
+            unused |= {"rope_context"}
+        if self.gating_pos == "none":
+            unused |= {"gating_op"}
+        return unused
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """All but the one gate in use, the ALiBi slopes without ALiBi, the indexer without one."""
+        gates = {
+            ("output", "dense"): "out_gate.weight",
+            ("output", "diagonal"): "out_gate.diagonal",
+            ("value", "dense"): "value_gate.weight",
+            ("value", "diagonal"): "value_gate.diagonal",
+        }
+        gone = set(gates.values()) - {gates.get((self.gating_pos, self.gating_op))}
+        return super().absent(ctx) | (gone if self.alibi else gone | {"slopes"})
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """The branch's norm, and those of queries and keys."""
+        norms = dict(super().norms(ctx))
+        if self.qk_norm != "none":
+            kind = QK_NORMS[self.qk_norm]
+            norms |= {"q_norm": ("q_dim", kind), "k_norm": ("k_dim", kind)}
+        return norms
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """kv_heads, group, dim, and head_dim once for queries, keys and values: they grow by different rules."""
+        return {**grouped_sizes(self, self.head_dim), "heads": self.heads, **super().sizes(ctx)}
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """ALiBi slopes are constants that belong to their heads, so they are carried like weights."""
+        specs = super().specs(ctx)
+        if self.alibi:
+            values = tuple(alibi_slopes(self.heads))
+            specs["slopes"] = Spec(specs["slopes"].axes, specs["slopes"].shape, Init("vector", values), buffer=True)
+        return specs
+
+    def build(self, ctx: Context) -> "nn.Module":
+        """(B, T, D) to (B, T, D)."""
+        from morphogen.parts.attention.attention_layer import AttentionBranch
+
+        return AttentionBranch(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Projections, and scores and sums over the keys that queries see on average."""
+        projections = ctx.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        if self.gating_pos != "none" and self.gating_op == "dense":
+            projections += ctx.dim * self.head_dim * (self.heads if self.gating_pos == "output" else self.kv_heads)
+        keys = self.keys_read(ctx)
+        cached = self.kv_policy.cost(self.pattern, ctx.seq_len, 2 * self.kv_heads, self.head_dim)
+        return (
+            Cost(flops=2.0 * projections + 4.0 * self.heads * self.head_dim * keys) + cached + self.selection_cost(ctx)
+        )
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """Beyond the default: kv heads that split or merge, and head_dim, which changes the softmax scale and RoPE."""
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, Attention):
+            return plain or self.in_common(parent, ctx, parent_ctx)
+        exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
+        scales, zero = dict(plain.scales), dict(plain.zero)
+        mean: dict[str, tuple[str, ...]] = {}
+        axes: dict[str, Axes] = {}
+        if not exact and self._only_gate_added(parent):
+            exact, notes = True, []
+        if self.kv_heads != parent.kv_heads and self.heads == parent.heads:
+            axes = {name: _by_head(spec) for name, spec in self.axes.items()}
+            maps["kv_heads"] = _regroup(self.kv_heads, parent.kv_heads)
+            if maps["kv_heads"].how == "mean":
+                exact = False
+                notes.append("kv heads merged by mean")
+        elif (
+            self.kv_heads % parent.kv_heads == 0
+            and self.kv_groups != parent.kv_groups
+            and (self.kv_groups < parent.kv_groups)
+        ):
+            exact = False
+            notes.append("heads and kv_groups changed together")
+        if self.alibi and parent.alibi and self.heads < parent.heads:
+            notes.append("heads removed")
+        ratio = self.head_dim / parent.head_dim
+        if ratio != 1:
+            exact = exact and self.rope == "none" and ratio > 1
+            if self.rope != "none":
+                notes.append("RoPE frequencies changed with head_dim")
+            if self.qk_norm == "none":
+                scales["q.weight"] = math.sqrt(ratio)
+            else:
+                exact = exact and ratio == int(ratio)
+                # Keys repeat, so their norm is unchanged; queries are padded, and norms absorb what scales q itself.
+                scales["q_norm.weight"] = scales.get("q_norm.weight", 1.0) * math.sqrt(ratio)
+                scales["q_norm.bias"] = math.sqrt(ratio)
+                if ratio > 1:
+                    scales.pop("k_norm.weight", None)
+                    scales.pop("k_norm.eps", None)
+                    repeat = tuple(i % parent.head_dim for i in range(self.head_dim))
+                    maps["k_dim"] = AxisMap(how="index", size=self.head_dim, parent_size=parent.head_dim, index=repeat)
+                    zero.pop("k.weight")
+                    (zero if self.qk_norm == "rms" else mean)["q.weight"] = ("q_dim",)
+        return Alignment(
+            sources=plain.sources,
+            exact=exact,
+            note="; ".join(notes),
+            axes=axes,
+            parent_axes=axes,
+            maps=maps,
+            scales=scales,
+            zero=zero,
+            mean=mean,
+        )
+
+    def _only_gate_added(self, parent: "Attention") -> bool:
+        """A new gate starts at 2σ(0) = 1 and so changes nothing."""
+        ungated = self.evolve(gating_pos="none", gating_op=parent.gating_op) or self
+        return (
+            parent.gating_pos == "none"
+            and self.gating_pos != "none"
+            and all(
+                getattr(ungated, name) == getattr(parent, name)
+                for name in type(self).model_fields
+                if name not in self.size_fields | (ungated.inert() & parent.inert())
+            )
+        )
+
+
+def _by_head(axes: Axes) -> Axes:
+    """The same axes with (kv_heads, group) as one, for parts with equal query heads in other groups."""
+    out: list[str | tuple[str, ...]] = []
+    for axis in axes:
+        if isinstance(axis, tuple) and axis[:2] == ("kv_heads", "group"):
+            out.append(("heads", *axis[2:]))
+        else:
+            out.append(axis)
+    return tuple(out)
+
+
+def _regroup(size: int, parent_size: int) -> AxisMap:
+    """kv heads split by repetition, or merged by the mean; any other change keeps the nearest."""
+    if size % parent_size == 0:
+        index = tuple(i * parent_size // size for i in range(size))
+        return AxisMap(how="index", size=size, parent_size=parent_size, index=index)
+    bounds = [round(i * parent_size / size) for i in range(size + 1)]
+    groups = tuple(tuple(range(a, max(b, a + 1))) for a, b in itertools.pairwise(bounds))
+    return AxisMap(how="mean", size=size, parent_size=parent_size, groups=groups)
+
+
+# --------------------------------------------------------------------------------------------------- operators
+
+
+@operator(Attention, preserves=True)
+def add_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """More kv heads, each with its query heads; the new ones write zero."""
+    if part.kind == "MQA":
+        return None
+    return part.evolve(heads=part.heads + part.kv_groups * int(rng.integers(1, max(2, part.kv_heads + 1))))
+
+
+@operator(Attention, preserves=False)
+def remove_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Fewer kv heads with their query heads; those of largest norm stay."""
+    if part.kind == "MQA" or part.kv_heads < 2:
+        return None
+    return part.evolve(heads=part.kv_groups * int(rng.integers(1, part.kv_heads)))
+
+
+@operator(Attention, preserves=True)
+def add_query_heads(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Double the query heads per kv head; the new ones write zero. Ref: arXiv 2305.13245."""
+    kind = "GQA" if part.kind == "MHA" else part.kind
+    return part.evolve(kind=kind, heads=2 * part.heads, kv_groups=2 * part.kv_groups)
+
+
+@operator(Attention, preserves=True)
+def split_kv(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Twice the kv heads, each a copy, for the same query heads."""
+    if part.kv_groups % 2:
+        return None
+    return part.evolve(kind="GQA", kv_groups=part.kv_groups // 2)
+
+
+@operator(Attention, preserves=False)
+def make_gqa(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Half the kv heads: neighbours merge into their mean. Ref: arXiv 2305.13245."""
+    if part.kv_heads % 2:
+        return None
+    groups = 2 * part.kv_groups
+    return part.evolve(kind="MQA" if groups == part.heads and part.kind == "MQA" else "GQA", kv_groups=groups)
+
+
+@operator(Attention, preserves=lambda part, ctx: part.rope == "none")
+def widen_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Twice the head dim, queries rescaled; under RoPE the frequencies change, so exact only without."""
+    return wider_heads(part)
+
+
+@operator(Attention, preserves=False)
+def narrow_head_dim(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Half the head dim; the channels of largest norm stay."""
+    return part.evolve(head_dim=part.head_dim // 2) if part.head_dim % 4 == 0 and part.head_dim > 8 else None
+
+
+@operator(Attention, preserves=False)
+def tune_rope(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Another RoPE base, from 1e3 to 1e6."""
+    if part.rope == "none":
+        return None
+    return part.evolve(rope_theta=pick(rng, [t for t in (1e3, 1e4, 1e5, 1e6) if t != part.rope_theta]))
+
+
+@operator(Attention, preserves=False)
+def change_rope(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Another position encoding: none, standard or partial RoPE."""
+    rope = pick(rng, [r for r in ("none", "standard", "partial") if r != part.rope])
+    return part.evolve(rope=rope, rope_factor=None)
+
+
+@operator(Attention, preserves=False)
+def toggle_alibi(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Linear position biases on or off. Ref: arXiv 2108.12409."""
+    return part.evolve(alibi=not part.alibi)
+
+
+@operator(Attention, preserves=False)
+def toggle_qk_norm(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Another normalisation of queries and keys: none, rms or layer."""
+    return part.evolve(qk_norm=pick(rng, [n for n in ("none", "rms", "layer") if n != part.qk_norm]))
+
+
+@operator(Attention, preserves=False)
+def tune_softcap(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """Soft limit of the attention logits: none, 20 or 50."""
+    return part.evolve(softcap=pick(rng, [c for c in (None, 20.0, 50.0) if c != part.softcap]))
+
+
+@operator(Attention, preserves=lambda part, ctx: part.gating_pos == "none")
+def tune_attn_gating(part: Attention, ctx: Context, rng: np.random.Generator) -> Attention | None:
+    """A gate on the output or the values; a new one starts open. Taking one away, or another kind, is lossy."""
+    if part.gating_pos == "none":
+        return part.evolve(gating_pos=pick(rng, ["output", "value"]), gating_op=pick(rng, ["dense", "diagonal"]))
+    return part.evolve(gating_pos="none")

@@ -1,0 +1,155 @@
+"""Attention over the past tokens that a small learned indexer scores highest: the `selector` of softmax attention.
+
+B batch, T tokens, S tokens to read, D model dim, A indexer heads, I their width, H query heads, K kv heads,
+E width of q and k, V width of v
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, PositiveInt, model_validator
+
+from morphogen.parts.attention.sparsity import Sparse, seen_pairs
+from morphogen.parts.contract.alignment import Alignment
+from morphogen.parts.contract.operator import operator
+from morphogen.parts.contract.part import Context, Cost, NormKind, Part
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init
+
+#: The indexer's tensors, for the `axes`, `initial` and `zero_init` of parts that have one. Its weights start at zero:
+#: all scores are then equal, and of equal scores the latest token wins, so that it starts as a sliding window.
+SELECTOR_AXES: Mapping[str, Axes] = {
+    "selector.q.weight": (("selector_heads", "selector_dim"), "dim"),
+    "selector.k.weight": ("selector_dim", "dim"),
+    "selector.w.weight": ("selector_heads", "dim"),
+}
+SELECTOR_INITIAL: Mapping[str, Init] = {"selector.w.weight": ZEROS}
+SELECTOR_ZERO_INIT: Mapping[str, tuple[str, ...]] = {"selector.w.weight": ("selector_heads",)}
+#: Fields of it that change no function.
+SELECTOR_SIZES = frozenset({"selector_heads", "selector_loss"})
+#: Fewest tokens to read that operators give.
+LEAST_TOPK = 8
+
+
+class Selective(Sparse):
+    """Softmax attention that may read only the `selector_topk` past tokens its indexer scores highest.
+
+    Score of token s for query t: Σ_a w[t, a] · ReLU(q[t, a] · k[s]) / √(A·I), q and w linear in the branch's input, k a
+    LayerNorm of a linear map, q and k rotated. Of equal scores the later token wins. Up to `selector_topk` tokens this
+    is dense attention. Ref: DeepSeek-V3.2, arXiv 2512.02556.
+
+    selector_loss: what trains the indexer, whose input is detached in either case. `align`: an auxiliary loss, the KL
+    divergence of the attention's distribution over the tokens it reads, mean over heads, from the softmax of their
+    scores. `task`: the language model's own loss, as though the scores had been added to those of the attention
+    (straight-through: they are, less themselves).
+    """
+
+    selector: Literal["none", "dsa"] = "none"
+    selector_topk: Annotated[int, Field(ge=2)] = 64
+    selector_heads: PositiveInt = 4
+    selector_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    selector_loss: Literal["align", "task"] = "align"
+
+    @model_validator(mode="after")
+    def _selects_from_all(self) -> Self:
+        if self.selector != "none" and self.sparsity != "none":
+            raise ValueError(f"selector {self.selector} chooses among all past tokens, expected sparsity none")
+        return self
+
+    def traits(self) -> frozenset[str]:
+        """A selector, where there is one."""
+        return frozenset({"selector"} if self.selector != "none" else ())
+
+    def inert(self) -> frozenset[str]:
+        """The settings of a selector that is not there, and knobs of other patterns."""
+        unused = super().inert()
+        if self.selector == "none":
+            unused |= {"selector_topk", "selector_heads", "selector_dim", "selector_loss"}
+        return unused
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """The indexer's tensors, without one."""
+        return frozenset(SELECTOR_AXES) if self.selector == "none" else frozenset()
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """The branch's norm, and that of the indexer's keys."""
+        norms = dict(super().norms(ctx))
+        if self.selector != "none":
+            norms["selector.k_norm"] = ("selector_dim", "layernorm")
+        return norms
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """selector_heads, selector_dim and dim."""
+        return {"selector_heads": self.selector_heads, "selector_dim": self.selector_dim, "dim": ctx.dim}
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """New indexer heads weigh nothing, and the others make up for the scale that falls with their number."""
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, Selective):
+            return plain
+        ratio = math.sqrt(self.selector_heads / parent.selector_heads)
+        return dataclasses.replace(plain, scales={**plain.scales, "selector.w.weight": ratio})
+
+    def keys_read(self, ctx: Context) -> float:
+        """Tokens that a query reads, the mean over a sequence."""
+        if self.selector == "none":
+            return seen_pairs(self.pattern, ctx.seq_len) / ctx.seq_len
+        return float(np.minimum(np.arange(ctx.seq_len) + 1, self.selector_topk).mean())
+
+    def selection_cost(self, ctx: Context) -> Cost:
+        """Projections, and index scores of all pairs where there is a choice; keys in the cache."""
+        if self.selector == "none":
+            return Cost()
+        heads, width = self.selector_heads, self.selector_dim
+        at_T = np.arange(self.selector_topk, ctx.seq_len)
+        pairs = float((at_T + 1).sum()) / ctx.seq_len
+        flops = 2.0 * ctx.dim * (heads * width + width + heads) + 2.0 * heads * (width + 1) * pairs
+        return Cost(flops=flops) + self.kv_policy.cost(self.pattern, ctx.seq_len, 1, width)
+
+
+@operator(Selective, preserves=False)
+def toggle_selector(part: Selective, ctx: Context, rng: np.random.Generator) -> Selective | None:
+    """A learned selector of the tokens to read, put in (it starts with the latest ones) or taken out."""
+    if part.selector != "none":
+        return part.evolve(selector="none")
+    return part.evolve(
+        selector="dsa",
+        selector_topk=max(LEAST_TOPK, ctx.seq_len // int(rng.choice([4, 8, 16]))),
+        selector_heads=int(rng.choice([2, 4])),
+        selector_dim=int(rng.choice([16, 32])),
+    )
+
+
+@operator(Selective, preserves=False)
+def tune_selector(part: Selective, ctx: Context, rng: np.random.Generator) -> Selective | None:
+    """Half or twice the tokens that the selector picks, or the width of its heads."""
+    if part.selector == "none":
+        return None
+    factor = float(rng.choice([0.5, 2.0]))
+    if rng.random() < 0.5:
+        return part.evolve(selector_topk=max(LEAST_TOPK, int(part.selector_topk * factor)))
+    return part.evolve(selector_dim=max(8, int(part.selector_dim * factor) // 2 * 2))
+
+
+@operator(Selective, preserves=True)
+def widen_selector(part: Selective, ctx: Context, rng: np.random.Generator) -> Selective | None:
+    """Twice the selector's heads; the new ones weigh nothing."""
+    return None if part.selector == "none" else part.evolve(selector_heads=2 * part.selector_heads)
+
+
+@operator(Selective, preserves=False)
+def narrow_selector(part: Selective, ctx: Context, rng: np.random.Generator) -> Selective | None:
+    """Half the selector's heads; those of largest norm stay."""
+    if part.selector == "none" or part.selector_heads < 2:
+        return None
+    return part.evolve(selector_heads=part.selector_heads // 2)
+
+
+@operator(Selective, preserves=True)
+def toggle_selector_loss(part: Selective, ctx: Context, rng: np.random.Generator) -> Selective | None:
+    """Train the selector by the other signal: alignment with the attention, or the language model's loss."""
+    if part.selector == "none":
+        return None
+    return part.evolve(selector_loss="task" if part.selector_loss == "align" else "align")

@@ -1,0 +1,97 @@
+"""Which past tokens a query sees: the fields that all softmax attention shares, and the operators on them."""
+
+import functools
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt, model_validator
+
+from morphogen.ops.patterns import Pattern
+from morphogen.parts.attention.kv_policy import Cached
+from morphogen.parts.contract.operator import operator, pick
+from morphogen.parts.contract.part import Context
+
+Sparsity = Literal["none", "sliding", "block", "local_global", "dilated", "local_block"]
+SPARSITIES: tuple[Sparsity, ...] = ("none", "sliding", "block", "local_global", "dilated", "local_block")
+#: The knobs each pattern reads; the others have no effect.
+KNOBS: Mapping[Sparsity, tuple[str, ...]] = {
+    "none": (),
+    "sliding": ("sliding_window",),
+    "block": ("block_size", "block_stride"),
+    "local_global": ("sliding_window", "global_stride"),
+    "dilated": ("dilation",),
+    "local_block": ("sliding_window", "block_size", "block_stride"),
+}
+ALL_KNOBS = frozenset({"sliding_window", "block_size", "block_stride", "global_stride", "dilation"})
+
+
+class Sparse(Cached):
+    """Causal attention under a sparsity pattern; what each pattern sees stands at `ops.sparse_attention.Pattern`."""
+
+    sparsity: Sparsity = "none"
+    sliding_window: PositiveInt = Field(default=64, validation_alias=AliasChoices("sliding_window", "sw"))
+    block_size: PositiveInt = 64
+    block_stride: NonNegativeInt = 2
+    global_stride: PositiveInt = 32
+    dilation: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _blocks_apart(self) -> Self:
+        if self.sparsity == "local_block" and self.block_stride == 0:
+            raise ValueError("block_stride is 0, expected at least 1 with local_block")
+        return self
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which keys a query sees."""
+        return Pattern(
+            kind=self.sparsity,
+            window=self.sliding_window,
+            block_size=self.block_size,
+            block_stride=self.block_stride,
+            global_stride=self.global_stride,
+            dilation=self.dilation,
+        )
+
+    def inert(self) -> frozenset[str]:
+        """Knobs of other patterns."""
+        return ALL_KNOBS - set(KNOBS[self.sparsity])
+
+
+@functools.lru_cache(maxsize=1024)
+def seen_pairs(pattern: Pattern, length: int) -> int:
+    """(query, key) pairs that attention computes on over a sequence of `length` tokens."""
+    i = np.arange(length)
+    window = np.minimum(i, pattern.window) + 1
+    if pattern.kind == "none":
+        keys = i + 1
+    elif pattern.kind == "sliding":
+        keys = window
+    elif pattern.kind == "local_global":
+        keys = window + -(-np.maximum(i - pattern.window, 0) // pattern.global_stride)
+    elif pattern.kind == "dilated":
+        keys = i // pattern.dilation + 1
+    else:
+        size, stride = pattern.block_size, pattern.block_stride
+        stations = i // size // stride if stride else np.zeros_like(i)
+        if pattern.kind == "block":
+            keys = i % size + 1 + size * stations
+        else:
+            keys = window + size * stations
+            for back in range(stride, pattern.window // size + 1 + stride, stride):
+                start = (i // size - back) * size
+                overlap = np.minimum(start + size, i) - np.maximum(start, i - pattern.window)
+                keys = keys - np.where(start >= 0, np.maximum(overlap, 0), 0)
+    return int(keys.sum())
+
+
+@operator(Sparse, preserves=False)
+def tune_attn_sparsity(part: Sparse, ctx: Context, rng: np.random.Generator) -> Sparse | None:
+    """Another sparsity pattern, or one knob of the present one halved or doubled."""
+    knob = pick(rng, KNOBS[part.sparsity])
+    if knob is None or rng.random() < 0.5:
+        return part.evolve(sparsity=pick(rng, [s for s in SPARSITIES if s != part.sparsity]))
+    old = dict(part)[knob]
+    least = {"sliding_window": 8, "block_size": 8, "global_stride": 4, "dilation": 2, "block_stride": 2}[knob]
+    return part.evolve(**{knob: pick(rng, [n for n in (old // 2, old * 2) if n >= least and n <= 4096])})

@@ -1,0 +1,152 @@
+"""The registry of operators, which a mutation joins by being decorated."""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+
+from morphogen import plugins
+from morphogen.errors import InputError, OperatorError, unknown
+from morphogen.parts.contract.part import Context, Part
+from morphogen.parts.contract.registry import load_kinds
+
+
+class BlockLike(Protocol):
+    """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
+
+    attn: Part | None
+    ssm: Part | None
+    extras: tuple[Part, ...]
+    ffn: Part | None
+    parallel: bool
+
+    def evolve(self, **changes: Any) -> Self | None:
+        """A changed, validated copy, or None."""
+        ...
+
+
+Level = Literal["part", "block", "model", "train", "compound"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A named mutation. `level` says what `act` is called on: a part of class `target`, a block, a whole blueprint, the
+    settings of training, or (`compound`, several edits by other operators) a blueprint and what surrounds it.
+
+    preserves: whether a child that inherits computes its parent's function; a predicate where that depends on the
+    target, called with the same arguments as `act` less the generator; None where each application says it itself.
+    weight: how often it is drawn, relative to the others, unless an experiment says otherwise.
+    """
+
+    name: str
+    summary: str
+    level: Level
+    act: Callable[..., Any]
+    preserves: bool | Callable[..., bool] | None
+    target: type[Part] | None = None
+    weight: float = 1.0
+
+    @property
+    def declared(self) -> bool | None:
+        """`preserves` where it is the same everywhere; None where it depends."""
+        return self.preserves if isinstance(self.preserves, bool) else None
+
+    def exact(self, *subject: Any) -> bool:
+        """`preserves`, resolved for a subject: `(part, ctx)`, `(block, ctx)`, `(blueprint,)` or `(train,)`."""
+        if self.preserves is None:
+            raise TypeError(f"{self.name} is exact or not by what it did, not by what it is called on")
+        return self.preserves if isinstance(self.preserves, bool) else self.preserves(*subject)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def load_operators() -> None:
+    """Imports what installed packages add to the operators, those of their kinds included; what cannot be imported is
+    left out. A search does so before its first draw, so that no operator comes in the middle of one."""
+    _load_operators(tuple(sys.path))
+
+
+@lru_cache(maxsize=1)
+def _load_operators(path: tuple[str, ...]) -> None:
+    load_kinds()
+    for name in plugins.names(plugins.OPERATORS):
+        with suppress(InputError):
+            plugins.find(plugins.OPERATORS, name)
+
+
+#: Other names that are understood where an operator is named -> the operator's own.
+ALIASES: Mapping[str, str] = {
+    "toggle_mla": "toggle_mla_attention",
+    "insert_retro": "insert_retro_module",
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = TypeVar("P", bound=Part)
+T = TypeVar("T")
+PartAct = Callable[[P, Context, np.random.Generator], Part | None]
+
+
+def find_operator(name: str) -> Operator:
+    """The operator called `name`, or of which that is an alias; OperatorError with the nearest name otherwise."""
+    load_operators()
+    own = ALIASES.get(name, name)
+    if own not in OPERATORS:
+        raise OperatorError(unknown("operator", name, OPERATORS))
+    return OPERATORS[own]
+
+
+def _add(
+    level: Level,
+    preserves: bool | Callable[..., bool] | None,
+    target: type[Part] | None = None,
+    weight: float = 1.0,
+) -> Callable[[F], F]:
+    def join(act: F) -> F:
+        if act.__name__ in OPERATORS:
+            raise RuntimeError(f"two operators are called {act.__name__}")
+        summary = (act.__doc__ or "").strip().split("\n")[0]
+        OPERATORS[act.__name__] = Operator(act.__name__, summary, level, act, preserves, target, weight)
+        return act
+
+    return join
+
+
+def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
+    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
+
+    What it gives may be a part of another class for the same slot.
+    """
+    return _add("part", preserves, target)
+
+
+def block_operator(*, preserves: bool | Callable[[Any, Context], bool]) -> Callable[[F], F]:
+    """Register a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply."""
+    return _add("block", preserves)
+
+
+def model_operator(*, preserves: bool | Callable[[Any], bool]) -> Callable[[F], F]:
+    """Register a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply."""
+    return _add("model", preserves)
+
+
+def train_operator(*, preserves: bool) -> Callable[[F], F]:
+    """Register a mutation of how a candidate is trained: `(train, rng) -> train`, None where it does not apply.
+
+    Not drawn unless an experiment gives it a weight: architectures are compared under the same training.
+    """
+    return _add("train", preserves, weight=0.0)
+
+
+def compound_operator(name: str, summary: str, act: Callable[..., Any]) -> None:
+    """Register a mutation by other operators: `(blueprint, around, rng) -> variation.act.Made`, or None."""
+    OPERATORS[name] = Operator(name, summary, "compound", act, None)
+
+
+def pick(rng: np.random.Generator, choices: list[T] | tuple[T, ...]) -> T | None:
+    """One of `choices` uniformly; None when there are none."""
+    return choices[int(rng.integers(len(choices)))] if choices else None

@@ -1,0 +1,1 @@
+"""Kinds for the slot `ffn`: feed-forward layers and mixtures of experts."""

@@ -1,0 +1,85 @@
+"""The dense feed-forward layer. B batch, T tokens, D model dim, F hidden."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from morphogen.parts.contract.operator import operator, pick
+from morphogen.parts.contract.part import Context, Cost, Part
+from morphogen.parts.contract.tensors import Axes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
+GATED = frozenset({"swiglu", "geglu"})
+
+
+class MLP(Part):
+    """Feed-forward layer: `down(act(gate x) ⊙ up x)` for the gated activations, `down(act(up x))` for the others.
+
+    Ref: arXiv 2002.05202 (gated), 2109.08668 (relu2).
+    """
+
+    slot: ClassVar = "ffn"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        "up.weight": ("hidden", "dim"),
+        "gate.weight": ("hidden", "dim"),
+        "down.weight": ("dim", "hidden"),
+    }
+    zero_init: ClassVar = {"down.weight": ("hidden",)}
+    writers: ClassVar = frozenset({"down.weight"})
+    size_fields: ClassVar = frozenset({"hidden"})
+    pointwise: ClassVar = True
+
+    kind: Literal["dense"] = "dense"
+    hidden: PositiveInt
+    activation: Activation = "swiglu"
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """Only gated activations have a gate."""
+        return frozenset() if self.activation in GATED else frozenset({"gate.weight"})
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """hidden and dim."""
+        return {"hidden": self.hidden, "dim": ctx.dim}
+
+    def build(self, ctx: Context) -> "nn.Module":
+        """(B, T, D) to (B, T, D)."""
+        from morphogen.parts.ffn.mlp_layer import FeedForward
+
+        return FeedForward(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Two matmuls, or three with a gate."""
+        return Cost(flops=2.0 * (3 if self.activation in GATED else 2) * self.hidden * ctx.dim)
+
+
+def scaled(size: int, factor: float, multiple: int = 8) -> int:
+    """`size` times `factor`, rounded to a multiple but always larger for a factor above 1, else smaller (0 below 1)."""
+    new = round(size * factor / multiple) * multiple
+    if factor > 1:
+        return new if new > size else (size // multiple + 1) * multiple
+    return new if 0 < new < size else (size - 1) // multiple * multiple or size // 2
+
+
+@operator(MLP, preserves=True)
+def widen_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """More hidden units; the new ones write zero. Ref: arXiv 2305.02869."""
+    return part.evolve(hidden=scaled(part.hidden, float(rng.choice([1.25, 1.5, 2.0]))))
+
+
+@operator(MLP, preserves=False)
+def narrow_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """Fewer hidden units; those of largest norm stay."""
+    smaller = scaled(part.hidden, float(rng.choice([0.5, 0.75])))
+    return part.evolve(hidden=smaller) if 0 < smaller < part.hidden else None
+
+
+@operator(MLP, preserves=False)
+def change_activation(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """Another activation; the weights both have are carried."""
+    others = [a for a in ("swiglu", "geglu", "gelu", "relu", "relu2", "silu") if a != part.activation]
+    return part.evolve(activation=pick(rng, others))

@@ -1,0 +1,430 @@
+"""Mixture of experts as a part: its sizes, costs, and what it inherits. Its module is in `moe_layer`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from morphogen.figures import Figure
+from morphogen.ops.names import RouterKind
+from morphogen.parts.contract.alignment import Alignment, AxisMap
+from morphogen.parts.contract.part import Context, Cost, Part
+from morphogen.parts.contract.registry import PartIn
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
+from morphogen.parts.ffn.mlp import GATED, MLP, Activation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Routers start with small logits: choices differ, weights are nearly equal.
+ROUTER_START = Init("fan_in_normal", (0.1,))
+STACKED = ("up.weight", "gate.weight", "down.weight")
+SHARED = ("shared_up.weight", "shared_gate.weight", "shared_down.weight")
+
+
+class MoE(Part):
+    """y = Σ over the k chosen experts of weight · expert(x), plus shared experts that every token runs.
+
+    The weights sum to 1. Expert e is down_e(act(gate_e x) ⊙ up_e x), or without a gate as in `MLP`. Token choice
+    only, since expert choice sees the future. Ref: arXiv 2101.03961 (Switch), 2401.04088 (Mixtral), 2401.06066 (shared
+    and fine-grained experts), 2408.15664 (balance without a loss).
+
+    n_experts: routed experts in all. hidden: of each. shared, shared_hidden: experts for every token (their hidden
+    size is `hidden` unless given). router_type: scores by softmax or sigmoid of logits / router_temperature.
+    router_bias: `aux_free` keeps a bias per expert that each training step moves against its load. balance, z_loss:
+    coefficients of the load-balance loss and of mean(logsumexp(logits)²), in training only. capacity_factor: with
+    drop_policy `greedy` an expert takes at most ⌈capacity_factor·k·(t + 1) / n_experts⌉ of a sequence's tokens 0..t and
+    refuses the rest; with `none` it is only the mark that `router_overflow` is measured by.
+    experts: parts that stand in for the last experts: feed-forward layers of other sizes, or kinds that mix tokens.
+    Those read the whole sequence, and count where they are chosen.
+    twins: places (by number) that two experts share, the way an expert splits: of the tokens sent to the place, a
+    second gate sends each to one of the two. Twins are the last of the stacked experts.
+    drop_upcycle: the share of each expert's hidden units drawn afresh when it is made from a dense layer (2502.19261).
+    """
+
+    model_config = ConfigDict(defer_build=True)
+
+    slot: ClassVar = "ffn"
+    axes: ClassVar[Mapping[str, Axes]] = {
+        "router.weight": ("place", "dim"),
+        "router.bias": ("expert",),
+        "other_router.weight": ("other", "dim"),
+        "other_router.bias": ("other",),
+        "twin.weight": ("twin", "dim"),
+        "up.weight": ("expert", "hidden", "dim"),
+        "gate.weight": ("expert", "hidden", "dim"),
+        "down.weight": ("expert", "hidden", "dim"),
+        "shared_up.weight": (("shared", "shared_hidden"), "dim"),
+        "shared_gate.weight": (("shared", "shared_hidden"), "dim"),
+        "shared_down.weight": ("dim", ("shared", "shared_hidden")),
+    }
+    initial: ClassVar = {
+        "router.weight": ROUTER_START,
+        "router.bias": ZEROS,
+        "other_router.weight": ROUTER_START,
+        "other_router.bias": ZEROS,
+        "twin.weight": ROUTER_START,
+    }
+    zero_init: ClassVar = {"down.weight": ("expert", "hidden"), "shared_down.weight": ("shared", "shared_hidden")}
+    writers: ClassVar = frozenset({"down.weight", "shared_down.weight"})
+    buffers: ClassVar = frozenset({"router.bias", "other_router.bias"})
+    #: `align` itself judges those of these that do not only set sizes.
+    size_fields: ClassVar = frozenset(
+        {"hidden", "n_experts", "k", "twins", "experts", "router_bias"}
+        | {"shared", "shared_hidden", "balance", "z_loss", "drop_upcycle"}
+    )
+
+    figures: ClassVar = (
+        Figure(
+            "router_entropy",
+            unit="nats",
+            better="max",
+            sort="metric",
+            needs=("moe",),
+            summary="How evenly routers spread a token over the experts, over the last 50 training steps.",
+        ),
+        Figure(
+            "expert_load_max_over_mean",
+            unit="1",
+            better="min",
+            sort="metric",
+            needs=("moe",),
+            summary="The busiest expert's load over the mean load, likewise; 1 is even.",
+        ),
+        Figure(
+            "router_overflow",
+            unit="share",
+            better="min",
+            sort="metric",
+            needs=("moe",),
+            summary="Assignments of tokens beyond the experts' capacity, likewise; 0 without a capacity.",
+        ),
+    )
+
+    kind: Literal["moe"] = "moe"
+    hidden: PositiveInt
+    n_experts: Annotated[int, Field(ge=2)]
+    k: PositiveInt = 2
+    activation: Activation = "swiglu"
+    shared: NonNegativeInt = 0
+    shared_hidden: PositiveInt | None = None
+    router_type: RouterKind = "softmax"
+    router_temperature: PositiveFloat = 1.0
+    router_bias: Literal["none", "aux_free"] = "none"
+    balance: NonNegativeFloat = 0.01
+    z_loss: NonNegativeFloat = 0.0
+    capacity_factor: PositiveFloat | None = None
+    drop_policy: Literal["none", "greedy"] = "none"
+    experts: tuple[Annotated[Part, PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))], ...] = ()
+    twins: tuple[NonNegativeInt, ...] = ()
+    drop_upcycle: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.stacked < 0:
+            raise ValueError(f"experts lists {len(self.experts)} parts, but n_experts is {self.n_experts}")
+        if len(set(self.twins)) < len(self.twins) or any(place >= self.own_places for place in self.twins):
+            raise ValueError(
+                f"twins is {list(self.twins)}, expected different numbers below {self.own_places}, the experts that "
+                "are neither twins nor listed in experts"
+            )
+        if self.places < max(2, self.k):
+            raise ValueError(f"the router chooses {self.k} of {self.places} places, expected at least 2 and k of them")
+        if self.drop_policy == "greedy" and self.capacity_factor is None:
+            raise ValueError("drop_policy is greedy, but there is no capacity_factor")
+        return self
+
+    @property
+    def stacked(self) -> int:
+        """Experts in the stacked tensors, twins among them."""
+        return self.n_experts - len(self.experts)
+
+    @property
+    def own_places(self) -> int:
+        """Places of the stacked experts: twins share one."""
+        return self.stacked - len(self.twins)
+
+    @property
+    def places(self) -> int:
+        """What the router chooses among."""
+        return self.n_experts - len(self.twins)
+
+    @property
+    def shared_width(self) -> int:
+        """Hidden units of one shared expert."""
+        return self.shared_hidden or self.hidden
+
+    def traits(self) -> frozenset[str]:
+        """A mixture of experts."""
+        return frozenset({"moe"})
+
+    def inert(self) -> frozenset[str]:
+        """The shared experts' size without any, a capacity that nothing is dropped by."""
+        return frozenset(
+            ({"shared_hidden"} if not self.shared else set())
+            | ({"capacity_factor"} if self.drop_policy == "none" else set())
+        )
+
+    def writes(self, name: str) -> bool:
+        """Those of the stacked, the shared and the other experts."""
+        index, inner = _other(name)
+        return super().writes(name) if index is None else self.experts[index].writes(inner)
+
+    def absent(self, ctx: Context) -> frozenset[str]:
+        """Gates of ungated activations, the tensors of experts that there are none of, an unused bias."""
+        gone = set() if self.activation in GATED else {"gate.weight", "shared_gate.weight"}
+        if not self.stacked:
+            gone |= {"router.weight", "router.bias", *STACKED}
+        if not self.experts:
+            gone |= {"other_router.weight", "other_router.bias"}
+        if not self.shared:
+            gone |= set(SHARED)
+        if not self.twins:
+            gone.add("twin.weight")
+        if self.router_bias == "none":
+            gone |= self.buffers
+        return frozenset(gone)
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """Those of the stack, and `others.<i>.<axis>` for the parts in `experts`."""
+        sizes = {
+            "dim": ctx.dim,
+            "place": self.own_places,
+            "expert": self.stacked,
+            "hidden": self.hidden,
+            "twin": len(self.twins),
+            "other": len(self.experts),
+            "shared": self.shared,
+            "shared_hidden": self.shared_width,
+        }
+        for i, part in enumerate(self.experts):
+            sizes |= {_inside(i, axis): size for axis, size in part.sizes(ctx).items()}
+        return sizes
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """The stack's, then those of `experts` without their norms: the input is normalised once for all."""
+        specs = super().specs(ctx)
+        if "down.weight" in specs:
+            std = ctx.output_gain / math.sqrt(self.hidden)
+            specs["down.weight"] = replace(specs["down.weight"], init=Init("normal", (std,)))
+        for i, part in enumerate(self.experts):
+            for name, spec in _bare(part, ctx).items():
+                specs[f"others.{i}.{name}"] = replace(spec, axes=_axes_inside(i, spec.axes))
+        return specs
+
+    def build(self, ctx: Context) -> "nn.Module":
+        """(B, T, D) to (B, T, D)."""
+        from morphogen.parts.ffn.moe_layer import Experts
+
+        return Experts(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Router, k experts and the shared ones; of `experts`, those that mix tokens run on every token.
+
+        Choices are taken as even, and no token as dropped.
+        """
+        matrices = 3 if self.activation in GATED else 2
+        share = self.k / self.places  # of the tokens, at one place
+        units = share * self.own_places * self.hidden + self.shared * self.shared_width
+        flops = 2.0 * ctx.dim * (matrices * units + self.places + len(self.twins))
+        total = Cost(flops=flops, state_bytes=8.0 * (self.n_experts + 1) if self.drop_policy == "greedy" else 0.0)
+        for part in self.experts:
+            whole = part.cost(ctx)
+            total += replace(whole, flops=whole.flops * share) if part.pointwise else whole
+        return total
+
+    # ------------------------------------------------------------------------------------------- inheritance
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """From another mixture by tensor; from a dense layer by giving every expert a copy of it."""
+        if isinstance(parent, MLP):
+            return self._upcycled(parent, ctx, parent_ctx)
+        plain = super().align(parent, ctx, parent_ctx)
+        if plain is None or not isinstance(parent, MoE):
+            return plain
+        notes = [plain.note] if plain.note else []
+        segmented = self._segments(parent)
+        if not segmented:
+            notes += self._other_choices(parent)
+        axes, maps, scales = _router_by_expert(self, parent), dict[str, AxisMap](), dict(plain.scales)
+        if segmented:
+            axes, maps = _halves(parent)
+            scales["down.weight"] = 2.0
+        elif self.twins or parent.twins:
+            maps = self._twin_maps(parent)
+        if self.experts and parent.experts:
+            kept = min(len(self.experts), len(parent.experts))
+            maps["other"] = _index([i if i < kept else -1 for i in range(len(self.experts))], len(parent.experts))
+        whole = Alignment(
+            sources=plain.sources,
+            exact=not notes and plain.exact,
+            note="; ".join(notes),
+            axes=axes,
+            parent_axes=axes,
+            maps=maps,
+            scales=scales,
+            zero=plain.zero,
+        )
+        return self._with_others(whole, parent, ctx, parent_ctx)
+
+    def _segments(self, parent: "MoE") -> bool:
+        """Whether every expert of the parent became two of half its size, twice as many of which are chosen."""
+        return (
+            (self.n_experts, self.k) == (2 * parent.n_experts, 2 * parent.k)
+            and 2 * self.hidden == parent.hidden
+            and not (self.twins or parent.twins or self.experts or parent.experts)
+            and self.router_bias == parent.router_bias
+        )
+
+    def _other_choices(self, parent: "MoE") -> list[str]:
+        """Why tokens may go elsewhere than in the parent. An expert that splits in two changes nothing."""
+        notes = []
+        if self.k != parent.k:
+            notes.append(f"k {parent.k} became {self.k}")
+        if parent.router_bias == "aux_free" and self.router_bias == "none":
+            notes.append("router bias removed")
+        if self.own_places != parent.own_places or len(self.experts) != len(parent.experts):
+            notes.append(f"{parent.places} places became {self.places}")
+        if not set(parent.twins) <= set(self.twins):
+            notes.append("twins merged")
+        if self.n_experts != parent.n_experts and self.drop_policy == "greedy":
+            notes.append("capacity changed")
+        return notes
+
+    def _twin_maps(self, parent: "MoE") -> dict[str, AxisMap]:
+        """Places by number; a twin from the parent's twin of its place, else from the expert that has the place."""
+        kept = min(self.own_places, parent.own_places)
+        firsts = [i if i < kept else -1 for i in range(self.own_places)]
+        seconds = [
+            parent.own_places + parent.twins.index(i) if i in parent.twins else i if i < kept else -1
+            for i in self.twins
+        ]
+        turns = [parent.twins.index(i) if i in parent.twins else -1 for i in self.twins]
+        return {
+            "place": _index(firsts, parent.own_places),
+            "expert": _index(firsts + seconds, parent.stacked),
+            "twin": _index(turns, len(parent.twins)),
+        }
+
+    def _with_others(self, whole: Alignment, parent: "MoE", ctx: Context, parent_ctx: Context) -> Alignment:
+        """The same with what the parts in `experts` inherit, each from the one of its number."""
+        sources, exact, notes = dict(whole.sources), whole.exact, [whole.note] if whole.note else []
+        found: dict[str, dict[str, Any]] = {
+            name: dict(vars(whole)[name]) for name in ("axes", "parent_axes", "maps", "scales", "zero", "mean", "init")
+        }
+        for i, part in enumerate(self.experts):
+            mine = part.align(parent.experts[i], ctx, parent_ctx) if i < len(parent.experts) else None
+            if mine is None:
+                sources |= {f"others.{i}.{name}": None for name in _bare(part, ctx)}
+                exact = False
+                notes.append(f"experts[{i}] is new")
+                continue
+            sources |= {
+                f"others.{i}.{name}": None if mine.sources[name] is None else f"others.{i}.{mine.sources[name]}"
+                for name in _bare(part, ctx)
+            }
+            exact = exact and mine.exact
+            notes += [mine.note] if mine.note else []
+            found["maps"] |= {_inside(i, axis): take for axis, take in mine.maps.items()}
+            for field in ("axes", "parent_axes", "zero", "mean"):
+                values: Mapping[str, Axes] = vars(mine)[field]
+                found[field] |= {f"others.{i}.{name}": _axes_inside(i, axes) for name, axes in values.items()}
+            for field in ("scales", "init"):
+                found[field] |= {f"others.{i}.{name}": value for name, value in vars(mine)[field].items()}
+        return Alignment(sources=sources, exact=exact, note="; ".join(notes), **found)
+
+    def _upcycled(self, parent: MLP, ctx: Context, parent_ctx: Context) -> Alignment:
+        """Every expert a copy of the dense layer, less the units that `drop_upcycle` draws afresh. Ref: 2212.05055."""
+        theirs = parent.specs(parent_ctx)
+        same = self.activation == parent.activation and self.stacked > 0
+        exact = same and not (self.experts or self.drop_upcycle) and self.drop_policy == "none"
+        copied = AxisMap(how="index", size=self.stacked, parent_size=1, index=(0,) * self.stacked)
+        rows: Axes = ("expert", "hidden", "dim")
+        columns: Axes = ("expert", "dim", "hidden")
+        axes, maps = dict[str, Axes](), {"expert": copied}
+        zero = dict(self.zero_init)
+        if self.drop_upcycle:
+            axes = dict.fromkeys(STACKED, ("unit", "dim"))
+            rows, columns, maps = ("unit", "dim"), ("dim", "unit"), {"unit": self._kept_units(parent.hidden)}
+            zero["down.weight"] = ("unit",)
+        return Alignment(
+            sources={name: name if name in theirs else None for name in self.specs(ctx)},
+            exact=exact,
+            note="" if exact else "experts are not all copies of the dense layer",
+            axes=axes,
+            parent_axes={"up.weight": rows, "gate.weight": rows, "down.weight": columns},
+            maps=maps,
+            scales=self.norm_scales(parent, ctx, parent_ctx),
+            zero=zero,
+        )
+
+    def _kept_units(self, parent_hidden: int) -> AxisMap:
+        """(expert, hidden) as one axis: which of a dense layer's units each expert keeps, others for every expert."""
+        index: list[int] = []
+        for expert in range(self.stacked):
+            dropped = np.random.default_rng(expert).random(self.hidden).argsort()
+            fresh = set(dropped[: round(self.drop_upcycle * self.hidden)].tolist())
+            index += [-1 if h in fresh or h >= parent_hidden else h for h in range(self.hidden)]
+        return _index(index, parent_hidden)
+
+    def bequeath(self, child: Part, ctx: Context, child_ctx: Context) -> Alignment | None:
+        """To a dense layer: the mean of the stacked experts."""
+        if not isinstance(child, MLP) or not self.stacked:
+            return None
+        mean = AxisMap(how="mean", size=1, parent_size=self.stacked, groups=(tuple(range(self.stacked)),))
+        theirs = self.specs(ctx)
+        rows = ("expert", "hidden", "dim")
+        return Alignment(
+            sources={name: name if name in theirs else None for name in child.specs(child_ctx)},
+            exact=False,
+            note="the mean of the experts",
+            axes={"up.weight": rows, "gate.weight": rows, "down.weight": ("expert", "dim", "hidden")},
+            parent_axes=dict.fromkeys(STACKED, rows),
+            maps={"expert": mean},
+            scales=child.norm_scales(self, child_ctx, ctx),
+            zero=child.zero_init,
+        )
+
+
+def _index(index: list[int], parent_size: int) -> AxisMap:
+    return AxisMap(how="index", size=len(index), parent_size=parent_size, index=tuple(index))
+
+
+def _halves(parent: MoE) -> tuple[dict[str, Axes], dict[str, AxisMap]]:
+    """How an expert's units fall to the two that it becomes; both get its row of the router."""
+    split = {"whole": parent.n_experts, "half": 2, "unit": parent.hidden // 2}
+    maps = {axis: AxisMap(how="first", size=size, parent_size=size) for axis, size in split.items()}
+    axes: dict[str, Axes] = dict.fromkeys(STACKED, ("whole", "half", "unit", "dim"))
+    axes |= {"router.weight": ("whole", "copy", "dim"), "router.bias": ("whole", "copy")}
+    return axes, maps | {"copy": _index([0, 0], 1)}
+
+
+def _router_by_expert(child: MoE, parent: MoE) -> dict[str, Axes]:
+    """Without twins a place is an expert, so that its row goes where the expert goes."""
+    return {} if child.twins or parent.twins else {"router.weight": ("expert", "dim")}
+
+
+def _other(name: str) -> tuple[int | None, str]:
+    """`others.2.up.weight` as (2, "up.weight")."""
+    head, _, rest = name.partition(".")
+    index, _, inner = rest.partition(".")
+    return (int(index), inner) if head == "others" else (None, name)
+
+
+def _inside(i: int, axis: str) -> str:
+    """An axis of part i of `experts`; the residual width is the same for all."""
+    return axis if axis == "dim" else f"others.{i}.{axis}"
+
+
+def _axes_inside(i: int, axes: Axes) -> Axes:
+    return tuple(
+        _inside(i, axis) if isinstance(axis, str) else tuple(_inside(i, factor) for factor in axis) for axis in axes
+    )
+
+
+def _bare(part: Part, ctx: Context) -> dict[str, Spec]:
+    """A part's tensors without those of the norm before it."""
+    return {name: spec for name, spec in part.specs(ctx).items() if not name.startswith("norm.")}

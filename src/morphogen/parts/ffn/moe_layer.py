@@ -1,0 +1,245 @@
+"""The module of `MoE`.
+
+B batch, T tokens, N = B·T, D model dim, F places (what the router chooses among), E experts, K choices per token,
+W places that two experts share, H hidden units of an expert, A assignments of tokens to experts
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morphogen.ops import routing
+from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
+from morphogen.ops.names import RouterKind
+from morphogen.parts.contract.branch import Branch, State
+from morphogen.parts.contract.layers import Linear, make_norm
+from morphogen.parts.contract.part import Context
+from morphogen.parts.ffn.mlp import GATED
+from morphogen.parts.ffn.moe import MoE
+
+#: How far one training step moves a router's bias: in logits for the softmax router, in scores for the sigmoid one.
+BIAS_STEP: Mapping[RouterKind, float] = {"softmax": 1e-2, "sigmoid": 3e-3}
+
+
+class Stack(nn.Module):
+    """One tensor for all experts; `bias` entries of a buffer beside it where it is a router's."""
+
+    bias: Tensor | None
+
+    def __init__(self, *shape: int, bias: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.register_buffer("bias", torch.empty(bias) if bias else None)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Where the tokens go. turn_NW: the twins' logits, None without twins."""
+
+    experts_NK: Tensor
+    weights_NK: Tensor
+    logits_NF: Tensor
+    logp_NF: Tensor
+    turn_NW: Tensor | None
+
+
+@functools.lru_cache(maxsize=256)
+def _twin_of(twins: tuple[int, ...], places: int, device: torch.device) -> Tensor:
+    """place -> which of the twins shares it, −1 where none does; (F,)."""
+    return torch.tensor([twins.index(place) if place in twins else -1 for place in range(places)], device=device)
+
+
+class Experts(Branch):
+    """The module of `MoE`. Experts are numbered: those with a place of their own, their twins, then `part.experts`."""
+
+    def __init__(self, part: MoE, ctx: Context) -> None:
+        super().__init__()
+        self.part = part
+        dim, stacked, others, width = ctx.dim, part.stacked, len(part.experts), part.shared * part.shared_width
+        biased, gated = part.router_bias == "aux_free", part.activation in GATED
+        self.norm = make_norm(ctx.norm, dim)
+        self.router = Stack(part.own_places, dim, bias=stacked * biased) if stacked else None
+        self.other_router = Stack(others, dim, bias=others * biased) if others else None
+        self.twin = Stack(len(part.twins), dim) if part.twins else None
+        self.up = Stack(stacked, part.hidden, dim) if stacked else None
+        self.gate = Stack(stacked, part.hidden, dim) if stacked and gated else None
+        self.down = Stack(stacked, part.hidden, dim) if stacked else None
+        self.shared_up = Linear(dim, width) if width else None
+        self.shared_gate = Linear(dim, width) if width and gated else None
+        self.shared_down = Linear(width, dim) if width else None
+        self.others = nn.ModuleList(expert.build(ctx) for expert in part.experts)
+        for other in self.others:
+            other.norm = nn.Identity()  # the input is normalised once for all
+
+    def mix(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        return self._mix(x_BTD, None)
+
+    def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
+        """Remembers what each expert has taken, where it may refuse, and what the parts in `experts` remember."""
+        return self._mix(x_BTD, state)
+
+    def _mix(self, x_BTD: Tensor, state: State | None) -> Tensor:
+        part, device = self.part, x_BTD.device
+        x_BTD = x_BTD.to(autocast_dtype(device) or x_BTD.dtype)
+        x_ND = x_BTD.flatten(0, 1)
+        with no_autocast(device):
+            routed = self._route(x_ND)
+            kept_NK = self._kept(routed.experts_NK.view(*x_BTD.shape[:2], -1), state)
+            self._report(routed, kept_NK)
+        refused = kept_NK if part.drop_policy == "greedy" else None
+        plan = routing.dispatch(routed.experts_NK, part.n_experts, refused)
+        y_ND = self._outputs(plan, routed.weights_NK, x_BTD, state)
+        if self.shared_up is not None and self.shared_down is not None:
+            up = self.shared_up(x_ND)
+            if self.shared_gate is None:
+                h = ACTIVATIONS[part.activation](up)
+            else:
+                h = gated_activation(part.activation, self.shared_gate(x_ND), up)
+            y_ND = y_ND + self.shared_down(h)
+        return y_ND.view(x_BTD.shape)
+
+    # ------------------------------------------------------------------------------------------------ routing
+
+    def _route(self, x_ND: Tensor) -> Routed:
+        """The choice, in fp32 at least."""
+        part = self.part
+        x_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
+        rows: list[Tensor] = [router.weight for router in (self.router, self.other_router) if router is not None]
+        logits_NF = F.linear(x_ND, torch.cat(rows).to(x_ND.dtype))
+        chosen = routing.choose(logits_NF, part.k, part.router_type, part.router_temperature, self._place_bias())
+        places_NK, weights_NK = chosen.places_NK, chosen.weights_NK
+        experts_NK = places_NK + len(part.twins) * (places_NK >= part.own_places)
+        turn_NW = None
+        if self.twin is not None:
+            turn_NW = F.linear(x_ND, self.twin.weight.to(x_ND.dtype))
+            which_NK = _twin_of(part.twins, part.places, x_ND.device)[places_NK]
+            split_NK, which_NK = which_NK >= 0, which_NK.clamp(min=0)
+            lean_NK = torch.zeros_like(weights_NK)
+            if self.router is not None and self.router.bias is not None:
+                first_W, second_W = self._twin_bias(self.router.bias)
+                lean_NK = (second_W - first_W).to(x_ND.dtype)[which_NK]
+            second_NK, factor_NK = routing.between_twins(turn_NW.gather(1, which_NK), lean_NK, split_NK)
+            experts_NK = torch.where(second_NK, part.own_places + which_NK, experts_NK)
+            weights_NK = weights_NK * factor_NK
+        return Routed(experts_NK, weights_NK, logits_NF, chosen.logp_NF, turn_NW)
+
+    def _twin_bias(self, bias_E: Tensor) -> tuple[Tensor, Tensor]:
+        """Biases of those who share a place: of the first, of the second."""
+        first_W = bias_E[torch.tensor(self.part.twins, device=bias_E.device)]
+        return first_W, bias_E[self.part.own_places :]
+
+    def _place_bias(self) -> Tensor | None:
+        """An expert's own; the mean of the two where they share a place."""
+        part, biases = self.part, []
+        if self.router is not None and self.router.bias is not None:
+            bias_F = self.router.bias[: part.own_places]
+            if part.twins:
+                mean_W = torch.stack(self._twin_bias(self.router.bias)).mean(0)
+                bias_F = bias_F.index_copy(0, torch.tensor(part.twins, device=bias_F.device), mean_W)
+            biases.append(bias_F)
+        if self.other_router is not None and self.other_router.bias is not None:
+            biases.append(self.other_router.bias)
+        return torch.cat(biases) if biases else None
+
+    def _probabilities(self, routed: Routed) -> Tensor:
+        """Each token's distribution over experts, probs_NE: its scores over their sum, twins sharing their place's."""
+        part = self.part
+        probs_NF = routed.logp_NF.softmax(-1)
+        if routed.turn_NW is None:
+            return probs_NF
+        places_W = torch.tensor(part.twins, device=probs_NF.device)
+        second_NW = probs_NF[:, places_W] * routed.turn_NW.sigmoid()
+        first_NF = probs_NF.index_add(1, places_W, -second_NW)
+        return torch.cat([first_NF[:, : part.own_places], second_NW, first_NF[:, part.own_places :]], 1)
+
+    def _kept(self, experts_BTK: Tensor, state: State | None) -> Tensor | None:
+        """Which assignments are within capacity, (N, K); None where nobody asks. `state` counts what was taken."""
+        part = self.part
+        greedy = part.drop_policy == "greedy"
+        if part.capacity_factor is None or not (greedy or self.record is not None):
+            return None
+        (batch, length, _), device, start = experts_BTK.shape, experts_BTK.device, 0
+        load_BE = torch.zeros(batch, part.n_experts, dtype=torch.long, device=device)
+        if state is not None and "load" in state:
+            load_BE, start = state["load"], int(state["position"][0])
+        ceiling_T = routing.ceilings(part.capacity_factor, part.k, part.n_experts, start, length).to(device)
+        kept_BTK, load_BE = routing.within_capacity(experts_BTK, ceiling_T, load_BE)
+        if state is not None and greedy:
+            state["load"] = load_BE
+            state["position"] = torch.full((batch,), start + length, device=device)
+        return kept_BTK.flatten(0, 1)
+
+    # ------------------------------------------------------------------------------------------------ outputs
+
+    def _outputs(self, plan: routing.Dispatch, weights_NK: Tensor, x_BTD: Tensor, state: State | None) -> Tensor:
+        """Every token's outputs, times its weights, summed; y_ND."""
+        part, x_ND = self.part, x_BTD.flatten(0, 1)
+        if not self.others:
+            return self._stacked(plan, weights_NK, x_ND)
+        of_stacked, *of_others = plan.divided(part.stacked)
+        outputs = [self._stacked(of_stacked, weights_NK, x_ND)] if part.stacked else []
+        for i, (its_plan, expert) in enumerate(zip(of_others, part.experts, strict=True)):
+            other = cast(Branch, self.others[i])
+            if expert.pointwise:
+                y_AD = other.mix(x_ND[its_plan.token_A][None])[0]
+            else:
+                y_BTD = other.mix(x_BTD) if state is None else _remembering(other, x_BTD, state, f"others.{i}.")
+                y_AD = y_BTD.flatten(0, 1)[its_plan.token_A]
+            outputs.append(its_plan.combine(y_AD, weights_NK))
+        return torch.stack(outputs).sum(0)
+
+    def _stacked(self, plan: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
+        assert self.up is not None
+        assert self.down is not None
+        gate_EHD = None if self.gate is None else self.gate.weight
+        up_EHD, down_EHD = self.up.weight, self.down.weight
+        return routing.expert_ffn(x_ND, weights_NK, plan, up_EHD, gate_EHD, down_EHD, self.part.activation)
+
+    # ---------------------------------------------------------------------------------------------- reporting
+
+    def _report(self, routed: Routed, kept_NK: Tensor | None) -> None:
+        """Auxiliary losses and figures, while a recording is open.
+
+        `router_entropy` is in nats; `router_overflow` is the share of assignments beyond the capacity, which the load
+        behind `expert_load_max_over_mean` counts too.
+        """
+        if self.record is None:
+            return
+        part = self.part
+        probs_NE = self._probabilities(routed)
+        load_E = routed.experts_NK.flatten().bincount(minlength=part.n_experts).to(probs_NE.dtype)
+        entropy = routing.entropy(probs_NE)
+        if part.balance:
+            self.record.add_loss("balance", part.balance * routing.balance_loss(probs_NE, load_E))
+        if part.z_loss:
+            self.record.add_loss("router_z", part.z_loss * routing.z_loss(routed.logits_NF))
+        self.record.add_loss("router_entropy", entropy)
+        self.record.add_figure("router_entropy", entropy)
+        self.record.add_figure("expert_load_max_over_mean", load_E.max() / load_E.mean())
+        overflow = load_E.new_zeros(()) if kept_NK is None else 1.0 - kept_NK.to(load_E.dtype).mean()
+        self.record.add_figure("router_overflow", overflow)
+        self.record.add_tally(self, load_E)
+
+    @torch.no_grad()
+    def settle(self, counts: Tensor) -> None:
+        """Each expert's bias a step up or down, as its load in this training step was below or above the mean."""
+        step_E = BIAS_STEP[self.part.router_type] * torch.sign(counts.mean() - counts)
+        steps = torch.split(step_E, [self.part.stacked, len(self.part.experts)])
+        for router, its_step_E in zip((self.router, self.other_router), steps, strict=True):
+            if self.training and router is not None and router.bias is not None:
+                router.bias += its_step_E.to(router.bias.dtype)
+
+
+def _remembering(branch: Branch, x_BTD: Tensor, state: State, prefix: str) -> Tensor:
+    """`branch.mix_on` with its part of the state, the names that begin with `prefix`."""
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    y_BTD = branch.mix_on(x_BTD, inner)
+    state.update({prefix + name: value for name, value in inner.items()})
+    return y_BTD

@@ -1,0 +1,1 @@
+"""Extras that read or write a memory of the past."""

@@ -1,0 +1,1 @@
+"""Extras that mix tokens or the block's branches, and plug-ins."""

@@ -1,0 +1,187 @@
+"""Parts of other packages: a plug-in is a class, named in a blueprint by its entry point or as `module:Class`.
+
+B batch, T tokens, D model dim
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import JsonValue, PrivateAttr, ValidationError, model_validator
+
+from morphogen import plugins
+from morphogen.errors import InputError
+from morphogen.figures import Figure
+from morphogen.parts.contract.alignment import Alignment
+from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.part import Context, Cost, NormKind, Part
+from morphogen.parts.contract.tensors import Axes, Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Plugin(Part):
+    """What a plug-in inherits from: a residual branch in the slot `extra`, described as every other part is.
+
+    A subclass declares its fields, each with a default, and as for `Part`: `axes`, `writers`, `zero_init`, `initial`,
+    `buffers`, `size_fields`, `sizes`, `build` (a `contract.branch.Branch`) and `cost`. Nothing else is needed: it is
+    initialised, inherited, widened and crossed over from these. It must be causal; the contract test in
+    `tests/test_contract.py` says what else. Writers are zero at insertion, so a plug-in enters a trained model without
+    a jump.
+
+    In a blueprint it is `{kind: custom, name: mixer, params: {width: 64}}`, where the package `mine` has in its
+    pyproject.toml
+
+        [project.entry-points."morphogen.parts"]
+        mixer = "mine.parts:Mixer"
+
+    and then evolution puts it in by itself (`insert_custom_module`). Without a package its name is "mine.parts:Mixer",
+    and that is imported only where the user allows code (`--allow-code`, `morphogen.allow_code`).
+    """
+
+    slot: ClassVar = "extra"
+    #: Whether `tune` leaves the function as it is.
+    tune_preserves: ClassVar[bool] = False
+
+    def tune(self, ctx: Context, rng: np.random.Generator) -> Self | None:
+        """A changed copy, for evolution; None when there is nothing to change."""
+        return None
+
+
+class Custom(Part):
+    """A plug-in with its parameters. name: of an entry point, or `module:Class` where the user allows code."""
+
+    slot: ClassVar = "extra"
+
+    kind: Literal["custom"] = "custom"
+    name: str
+    params: dict[str, JsonValue] = {}
+    _plugin: Plugin | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        if not plugins.only_looked_at():
+            try:
+                self._plugin = self._found()
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def plugin(self) -> Plugin:
+        """The plug-in, its parameters read. InputError where it was only looked at, and cannot be had."""
+        return self._found() if self._plugin is None else self._plugin
+
+    def _found(self) -> Plugin:
+        try:
+            return find_plugin(self.name).model_validate(self.params)
+        except ValidationError as error:
+            found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise InputError(f"params of {self.name}: {found}") from None
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:  # type: ignore[override]
+        """The plug-in's."""
+        return self.plugin.axes
+
+    @property
+    def zero_init(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
+        """The plug-in's."""
+        return self.plugin.zero_init
+
+    @property
+    def writers(self) -> frozenset[str]:  # type: ignore[override]
+        """The plug-in's."""
+        return self.plugin.writers
+
+    @property
+    def pointwise(self) -> bool:  # type: ignore[override]
+        """The plug-in's."""
+        return self.plugin.pointwise
+
+    @property
+    def buffers(self) -> frozenset[str]:  # type: ignore[override]
+        """The plug-in's."""
+        return self.plugin.buffers
+
+    def writes(self, name: str) -> bool:
+        """The plug-in's."""
+        return self.plugin.writes(name)
+
+    def recorded(self) -> tuple[Figure, ...]:
+        """The plug-in's."""
+        return self.plugin.recorded()
+
+    def neutral(self) -> bool:
+        """The plug-in's."""
+        return self.plugin.neutral()
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+        """The plug-in's."""
+        return self.plugin.norms(ctx)
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """The plug-in's."""
+        return self.plugin.sizes(ctx)
+
+    def specs(self, ctx: Context) -> dict[str, Spec]:
+        """The plug-in's."""
+        return self.plugin.specs(ctx)
+
+    def build(self, ctx: Context) -> "nn.Module":
+        """The plug-in's module, (B, T, D) to (B, T, D)."""
+        return self.plugin.build(ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """The plug-in's."""
+        return self.plugin.cost(ctx)
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        """As the plug-in aligns; nothing is carried from another plug-in."""
+        if not isinstance(parent, Custom):
+            return None
+        aligned = self.plugin.align(parent.plugin, ctx, parent_ctx)
+        if aligned is None:
+            note = f"plug-in {parent.name} became {self.name}"
+            return Alignment(sources=dict.fromkeys(self.specs(ctx)), exact=False, note=note)
+        return aligned
+
+
+def find_plugin(name: str) -> type[Plugin]:
+    """The plug-in class of an entry point or `module:Class`. InputError where there is none, or it may not be run."""
+    found = plugins.find(plugins.PARTS, name)
+    if not (isinstance(found, type) and issubclass(found, Plugin)):
+        raise InputError(f"plug-in {name}: got {found!r}, expected a class that inherits from morphogen's Plugin")
+    if "kind" in found.model_fields:
+        raise InputError(f"plug-in {name}: has a kind of its own; it is {{kind: {name}}}")
+    return found
+
+
+def ready_made() -> list["Custom"]:
+    """The installed plug-ins with their defaults, in order; those that cannot be imported or have none are left out."""
+    found = []
+    for name in plugins.names(plugins.PARTS):
+        try:
+            found.append(Custom(name=name))
+        except ValidationError:
+            continue
+    return found
+
+
+# --------------------------------------------------------------------------------------------------- operators
+
+
+@block_operator(preserves=True)
+def insert_custom_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+    """An installed plug-in with its defaults; its output starts at zero."""
+    present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
+    new = pick(rng, [plugin for plugin in ready_made() if plugin.name not in present])
+    return None if new is None else block.evolve(extras=(*block.extras, new))
+
+
+@operator(Custom, preserves=lambda part, ctx: part.plugin.tune_preserves)
+def tune_custom_module(part: Custom, ctx: Context, rng: np.random.Generator) -> Custom | None:
+    """What the plug-in itself offers as a change."""
+    tuned = part.plugin.tune(ctx, rng)
+    return None if tuned is None else part.evolve(params=tuned.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""Depth recurrence: blocks run again and again."""

@@ -1,0 +1,1 @@
+"""Kinds for the slot `ssm`: state-space layers."""
