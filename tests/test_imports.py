@@ -65,7 +65,7 @@ HOMES = {
     "ray": {"execution/ray.py"},
     "rich": {"console.py", "launch.py", "report/tables.py"},
     "typer": {"cli.py", "flags.py", "launch.py"},
-    "datasets": {"data/corpora.py"},
+    "datasets": {"data/hub.py"},
     "scipy": {"analysis/statistics.py"},
 }
 NO_TORCH = {"errors", "candidate", "figures", "paths", "plugins", "selection", "store", "report", "console"}

@@ -73,7 +73,7 @@ def test_figures_are_called_after_sources_as_they_were_written(tmp_path: Path) -
     assert [shard.name for shard in again] == [shard.name for shard in shards]
     assert "name" not in Shard(source="a.txt").model_dump()
     assert Shard(source="a.txt", name="mine").model_dump()["name"] == "mine"
-    with pytest.raises(ValueError, match="pattern"):
+    with pytest.raises(ValueError, match="expected letters, digits"):
         Shard(source="a.txt", name="a b")
 
 

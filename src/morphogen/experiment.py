@@ -171,6 +171,8 @@ class Shard(Frozen):
     name: what its figures are called after (`ppl_<name>`); by default the source as it is written, in small letters.
     weight: share of training sequences, or of the means over held-out shards, relative to the other shards'. split,
     revision: of a Hugging Face data set. cache_path: where its tokens are kept, instead of the common cache.
+    text_field: the column of records that holds the text, where it is not `text`. on_error: `skip` leaves out records,
+    texts and files that cannot be read, and counts them.
     max_documents: how many documents to take from the head of the source, so that a large data set on the hub need not
     be fetched whole. A probe has none of these but a name and a weight.
     """
@@ -182,14 +184,19 @@ class Shard(Frozen):
     revision: str | None = None
     cache_path: str | None = None
     max_documents: PositiveInt | None = None
+    text_field: Annotated[str, Field(min_length=1)] | None = None
+    on_error: Literal["fail", "skip"] = "fail"
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
         unread = set() if self.source.startswith("hf:") else {"split", "revision"}
+        if not self.source.startswith("hf:") and not self.is_local:
+            unread |= {"text_field", "on_error"}
         if self.pairs is not None:
             unread |= {"cache_path", "max_documents"}
         for name in sorted(unread & _changed(self)):
             only = "hf: sources have one" if name in ("split", "revision") else "text has one"
+            only = "files and data sets have one" if name in ("text_field", "on_error") else only
             raise ValueError(f"{name} is {dict(self)[name]!r}, but the source is {self.source!r} and only {only}")
         return self
 

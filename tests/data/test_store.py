@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from morphogen.data import corpora, store
-from morphogen.data.corpora import Document, digest_of
+from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.prepare import prepare
 from morphogen.data.store import SPLITS, cache_folder, cached, distinct, read_checked, split_of, survey, write_checked
 from morphogen.data.tokenizers import ByteTokenizer
@@ -68,7 +68,7 @@ def test_duplicates_and_empty_documents_are_dropped() -> None:
 def test_documents_of_one_origin_share_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = [f"module {i}" for i in range(50)]
     taken = [Document(str(i), f"docstring {i}", digest_of(module)) for i, module in enumerate(modules)]
-    monkeypatch.setattr(corpora, "documents", lambda shard: iter(taken))
+    monkeypatch.setattr(corpora, "documents", lambda shard, reader: iter(taken))
     files = encoded("stdlib-docs")  # one of the sources that are copied into the cache
     for name in SPLITS:
         text = bytes(t if t < 256 else 10 for t in files[name].open().tolist()).decode()
@@ -84,9 +84,9 @@ def test_costly_sources_are_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
     reads = []
     streamed = corpora.documents
 
-    def counted(shard: Shard) -> Iterator[Document]:
+    def counted(shard: Shard, reader: Reader) -> Iterator[Document]:
         reads.append(shard.source)
-        return streamed(shard)
+        return streamed(shard, reader)
 
     monkeypatch.setattr(corpora, "documents", counted)
     source = f"hf:{tmp_path / 'set'}"
@@ -105,7 +105,7 @@ def test_a_second_start_reads_no_text(folder: Callable[..., str], monkeypatch: p
     source = folder()
     first = encoded(source)
 
-    def forbidden(shard: Shard) -> Iterator[Document]:
+    def forbidden(shard: Shard, reader: Reader) -> Iterator[Document]:
         raise AssertionError("the corpus was read again")
 
     monkeypatch.setattr(corpora, "documents", forbidden)

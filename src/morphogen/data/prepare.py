@@ -215,7 +215,8 @@ def _check_overlap(data: PreparedData) -> None:
 
 def _summary(shard: PreparedShard) -> dict[str, Any]:
     tokens = {name: file.tokens for name, file in shard.files.items()}
-    found = {"name": shard.name, "source": shard.source, **asdict(shard.corpus), "tokens": tokens}
+    corpus = {name: value for name, value in asdict(shard.corpus).items() if name != "account"}
+    found = {"name": shard.name, "source": shard.source, **corpus, "tokens": tokens}
     return {**found, "lost": shard.lost} if shard.lost else found
 
 

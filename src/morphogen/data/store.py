@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.data import corpora
-from morphogen.data.corpora import Document
+from morphogen.data.document import Account, Document, digest_of
 from morphogen.data.spelling import EXAMPLES, Ids, Loss
 from morphogen.data.tokenizers import Spelled, Tokenizer
 from morphogen.errors import InputError, RunError
@@ -55,12 +55,14 @@ class Hashed(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a source turned out to hold: `digest` is over the text of its distinct documents, in order."""
+    """What a source turned out to hold: `digest` is over the text of its distinct documents, in order. account: how it
+    was read."""
 
     digest: str
     documents: int
     duplicates: int
     n_bytes: int
+    account: Account
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def distinct(documents: Iterable[Document]) -> Iterator[Hashed]:
     """The documents with their hashes; empty ones and exact duplicates are left out."""
     seen: set[bytes] = set()
     for document in documents:
-        digest = corpora.digest_of(document.text)
+        digest = digest_of(document.text)
         if document.text and digest not in seen:
             seen.add(digest)
             yield Hashed(digest, document.origin or digest, document.text, len(document.text.encode()))
@@ -166,24 +168,27 @@ def survey(shard: "Shard") -> Corpus:
     path = _survey_path(shard)
     known = read_checked(path)
     if known is not None and (not corpora.is_costly(shard) or _size(_copy_path(shard)) == known["copy_bytes"]):
-        return Corpus(**known["corpus"])
+        return Corpus(**{**known["corpus"], "account": Account.from_json(known["corpus"]["account"])})
+    reader = corpora.reader_of(shard)
     if corpora.is_costly(shard):
         with cached(_copy_path(shard)) as copy:
-            for key, text, origin in corpora.documents(shard):
+            for key, text, origin in corpora.documents(shard, reader):
                 copy.write(json.dumps([key, text, origin and origin.hex()]).encode() + b"\n")
     digest, total, kept, n_bytes = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0, 0, 0
 
     def counted() -> Iterator[Document]:
         nonlocal total
-        for document in stored_documents(shard):
-            total += 1
+        for document in stored_documents(shard) if corpora.is_costly(shard) else corpora.documents(shard, reader):
+            if not document.text:
+                reader.leave_out("empty", document.key)
+            total += bool(document.text)
             yield document
 
     for hashed in distinct(counted()):
         digest.update(hashed.digest + hashed.decides_split)
         kept += 1
         n_bytes += hashed.n_bytes
-    corpus = Corpus(digest.hexdigest(), kept, total - kept, n_bytes)
+    corpus = Corpus(digest.hexdigest(), kept, total - kept, n_bytes, reader.account())
     write_checked(path, {"corpus": asdict(corpus), "copy_bytes": _size(_copy_path(shard))})
     return corpus
 
@@ -194,13 +199,16 @@ def stored_documents(shard: "Shard") -> Iterator[Document]:
         yield from corpora.documents(shard)
         return
     path = _copy_path(shard)
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
                 key, text, origin = json.loads(line)
-            except ValueError:
-                raise InputError(f"data source {shard.source!r}: its copy {path} is damaged; delete it") from None
-            yield Document(key, text, origin and bytes.fromhex(origin))
+                yield Document(key, text, origin and bytes.fromhex(origin))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data source {shard.source!r}: its copy {path} is gone or damaged ({error}); delete what is left of it, "
+            "and it is made again at the next start"
+        ) from None
 
 
 # -- tokens
