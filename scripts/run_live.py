@@ -36,6 +36,8 @@ def run_live(
     seed: flags.Seed = None,
     lineage_out: Annotated[Path | None, typer.Option(help="where to put a copy of lineage.json")] = None,
     resume: flags.Resume = False,
+    retry_failed: flags.RetryFailed = False,
+    retrain_lost: flags.RetrainLost = False,
     parent_selection: flags.ParentSelection = None,
     mutation_weight: flags.MutationWeight = None,
     mutation_steps: flags.MutationSteps = None,
@@ -88,7 +90,16 @@ def run_live(
     folder = out.with_suffix("") if out.suffix == ".json" else out
     execution = execution_of(workers=workers)
     carry_out(
-        experiment, folder, seed=seed, device=device, resume=resume, keep=keep, execution=execution, as_json=as_json
+        experiment,
+        folder,
+        seed=seed,
+        device=device,
+        resume=resume,
+        keep=keep,
+        execution=execution,
+        as_json=as_json,
+        retry_failed=retry_failed,
+        retrain_lost=retrain_lost,
     )
 
 

@@ -126,7 +126,7 @@ def test_survivors_of_a_run_that_was_given_more_generations_are_needed(sound: Pa
     survivor = next(id for id in closed[-1].survivors if id not in closed[-1].frontier)
     (run / "checkpoints" / f"{survivor}.safetensors").unlink()
     assert [finding.wrong for finding in examine(run)] == [
-        f"missing; {survivor} is a survivor, and children that inherit from it will fail"
+        f"missing; {survivor} is a survivor, and the run stops where a child inherits from it"
     ]
 
 

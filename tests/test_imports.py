@@ -49,6 +49,7 @@ JOINING = [
     "explain",
     "checks",
     "notices",
+    "retrain",
     "evolve",
     "status",
     "doctor",

@@ -57,6 +57,8 @@ def run(
     eval_batches: flags.EvalBatches = None,
     device: flags.Device = "cpu",
     resume: flags.Resume = False,
+    retry_failed: flags.RetryFailed = False,
+    retrain_lost: flags.RetrainLost = False,
     parent_selection: flags.ParentSelection = None,
     mutation_weight: flags.MutationWeight = None,
     mutation_steps: flags.MutationSteps = None,
@@ -115,6 +117,8 @@ def run(
             keep=keep,
             execution=execution,
             as_json=as_json,
+            retry_failed=retry_failed,
+            retrain_lost=retrain_lost,
             wide=wide,
         )
 

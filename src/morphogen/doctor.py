@@ -13,8 +13,11 @@ from morphogen.evolve import read_environment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.reading import read_experiment
 from morphogen.search.engine import Engine
+from morphogen.search.failures import common_reason, retry, wholly_failed
 from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use
 
+RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
+RETRY = "once the cause is mended, the run's command with --resume --retry-failed trains them again"
 GO_ON = "the run's command with --resume puts it right"
 
 
@@ -48,7 +51,7 @@ def examine(folder: Path) -> list[Finding]:
         return [Finding(str(folder), str(error), "it was made by another version of morphogen, or changed by hand")]
     running = bool(in_use(folder))
     finished = events[-1] == Stop(reason=FINISHED)
-    found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished)]
+    found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished), *_failures(folder, engine)]
     return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]
 
 
@@ -89,8 +92,10 @@ def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Findi
     for id in dict.fromkeys((*breeders, *engine.frontier_ids)):
         path = folder / (engine.reports[id].checkpoint or "")
         if not path.is_file():
-            who = "a survivor, and children that inherit from it will fail" if id in breeders else "on the frontier"
-            yield Finding(str(path), f"missing; {id} is {who}", "restore it from a copy, or train the blueprint anew")
+            who = (
+                "a survivor, and the run stops where a child inherits from it" if id in breeders else "on the frontier"
+            )
+            yield Finding(str(path), f"missing; {id} is {who}", RETRAIN)
     for report in engine.reports.values():
         path = folder / (report.checkpoint or "")
         if report.checkpoint is None or not path.is_file():
@@ -102,10 +107,19 @@ def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Findi
                 load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")
-            yield Finding(str(path), wrong, "restore it from a copy; until then, children that inherit from it fail")
+            yield Finding(str(path), wrong, RETRAIN)
             continue
         if extra.get("candidate") != report.id or blueprint != wanted:
-            yield Finding(str(path), f"holds {extra.get('candidate')}, not {report.id}", "restore it from a copy")
+            yield Finding(str(path), f"holds {extra.get('candidate')}, not {report.id}", RETRAIN)
+
+
+def _failures(folder: Path, engine: Engine) -> Iterator[Finding]:
+    """Generations of which nothing was trained, where that can be mended."""
+    back = retry(engine)
+    for number in range(back.generation if back else engine.generation + 1, engine.generation + 1):
+        if len(failures := wholly_failed(engine, number)) > 1:
+            wrong = f"generation {number}: all of it failed ({len(failures)}), most often because of: "
+            yield Finding(str(folder), wrong + common_reason(failures), RETRY)
 
 
 def _exports(folder: Path, start: Event, settled: Engine) -> Iterator[Finding]:

@@ -26,14 +26,26 @@ from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, 
 from morphogen.paths import user_path
 from morphogen.reading import located, read_experiment
 from morphogen.report.wording import plain
+from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
+from morphogen.search.failures import common_reason, retry, worth_a_stop
 from morphogen.store.files import canonical_json, write_atomic
-from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Start, Stop
+from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.variation.template import resolve_templates
 from morphogen.winners import Winners
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What to do again when a run is resumed. failed: train the failed candidates of its end again, and go on from them
+    (see `search.failures.retry`). lost: train checkpoints again that are needed, and missing or damaged.
+    """
+
+    failed: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,11 @@ class Run:
         return Lineage.read(self.folder / "lineage.json")
 
     def resume(
-        self, generations: int | None = None, execution: Execution = IN_PROCESS, observer: Observer = nobody
+        self,
+        generations: int | None = None,
+        execution: Execution = IN_PROCESS,
+        observer: Observer = nobody,
+        mend: Mend = Mend(),
     ) -> "Run":
         """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
         return evolve(
@@ -68,6 +84,7 @@ class Run:
             resume=True,
             execution=execution,
             observer=observer,
+            mend=mend,
         )
 
 
@@ -122,17 +139,21 @@ def evolve(
     execution: Execution = IN_PROCESS,
     executor: Executor | None = None,
     observer: Observer = nobody,
+    mend: Mend = Mend(),
 ) -> Run:
     """Evolves `experiment` in folder `out` and returns when all its generations are closed.
 
     seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. execution:
-    how candidates are carried out; `executor`: by what, instead (left open for the caller to close). Raises
-    InputError for what the experiment asks and cannot have, RunError for a folder that cannot be used, and for
-    faults that are not a candidate's (text, weights, disk, device, workers). After any of these, after what the
-    observer raises, which is raised as it is, and after KeyboardInterrupt, the run can be resumed.
+    how candidates are carried out; `executor`: by what, instead (left open for the caller to close). mend: what to do
+    again of a run that is resumed. Raises InputError for what the experiment asks and cannot have, RunError for a
+    folder that cannot be used, for faults that are not a candidate's (text, weights, disk, device, workers), and when
+    all of a generation failed. After any of these, after what the observer raises, which is raised as it is, and after
+    KeyboardInterrupt, the run can be resumed.
     """
     folder = user_path(out, "out")
     runfolder.check_usable(folder, resume)
+    if mend != Mend() and not resume:
+        raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
     if generations is not None:
         changed = {**dict(experiment.evolution), "generations": generations}
@@ -150,7 +171,9 @@ def evolve(
         with ExitStack() as undo:
             if executor is None:
                 executor = undo.enter_context(closing(open_executor(execution, prepared)))
-            session = undo.enter_context(_Session.open(folder, experiment, seed, device, prepared, keep, heard, resume))
+            session = undo.enter_context(
+                _Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
+            )
             undo.enter_context(threads(session.threads))
             session.loop(executor, [bf16_warning(experiment.train.bf16, torch.device(device))])
     except OSError as error:
@@ -210,6 +233,8 @@ class _Session:
     finished: bool
     threads: int
     begun_on: str
+    mend: Mend
+    back: Retry | None
     position: int = 0
     total: int = 0
 
@@ -224,6 +249,7 @@ class _Session:
         keep: Keep,
         observer: _Hearing,
         resume: bool,
+        mend: Mend,
     ) -> Self:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
         engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
@@ -243,6 +269,12 @@ class _Session:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
             for event in events[1:]:
                 engine.apply(event)
+            if (back := retry(engine) if mend.failed else None) is not None:
+                ledger.append(back)
+                events = list(ledger.events())
+                engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
+                for event in events[1:]:
+                    engine.apply(event)
             log = undo.enter_context(_open_log(folder))
             version = told["commit"] or str(told["versions"].get("morphogen"))
             devices = device if device == told["device"] else f"{told['device']}, later {device}"
@@ -261,6 +293,8 @@ class _Session:
             finished,
             threads=told["threads"],
             begun_on=told["device"],
+            mend=mend,
+            back=back,
         )
 
     def __enter__(self) -> Self:
@@ -288,7 +322,15 @@ class _Session:
         self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
         for text in filter(None, warnings):
             self._tell(Warned(text))
+        if self.back is not None:
+            failed = len(self.back.candidates)
+            self._write_log(
+                f"went back to generation {self.back.generation}, to train {failed} failed candidates again"
+            )
+        if self.mend.lost:
+            retrain_lost(engine, self.folder, executor, self._write_log)
         while not engine.done:
+            told = False
             if not engine.open:
                 self.ledger.append(engine.ask())
             while pending := engine.pending():  # round after round: of the later ones only those that went on
@@ -299,6 +341,9 @@ class _Session:
                     engine.tell(report)
                     self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
                     self.position += 1
+                    told = True
+            if told:  # else this was said when it happened, and the run was resumed nevertheless
+                self._stop_where_all_failed()
             generation = engine.close_generation()
             self.ledger.append(generation)
             self.finished = False
@@ -327,6 +372,15 @@ class _Session:
             place = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
             text = f"{place}{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
             raise RunError(f"{text}; the run stopped there, and --resume goes on once that is mended") from error
+
+    def _stop_where_all_failed(self) -> None:
+        """RunError where the open generation failed altogether: the cause is hardly in all of its candidates."""
+        if failures := worth_a_stop(self.engine):
+            raise RunError(
+                f"generation {self.engine.generation}: all of it failed ({len(failures)}), most often because of: "
+                f"{common_reason(failures)}; the run stopped there. --resume --retry-failed trains them again once the "
+                "cause is mended, --resume alone goes on without them"
+            )
 
     def _progress(self, candidate: Candidate, step: StepInfo) -> None:
         self.observer(Training(candidate, self.position, self.total, step))

@@ -29,6 +29,12 @@ Seed = Annotated[int | None, typer.Option(min=0, help="of the run; default train
 Steps = Annotated[int | None, typer.Option(help="training steps per candidate, over both rungs")]
 EvalBatches = Annotated[int | None, typer.Option(help="held-out batches per shard")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out; start it if there is none")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="with --resume: train the failed candidates of the run's end again")
+]
+RetrainLost = Annotated[
+    bool, typer.Option("--retrain-lost", help="with --resume: train needed checkpoints that are lost or damaged again")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, say what would be done, do nothing")]
 ParentSelection = Annotated[str | None, typer.Option(help="such as weighted, lexicase or tournament")]
 MutationWeight = Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")]

@@ -43,13 +43,15 @@ def carry_out(
     execution: "Execution",
     as_json: bool,
     wide: bool = False,
+    retry_failed: bool = False,
+    retrain_lost: bool = False,
 ) -> None:
     """Runs the experiment, showing how it goes. An interrupt ends it so that it can be resumed, and so does an output
     that cannot be written. With `as_json` nothing but the run's notices goes to stdout."""
     from rich.console import Console
 
     from morphogen.console import Live, observer_for
-    from morphogen.evolve import evolve
+    from morphogen.evolve import Mend, evolve
 
     observer = observer_for(Console(), as_json, wide)
     go_on = f"the same command with --resume goes on (run folder {folder})"
@@ -72,6 +74,7 @@ def carry_out(
                 keep=keep,
                 execution=execution,
                 observer=tell,
+                mend=Mend(failed=retry_failed, lost=retrain_lost),
             )
     except KeyboardInterrupt:
         _say(f"interrupted; {go_on}")

@@ -1,11 +1,12 @@
 """What a run tells those who watch it, and how each of it reads in `run.log`."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morphogen.candidate import Candidate, Report
+from morphogen.candidate import Candidate, Report, Status
 from morphogen.store.ledger import Generation
 
 if TYPE_CHECKING:
@@ -100,8 +101,19 @@ def log_line(notice: Notice) -> str:
             return f"{place} {candidate.id} {report.status}: {said}"
         case Closed(generation):
             volume = f"hypervolume {generation.hypervolume:.6g}"
-            return f"generation {generation.generation} closed: {len(generation.frontier)} on the frontier, {volume}"
+            left = f"{len(generation.frontier)} on the frontier, {volume}"
+            return f"generation {generation.generation} closed: {_nothing_trained(notice)}{left}"
         case Ended():
             return f"finished with {len(notice.reports)} candidates"
         case Training():
             return ""
+
+
+def _nothing_trained(closed: Closed) -> str:
+    """What became of a generation of which no candidate was trained; empty for any other."""
+    born = [id for id, candidate in closed.candidates.items() if candidate.generation == closed.generation.generation]
+    ends = Counter(str(closed.reports[id].status) for id in born)
+    if ends[Status.TRAINED] or ends[Status.GATED]:
+        return ""
+    counts = ", ".join(f"{count} {end}" for end, count in ends.items())
+    return f"NONE of its candidates was trained ({counts or 'there was none'}), "

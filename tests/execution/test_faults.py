@@ -8,12 +8,13 @@ import shutil
 import sys
 
 import pytest
+import runners
 
 from morphogen.candidate import Status
 from morphogen.doctor import examine
-from morphogen.errors import RunError
-from morphogen.evolve import evolve
-from morphogen.execution import IN_PROCESS, Execution
+from morphogen.errors import InputError, RunError
+from morphogen.evolve import Mend, evolve, settle
+from morphogen.execution import IN_PROCESS, Execution, InProcess
 from morphogen.notices import Closed, Training
 from tiny import events, untimed
 
@@ -93,6 +94,54 @@ def test_a_parent_s_checkpoint_that_is_lost_ends_the_run_and_can_be_put_back(how
     shutil.copytree(kept, checkpoints, dirs_exist_ok=True)
     evolve(experiment, tmp_path / "run", resume=True)
     same_run(tmp_path / "run", whole)
+
+
+def test_checkpoints_that_are_lost_for_good_are_trained_again_as_they_were(experiment, whole, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def lose():
+        for path in checkpoints.iterdir():
+            path.unlink()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(experiment, tmp_path / "run", observer=after_a_generation(1, lose))
+    assert all(
+        "--retrain-lost" in finding.remedy for finding in examine(tmp_path / "run") if finding.wrong[:7] == "missing"
+    )
+    evolve(experiment, tmp_path / "run", resume=True, mend=Mend(lost=True))
+    same_run(tmp_path / "run", whole)
+    assert "again: the same figures" in (tmp_path / "run" / "run.log").read_text()
+    for path in checkpoints.iterdir():
+        os.truncate(path, 99)
+    assert all("--retrain-lost" in finding.remedy for finding in examine(tmp_path / "run"))
+    evolve(experiment, tmp_path / "run", resume=True, mend=Mend(lost=True))
+    same_run(tmp_path / "run", whole)
+
+
+def test_a_generation_that_failed_altogether_stops_the_run_and_can_be_tried_again(experiment, whole, tmp_path):
+    folder, executor = tmp_path / "run", InProcess(settle(experiment)[1], runners.unlucky)
+    with pytest.raises(
+        RunError, match=r"generation 2: all of it failed \(4\), most often because of: .*machine is full"
+    ):
+        evolve(experiment, folder, executor=executor)
+    assert [finding.wrong[:32] for finding in examine(folder)] == ["generation 2: all of it failed ("]
+    evolve(experiment, folder, resume=True, executor=executor)  # the failures are taken as they are
+    assert "generation 2 closed: NONE of its candidates was trained (4 failed)" in (folder / "run.log").read_text()
+    (finding,) = examine(folder)
+    assert "--retry-failed" in finding.remedy
+    (tmp_path / "mended").touch()
+    evolve(experiment, folder, resume=True, executor=executor, mend=Mend(failed=True))
+    same_run(folder, whole)
+    assert events(folder) == events(whole)
+    assert "went back to generation 1, to train 2 failed candidates again" in (folder / "run.log").read_text()
+    evolve(experiment, folder, resume=True, mend=Mend(failed=True))  # nothing is left to be tried again
+    assert events(folder) == events(whole)
+
+
+def test_what_to_do_again_needs_a_run_that_is_resumed(experiment, tmp_path):
+    with pytest.raises(InputError, match="add --resume"):
+        evolve(experiment, tmp_path / "run", mend=Mend(failed=True))
 
 
 class Full(io.StringIO):

@@ -236,7 +236,7 @@ def test_a_finished_run_goes_on_with_more_generations():
     [
         (lambda e: e[1:], "first event is asked, expected start"),
         (lambda e: [], "first event is missing"),
-        (lambda e: [e[0], e[0]], "second start"),
+        (lambda e: [e[0], e[0]], "a start event in the middle"),
         (lambda e: [e[0], e[1], e[1]], "generation 0 was asked for, but 0 is the last and open"),
         (lambda e: [e[0], e[1], e[3]], "not open with all reports in"),
         (lambda e: [e[0], e[2]], "there is no candidate"),

@@ -13,7 +13,7 @@ import pytest
 
 from morphogen.candidate import Candidate, Change, Edit, Inheritance, Report, Status, Tokens
 from morphogen.errors import RunError
-from morphogen.store.ledger import FILE, Asked, Generation, Ledger, Reported, Start, Stop
+from morphogen.store.ledger import FILE, Asked, Generation, Ledger, Reported, Retry, Start, Stop
 
 CANDIDATE = Candidate(
     id="widen_ffn-1-3f9a",
@@ -246,3 +246,24 @@ def test_a_finished_run_can_be_read_in_a_folder_that_cannot_be_written(tmp_path,
     with Ledger.open(tmp_path, readonly=True) as ledger:
         assert list(ledger.events()) == EVENTS
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["ledger.lock", "ledger.sqlite"]
+
+
+def test_a_retry_takes_back_what_came_after_its_generation_was_asked_for(tmp_path: Path) -> None:
+    def report(id: str, rung: int = 1, status: Status = Status.TRAINED) -> Reported:
+        return Reported(report=Report(id=id, rung=rung, status=status))
+
+    asked = [
+        Asked(generation=n, candidates=tuple(Candidate(id=id, index=k, generation=n, blueprint={}) for k, id in of))
+        for n, of in enumerate([[(0, "a")], [(1, "b"), (2, "c")], [(3, "d")]])
+    ]
+    closed = Generation(generation=0, survivors=("a",), frontier=("a",), hypervolume=1.0, reference={})
+    kept = [Start(run="x", seed=0, experiment={}), asked[0], report("a"), closed, asked[1], report("b")]
+    lost = [report("c", status=Status.FAILED), report("b", 2), closed.replace(generation=1), asked[2], Stop(reason="x")]
+    with Ledger.open(tmp_path, create=True) as ledger:
+        for event in [*kept, *lost, Retry(generation=1, candidates=("c",)), report("c")]:
+            ledger.append(event)
+        assert list(ledger.events()) == [*kept, report("c")]
+        assert len(list(ledger.written())) == len(kept) + len(lost) + 2
+        ledger.append(Retry(generation=7, candidates=()))
+        with pytest.raises(RunError, match="a retry of generation 7, which was never asked for"):
+            list(ledger.events())

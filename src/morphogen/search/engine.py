@@ -9,7 +9,7 @@ from typing import Self
 
 from morphogen.blueprint.diff import Traits
 from morphogen.blueprint.record import recorded
-from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Stage
+from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage
 from morphogen.cost import costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import Experiment
@@ -53,8 +53,12 @@ class Engine(Search[Design, Traits]):
 
         RunError when a parent has no checkpoint to inherit from.
         """
-        inherits, number = self.evolution.weight_inheritance == "parent", self.round if self.waits(candidate.id) else 0
-        before = self.reports[candidate.id] if number else None
+        number = self.round if self.waits(candidate.id) else 0
+        return self.job_in(candidate, number, self.reports[candidate.id] if number else None)
+
+    def job_in(self, candidate: Candidate, number: int, before: Report | None) -> Job:
+        """As `job`, in a round of training; before: what the round before it gave."""
+        inherits = self.evolution.weight_inheritance == "parent"
         return Job(
             experiment=self.experiment.model_dump(mode="json"),
             candidate=candidate,

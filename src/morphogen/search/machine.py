@@ -22,7 +22,7 @@ from morphogen.selection.map_elites import elites
 from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
 from morphogen.selection.parents import Pool, Rules
 from morphogen.selection.survival import front, survive
-from morphogen.store.ledger import Asked, Event, Generation, Reported, Start, Stop
+from morphogen.store.ledger import Asked, Event, Generation, Reported, Retry, Start, Stop
 
 #: Candidates that rung 0 may turn away in one generation, per offspring wanted.
 REJECTIONS = 8
@@ -98,8 +98,8 @@ class Search(Generic[G, T]):
                 self._take_closed(event)
             case Stop():
                 pass  # says why a process ended, nothing about the search
-            case Start():
-                raise RunError("replay: a second start event")
+            case Start() | Retry():  # a ledger's events are given without what a retry took back
+                raise RunError(f"replay: a {event.kind} event in the middle of a run")
 
     # ------------------------------------------------------------------------------------------------- state
 

@@ -72,6 +72,15 @@ class Generation(Record):
     reference: dict[str, float]
 
 
+class Retry(Record):
+    """The run went back to this generation, to train these of its candidates again. What was recorded after the
+    generation was asked for counts no more, but for what the others of it were told as first."""
+
+    kind: Literal["retry"] = "retry"
+    generation: int
+    candidates: tuple[str, ...]
+
+
 class Stop(Record):
     """The run ended, or was interrupted and can be resumed."""
 
@@ -79,7 +88,7 @@ class Stop(Record):
     reason: str
 
 
-Event = Annotated[Start | Asked | Reported | Generation | Stop, Field(discriminator="kind")]
+Event = Annotated[Start | Asked | Reported | Generation | Retry | Stop, Field(discriminator="kind")]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -139,7 +148,18 @@ class Ledger:
         return seq
 
     def events(self) -> Iterator[Event]:
-        """Every event in order of writing, each checked. Raises RunError where the ledger is damaged."""
+        """Every event that counts, in order of writing: those that a retry took back are left out, and so is the retry.
+        Raises RunError where the ledger is damaged."""
+        counted: list[Event] = []
+        for event in self.written():
+            if isinstance(event, Retry):
+                counted = _before_retry(counted, event)
+            else:
+                counted.append(event)
+        yield from counted
+
+    def written(self) -> Iterator[Event]:
+        """Every event ever written, each checked. Raises RunError where the ledger is damaged."""
         for seq, kind, payload, _ in self._rows():
             try:
                 yield _EVENT.validate_python({"kind": kind, **json.loads(payload)})
@@ -181,6 +201,23 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _before_retry(events: list[Event], retry: Retry) -> list[Event]:
+    """The events that still count after a retry. Of rounds of training the first alone is kept: who went on to the next
+    depended on all."""
+    places = [k for k, event in enumerate(events) if isinstance(event, Asked) and event.generation == retry.generation]
+    if not places:
+        raise RunError(f"a retry of generation {retry.generation}, which was never asked for")
+    (place,) = places
+    asked = events[place]
+    assert isinstance(asked, Asked)
+    kept = {candidate.id for candidate in asked.candidates} - set(retry.candidates)
+    first: dict[str, Event] = {}
+    for event in events[place + 1 :]:
+        if isinstance(event, Reported) and event.report.id in kept:
+            first.setdefault(event.report.id, event)
+    return [*events[: place + 1], *first.values()]
 
 
 def in_use(folder: Path) -> str:
