@@ -7,10 +7,12 @@ import zlib
 from collections.abc import Iterator
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from morphogen.escape import whole_characters
 
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
 MOMENTS_SUFFIX = ".optimizer.safetensors"
@@ -19,6 +21,18 @@ MOMENTS_SUFFIX = ".optimizer.safetensors"
 def moments_path(checkpoint: Path) -> Path:
     """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
     return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
+
+
+#: What a candidate may be called, and hence its files: never a path, hidden, or too long a name for one.
+CandidateId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=200)]
+#: Where a candidate's weights lie below the run's folder: never outside it.
+CheckpointPath = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.+~=-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=300)
+]
+#: Words, which may tell of names that are no text.
+Words = Annotated[str, AfterValidator(whole_characters)]
+#: A number that files and tables can hold.
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Record(BaseModel):
@@ -100,9 +114,9 @@ class Tokens(Record):
     unique: distinct training tokens among the lineage's (a token seen twice counts once).
     """
 
-    own: int
-    lineage: int
-    unique: int
+    own: Whole
+    lineage: Whole
+    unique: Whole
 
 
 class Origin(Record):
@@ -117,8 +131,8 @@ class Origin(Record):
     gene: str
     parent: str | None
     how: Literal["whole", "resized", "partly", "fresh"]
-    carried: int
-    fresh: int
+    carried: Whole
+    fresh: Whole
 
 
 class Inheritance(Record):
@@ -128,12 +142,12 @@ class Inheritance(Record):
     function. notes: why it does not. genes: what came from whom.
     """
 
-    inherited: int
-    resized: int
-    fresh: int
+    inherited: Whole
+    resized: Whole
+    fresh: Whole
     exact: bool
-    dropped: int = 0
-    notes: tuple[str, ...] = ()
+    dropped: Whole = 0
+    notes: tuple[Words, ...] = ()
     genes: tuple[Origin, ...] = ()
 
 
@@ -143,11 +157,11 @@ class Candidate(Record):
     train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
     """
 
-    id: str
-    index: int
-    generation: int
+    id: CandidateId
+    index: Whole
+    generation: Whole
     blueprint: dict[str, Any]
-    parents: tuple[str, ...] = ()
+    parents: tuple[CandidateId, ...] = ()
     edits: tuple[Edit, ...] = ()
     train: dict[str, Any] = {}
 
@@ -155,24 +169,24 @@ class Candidate(Record):
 class ParentRef(Record):
     """A trained parent as a job needs it: its blueprint and where its weights lie (relative to the run folder)."""
 
-    id: str
+    id: CandidateId
     blueprint: dict[str, Any]
-    checkpoint: str
+    checkpoint: CheckpointPath
 
 
 class Stage(Record):
     """One rung to train: its number and its own token budget."""
 
-    rung: int
-    budget_tokens: int
+    rung: Whole
+    budget_tokens: Whole
 
 
 class Ancestor(Record):
     """One distinct ancestor's training: its candidate index and how many steps it took."""
 
-    index: int
-    steps: int
-    tokens: int
+    index: Whole
+    steps: Whole
+    tokens: Whole
 
 
 class Report(Record):
@@ -184,18 +198,18 @@ class Report(Record):
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder.
     """
 
-    id: str
+    id: CandidateId
     status: Status
-    reason: str = ""
-    rung: int = -1
+    reason: Words = ""
+    rung: Whole = -1
     metrics: dict[str, float] = {}
     timed: dict[str, float] = {}
     costs: dict[str, float] = {}
     tokens: Tokens = Tokens(own=0, lineage=0, unique=0)
-    steps: int = 0
+    steps: Whole = 0
     flops: float = 0.0
     inheritance: Inheritance | None = None
-    checkpoint: str | None = None
+    checkpoint: CheckpointPath | None = None
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False
@@ -225,4 +239,4 @@ class Job(Record):
     run_dir: str
     device: str
     before: Report | None = None
-    budget_tokens: int = 0
+    budget_tokens: Whole = 0

@@ -13,6 +13,7 @@ import typer
 
 from morphogen import __version__, flags
 from morphogen.errors import InputError, MorphogenError, unknown
+from morphogen.escape import json_shown, visible
 from morphogen.launch import carry_out, execute, read_experiment, rehearse
 from morphogen.paths import user_path
 from morphogen.plugins import looking
@@ -169,7 +170,10 @@ def explain(
         name: int(value) if value.is_integer() else round(value, 4) for name, value in found.items()
     }
     told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
-    if measure:
+    if measure and (why := explaining.too_large(experiment, device)):
+        told["measured"] = None if as_json else f"not, for {why}"
+        told |= {"not_measured": why} if as_json else {}
+    elif measure:
         from morphogen.training.loop import choose_device
         from morphogen.training.precision import bf16_warning
 
@@ -217,7 +221,7 @@ def diff(
         )
         return
     for path, before, after in [*((c.path, c.before, c.after) for c in found), *rest]:
-        print(f"{path}: {_flow(before)} -> {_flow(after)}")
+        print(visible(f"{path}: {_flow(before)} -> {_flow(after)}"))
     same = "the same architecture" if digest(one.model) == digest(other.model) else "different architectures"
     print(f"{same}, structural distance {distance(one.model, other.model):.4g}")
 
@@ -267,7 +271,7 @@ def operators(
             for op in (OPERATORS[name] for name in sorted(OPERATORS))
         ]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json_shown(json.dumps(rows, indent=2)))
         return
     words = {True: "exact", False: "lossy", None: "depends"}
     order = ("name", "level", "weight", "applies", "function", "summary")
@@ -282,6 +286,7 @@ def lineage(
     as_json: flags.AsJson = False,
 ) -> None:
     """How the frontier came about: every frontier candidate with its ancestors and their edits."""
+    from morphogen.console import aside
     from morphogen.status import ancestry, draw
     from morphogen.store.lineage import Lineage
 
@@ -289,10 +294,10 @@ def lineage(
     candidates, reports = found.records()
     if out is not None:
         draw(_run(folder), user_path(out, "--out"))
-        print(f"wrote {out}")
-    elif as_json:
-        print(found.to_json(), end="")
-    else:
+        (aside if as_json else print)(visible(f"wrote {out}"))
+    if as_json:
+        print(json_shown(found.to_json()), end="")
+    elif out is None:
         print("\n\n".join(ancestry(candidates, reports, id) for id in found.frontier) or "no frontier yet")
 
 
@@ -393,10 +398,10 @@ def doctor(folder: flags.Folder, allow_code: flags.AllowCode = False, as_json: f
 
     findings = examine(_run(folder))
     if as_json:
-        print(json.dumps([vars(finding) for finding in findings], indent=2))
+        print(json_shown(json.dumps([vars(finding) for finding in findings], indent=2)))
     else:
         for finding in findings:
-            print(f"{finding.place}: {finding.wrong}\n    {finding.remedy}")
+            print(f"{visible(f'{finding.place}: {finding.wrong}')}\n    {visible(finding.remedy)}")
         print(f"{len(findings)} problems" if findings else "healthy")
     if findings:
         raise typer.Exit(2)

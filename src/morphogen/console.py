@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from morphogen.candidate import Status
+from morphogen.escape import json_shown, visible, visible_lines
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration
@@ -124,7 +125,7 @@ class Live:
         match notice:
             case Began():
                 self.experiment = notice.experiment
-                self.console.print(log_line(notice))
+                self.console.print(log_line(notice), markup=False)
                 total = total_candidates(notice.experiment)
                 self.run = self.bars.add_task("candidates", total=total, completed=notice.done, note="")
                 self.candidate = self.bars.add_task("", total=None, note="")
@@ -154,7 +155,7 @@ class Live:
                 self._show_frontier(notice)
             case Ended():
                 self.stop()
-                self.console.print(log_line(notice), highlight=False)
+                self.console.print(log_line(notice), highlight=False, markup=False)
                 self._show_frontier(notice)
                 self.console.print(where(notice), highlight=False, markup=False)
 
@@ -174,7 +175,7 @@ class JsonLines:
         self.file = file
 
     def __call__(self, notice: Notice) -> None:
-        print(json.dumps(as_record(notice), allow_nan=False), file=self.file, flush=True)
+        print(json_shown(json.dumps(as_record(notice), allow_nan=False)), file=self.file, flush=True)
 
 
 def as_record(notice: Notice) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def show_rows(console: Console, rows: Sequence[Row], title: str, width: int | No
 
 def aside(line: str) -> None:
     """Progress, apart from the result."""
-    print(line, file=sys.stderr, flush=True)
+    print(visible_lines(line), file=sys.stderr, flush=True)
 
 
 def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str] = ()) -> None:
@@ -244,7 +245,7 @@ def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str]
 def show_measured(found: "Verification | Fidelity", title: str, as_json: bool, wide: bool) -> None:
     """A measurement as its JSON file, or as a table."""
     if as_json:
-        print(found.to_json(), end="")
+        print(json_shown(found.to_json()), end="")
     else:
         show_table(found.rows(), title, wide)
 
@@ -252,13 +253,13 @@ def show_measured(found: "Verification | Fidelity", title: str, as_json: bool, w
 def show_facts(told: Mapping[str, Any], as_json: bool) -> None:
     """A mapping as JSON, or as aligned lines."""
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json_shown(json.dumps(finite(told), indent=2)))
         return
     width = max((len(name) for name in told), default=0)
     for name, value in told.items():
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
-        print(f"{name:<{width}}  {_number(value)}")
+        print(visible(f"{name:<{width}}  {_number(value)}"))
 
 
 def _number(value: object) -> str:

@@ -29,9 +29,10 @@ from morphogen.report.wording import plain
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
-from morphogen.store.files import canonical_json, write_atomic
+from morphogen.store.files import canonical_json, parsed_json, write_atomic
 from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
 from morphogen.store.lineage import Lineage
+from morphogen.store.ordinary import open_own, read_ordinary
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.variation.template import resolve_templates
@@ -458,8 +459,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """`environment.json` of a run; InputError when it cannot be read, or is not what a run writes."""
     path = folder / "environment.json"
     try:
-        told = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        told = parsed_json(read_ordinary(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     found: dict[str, Any] = told if isinstance(told, dict) else {}
     for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("device", str), ("commit", str | None)):
@@ -472,7 +473,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 def _open_log(folder: Path) -> IO[str]:
     try:
-        return (folder / "run.log").open("a", encoding="utf-8")
+        return open_own(folder / "run.log", "a")
     except OSError as error:
         raise RunError(f"{folder / 'run.log'}: cannot be written: {error.strerror}") from None
 

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
+import torch
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.cost import TRAIN_FACTOR, costs
 from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
+from morphogen.errors import InputError
 from morphogen.experiment import BPE, Data, Experiment
 from morphogen.metrics.recall import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
@@ -16,9 +20,11 @@ from morphogen.training.loop import Trainer, choose_device
 
 #: The probe takes about this many FLOPs a step: fewer sequences than a real batch, of a large model one shorter one.
 PROBE_FLOPS = 4e10
-#: The shortest sequence it is shortened to.
-PROBE_TOKENS = 32
+#: The shortest sequence it is shortened to, and the most tokens of a step.
+PROBE_TOKENS, PROBE_MOST_TOKENS = 32, 2**16
 PROBE_STEPS = 4
+#: Weights, gradients and AdamW's two moments in fp32, per parameter.
+STATE_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,33 @@ def blueprint_costs(experiment: Experiment) -> dict[str, float]:
     return costs(with_nominal_vocab(experiment), experiment.data.seq_len)
 
 
+def too_large(experiment: Experiment, device: str = "cpu") -> str:
+    """Why the experiment cannot be trained on this machine, however small the probe; empty where nothing says so.
+
+    Counted from below: weights, gradients and moments, and one vector per token and block.
+    """
+    blueprint, data = with_nominal_vocab(experiment), experiment.data
+    tokens = data.seq_len * data.batch_size
+    least = STATE_BYTES * parameter_count(blueprint) + 4 * tokens * blueprint.emb.dim * len(blueprint.blocks)
+    free = memory_bytes(device)
+    if least <= free:
+        return ""
+    return f"a step of {tokens:,} tokens takes at least {least:,} bytes, and {device} has {free:,}"
+
+
+def memory_bytes(device: str) -> int:
+    """The memory that is free on a device."""
+    where = choose_device(device)
+    return int(torch.cuda.mem_get_info(where)[0]) if where.type == "cuda" else int(psutil.virtual_memory().available)
+
+
 def probe(experiment: Experiment, device: str = "cpu") -> Probe:
-    """Train the blueprint for `PROBE_STEPS` steps on random tokens and time them."""
+    """Train the blueprint for `PROBE_STEPS` steps on random tokens and time them. InputError where `too_large`."""
+    if why := too_large(experiment, device):
+        raise InputError(f"cannot be measured here: {why}")
     blueprint, whole = with_nominal_vocab(experiment), experiment.data.seq_len
     affordable = PROBE_FLOPS / (TRAIN_FACTOR * costs(blueprint, whole)["flops_per_token"])
+    affordable = min(affordable, PROBE_MOST_TOKENS)
     sequences = int(min(max(affordable / whole, 1), experiment.data.batch_size))
     length = int(min(max(affordable, PROBE_TOKENS), whole))
     model = build(blueprint, seed=0).to(choose_device(device))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from morphogen.errors import MorphogenError, RunError
+from morphogen.escape import visible, visible_lines
 
 if TYPE_CHECKING:
     from morphogen.evolve import Keep
@@ -129,13 +130,13 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
             code = int(command.main(args=args, prog_name=name, standalone_mode=False) or 0)
         sys.stdout.flush()
     except MorphogenError as error:
-        _say(f"{name}: {error}")
+        _say(visible_lines(f"{name}: {error}"))
         code = error.exit_code
     except OSError as error:  # a path that cannot be looked at: too long, not allowed, a file where a folder should be
-        _say(f"{name}: {error.filename or 'output'}: {error.strerror or error}")
+        _say(visible(f"{name}: {error.filename or 'output'}: {error.strerror or error}"))
         code = MorphogenError.exit_code
     except usage_error as error:
-        _say(f"{name}: {_usage(error)}")
+        _say(visible(f"{name}: {_usage(error)}"))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morphogen.candidate import Candidate, Report, Status
+from morphogen.escape import visible
 from morphogen.store.ledger import Generation
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ def nobody(notice: Notice) -> None:
 
 
 def log_line(notice: Notice) -> str:
-    """What run.log says of a notice; empty for a single training step."""
+    """What run.log says of a notice, in one line; empty for a single training step."""
+    return visible(_told(notice))
+
+
+def _told(notice: Notice) -> str:
     match notice:
         case Began():
             after = f", after {notice.done} candidates" if notice.done else ""

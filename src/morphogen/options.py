@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from morphogen.errors import InputError, unknown
 from morphogen.execution import Execution, Limits
+from morphogen.execution.base import MOST_WORKERS
 from morphogen.experiment import Experiment
 from morphogen.parts.contract.registry import TAG
 
@@ -122,6 +123,8 @@ def execution_of(
     for flag, number in (("--workers", workers), ("--timeout", timeout)):
         if number is not None and not number > 0:
             raise InputError(f"{flag}: got {number:g}, expected more than 0")
+    if workers is not None and workers > MOST_WORKERS:
+        raise InputError(f"--workers: got {workers}, expected at most {MOST_WORKERS}")
     if timeout is not None and timeout > LONGEST_SECONDS:
         raise InputError(f"--timeout: got {timeout:g}, expected at most {LONGEST_SECONDS:g} seconds; without it none")
     if not gpus_per_candidate >= 0.0:

@@ -19,18 +19,28 @@ from ruamel.yaml import YAML
 from morphogen import __version__
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import InputError, RunError
+from morphogen.escape import csv_cell
 from morphogen.figures import Direction
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_svg
 from morphogen.store.files import TEMPORARY, write_atomic
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.ledger import FILES as LEDGER_FILES
 from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
+from morphogen.store.ordinary import check_own, read_ordinary
 
 CHECKPOINTS = "checkpoints"
 #: Where trainings that verification and fidelity finished lie.
 TRIALS = "trials"
+#: All files that are written in a run's folder, and folders with more of them.
+FILES = (
+    *LEDGER_FILES,
+    *("experiment.yaml", "environment.json", "run.log", "events.csv", "report.html"),
+    *("frontier.json", "lineage.json", "lineage.svg", "verify.json", "fidelity.json"),
+)
+FOLDERS = (TRIALS,)
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER = ".run"
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
@@ -43,12 +53,29 @@ def check_usable(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder for the run")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    check_files(folder)
     if resume and LEDGER in names:
         return
     if LEDGER in names:
         raise RunError(f"{folder}: holds a run already; add --resume to go on with it, or choose another --out")
     if strangers := sorted(name for name in names if name != LOCK):
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
+
+
+def check_files(folder: Path) -> None:
+    """RunError unless all that a run writes or deletes in `folder` is its own: one from elsewhere may hold links to
+    other files, and pipes. Checkpoints may lie in another folder, where that says that it is for this run."""
+    check_own(folder, FILES, FOLDERS)
+    place = folder / CHECKPOINTS
+    if place.is_symlink():
+        check_own(place, [OWNER])
+        with suppress(OSError):
+            if read_ordinary(place / OWNER).decode(errors="replace") == str(folder.resolve()):
+                return
+        raise RunError(
+            f"{place}: is a link to {os.readlink(place)}, which does not say that it holds this run's checkpoints; put "
+            "a folder in its place, or give the run's --checkpoint-dir"
+        )
 
 
 def check_copy(copy: Path, folder: Path) -> None:
@@ -272,7 +299,7 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
         for table in (report.metrics, report.costs, report.timed):
             row |= dict(sorted(table.items()))  # as the ledger gives them back
-        rows.append(row)
+        rows.append({csv_cell(name): csv_cell(v) if isinstance(v, str) else v for name, v in row.items()})
     fixed = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, fixed, restval="", lineterminator="\n")

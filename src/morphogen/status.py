@@ -3,16 +3,19 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
+from morphogen.escape import visible
 from morphogen.report.wording import duration, edit_lines, number, origin_lines
 from morphogen.store.files import write_atomic
 from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import (
     FINISHED,
     RESOLVED,
@@ -26,6 +29,7 @@ from morphogen.store.ledger import (
     in_use,
 )
 from morphogen.store.lineage import Lineage
+from morphogen.store.ordinary import read_ordinary
 
 #: Figures of a report that add up to the time that its candidate took.
 CLOCKED = ("train_seconds", "eval_seconds")
@@ -55,29 +59,45 @@ def standing(folder: Path) -> dict[str, Any]:
         "seed": events[0].seed,
         "state": _state(events[-1], holder),
         "generation": asked[-1].generation if asked else -1,
-        "generations": evolution["generations"],
+        "generations": evolution.generations,
         "candidates": dict(sorted(counts.items())) | {"pending": pending},
         "training_tokens": sum(report.tokens.own for report in reports.values()),
     }
     seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
     if holder and seconds and sum(seconds):
-        to_come = (evolution["generations"] + 1 - len(asked)) * evolution["population"]
+        to_come = (evolution.generations + 1 - len(asked)) * evolution.population
         told["seconds_left"] = round(sum(seconds) / len(seconds) * (pending + max(0, to_come)), 1)
     if closed:
         told["hypervolume"] = round(closed[-1].hypervolume, 6)
         told["frontier"] = len(closed[-1].frontier)
-        told["best"] = _best(evolution["objectives"], [reports[id] for id in closed[-1].frontier])
+        if strangers := [id for id in closed[-1].frontier if id not in reports]:
+            raise RunError(f"{folder / LEDGER}: {strangers[0]} is on the frontier, but nothing was reported of it")
+        told["best"] = _best(evolution.objectives, [reports[id] for id in closed[-1].frontier])
     return told
 
 
-def _evolution(folder: Path, start: Start) -> dict[str, Any]:
+class _Evolution(BaseModel):
+    """What is told of a run's settings."""
+
+    generations: NonNegativeInt
+    population: PositiveInt
+    objectives: dict[str, Literal["min", "max"]]
+
+
+def _evolution(folder: Path, start: Start) -> _Evolution:
     """The run's settings of evolution as they are now: a resumed run may have been given more generations."""
-    evolution: dict[str, Any] = start.experiment["evolution"]
+    begun_with = start.experiment.get("evolution")
     try:
-        now = YAML(typ="safe").load(folder / RESOLVED)["evolution"]
-    except (OSError, YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
-        return evolution  # what is wrong with the file, `doctor` tells
-    return evolution | {name: now[name] for name in ("generations", "objectives") if name in now}
+        first = _Evolution.model_validate(begun_with)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise RunError(f"{folder / LEDGER}: the recorded experiment: evolution.{place}: {wrong['msg']}") from None
+    try:
+        now = YAML(typ="safe").load(read_ordinary(folder / RESOLVED))["evolution"]
+        return _Evolution.model_validate(first.model_dump() | now)
+    except (OSError, YAMLError, ValueError, RecursionError, KeyError, TypeError):
+        return first  # what is wrong with the file, `doctor` tells
 
 
 def _best(objectives: Mapping[str, str], frontier: Sequence[Report]) -> dict[str, dict[str, Any]]:
@@ -123,7 +143,7 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
         text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}")
         text += [f"    {row}" for edit in candidate.edits for row in edit_lines(edit)]
         text += [f"    {row}" for row in (origin_lines(report) if candidate.parents else [])]
-    return "\n".join(text)
+    return "\n".join(visible(line) for line in text)
 
 
 def draw(folder: Path, out: Path) -> None:

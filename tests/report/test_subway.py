@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from made_runs import made_edit, made_report, make_run
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Edit, Report, Status
 from morphogen.report.layout import lay_out
 from morphogen.report.subway import color, lineage_dot, lineage_svg
 
@@ -184,12 +184,13 @@ def test_odd_lineages_still_draw(run):
 
 
 def test_hostile_text_stays_valid_xml():
-    id = 'x"><script>&\x00\x1b\ud800'
-    candidates = {id: Candidate(id=id, index=0, generation=0, blueprint={})}
-    svg = lineage_svg("</svg>\x07", candidates, {}, [id], {'<"&': "min"})
+    hostile = 'x"><script>&\x00\x1b\ud800\u202e'
+    edit = Edit(operator=hostile, target=hostile, preserves=False)
+    root = Candidate(id="root", index=0, generation=0, blueprint={})
+    child = Candidate(id="child", index=1, generation=1, blueprint={}, parents=("root",), edits=(edit,))
+    svg = lineage_svg(f"</svg>{hostile}", {"root": root, "child": child}, {}, ["child"], {'<"&': "min"})
     assert not of_class(svg, "script")
-    assert [e.text for e in of_class(svg, "end")] == ['x"><script>&' + "\ufffd" * 3]
-    assert [e.text for e in of_class(svg, "title")] == ["</svg>\ufffd"]
+    assert [e.text for e in of_class(svg, "title")] == ['</svg>x"><script>&' + "\ufffd" * 4]
 
 
 def test_bytes_do_not_depend_on_insertion_order_or_hash_seed():

@@ -177,7 +177,12 @@ def filled(folder):
         ("DELETE FROM events WHERE seq = 2", "damaged at event 2"),
         ("PRAGMA user_version = 9", "ledger schema version 9, this morphogen reads version 1"),
         ("PRAGMA application_id = 5", "is a database, but not a morphogen ledger"),
-        ("DROP TABLE events", "no such table: events"),
+        ("DROP TABLE events", "holds something else than a ledger's events"),
+        ("CREATE VIEW more AS SELECT * FROM events", "holds something else than a ledger's events"),
+        (
+            "CREATE TRIGGER meddles AFTER INSERT ON events BEGIN DELETE FROM events; END",
+            "holds something else than a ledger's events",
+        ),
     ],
 )
 def test_damage_and_other_versions_are_refused_and_left_as_they_are(tmp_path, statement, message):

@@ -13,11 +13,24 @@ import numpy as np
 
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import Interval, agreements, size_bands
-from morphogen.analysis.trials import Say, Trial, Workshop, check_least, drawn_seeds, run_trials, silent
+from morphogen.analysis.trials import (
+    MOST_DESIGNS,
+    MOST_RESAMPLES,
+    MOST_SEEDS,
+    MOST_TOKENS,
+    Say,
+    Trial,
+    Workshop,
+    check_range,
+    drawn_seeds,
+    run_trials,
+    silent,
+)
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError
+from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
@@ -113,8 +126,10 @@ def fidelity(
     Finished trainings are kept below the run folder and not repeated. InputError for what does not fit, RunError as
     `Recorded.read`.
     """
-    check_least({"candidates": (candidates, 3), "seeds": (seeds, 1), "top-k": (top_k, 1)})
-    check_least({"bootstrap": (resamples, 1), "workers": (workers, 1)})
+    check_range({"candidates": (candidates, 3, MOST_DESIGNS), "seeds": (seeds, 1, MOST_SEEDS)})
+    check_range({"top-k": (top_k, 1, MOST_DESIGNS), "bootstrap": (resamples, 1, MOST_RESAMPLES)})
+    check_range({"workers": (workers, 1, MOST_WORKERS)})
+    check_range({"short": (short, 1, MOST_TOKENS), "long": (long, 1, MOST_TOKENS)})
     run = Recorded.read(path)
     chosen = _spread(run, candidates)
     run.check_metric(metric, chosen)

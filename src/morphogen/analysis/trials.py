@@ -19,9 +19,12 @@ from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic
+from morphogen.store.ordinary import check_own, read_ordinary
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"
+#: More trainings of one design, designs, resamples or tokens than these are taken for a slip.
+MOST_SEEDS, MOST_DESIGNS, MOST_RESAMPLES, MOST_TOKENS = 1000, 100_000, 100_000, 10**15
 #: Guards that end nothing: whoever is compared has been trained on all the tokens.
 UNGUARDED = {
     "entropy_threshold": 0.0,
@@ -40,11 +43,13 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def check_least(options: Mapping[str, tuple[int | None, int]]) -> None:
-    """InputError for an option below its least value. options: name -> (value, least)."""
-    for name, (value, least) in options.items():
+def check_range(options: Mapping[str, tuple[int | None, int, int]]) -> None:
+    """InputError for an option out of its range. options: name -> (value, least, most)."""
+    for name, (value, least, most) in options.items():
         if value is not None and value < least:
             raise InputError(f"--{name}: got {value}, expected at least {least}")
+        if value is not None and value > most:
+            raise InputError(f"--{name}: got {value}, expected at most {most}")
 
 
 def check_tokens(tokens: int, prepared: PreparedData) -> None:
@@ -100,6 +105,7 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
     """
     for trial in trials:
         check_tokens(trial.tokens, shop.prepared)
+    check_own(shop.folder, folders=[FOLDER])
     places = [_place(shop, trial) for trial in trials]
     known = {place: report for place in places if (report := _kept(place)) is not None}
     todo = {place: trial for place, trial in zip(places, trials, strict=True) if place not in known}
@@ -135,7 +141,7 @@ def _told(report: Report) -> str:
 def _kept(place: Path) -> Report | None:
     """The report of a finished trial; None where there is none that can be read."""
     try:
-        return Report.model_validate_json(place.read_bytes())
+        return Report.model_validate_json(read_ordinary(place))
     except (OSError, ValidationError):
         return None
 

@@ -14,11 +14,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import holm, t_interval, welch
 from morphogen.analysis.trials import (
+    MOST_DESIGNS,
+    MOST_SEEDS,
+    MOST_TOKENS,
     Say,
     Split,
     Trial,
     Workshop,
-    check_least,
+    check_range,
     check_tokens,
     drawn_seeds,
     measurable,
@@ -29,6 +32,7 @@ from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
+from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
@@ -120,7 +124,9 @@ def verify(
     workers: processes that train; None is this one alone. Finished trainings are kept below the run folder and not
     repeated. InputError for what does not fit, RunError as `Recorded.read`.
     """
-    check_least({"seeds": (seeds, 2), "finalists": (finalists, 1), "random": (random, 0), "workers": (workers, 1)})
+    check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
+    check_range({"random": (random, 0, MOST_DESIGNS), "workers": (workers, 1, MOST_WORKERS)})
+    check_range({"tokens": (tokens, 1, MOST_TOKENS)})
     run = Recorded.read(path)
     prepared = prepare(run.experiment.data)
     tokens = run.budget_tokens if tokens is None else tokens

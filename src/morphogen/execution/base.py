@@ -30,6 +30,8 @@ _EXHAUSTED = (
         for number in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
     ),
 )
+#: More processes than these are taken for a slip.
+MOST_WORKERS = 4096
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str,
     wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
     if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise InputError(f"{path}: the weights are not those of its blueprint")
+    if odd := [f"{name} of {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]:
+        raise InputError(f"{path}: holds {odd[0]}, expected floating-point numbers")
     return {name: state[name] for name in wanted}, blueprint, metadata
 
 
@@ -104,4 +106,4 @@ def checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]

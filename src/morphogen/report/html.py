@@ -6,9 +6,10 @@ from itertools import combinations
 from typing import Literal
 
 from morphogen.candidate import Candidate, Report, Status
+from morphogen.escape import xml
 from morphogen.report.subway import lineage_svg
 from morphogen.report.tables import Row, cell, frontier_rows, headers, operator_rows, reason_rows
-from morphogen.report.wording import number, story, xml
+from morphogen.report.wording import number, story
 
 PAGE_STYLE = """
 :root{color-scheme:light dark}
@@ -29,6 +30,8 @@ th{border-color:#39414b}td{border-color:#20262d}th,dt,.note,.chart text{color:#9
 .chart .axis{stroke:#39414b}.chart .grid{stroke:#20262d}}
 """
 
+#: Numbers beyond it, which no axis shows beside others, are left out of charts.
+DRAWABLE = 1e100
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560.0, 300.0, 62.0, 18.0, 14.0, 42.0
 
 
@@ -140,11 +143,12 @@ def _chart(parts: Sequence[str], about: str) -> str:
 
 
 def _hypervolume_chart(volumes: Sequence[float]) -> str:
-    axes = _Axes([0.0, float(max(1, len(volumes) - 1))], [0.0, *volumes], whole_x=True)
-    points = [(axes.x(generation), axes.y(volume)) for generation, volume in enumerate(volumes)]
+    shown = {generation: volume for generation, volume in enumerate(volumes) if abs(volume) < DRAWABLE}
+    axes = _Axes([0.0, float(max(1, len(volumes) - 1))], [0.0, *shown.values()], whole_x=True)
+    points = {generation: (axes.x(generation), axes.y(volume)) for generation, volume in shown.items()}
     parts = axes.draw("generation", "hypervolume")
-    parts.append('<polyline class="line" points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + '"/>')
-    for generation, (x, y) in enumerate(points):
+    parts.append('<polyline class="line" points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in points.values()) + '"/>')
+    for generation, (x, y) in points.items():
         tip = f"generation {generation}: {volumes[generation]:.6g}"
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{tip}</title></circle>')
     return _chart(parts, "hypervolume per generation")
@@ -164,7 +168,7 @@ def _scatter(
         report = reports.get(id)
         if report is not None and report.status is Status.TRAINED:
             x, y = report.value(x_name), report.value(y_name)
-            if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
+            if x is not None and y is not None and max(abs(x), abs(y)) < DRAWABLE:
                 spots.append((id, x, y))
     if not spots:
         return "nothing measured"

@@ -14,6 +14,8 @@ from itertools import pairwise
 from morphogen.candidate import Candidate
 from morphogen.report.wording import shorten
 
+#: So many generations in a row without candidates are drawn as such, more than that as so many.
+GAP = 8
 LABEL_SIZE = 11.0
 LABEL_CHARS = 20
 
@@ -43,8 +45,12 @@ class Place:
 
 @dataclass
 class Column:
-    """One generation: `before` is where routes into it have arrived, `x` its stations, `after` where routes leave."""
+    """One generation: `before` is where routes into it have arrived, `x` its stations, `after` where routes leave.
 
+    generation: its number.
+    """
+
+    generation: int = 0
     before: float = 0.0
     x: float = 0.0
     after: float = 0.0
@@ -100,6 +106,17 @@ def lay_out(candidates: Mapping[str, Candidate], survivors: Iterable[str]) -> La
     return plan
 
 
+def _columns(generations: Iterable[int]) -> dict[int, int]:
+    """Generation -> column, for every one that occurs: its number, but that long stretches without any are shortened,
+    as a file may claim that they are millions."""
+    columns: dict[int, int] = {}
+    last, column = 0, 0
+    for generation in sorted(set(generations)):
+        column += min(max(generation - last, 0), GAP)
+        columns[generation], last = column, generation
+    return columns
+
+
 class _Family:
     """The candidates' relations: columns, first parents, and who is on a line."""
 
@@ -108,10 +125,14 @@ class _Family:
         self.order = sorted(candidates, key=lambda id: candidates[id].index)
         self.parents = {id: [parent for parent in candidates[id].parents if parent in candidates] for id in self.order}
         self.column: dict[str, int] = {}
+        drawn_at = _columns(candidate.generation for candidate in candidates.values())
         for id in self.order:  # parents are older, so they are known by now
             least = 1 + max((self.column[parent] for parent in self.parents[id]), default=-1)
-            self.column[id] = max(candidates[id].generation, least)
+            self.column[id] = max(drawn_at[candidates[id].generation], least)
         self.depth = 1 + max(self.column.values(), default=0)
+        self.generations = list(range(self.depth))
+        for generation, column in drawn_at.items():
+            self.generations[column] = generation
         wanted = sorted({id for id in survivors if id in candidates}, key=lambda id: candidates[id].index)
         paths = {id: self.path(id) for id in wanted}
         self.on_line = {id for path in paths.values() for id in path}
@@ -206,7 +227,7 @@ def _set_columns(family: _Family, plan: Layout, rows: Mapping[str, tuple[float, 
                 climb[column - 1] = max(climb[column - 1], abs(y - rows[giver][0]) * 0.7)
     x = 0.0
     for number in range(family.depth):
-        here = Column(before=x)
+        here = Column(before=x, generation=family.generations[number])
         here.x = x + wing[number] + stops[number]
         side = max(0, sub[number] - 1) * scale.slot + (90.0 if scale.faint_labels and sub[number] else 10.0)
         here.after = here.x + max(wing[number], side) + plan.gap * len(plan.lanes) / 2

@@ -3,14 +3,14 @@
 SVG text that needs nothing outside itself, follows the reader's light or dark theme, and is the same for the same data.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from colorsys import hls_to_rgb
 from typing import Literal
 
 from morphogen.candidate import Candidate, Report, Status
+from morphogen.escape import dot, xml
 from morphogen.report.layout import LABEL_SIZE, Layout, Place, label, lay_out
-from morphogen.report.wording import edit_lines, edits_short, number, shorten, story, xml
+from morphogen.report.wording import edit_lines, edits_short, number, shorten, story
 
 Objectives = Mapping[str, Literal["min", "max"]]
 
@@ -103,13 +103,11 @@ def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Repor
     for id in sorted(candidates, key=lambda id: candidates[id].index):
         place, status = plan.places[id], _status(reports, id)
         look = "" if place.on_line else ", color=gray, fontcolor=gray"
-        lines.append(f"  {json.dumps(id)} [label={json.dumps(id)}, tooltip={json.dumps(status)}{look}];")
+        lines.append(f"  {dot(id)} [label={dot(id)}, tooltip={dot(status)}{look}];")
     for id in sorted(candidates, key=lambda id: candidates[id].index):
         for position, parent in enumerate(parent for parent in candidates[id].parents if parent in candidates):
             look = ", style=dashed" if position else ""
-            lines.append(
-                f"  {json.dumps(parent)} -> {json.dumps(id)} [label={json.dumps(edits_short(candidates[id]))}{look}];"
-            )
+            lines.append(f"  {dot(parent)} -> {dot(id)} [label={dot(edits_short(candidates[id]))}{look}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -141,7 +139,8 @@ def _stripes(plan: Layout, bottom: float) -> list[str]:
                 f'<rect class="stripe" x="{left:.1f}" y="{TOP - 34:.0f}" width="{right - left:.1f}"'
                 f' height="{bottom - TOP + 34:.1f}"/>'
             )
-        name = ("seed" if number_ == 0 else f"gen {number_}") if plan.scale.labels else str(number_)
+        generation = column.generation
+        name = ("seed" if generation == 0 else f"gen {generation}") if plan.scale.labels else str(generation)
         parts.append(
             f'<text class="head" x="{LEFT + column.x:.1f}" y="{TOP - 14:.0f}" text-anchor="middle">{name}</text>'
         )

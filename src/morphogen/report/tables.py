@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from morphogen.candidate import Candidate, Report, Status
+from morphogen.escape import visible
 from morphogen.report.wording import edits_short, finite, number
 
 Row = dict[str, Any]
@@ -85,7 +86,7 @@ def cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float) or value is None:
         return number(value)
-    return str(value)
+    return visible(str(value))
 
 
 def headers(rows: Sequence[Row]) -> list[str]:
@@ -115,7 +116,8 @@ def fit(rows: Sequence[Row], width: int | None, first: Sequence[str] = ()) -> Fi
     SHORTEST_TEXT of its characters before its column goes. What is shortened has an ellipsis: at its end, in an id
     (whose end tells it from others) in the middle.
     """
-    names = headers(rows)
+    rows = [{visible(name): value for name, value in row.items()} for row in rows]
+    names, first = headers(rows), [visible(name) for name in first]
     text = {name: [cell(row.get(name)) for row in rows] for name in names}
     right = {name: _numeric(rows, name) for name in names}
     full = {name: max(map(cell_len, (name, *text[name]))) for name in names}
@@ -158,7 +160,11 @@ def as_table(rows: Sequence[Row], title: str, width: int | None = None, first: S
     """A rich table in at most `width` columns, as `fit` has it: numbers to the right, text to the left."""
     fitted = fit(rows, width, first)
     table = Table(
-        title=title, title_justify="left", title_style="bold", caption=fitted.note or None, caption_justify="left"
+        title=Text(visible(title)),
+        title_justify="left",
+        title_style="bold",
+        caption=Text(fitted.note) if fitted.note else None,
+        caption_justify="left",
     )
     table.box, table.pad_edge, table.show_edge = box.SIMPLE_HEAD, False, False
     table.padding = (0, GAP - 1, 0, 0)  # the box has a blank of its own between columns

@@ -1,20 +1,10 @@
-"""How values, edits and candidates are put into words and XML: shared by tables, pictures and pages."""
+"""How values, edits and candidates are put into words: shared by tables, pictures and pages."""
 
 import json
 import math
-import re
-from html import escape
 from typing import Any
 
 from morphogen.candidate import Candidate, Edit, Report
-
-#: Characters that no XML 1.0 document may hold, escaped or not.
-_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-def xml(text: object) -> str:
-    """`text` escaped for XML and HTML, in text and in attributes; characters XML forbids become U+FFFD."""
-    return escape(_FORBIDDEN.sub("\ufffd", str(text)))
 
 
 def number(value: float | None) -> str:

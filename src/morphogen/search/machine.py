@@ -218,6 +218,10 @@ class Search(Generic[G, T]):
         for candidate in event.candidates:
             if candidate.id in self.candidates or candidate.index != len(self.candidates):
                 raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
+            if orphaned := [parent for parent in candidate.parents if parent not in self.candidates]:
+                raise RunError(
+                    f"candidate {candidate.id} has the parent {orphaned[0]}, which is no candidate before it"
+                )
             known = self._asked.get(candidate.id)
             if known is None:
                 known = self._examine(self.space.load(candidate), founder=event.generation == 0)
@@ -353,6 +357,8 @@ class Search(Generic[G, T]):
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():
             raise RunError(f"generation {event.generation} was closed, but it is not open with all reports in")
+        if strangers := [id for id in (*event.survivors, *event.frontier) if id not in self.reports]:
+            raise RunError(f"generation {event.generation} was closed with {strangers[0]}, which is no candidate")
         self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)

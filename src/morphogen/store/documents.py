@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from morphogen.candidate import Record
 from morphogen.errors import InputError
-from morphogen.store.files import canonical_json, write_atomic
+from morphogen.store.files import canonical_json, parsed_json, write_atomic
+from morphogen.store.ordinary import read_ordinary
 
 SCHEMA_VERSION = 1
 
@@ -32,13 +33,15 @@ class Document(Record):
     def read(cls, path: Path) -> Self:
         """Reads a file. Raises InputError: missing, not JSON (line, column), another version, a wrong field."""
         try:
-            data = json.loads(path.read_bytes())
+            data = parsed_json(read_ordinary(path))
         except OSError as error:
             raise InputError(f"{path}: cannot read the {cls.title}: {error.strerror or error}") from error
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{error.lineno}:{error.colno} not a whole JSON file: {error.msg}") from error
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a JSON file: byte {error.start} is not UTF-8") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deep
+            raise InputError(f"{path}: cannot be read as a {cls.title}: {error}") from error
         if not isinstance(data, dict) or "schema_version" not in data:
             raise InputError(f"{path}: not a {cls.title}: schema_version is missing")
         if data["schema_version"] != SCHEMA_VERSION:

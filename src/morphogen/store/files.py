@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic_core import from_json
+
 from morphogen.errors import RunError
+from morphogen.escape import whole_characters
 
 #: How temporary files end, and what their names are like: `.<name>.<process>-<eight digits>.tmp`.
 TEMPORARY = ".tmp"
@@ -132,6 +135,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def parsed_json(raw: bytes) -> Any:
+    """The data of JSON text. ValueError where it is none, or holds halves of characters, which no file could hold;
+    RecursionError where it is nested beyond all use."""
+    data = json.loads(raw)
+    if b"\\ud" in raw.lower():
+        from_json(raw)
+    return data
+
+
 def canonical_json(value: Any, indent: int | None = None) -> str:
     """Valid JSON with sorted keys and shortest exact floats; the same data gives the same text.
 
@@ -139,9 +151,10 @@ def canonical_json(value: Any, indent: int | None = None) -> str:
     into float fields.
     """
     separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(
+    text = json.dumps(
         _plain(value), sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
     )
+    return whole_characters(text)
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,26 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from morphogen.candidate import Candidate, Edit, Inheritance, Record, Report, Status, Tokens
+from morphogen.candidate import (
+    Candidate,
+    CandidateId,
+    CheckpointPath,
+    Edit,
+    Inheritance,
+    Record,
+    Report,
+    Status,
+    Tokens,
+)
 from morphogen.store.documents import Document
 
 
 class Entry(Record):
     """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats."""
 
-    id: str
+    id: CandidateId
     blueprint: dict[str, Any]
-    parents: tuple[str, ...]
+    parents: tuple[CandidateId, ...]
     edits: tuple[Edit, ...]
     metrics: dict[str, float]
     timed: dict[str, float]
@@ -20,7 +30,7 @@ class Entry(Record):
     tokens: Tokens
     flops: float
     inheritance: Inheritance | None
-    checkpoint: str | None
+    checkpoint: CheckpointPath | None
     status: Status
 
 

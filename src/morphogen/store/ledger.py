@@ -8,7 +8,6 @@ number may read meanwhile.
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import socket
 import sqlite3
@@ -20,9 +19,10 @@ from urllib.parse import quote
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from morphogen.candidate import Candidate, Record, Report
+from morphogen.candidate import Candidate, CandidateId, Record, Report, Whole
 from morphogen.errors import RunError
-from morphogen.store.files import canonical_json, sync_folder
+from morphogen.store.files import canonical_json, parsed_json, sync_folder
+from morphogen.store.ordinary import check_own, open_own
 
 FILE = "ledger.sqlite"
 LOCK = "ledger.lock"
@@ -30,6 +30,12 @@ LOCK = "ledger.lock"
 RESOLVED = "experiment.yaml"
 #: Reasons in stop events.
 FINISHED, INTERRUPTED = "finished", "interrupted"
+#: All that a ledger keeps in its folder.
+FILES = (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal", LOCK)
+#: The only thing in its database, as SQLite writes it down.
+TABLE = (
+    "CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload TEXT NOT NULL, sha TEXT NOT NULL) STRICT"
+)
 SCHEMA_VERSION = 1
 #: How long a writer waits for another program that holds the database.
 BUSY_SECONDS = 30.0
@@ -49,7 +55,7 @@ class Asked(Record):
     """Candidates the engine proposed for one generation. rejected: ids of those that rung 0 turned away."""
 
     kind: Literal["asked"] = "asked"
-    generation: int
+    generation: Whole
     candidates: tuple[Candidate, ...]
     rejected: tuple[str, ...] = ()
 
@@ -65,9 +71,9 @@ class Generation(Record):
     """A generation is closed. `reference` is the run's fixed reference point, per objective in its own units."""
 
     kind: Literal["generation"] = "generation"
-    generation: int
-    survivors: tuple[str, ...]
-    frontier: tuple[str, ...]
+    generation: Whole
+    survivors: tuple[CandidateId, ...]
+    frontier: tuple[CandidateId, ...]
     hypervolume: float
     reference: dict[str, float]
 
@@ -109,7 +115,7 @@ class Ledger:
         create: start a new one (the folder is made too); an existing one with events in it is refused, not touched,
         unless `go_on` says that it may be gone on with.
         readonly: may be open beside a writer. Raises RunError: missing, foreign, damaged, of another schema version,
-        in use by another writer (names its process and host), or not writable.
+        in use by another writer (names its process and host), not writable, or a link out of the folder.
         """
         path = folder / FILE
         if create:
@@ -119,6 +125,7 @@ class Ledger:
                 raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
         elif not path.is_file():
             raise RunError(f"{folder}: no run here ({FILE} is missing)")
+        check_own(folder, FILES)
         with contextlib.ExitStack() as undo:
             lock = None if readonly else undo.enter_context(_hold(folder))
             with _reading(path):
@@ -162,11 +169,13 @@ class Ledger:
         """Every event ever written, each checked. Raises RunError where the ledger is damaged."""
         for seq, kind, payload, _ in self._rows():
             try:
-                yield _EVENT.validate_python({"kind": kind, **json.loads(payload)})
+                yield _EVENT.validate_python({"kind": kind, **parsed_json(payload.encode())})
             except ValidationError as error:
                 what = error.errors(include_url=False)[0]
                 place = ".".join(str(step) for step in what["loc"])
                 raise RunError(f"{self.path}: event {seq} ({kind}): {place}: {what['msg']}") from error
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise RunError(f"{self.path}: event {seq} ({kind}): cannot be read: {error}") from None
 
     def _rows(self) -> Iterator[tuple[int, str, str, str]]:
         """(seq, kind, payload as JSON text, sha) of every event, checked against the chain of hashes."""
@@ -223,6 +232,7 @@ def _before_retry(events: list[Event], retry: Retry) -> list[Event]:
 def in_use(folder: Path) -> str:
     """Who has the run in `folder` open for writing, e.g. `process 12 on host`; empty when nobody has."""
     try:
+        check_own(folder, [LOCK])
         with (folder / LOCK).open(encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -249,7 +259,7 @@ def _hold(folder: Path) -> IO[str]:
     """The writer's lock: `ledger.lock`, freed by the system when its process ends, however it ends."""
     path = folder / LOCK
     try:
-        lock = path.open("a+", encoding="utf-8")
+        lock = open_own(path, "a+")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
     try:
@@ -282,8 +292,7 @@ def _prepare(path: Path, connection: sqlite3.Connection, create: bool) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.executescript(
             "BEGIN IMMEDIATE;"
-            "CREATE TABLE events"
-            " (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, payload TEXT NOT NULL, sha TEXT NOT NULL) STRICT;"
+            f"{TABLE};"
             f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )
         sync_folder(path.parent)
@@ -293,3 +302,6 @@ def _prepare(path: Path, connection: sqlite3.Connection, create: bool) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise RunError(f"{path}: ledger schema version {version}, this morphogen reads version {SCHEMA_VERSION}")
+    # a view in the place of the table could compute forever, a trigger could change what is written
+    if [row[0] for row in connection.execute("SELECT sql FROM sqlite_master")] != [TABLE]:
+        raise RunError(f"{path}: holds something else than a ledger's events; it was not written by morphogen")

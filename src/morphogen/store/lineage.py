@@ -5,7 +5,18 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from morphogen.candidate import Candidate, Edit, Inheritance, Record, Report, Status, Tokens
+from morphogen.candidate import (
+    Candidate,
+    CandidateId,
+    Edit,
+    Inheritance,
+    Record,
+    Report,
+    Status,
+    StopReason,
+    Tokens,
+    Whole,
+)
 from morphogen.store.documents import Document
 
 Kind = Literal["mutation", "crossover", "copy"]
@@ -14,15 +25,15 @@ Kind = Literal["mutation", "crossover", "copy"]
 class Node(Record):
     """One candidate. `frontier`: it stands on the frontier. `timed`: what depends on the machine's clock and memory."""
 
-    id: str
-    index: int
-    generation: int
+    id: CandidateId
+    index: Whole
+    generation: Whole
     frontier: bool
     status: Status
     reason: str
-    rung: int
-    steps: int
-    stop_reason: int
+    rung: Whole
+    steps: Whole
+    stop_reason: StopReason
     metrics: dict[str, float]
     timed: dict[str, float]
     costs: dict[str, float]
@@ -37,8 +48,8 @@ class Edge(Record):
     A copy is a child without edits: the same blueprint, trained further.
     """
 
-    parent: str
-    child: str
+    parent: CandidateId
+    child: CandidateId
     kind: Kind
     edits: tuple[Edit, ...]
 
