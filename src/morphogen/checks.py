@@ -2,12 +2,12 @@
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
+from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
-from morphogen.inherit.checkpoint import load_checkpoint
-from morphogen.paths import user_path
 from morphogen.search.availability import check_figures
 from morphogen.search.rungs import check_thresholds
+from morphogen.training.start import from_checkpoint
 from morphogen.variation.operator import check_weights
 from morphogen.variation.template import resolve_templates
 
@@ -39,12 +39,12 @@ def _check_gates_reached(experiment: Experiment) -> None:
             )
 
 
-def check_possible(experiment: Experiment) -> None:
+def check_possible(experiment: Experiment, prepared: PreparedData) -> None:
     """What can be known before anything is trained: `check_settings`, and InputError for a checkpoint to start from
-    that is missing or damaged, or one that would not be read."""
+    that is missing, damaged or of another tokenizer, or one that would not be read."""
     train, evolution = experiment.train, experiment.evolution
     check_settings(experiment, experiment.model)
     if train.init_checkpoint is not None:
-        load_checkpoint(user_path(train.init_checkpoint, "train.init_checkpoint"))
+        from_checkpoint(experiment.model, experiment, prepared, seed=0)
     elif evolution.weight_inheritance == "init":
         raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")

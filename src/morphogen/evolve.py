@@ -166,7 +166,7 @@ def evolve(
         if copy is not None:
             runfolder.check_copy(copy, folder)
     experiment, prepared = settle(experiment)
-    check_possible(experiment)
+    check_possible(experiment, prepared)
     heard = _Hearing(observer)
     try:
         with ExitStack() as undo:

@@ -67,7 +67,8 @@ class Train(Frozen):
     (low_entropy); `no_improve_patience` checks without a relative gain of `improvement_tolerance` in the training loss
     (no_improve). `router_lb_coeff` multiplies the load-balance losses that the blueprint's routers ask for;
     `router_entropy_coeff` times the entropy of routing (nats) is taken off the loss. `ppl_stop_threshold` is the gate
-    after rung 1: held-out perplexity above it ends the candidate.
+    after rung 1: held-out perplexity above it ends the candidate. `init_tokenizer`: whether the weights of
+    `init_checkpoint` must be those of the same tokenizer, or are mapped token by token (`remap`).
     """
 
     lr: PositiveFloat = 3e-3
@@ -79,6 +80,7 @@ class Train(Frozen):
     weight_decay: NonNegativeFloat = 0.1
     seed: NonNegativeInt = 0
     init_checkpoint: str | None = None
+    init_tokenizer: Literal["same", "remap"] = "same"
     router_lb_coeff: NonNegativeFloat = 1.0
     router_entropy_coeff: NonNegativeFloat = 0.0
     entropy_threshold: NonNegativeFloat = 0.5
@@ -88,6 +90,12 @@ class Train(Frozen):
     improvement_tolerance: NonNegativeFloat = 1e-3
     ppl_stop_threshold: PositiveFloat | None = None
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _remap_of_something(self) -> Self:
+        if self.init_tokenizer == "remap" and self.init_checkpoint is None:
+            raise ValueError("init_tokenizer is 'remap', but there is no init_checkpoint whose tokens to map")
+        return self
 
 
 class BPE(Frozen):

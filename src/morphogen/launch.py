@@ -99,7 +99,7 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     runfolder.check_usable(folder, resume)
     choose_device(device)
     experiment, prepared = settle(experiment)
-    check_possible(experiment)
+    check_possible(experiment, prepared)
     root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
     plan = explain.plan(experiment)
     told = {

@@ -274,7 +274,7 @@ def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[...,
     assert scratch.tokens.lineage == scratch.tokens.own
     init = child("init", seed_weights)
     assert init.inheritance is not None
-    assert init.inheritance.exact
+    assert not init.inheritance.exact  # it does not say which tokenizer it was trained with
     assert init.metrics["bpb_inherited"] > parent.metrics["bpb_sample"] + 0.5
     assert child("parent", None).metrics["bpb_inherited"] < init.metrics["bpb_inherited"]
     with pytest.raises(InputError, match=r"train.init_checkpoint"):

@@ -32,6 +32,7 @@ UNGUARDED = {
     "no_improve_patience": 10**9,
     "ppl_stop_threshold": None,
     "init_checkpoint": None,
+    "init_tokenizer": "same",
 }
 
 Say = Callable[[str], None]

@@ -278,7 +278,9 @@ def from_hugging_face(name: str) -> PieceTokenizer:
             return _from_file(path, place)
         if (path / "tokenizer.json").is_file():
             _definition(path / "tokenizer.json", place)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a NUL in it
         raise InputError(f"{place}: cannot be read ({error})") from None
     import transformers
 

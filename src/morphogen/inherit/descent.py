@@ -8,10 +8,11 @@ from torch import Tensor
 
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Edit, Inheritance, Job
+from morphogen.candidate import Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.plan import Plan, plan
+from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
 from morphogen.inherit.splice import Marks, Spliced, State, splice
 from morphogen.network import check_state, initial_state
 
@@ -30,11 +31,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class Inherited:
-    """Weights, the report of how they came about, and the optimizer's moments where these were asked for."""
+    """Weights, the report of how they came about, and the optimizer's moments where these were asked for.
+
+    begun: tokens behind the checkpoint that the lineage began with, from outside of the run.
+    """
 
     state: State
     report: Inheritance
     moments: Moments | None = None
+    begun: Tokens = NO_TOKENS
 
 
 def inherit(
@@ -44,6 +49,7 @@ def inherit(
     edits: Sequence[Edit] = (),
     sources: Mapping[str, int] | None = None,
     names: Sequence[str] = ("0", "1"),
+    tokenizers: Sequence[str | None] = (),
     seed: int = 0,
 ) -> tuple[State, Inheritance]:
     """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
@@ -51,9 +57,11 @@ def inherit(
     edits: those that made the child; weights are carried through them one by one, so that a chain of exact edits, and
     of the steps of a compound one, is exact. Without, they are carried from the parents to the child at once.
     sources: gene id of a block -> which parent it comes from, where both have it. names: of the parents, in the report.
-    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's, or where
-    the edits do not lead to the child.
+    tokenizers: of the parents, by digest (`tokenizer` in a checkpoint's metadata), None where it is not known.
+    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's, where
+    two parents' tokenizers differ, or where the edits do not lead to the child.
     """
+    check_tokenizers(tokenizers, [f"parent {name}" for name in names])
     whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
     for blueprint, state in whole:
         check_state(blueprint, state)
@@ -64,7 +72,14 @@ def inherit(
         spliced, report = splice_edits(child, loaded, edits, seed, names)
         return spliced.state, report
     drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
-    spliced = splice(drawn, [from_parent(dict(state), which) for which, (_, state) in enumerate(whole)], seed)
+    return spliced_at_once(drawn, child, [state for _, state in whole], names, seed)
+
+
+def spliced_at_once(
+    drawn: Plan, child: Blueprint, states: Sequence[Mapping[str, Tensor]], names: Sequence[str], seed: int
+) -> tuple[State, Inheritance]:
+    """One plan carried out on its parents' states, which stay as they are, and the report."""
+    spliced = splice(drawn, [from_parent(dict(state), which) for which, state in enumerate(states)], seed)
     return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
 
 
@@ -82,11 +97,12 @@ def _with_vocab(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Blueprint:
     return blueprint
 
 
-def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
+def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: str | None = None) -> Inherited:
     """What a candidate starts from, with the optimizer's moments of its parents where these are wanted.
 
     The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
-    InputError when a parent's checkpoint is missing, damaged, or of another blueprint; CandidateError when its edits
+    tokenizer: the run's, by digest. InputError when a parent's checkpoint is missing, damaged, or of another blueprint
+    or tokenizer; CandidateError when its edits
     lead elsewhere.
     """
     target = Blueprint.model_validate(job.candidate.blueprint)
@@ -95,9 +111,13 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
         fresh = sum(tensor.numel() for tensor in state.values())
         return Inherited(state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",)))
     loaded = []
+    begun = NO_TOKENS
     for which, parent in enumerate(job.parents):
         path = Path(job.run_dir) / parent.checkpoint
-        state, blueprint, _ = load_checkpoint(path)
+        state, blueprint, metadata = load_checkpoint(path)
+        provenance = Provenance.from_metadata(metadata, path)
+        check_tokenizers([tokenizer, provenance.tokenizer], ["this run", str(path)])
+        begun = max(begun, provenance.begun, key=lambda tokens: tokens.lineage)
         if blueprint != Blueprint.model_validate(parent.blueprint):
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
         moments = load_moments(path, blueprint) if with_moments else None
@@ -107,9 +127,9 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False) -> Inherited:
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     if not with_moments:
-        return Inherited(spliced.state, report)
+        return Inherited(spliced.state, report, begun=begun)
     fresh_of = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
-    return Inherited(spliced.state, report, Moments(spliced.moments, fresh_of))
+    return Inherited(spliced.state, report, Moments(spliced.moments, fresh_of), begun)
 
 
 def splice_edits(

@@ -17,15 +17,15 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.figures import Bounds
-from morphogen.inherit.checkpoint import load_checkpoint, load_moments, save_checkpoint, save_moments
-from morphogen.inherit.descent import Inherited, Moments, inherit, splice_job
+from morphogen.inherit.checkpoint import save_checkpoint, save_moments
+from morphogen.inherit.provenance import Provenance
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, evaluate, held_out, sample_bpb
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
-from morphogen.paths import user_path
 from morphogen.training.allocator import memory_kept
 from morphogen.training.loop import Progress, StepInfo, Trainer, choose_device
+from morphogen.training.start import starting_weights
 
 __all__ = ["Progress", "StepInfo", "evaluate", "run_surrogate"]
 
@@ -85,8 +85,9 @@ class _Trial:
         self.before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before
         self.blueprint = Blueprint.model_validate(self.job.candidate.blueprint)
         self.stages = self._stages()
-        start = self._weights()
-        self.inheritance = start.report
+        start = starting_weights(self.job, self.experiment, self.prepared, self._seed("weights"))
+        self.inheritance, self.begun = start.report, start.begun
+        self.vocabulary = self.prepared.vocabulary()
         with _its_own():
             self.model = assemble(self.blueprint, start.state).to(device)
         self.mixture = Mixture(self.prepared, self._data_seed(job.candidate.index))
@@ -173,30 +174,6 @@ class _Trial:
                 done = until
         return stages
 
-    def _weights(self) -> Inherited:
-        """What the candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
-        if self.job.before is not None:
-            return self._own_weights(self.job.before)
-        seed = self._seed("weights")
-        mode, path = self.experiment.evolution.weight_inheritance, self.experiment.train.init_checkpoint
-        if mode == "init" and path is None:
-            raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")
-        if mode == "parent" and self.job.parents:
-            return splice_job(self.job, seed, with_moments=self.experiment.evolution.inherit_optimizer)
-        if mode == "scratch" or path is None:
-            return splice_job(self.job.replace(parents=()), seed)
-        state, blueprint, _ = load_checkpoint(user_path(path, "train.init_checkpoint"))
-        return Inherited(*inherit(self.blueprint, [(blueprint, state)], names=["init_checkpoint"], seed=seed))
-
-    def _own_weights(self, before: Report) -> Inherited:
-        """Those that an earlier job of the same candidate left."""
-        if before.checkpoint is None or before.inheritance is None:
-            raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
-        path = Path(self.job.run_dir) / before.checkpoint
-        state, blueprint, _ = load_checkpoint(path)
-        moments = load_moments(path, blueprint) if self.experiment.evolution.inherit_optimizer else None
-        return Inherited(state, before.inheritance, None if moments is None else Moments(of=moments, fresh={}))
-
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
         trainer, healing, mixture = self.trainer, self.healing_steps, self.mixture
@@ -245,7 +222,9 @@ class _Trial:
         where = f"checkpoints/{name}.safetensors"
         if self.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
             save_moments(Path(self.job.run_dir) / where, self.trainer.updater.moments())
-        extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step)}
+        digest, called = self.prepared.tokenizer_digest, self.prepared.tokenizer
+        behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun)
+        extra = {"candidate": self.job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
         save_checkpoint(Path(self.job.run_dir) / where, self.model.state_dict(), self.blueprint, extra)
         return where
 
@@ -283,7 +262,8 @@ class _Trial:
         )
 
     def _tokens(self) -> Tokens:
-        """Own, lineage's and unique tokens. Ancestors count where their weights were inherited."""
+        """Own, lineage's and unique tokens. Ancestors count where their weights were inherited, and so do the tokens
+        behind an `init_checkpoint`; which text those were nobody can tell, so that none of it counts as seen twice."""
         per_step, steps = self.prepared.tokens_per_step, self.trainer.step
         healing = min(self.healing_steps, steps)
         ancestors = self.job.ancestors if self.experiment.evolution.weight_inheritance == "parent" else ()
@@ -293,8 +273,8 @@ class _Trial:
         # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
         runs += [Trained(self._data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]
         own = self.before.tokens.own + steps * per_step
-        lineage = own + sum(ancestor.tokens for ancestor in ancestors)
-        return Tokens(own=own, lineage=lineage, unique=unique_tokens(self.prepared, runs))
+        lineage = own + sum(ancestor.tokens for ancestor in ancestors) + self.begun.lineage
+        return Tokens(own=own, lineage=lineage, unique=unique_tokens(self.prepared, runs) + self.begun.unique)
 
     def _share(self, tokens: Tokens) -> dict[str, float]:
         """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""

@@ -1,0 +1,93 @@
+"""What a candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
+
+from pathlib import Path
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Job, Report, Tokens
+from morphogen.data.prepare import PreparedData
+from morphogen.data.vocabulary import Vocabulary
+from morphogen.errors import InputError
+from morphogen.experiment import Experiment
+from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.inherit.descent import Inherited, Moments, splice_job, spliced_at_once
+from morphogen.inherit.plan import Plan, plan
+from morphogen.inherit.provenance import Provenance, with_tokens
+from morphogen.paths import user_path
+
+PLACE = "train.init_checkpoint"
+#: What the origin of weights is called that come from it.
+NAME = "init_checkpoint"
+
+
+def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, seed: int) -> Inherited:
+    """What the candidate starts from. InputError or RunError for weights that cannot be used, as `splice_job`, and for
+    those of another tokenizer."""
+    evolution, path = experiment.evolution, experiment.train.init_checkpoint
+    mode, with_moments = evolution.weight_inheritance, evolution.inherit_optimizer
+    if job.before is not None:
+        return _own_weights(job, job.before, with_moments=with_moments)
+    if mode == "init" and path is None:
+        raise InputError(f"{PLACE}: not set, but evolution.weight_inheritance is 'init'")
+    if mode == "parent" and job.parents:
+        return splice_job(job, seed, with_moments=with_moments, tokenizer=prepared.tokenizer_digest)
+    if mode == "scratch" or path is None:
+        return splice_job(job.replace(parents=()), seed)
+    return from_checkpoint(Blueprint.model_validate(job.candidate.blueprint), experiment, prepared, seed)
+
+
+def from_checkpoint(blueprint: Blueprint, experiment: Experiment, prepared: PreparedData, seed: int) -> Inherited:
+    """The weights in `train.init_checkpoint`, carried to `blueprint`; InputError where they mean other tokens."""
+    path = user_path(experiment.train.init_checkpoint or "", PLACE)
+    state, theirs, metadata = load_checkpoint(path)
+    provenance = Provenance.from_metadata(metadata, path)
+    drawn = plan(blueprint, [theirs])
+    if provenance.tokenizer != prepared.tokenizer_digest:
+        drawn = _across(drawn, blueprint, theirs, provenance, experiment, prepared)
+    weights, report = spliced_at_once(drawn, blueprint, [state], [NAME], seed)
+    behind = provenance.tokens
+    return Inherited(weights, report, begun=Tokens(own=0, lineage=behind.lineage, unique=behind.unique))
+
+
+def _across(
+    drawn: Plan,
+    blueprint: Blueprint,
+    theirs: Blueprint,
+    provenance: Provenance,
+    experiment: Experiment,
+    prepared: PreparedData,
+) -> Plan:
+    """The plan of weights that another tokenizer, or nobody knows which, was used with; never an exact one."""
+    place, remap = f"{PLACE} {experiment.train.init_checkpoint}", experiment.train.init_tokenizer == "remap"
+    rows, their_rows = blueprint.context().vocab, theirs.context().vocab
+    if provenance.tokenizer is None:
+        if remap:
+            raise InputError(f"{place}: it does not say its tokenizer, so that train.init_tokenizer cannot be 'remap'")
+        if rows != their_rows:
+            raise InputError(
+                f"{place}: it has {their_rows} tokens and does not say its tokenizer, expected the {rows} of "
+                f"data.tokenizer {prepared.tokenizer!r}"
+            )
+        note = f"{NAME} does not say which tokenizer it was trained with"
+        return drawn.model_copy(update={"exact": False, "notes": (*drawn.notes, note)})
+    was = f"{provenance.name!r} ({provenance.tokenizer}, {their_rows} tokens)"
+    now = f"{prepared.tokenizer!r} ({prepared.tokenizer_digest}, {rows} tokens)"
+    if not remap:
+        raise InputError(
+            f"{place}: its weights were trained with the tokenizer {was}, but data.tokenizer is {now}; use the same "
+            "one, or map token by token with train.init_tokenizer: remap"
+        )
+    old = Vocabulary.unpack(provenance.vocabulary, place)
+    new = Vocabulary.unpack(prepared.vocabulary(), f"vocabulary {prepared.vocabulary_path}")
+    index = [i if i < their_rows else -1 for i in new.index_in(old, rows)]
+    carried = sum(i >= 0 for i in index)
+    return with_tokens(drawn, index, f"tokenizer {was} became {now}: {carried} of {rows} tokens carried")
+
+
+def _own_weights(job: Job, before: Report, *, with_moments: bool) -> Inherited:
+    """Those that an earlier job of the same candidate left."""
+    if before.checkpoint is None or before.inheritance is None:
+        raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
+    path = Path(job.run_dir) / before.checkpoint
+    state, blueprint, metadata = load_checkpoint(path)
+    moments = Moments(of=load_moments(path, blueprint), fresh={}) if with_moments else None
+    return Inherited(state, before.inheritance, moments, Provenance.from_metadata(metadata, path).begun)
