@@ -176,7 +176,7 @@ def evolve(
                 _Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
             )
             undo.enter_context(threads(session.threads))
-            session.loop(executor, [bf16_warning(experiment.train.bf16, torch.device(device))])
+            session.loop(executor, [*prepared.remarks(), bf16_warning(experiment.train.bf16, torch.device(device))])
     except OSError as error:
         if error is heard.raised:
             raise
@@ -264,6 +264,7 @@ class _Session:
                 told = _check_same(folder, events[0], experiment, seed, prepared)
             else:
                 told = runfolder.environment(seed, device, default_threads(), prepared.environment())
+                told["read"] = prepared.read()
                 write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
             write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:

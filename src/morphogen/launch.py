@@ -101,19 +101,22 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
     root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
-    plan = explain.plan(experiment)
-    told = {
+    plan, measured = explain.plan(experiment), prepared.measured_tokens()
+    told: dict[str, Any] = {
         "folder": str(folder),
         "root": root.id,
         "candidates": plan.candidates,
         "tokens_each": plan.tokens_each,
         "steps_each": plan.tokens_each // prepared.tokens_per_step,
-        "eval_tokens_each": plan.eval_tokens_each,
+        "eval_tokens_each": plan.eval_tokens_each
+        - experiment.data.eval_tokens * len(measured)
+        + sum(measured.values()),
         "vocab": prepared.vocab_size,
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }
-    if warning := bf16_warning(experiment.train.bf16, choose_device(device)):
-        told["warnings"] = [warning]
+    told["read"] = {source: str(account) for source, account in prepared.accounts().items()}
+    if warnings := [*prepared.remarks(), *filter(None, [bf16_warning(experiment.train.bf16, choose_device(device))])]:
+        told["warnings"] = warnings
     show_facts(told, as_json)
 
 

@@ -161,3 +161,44 @@ def test_large_vocabularies_take_four_bytes(data: Callable[..., Data], monkeypat
     large = prepare(data()).shards[0].files["train"]
     assert (small.dtype, large.dtype) == ("uint16", "uint32")
     assert np.array_equal(small.open(), large.open())
+
+
+def test_what_was_left_out_is_remarked_and_recorded(data: Callable[..., Data]) -> None:
+    chosen = data(eval_tokens=16)
+    root = Path(chosen.shards[0].source)
+    whole = prepare(chosen)
+    assert whole.remarks() == []
+    assert str(whole.accounts()[str(root)]) == "60 documents from 60 files"
+    (root / "a.bin").write_bytes(b"x")
+    (root / "b.csv").write_text("id,content\n1,one\n")
+    left = prepare(chosen)
+    [remark] = left.remarks()
+    assert remark == (
+        f"text of {str(root)!r}: 61 documents from 61 files, text from column 'content'; left out: "
+        "1 files that end in .bin (a.bin)"
+    )
+    json.dumps(left.read())
+    assert left.read()["accounts"][str(root)]["left_out"][0]["count"] == 1
+    assert "account" not in json.dumps(left.environment())
+
+
+def test_a_measurement_larger_than_the_split_is_remarked_and_recorded(data: Callable[..., Data]) -> None:
+    prepared = prepare(data(eval_tokens=10**6))
+    [(name, used)] = prepared.measured_tokens().items()
+    has = prepared.eval_shards[0].files["eval"].tokens
+    assert has - 17 < used < has
+    [remark] = prepared.remarks()
+    assert "data.eval_tokens is 1,000,000, but the eval split" in remark
+    assert remark.endswith(f"has only {has:,}: it is measured on {used:,}")
+    assert prepared.read()["measured_tokens"] == {name: used}
+    assert prepare(data(eval_tokens=32)).measured_tokens() == {name: 32}
+
+
+def test_a_source_that_cannot_be_read_is_told_with_its_place(
+    data: Callable[..., Data], folder: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    bad = {"source": str(tmp_path / "bad.txt")}
+    assert failure(data(shards=[{"source": folder()}, bad])).startswith("data.shards[1].source: data source ")
+    held_out = data(shards=[{"source": folder()}], eval_shards=[bad])
+    assert failure(held_out).startswith("data.eval_shards[0].source: data source ")

@@ -301,3 +301,45 @@ def test_without_a_home_caches_lie_among_the_users_own_temporary_files(
     folder.symlink_to(tmp_path)
     with pytest.raises(InputError, match="set MORPHOGEN_CACHE"):
         cache_folder()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_hashes_that_change_after_preparation_are_refused(damage: str, folder: Callable[..., str]) -> None:
+    file = encoded(folder())["train"]
+    path = Path(file.path).with_suffix(".docs")
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(RunError, match=r"hashes .*\.docs: .*the cache was changed"):
+        file.document_hashes()
+
+
+def test_a_copy_that_goes_while_it_is_read_is_told_of(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"text": "a"}\n')
+    shard = Shard(source=f"hf:{tmp_path / 'set'}")
+    survey(shard)
+    [copy] = cache.glob("text-*.jsonl")
+    copy.write_bytes(b"[1, 2\n")
+    with pytest.raises(InputError, match=r"is gone or damaged .* made again at the next start"):
+        list(store.stored_documents(shard))
+    copy.unlink()
+    with pytest.raises(InputError, match=r"is gone or damaged .*No such file"):
+        list(store.stored_documents(shard))
+
+
+def test_a_cache_file_that_may_not_be_read_is_made_again(
+    folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder()
+    first = encoded(source)
+    opened = Path.open
+
+    def refuse(path: Path, *args: object) -> object:
+        if str(path) == first["train"].path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert encoded(source) == first

@@ -9,6 +9,8 @@ from morphogen.errors import InputError
 
 #: So many of what was left out for one reason are named; of the rest there is the count.
 NAMED: Final = 3
+#: So many reasons are told apart, those for most first; the rest are one.
+REASONS: Final = 12
 
 
 class Document(NamedTuple):
@@ -96,5 +98,9 @@ class Reader:
 
     def account(self) -> Account:
         """The tally so far."""
-        left = tuple(LeftOut(why, count, tuple(self._left[why])) for why, count in sorted(self._counts.items()))
-        return Account(self.files, self.documents, dict(sorted(self.columns.items())), left)
+        ranked = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
+        told = [LeftOut(why, count, tuple(self._left[why])) for why, count in sorted(ranked[:REASONS])]
+        if rest := ranked[REASONS:]:
+            names = tuple(name for why, _ in rest for name in self._left[why])[:NAMED]
+            told.append(LeftOut("for other reasons", sum(count for _, count in rest), names))
+        return Account(self.files, self.documents, dict(sorted(self.columns.items())), tuple(told))

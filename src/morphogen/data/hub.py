@@ -5,7 +5,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from morphogen.experiment import Shard
 
 #: So long the hub has to answer at all, before a library asks it that would try for minutes.
-ANSWER_SECONDS: Final = 4.0
+ANSWER_SECONDS: Final = 3.0
 #: So often a stream that broke is taken up again.
 RETRIES: Final = 3
 #: Answers of a proxy, or of a hub that is down.
@@ -51,6 +51,13 @@ def _asked(url: str) -> str | None:
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)  # certificates: see the library
     except (OSError, http.client.HTTPException, ValueError) as error:
         return str(error) or type(error).__name__
+
+
+def is_fetched(name: str, files: Iterable[str]) -> bool:
+    """Whether one of the files of a repository is in the hub's own cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def rows_of(name: str, config: str | None, shard: "Shard", reader: Reader) -> Iterator[Document]:

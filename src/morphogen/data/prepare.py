@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.data import store, tokenizers
+from morphogen.data.document import Account
 from morphogen.data.probes import Probe
+from morphogen.data.records import TEXT_COLUMN
 from morphogen.data.spelling import Ids, Loss
 from morphogen.data.store import Corpus, SplitName, TokenFile
 from morphogen.data.tokenizers import Tokenizer, byte_lengths
@@ -60,6 +63,7 @@ class PreparedData:
     seq_len: int
     batch_size: int
     seed: int
+    eval_tokens: int
     shards: tuple[PreparedShard, ...]
     eval_shards: tuple[PreparedShard, ...]
     healing_shards: tuple[PreparedShard, ...]
@@ -109,6 +113,39 @@ class PreparedData:
         files = [file for shard in shards for file in shard.files.values()]
         return [self.vocabulary_path, *(path for file in files for path in file.paths)]
 
+    def measured_tokens(self) -> dict[str, int]:
+        """Measured shard -> how many tokens of it are: `eval_tokens`, in whole sequences, or all that its split has."""
+        length = self.seq_len
+        return {
+            shard.name: max(1, min(shard.windows("eval", length), self.eval_tokens // length)) * length
+            for shard in self.eval_shards
+        }
+
+    def accounts(self) -> dict[str, Account]:
+        """Source -> how it was read."""
+        return {shard.source: shard.corpus.account for shard in self.shards + self.eval_shards + self.healing_shards}
+
+    def remarks(self) -> list[str]:
+        """What the user should know of the text: what of it was left out, and measured on less than was asked for."""
+        said = [
+            f"text of {source!r}: {account}"
+            for source, account in self.accounts().items()
+            if account.left_out or set(account.columns) - {TEXT_COLUMN}
+        ]
+        measured = self.measured_tokens()
+        said += [
+            f"data.eval_tokens is {self.eval_tokens:,}, but the eval split of {shard.source!r} has only "
+            f"{shard.files['eval'].tokens:,}: it is measured on {measured[shard.name]:,}"
+            for shard in self.eval_shards
+            if measured[shard.name] < self.eval_tokens - self.seq_len
+        ]
+        return said
+
+    def read(self) -> dict[str, Any]:
+        """How the text was read, as `environment.json` tells it."""
+        accounts = {source: asdict(account) for source, account in self.accounts().items()}
+        return {"accounts": accounts, "measured_tokens": self.measured_tokens()}
+
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says of the data: enough to tell whether two runs read the same text."""
         return {
@@ -142,8 +179,9 @@ def prepare(data: "Data") -> PreparedData:
     def prepared(shard: "Shard") -> PreparedShard:
         identity = shard.model_dump_json(exclude={"name", "weight"})
         if identity not in done:
-            corpus = store.survey(shard)
-            files, loss = store.token_files(shard, corpus, data.split, tokenizer)
+            with _placed(data, shard):
+                corpus = store.survey(shard)
+                files, loss = store.token_files(shard, corpus, data.split, tokenizer)
             _check_spelled(data, shard, loss)
             done[identity] = corpus, files, loss.share
         return PreparedShard(shard.name, shard.source, shard.weight, *done[identity])
@@ -157,6 +195,7 @@ def prepare(data: "Data") -> PreparedData:
         seq_len=data.seq_len,
         batch_size=data.batch_size,
         seed=data.seed,
+        eval_tokens=data.eval_tokens,
         shards=tuple(prepared(shard) for shard in data.text_shards),
         eval_shards=tuple(prepared(shard) for shard in data.measured_shards),
         healing_shards=tuple(prepared(shard) for shard in data.healing_shards),
@@ -168,6 +207,19 @@ def prepare(data: "Data") -> PreparedData:
         _check_size(shard, "eval", data, f"data.split.eval (now {data.split.eval})")
     _check_overlap(ready)
     return ready
+
+
+@contextmanager
+def _placed(data: "Data", shard: "Shard") -> Iterator[None]:
+    """An InputError inside is told with the place that the shard has in the experiment."""
+    try:
+        yield
+    except InputError as error:
+        for field in ("shards", "eval_shards", "healing_shards"):
+            for i, other in enumerate(dict(data)[field]):
+                if (other.name, other.source) == (shard.name, shard.source):
+                    raise InputError(f"data.{field}[{i}].source: {error}") from error
+        raise
 
 
 def _probe(data: "Data", vocab_size: int) -> Probe | None:
@@ -193,10 +245,11 @@ def _check_spelled(data: "Data", shard: "Shard", loss: Loss) -> None:
 def _check_size(shard: PreparedShard, split: SplitName, data: "Data", option: str) -> None:
     if shard.windows(split, data.seq_len) > 0:
         return
-    found = shard.files[split]
+    found, account = shard.files[split], shard.corpus.account
+    read = f" (read were {account})" if account.left_out else ""
     raise InputError(
         f"data source {shard.source!r}: its {split} split has {found.documents} of {shard.corpus.documents} distinct "
-        f"documents and {found.tokens} tokens, and one sequence needs {data.seq_len + 1}; add documents, raise "
+        f"documents and {found.tokens} tokens, and one sequence needs {data.seq_len + 1}{read}; add documents, raise "
         f"{option}, or lower data.seq_len"
     )
 

@@ -42,6 +42,7 @@ TOKENS_FORMAT: Final = 2
 COUNTS: Final = np.dtype("<u4")
 DOCUMENTS_AT_ONCE: Final = 256
 _DIGEST_BYTES = 16
+_CHANGED = "the cache was changed since the data was prepared"
 
 
 class Hashed(NamedTuple):
@@ -96,12 +97,22 @@ class TokenFile:
         wanted = self.tokens * dtype.itemsize
         if found != wanted:
             what = "is gone" if found is None else f"has {found} bytes, expected {wanted}"
-            raise RunError(f"token file {path}: {what}; the cache was changed since the data was prepared")
-        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+            raise RunError(f"token file {path}: {what}; {_CHANGED}")
+        try:
+            return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+        except OSError as error:
+            raise RunError(f"token file {path}: cannot be read ({error.strerror}); {_CHANGED}") from None
 
     def document_hashes(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of each document's hash, in order."""
-        return np.fromfile(_hashes_path(Path(self.path)), dtype="<u8").astype(np.uint64)
+        """The first 8 bytes of each document's hash, in order. RunError likewise."""
+        path = _hashes_path(Path(self.path))
+        try:
+            hashes = np.fromfile(path, dtype="<u8")
+        except OSError as error:
+            raise RunError(f"hashes {path}: cannot be read ({error.strerror}); {_CHANGED}") from None
+        if len(hashes) != self.documents:
+            raise RunError(f"hashes {path}: there are {len(hashes)}, expected {self.documents}; {_CHANGED}")
+        return hashes.astype(np.uint64)
 
 
 def cache_folder() -> Path:
@@ -325,10 +336,11 @@ def _intact(path: Path, recorded: dict[str, Any]) -> bool:
 
 
 def _sha256(path: Path) -> str | None:
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # gone, or nobody may read it: as good as damaged
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hashes_path(tokens: Path) -> Path:
@@ -382,5 +394,5 @@ def read_checked(path: Path) -> dict[str, Any] | None:
         payload: dict[str, Any] = found["payload"]
         text = json.dumps(payload, sort_keys=True)
         return payload if found["sha256"] == hashlib.sha256(text.encode()).hexdigest() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from morphogen.data import hub
 from morphogen.data.spelling import Ids, Loss, bytes_of_tokens, is_byte_exact, loss, spelling
 from morphogen.errors import InputError, nearest
 from morphogen.paths import user_path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 N_BYTES: Final = 256
+#: What the hub may call a tokenizer; anything else is a path.
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 #: A BPE learns from runs of letters, of digits, of signs or of white space of at most this many characters. The time
 #: that a run takes grows with the square of its length, and text without spaces (DNA, a line of `=`) is one run.
 LONGEST_RUN: Final = 1024
@@ -282,12 +285,15 @@ def from_hugging_face(name: str) -> PieceTokenizer:
         raise InputError(f"{place}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a NUL in it
         raise InputError(f"{place}: cannot be read ({error})") from None
+    unheard = hub.unreachable("models", name) if _HUB_NAME.fullmatch(name) and not path.exists() else None
+    wanted = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
+    if unheard and not hub.is_fetched(name, ("tokenizer.json", "tokenizer_config.json", "config.json")):
+        raise InputError(f"{place}: {unheard}, and it was not fetched before; {wanted}{_suggestion(name, path)}")
     import transformers
 
-    wanted = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
     with _library(f"{place}: got no tokenizer of that name, {wanted}{_suggestion(name, path)}"):
         loaded = transformers.AutoTokenizer.from_pretrained(
-            str(path) if path.exists() else name, trust_remote_code=False
+            str(path) if path.exists() else name, trust_remote_code=False, local_files_only=unheard is not None
         )
     if not loaded.is_fast:
         raise InputError(f"{place}: has no fast form (tokenizer.json), expected one that `tokenizers` can read")
