@@ -4,6 +4,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from morphogen.errors import unknown
+
 #: How often something is drawn or how much of it is taken, relative to others. More than a million to one makes no
 #: difference that could be seen, and sums of weights without a bound need not be numbers.
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
@@ -25,9 +27,16 @@ class Frozen(BaseModel):
         return found
 
     def evolve(self, **changes: Any) -> Self | None:
-        """A validated copy with `changes`; None where that would be invalid, or where nothing would differ."""
+        """A validated copy with `changes`; None where that would be invalid, or where nothing would differ.
+
+        Raises TypeError for a field that does not exist: whoever wrote the call meant another.
+        """
+        names = self.names()
+        for name in changes:
+            if name not in names:
+                raise TypeError(unknown(f"{type(self).__name__}.evolve", name, names))
         try:
-            child = type(self).model_validate({**dict(self), **changes})
+            child = type(self).model_validate({**dict(self), **{names[name]: value for name, value in changes.items()}})
         except ValidationError:
             return None
         return None if child == self else child
