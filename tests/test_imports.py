@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "experiment": {"blueprint", "parts"},
     "reading": {"experiment", "blueprint", "parts"},
     "network": {"blueprint", "parts"},
-    "cost": {"network", "blueprint", "parts"},
+    "cost": {"experiment", "network", "blueprint", "parts"},
     "inherit": ARCHITECTURE | {"store"},
     "variation": ARCHITECTURE | {"inherit"},
     "data": {"experiment", "store"},

@@ -1,7 +1,7 @@
 """What is checked of an experiment before anything is trained: names that exist, and checkpoints that can be read."""
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.cost import costs
+from morphogen.cost import Step, costs
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
@@ -16,7 +16,7 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     """What the file alone can tell. InputError for an objective or a score weight that nothing measures, an operator
     or a cost that does not exist. `model` is the experiment's, its vocabulary filled in."""
     evolution = experiment.evolution
-    found = costs(model, experiment.data.seq_len)
+    found = costs(model, experiment.data.seq_len, Step.of(experiment.train, experiment.data))
     check_weights(evolution.mutation_weights)
     resolve_templates(evolution.templates)
     check_thresholds(evolution, found)

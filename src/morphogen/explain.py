@@ -8,7 +8,7 @@ import torch
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
-from morphogen.cost import TRAIN_FACTOR, costs
+from morphogen.cost import TRAIN_FACTOR, Step, costs
 from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
 from morphogen.errors import InputError
 from morphogen.experiment import BPE, Data, Experiment
@@ -93,7 +93,8 @@ def plan(experiment: Experiment) -> Plan:
 
 def blueprint_costs(experiment: Experiment) -> dict[str, float]:
     """Every cost of the experiment's blueprint by name; computed, not measured."""
-    return costs(with_nominal_vocab(experiment), experiment.data.seq_len)
+    step = Step.of(experiment.train, experiment.data)
+    return costs(with_nominal_vocab(experiment), experiment.data.seq_len, step)
 
 
 def too_large(experiment: Experiment, device: str = "cpu") -> str:

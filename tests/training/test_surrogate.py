@@ -139,7 +139,8 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert set(report.timed) == {name for name, figure in known().items() if figure.sort == "timed"}
     assert all(value > 0 for value in report.timed.values())
     blueprint = Blueprint.model_validate(job.candidate.blueprint)
-    assert report.costs == cost.costs(blueprint, SEQ)
+    settings = Experiment.model_validate(job.experiment)
+    assert report.costs == cost.costs(blueprint, SEQ, cost.Step.of(settings.train, settings.data))
     assert report.flops == cost.train_flops(blueprint, SEQ, 10 * STEP)
     assert report.tokens.own == report.tokens.lineage == report.tokens.unique == 10 * STEP
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["c-0.safetensors"]

@@ -40,6 +40,10 @@ class Stem(Part):
         """The head's matmul; looking a token up costs nothing."""
         return Cost(flops=2.0 * ctx.dim * ctx.vocab)
 
+    def kept(self, ctx: Context) -> float:
+        """The logits and their gradient; the embedded tokens, the final norm's output and the gradients of both."""
+        return 2.0 * ctx.vocab + 4.0 * ctx.dim
+
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens, lose."""
         plain = super().align(parent, ctx, parent_ctx)

@@ -10,7 +10,7 @@ from typing import Self
 from morphogen.blueprint.diff import Traits
 from morphogen.blueprint.record import recorded
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage
-from morphogen.cost import costs, train_flops
+from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import Experiment
 from morphogen.search.machine import Search
@@ -26,7 +26,9 @@ class Engine(Search[Design, Traits]):
         """InputError for unknown operators in mutation_weights or templates, unknown costs in rung0_thresholds, or no
         vocabulary."""
         evolution = experiment.evolution
-        check_thresholds(evolution, costs(experiment.model, experiment.data.seq_len))
+        check_thresholds(
+            evolution, costs(experiment.model, experiment.data.seq_len, Step.of(experiment.train, experiment.data))
+        )
         super().__init__(evolution, Architectures(experiment), seed=seed)
         self.experiment, self.run_dir, self.device = experiment, run_dir, device
 

@@ -9,7 +9,7 @@ from morphogen.blueprint.diff import Traits, digest, trait_distance, traits
 from morphogen.blueprint.record import recorded
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Edit
-from morphogen.cost import costs
+from morphogen.cost import Step, costs
 from morphogen.errors import OperatorError
 from morphogen.experiment import Experiment, Train
 from morphogen.variation.act import identity, trained
@@ -104,7 +104,8 @@ class Architectures:
 
     def costs(self, genome: Design) -> dict[str, float]:
         """Every cost by name."""
-        return costs(genome.blueprint, self._experiment.data.seq_len)
+        data = self._experiment.data
+        return costs(genome.blueprint, data.seq_len, Step.of(genome.train, data))
 
     def mutate(self, genome: Design, rng: np.random.Generator) -> Bred[Design] | None:
         """A child by operators, with repairs; None where no operator applies."""

@@ -250,7 +250,7 @@ class _Trial:
             rung=self.rung,
             metrics={**self.metrics, **self._share(tokens)},
             timed={**timed, "seconds": time.perf_counter() - self.started},
-            costs=cost.costs(self.blueprint, seq_len),
+            costs=cost.costs(self.blueprint, seq_len, cost.Step.of(self.experiment.train, self.experiment.data)),
             tokens=tokens,
             steps=self.before.steps + max(0, trainer.step - self.healing_steps),
             flops=cost.train_flops(self.blueprint, seq_len, tokens.own),

@@ -166,6 +166,11 @@ class Attention(Selective):
 
         return AttentionBranch(self, ctx)
 
+    def kept(self, ctx: Context) -> float:
+        """Projections; normalised queries and keys; what a selector keeps. Scores are computed again."""
+        normed = (self.heads + self.heads // self.kv_groups) * self.head_dim if self.qk_norm != "none" else 0
+        return super().kept(ctx) + normed + self.selection_kept(self.heads, ctx)
+
     def cost(self, ctx: Context) -> Cost:
         """Projections, and scores and sums over the keys that queries see on average."""
         projections = ctx.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)

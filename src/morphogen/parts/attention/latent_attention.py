@@ -106,6 +106,10 @@ class LatentAttention(Selective):
 
         return LatentAttentionBranch(self, ctx)
 
+    def kept(self, ctx: Context) -> float:
+        """Projections, heads rotated and put together, and what a selector keeps."""
+        return super().kept(ctx) + 2.0 * self.heads * self.head_dim + self.selection_kept(self.heads, ctx)
+
     def cost(self, ctx: Context) -> Cost:
         """Projections down and up, and scores and sums over the keys that queries see on average."""
         heads, width, rotated, latent = self.heads, self.head_dim, self.rope_head_dim, self.kv_latent_dim

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 Decay = Literal["none", "retention", "gated", "delta"]
+#: Copies of its keys and values, and weights per token of a chunk, that a head keeps for the backward pass.
+KEPT: Mapping[Decay, tuple[float, float]] = {
+    "none": (4.5, 1.0),
+    "retention": (4.5, 1.25),
+    "gated": (6.0, 4.0),
+    "delta": (9.5, 6.0),
+}
 DECAYS: tuple[Decay, ...] = ("none", "retention", "gated", "delta")
 #: Share of a state that retention forgets per token, from the first head to the last (the published code).
 RETENTION_FORGETS = (1 / 32, 1 / 512)
@@ -144,6 +151,16 @@ class LinearAttention(Part):
         if self.decay == "delta":
             mixing += kv * (chunk * e + chunk * (e + v) / 2 + e * v)
         return Cost(flops=2.0 * (projections + mixing * whole_chunks), state_bytes=4.0 * kv * e * v)
+
+    def kept(self, ctx: Context) -> float:
+        """Per head: projections, their features, and copies of both in chunks; what passes within a chunk; a state per
+        chunk. Decays weigh each of them again, and the delta rule solves within chunks. (Counts of `KEPT`: measured.)
+        """
+        copies, weights = KEPT[self.decay]
+        chunk = min(LINEAR_CHUNK, ctx.seq_len)
+        keys, values = self.head_dim, self.values
+        gate = 2.0 * values if self.gate == "swish" else 0.0
+        return self.heads * (copies * (keys + values) + weights * chunk + keys * values / chunk + 4.0 + gate)
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the default: new value channels under an output norm are silent, and more key channels rescale q."""

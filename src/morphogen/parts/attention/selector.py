@@ -98,6 +98,10 @@ class Selective(Sparse):
             return seen_pairs(self.pattern, ctx.seq_len) / ctx.seq_len
         return float(np.minimum(np.arange(ctx.seq_len) + 1, self.selector_topk).mean())
 
+    def selection_kept(self, heads: int, ctx: Context) -> float:
+        """Per chosen token its place, and for each of the attention's `heads` a score and its weight."""
+        return 0.0 if self.selector == "none" else min(self.selector_topk, ctx.seq_len) * (2.0 * heads + 3.0)
+
     def selection_cost(self, ctx: Context) -> Cost:
         """Projections, and index scores of all pairs where there is a choice; keys in the cache."""
         if self.selector == "none":

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
-from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axes, Init, Spec, shape_of
+from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axes, Init, Spec, flat, shape_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -156,6 +156,19 @@ class Part(Frozen):
     def cost(self, ctx: Context) -> Cost:
         """What running it costs; parameters are counted from `specs`."""
         raise NotImplementedError  # every kind has its own cost
+
+    def kept(self, ctx: Context) -> float:
+        """Entries per token that a training step keeps for the backward pass, beside the branch's input and its norm.
+
+        By default what every matrix reads or writes besides the residual stream, once: a map of dim to n keeps n. That
+        is right within a half for most kinds; one that keeps more (gates, states of scans) says so itself.
+        """
+        total = 0.0
+        for spec in self.specs(ctx).values():
+            if spec.shape and not spec.buffer:
+                residual = any(factors == ("dim",) for factors in flat(spec.axes))
+                total += math.prod(spec.shape) / (ctx.dim if residual else min(spec.shape))
+        return total
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
         """Every tensor of the module, in a fixed order."""

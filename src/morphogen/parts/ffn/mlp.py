@@ -56,6 +56,10 @@ class MLP(Part):
         """Two matmuls, or three with a gate."""
         return Cost(flops=2.0 * (3 if self.activation in GATED else 2) * self.hidden * ctx.dim)
 
+    def kept(self, ctx: Context) -> float:
+        """Before and after the activation; with a gate also the gate and the product."""
+        return float((4 if self.activation in GATED else 2) * self.hidden)
+
 
 def scaled(size: int, factor: float, multiple: int = 8) -> int:
     """`size` times `factor`, rounded to a multiple but always larger for a factor above 1, else smaller (0 below 1)."""

@@ -236,6 +236,16 @@ class MoE(Part):
             total += replace(whole, flops=whole.flops * share) if part.pointwise else whole
         return total
 
+    def kept(self, ctx: Context) -> float:
+        """Hidden units as in `MLP`; for each of a token's k experts its copies going in and coming out, one weighed.
+
+        Choices are taken as even, and as in `cost` experts that mix tokens run on every token.
+        """
+        units, share = 4 if self.activation in GATED else 2, self.k / self.places
+        total = share * self.own_places * (units * self.hidden + 3.0 * ctx.dim) + 2.0 * self.places
+        total += units * self.shared * self.shared_width
+        return total + sum((share if part.pointwise else 1.0) * part.kept(ctx) for part in self.experts)
+
     # ------------------------------------------------------------------------------------------- inheritance
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:

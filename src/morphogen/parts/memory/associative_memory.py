@@ -68,6 +68,13 @@ class AssocMemory(Part):
             state_bytes=4.0 * self.heads * keys * width,
         )
 
+    def kept(self, ctx: Context) -> float:
+        """Per head, as measured: projections and features with their copies in chunks, two squares of a chunk, a state
+        per chunk."""
+        width, keys = self.head_dim, self.head_dim * (2 if self.feature_map == "dpfp" else 1)
+        chunk = min(MEMORY_CHUNK, ctx.seq_len)
+        return self.heads * (8.0 * (keys + width) + 2.0 * chunk + keys * width / chunk)
+
 
 @block_operator(preserves=True)
 def insert_assoc_memory(block: Any, ctx: Context, rng: np.random.Generator) -> Any:

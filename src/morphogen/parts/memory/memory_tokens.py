@@ -48,6 +48,10 @@ class MemoryTokens(Reader):
 
         return MemoryTokensBranch(self, ctx)
 
+    def kept(self, ctx: Context) -> float:
+        """Queries, what was read, and its gate: the tokens are the same for all positions."""
+        return 3.0 * self.width
+
     def cost(self, ctx: Context) -> Cost:
         """Queries, output, and every memory token for every token; nothing is remembered."""
         return Cost(flops=4.0 * self.width * (ctx.dim + self.tokens))

@@ -109,6 +109,10 @@ class Custom(Part):
         """The plug-in's."""
         return self.plugin.writes(name)
 
+    def kept(self, ctx: Context) -> float:
+        """The plug-in's."""
+        return self.plugin.kept(ctx)
+
     def recorded(self) -> tuple[Figure, ...]:
         """The plug-in's."""
         return self.plugin.recorded()

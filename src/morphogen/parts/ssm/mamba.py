@@ -105,6 +105,11 @@ class Mamba(SSM):
             state_bytes=4.0 * size * inner + 2.0 * (self.d_conv - 1) * inner,
         )
 
+    def kept(self, ctx: Context) -> float:
+        """As measured: what the channels go through (projection, convolution, activation, step, scan, gate) in 9.5
+        copies, b and c in two each; states are computed again."""
+        return 9.5 * self.inner(ctx) + 4.0 * self.d_state
+
 
 @operator(Mamba, preserves=True)
 def raise_dt_rank(part: Mamba, ctx: Context, rng: np.random.Generator) -> Mamba | None:

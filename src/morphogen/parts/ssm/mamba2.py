@@ -134,6 +134,12 @@ class Mamba2(SSM):
             state_bytes=4.0 * size * inner + 2.0 * (self.d_conv - 1) * channels,
         )
 
+    def kept(self, ctx: Context) -> float:
+        """As measured: what the channels go through (projection, convolution, activation, scan, norm, gate) in nine
+        copies, b and c in three each, and a state per chunk."""
+        inner, chunk = self.inner(ctx), min(self.chunk_tokens, ctx.seq_len)
+        return 9.0 * inner + 6.0 * self.d_state + self.d_state * inner / chunk
+
 
 @operator(Mamba2, preserves=True)
 def split_ssm_heads(part: Mamba2, ctx: Context, rng: np.random.Generator) -> Mamba2 | None:
