@@ -222,7 +222,7 @@ def test_an_interrupt_leaves_a_run_that_goes_on(whole: Path, experiment: Experim
     [
         ({"train": {"lr": 0.5}}, r"train.lr is 0.01 there and 0.5 here"),
         ({"evolution": {"population": 4}}, r"evolution.population is 3 there and 4 here"),
-        ({"model": {"norm": "layernorm"}}, r'model.norm is "rmsnorm" there and "layernorm" here'),
+        ({"model": {"norm": "layernorm"}}, r"model.norm is rmsnorm there and layernorm here"),
     ],
 )
 def test_another_experiment_is_not_mixed_in(
@@ -243,7 +243,7 @@ def test_other_text_is_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     experiment = load(write_config(tmp_path))
     run = evolve(experiment, tmp_path / "run", generations=0)
     (tmp_path / "corpus" / "new.txt").write_text("a document that was not there when the run began\n")
-    with pytest.raises(RunError, match="the text or the tokenizer has changed"):
+    with pytest.raises(RunError, match=r"has changed: 40 documents of .* there and 41 documents of .* here.*Put back"):
         run.resume(generations=1)
 
 
@@ -337,7 +337,7 @@ def test_templates_are_kept_with_the_run_and_a_changed_file_is_noticed(experimen
     resolved = load(tmp_path / "run" / "experiment.yaml")
     assert resolved.evolution.templates == run.experiment.evolution.templates
     file.write_text(file.read_text().replace("both", "other"))
-    with pytest.raises(RunError, match=r"evolution.templates is .* there and .* here"):
+    with pytest.raises(RunError, match=r"evolution.templates\[0\].name is both there and other here"):
         evolve(templated, tmp_path / "run", resume=True)
     file.unlink()
     assert evolve(run.experiment, tmp_path / "run", generations=2, resume=True).lineage.nodes[-1].generation == 2

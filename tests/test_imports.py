@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "parts": {"ops"},
     "blueprint": {"parts"},
     "experiment": {"blueprint", "parts"},
-    "reading": {"experiment", "blueprint", "parts"},
+    "reading": {"experiment", "blueprint", "parts", "store"},
+    "differences": set(),
     "network": {"blueprint", "parts"},
     "cost": {"experiment", "network", "blueprint", "parts"},
     "inherit": ARCHITECTURE | {"store"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data", "store"},
-    "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation"},
+    "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation", "reading"},
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
 JOINING = [
@@ -47,6 +48,7 @@ JOINING = [
     "options",
     "winners",
     "runfolder",
+    "resuming",
     "explain",
     "checks",
     "notices",

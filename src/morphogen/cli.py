@@ -204,14 +204,12 @@ def diff(
     """What differs between two experiments: the blueprint by gene id, then everything else."""
     from morphogen.blueprint.diff import changes, digest, distance
     from morphogen.console import show_facts
-    from morphogen.runfolder import differences
+    from morphogen.differences import differences
 
     with looking():
         one, other = read_experiment(a), read_experiment(b)
     found = changes(one.model, other.model)
-    rest = differences(
-        one.model_dump(mode="json", exclude={"model"}), other.model_dump(mode="json", exclude={"model"}), may_differ=()
-    )
+    rest = differences(one.model_dump(mode="json", exclude={"model"}), other.model_dump(mode="json", exclude={"model"}))
     if as_json:
         told: dict[str, Any] = {"changes": [change.model_dump(mode="json") for change in found]}
         told |= {"others": [dict(zip(("path", "a", "b"), entry, strict=True)) for entry in rest]}

@@ -7,11 +7,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from morphogen import runfolder
+from morphogen.blueprint.record import understood
 from morphogen.blueprint.schema import Blueprint
+from morphogen.differences import words
 from morphogen.errors import InputError, MorphogenError
-from morphogen.evolve import read_environment
+from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.reading import read_experiment
+from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, wholly_failed
 from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use
@@ -72,9 +75,9 @@ def _settings(folder: Path, start: Event) -> Iterator[Finding]:
     assert isinstance(start, Start)
     path = folder / RESOLVED
     try:
-        here = read_experiment(path).model_dump(mode="json")
-        for place, recorded, found in runfolder.differences(start.experiment, here):
-            yield Finding(str(path), f"{place} is {found!r}, and the run was begun with {recorded!r}", GO_ON)
+        there, _ = understood(Experiment, start.experiment, "the recorded experiment")
+        for place, old, new in settings(there, read_experiment(path)):
+            yield Finding(str(path), f"{place} is {words(new)}, and the run was begun with {words(old)}", GO_ON)
     except MorphogenError as error:
         yield Finding(str(path), str(error), GO_ON)
     try:

@@ -4,7 +4,6 @@ A run lives in one folder; its ledger is the one truth, and resuming is replayin
 and goes on with the same candidates, edits and repeatable metrics as if it had not been.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import IO, Any, Self
 
 import torch
 
-from morphogen import runfolder
+from morphogen import resuming, runfolder
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.checks import check_possible
 from morphogen.data.prepare import PreparedData, prepare
@@ -24,15 +23,14 @@ from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
 from morphogen.paths import user_path
-from morphogen.reading import located, read_experiment
-from morphogen.report.wording import plain
+from morphogen.reading import found_again, located, read_experiment
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
-from morphogen.store.files import canonical_json, parsed_json, write_atomic
+from morphogen.store.files import write_atomic
 from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
 from morphogen.store.lineage import Lineage
-from morphogen.store.ordinary import open_own, read_ordinary
+from morphogen.store.ordinary import open_own
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.variation.template import resolve_templates
@@ -144,12 +142,12 @@ def evolve(
 ) -> Run:
     """Evolves `experiment` in folder `out` and returns when all its generations are closed.
 
-    seed: of the run (default: train.seed). resume: go on with the run in `out`; with none there, start one. execution:
-    how candidates are carried out; `executor`: by what, instead (left open for the caller to close). mend: what to do
-    again of a run that is resumed. Raises InputError for what the experiment asks and cannot have, RunError for a
-    folder that cannot be used, for faults that are not a candidate's (text, weights, disk, device, workers), and when
-    all of a generation failed. After any of these, after what the observer raises, which is raised as it is, and after
-    KeyboardInterrupt, the run can be resumed.
+    seed: of the run (default: what it was begun with, or train.seed). resume: go on with the run in `out`; with none
+    there, start one. execution: how candidates are carried out; `executor`: by what, instead (left open for the caller
+    to close). mend: what to do again of a run that is resumed. Raises InputError for what the experiment asks and
+    cannot have, RunError for a folder that cannot be used, for faults that are not a candidate's (text, weights, disk,
+    device, workers), and when all of a generation failed. After any of these, after what the observer raises, which is
+    raised as it is, and after KeyboardInterrupt, the run can be resumed.
     """
     folder = user_path(out, "out")
     runfolder.check_usable(folder, resume)
@@ -159,13 +157,12 @@ def evolve(
     if generations is not None:
         changed = {**dict(experiment.evolution), "generations": generations}
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
-    seed = experiment.train.seed if seed is None else seed
-    if seed < 0:
+    if seed is not None and seed < 0:
         raise InputError(f"seed: got {seed}, expected at least 0")
     for copy in (keep.lineage_out, keep.frontier_out):
         if copy is not None:
             runfolder.check_copy(copy, folder)
-    experiment, prepared = settle(experiment)
+    experiment, prepared = settle(found_again(located(experiment), folder))
     check_possible(experiment, prepared)
     heard = _Hearing(observer)
     try:
@@ -181,7 +178,7 @@ def evolve(
         if error is heard.raised:
             raise
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
-    return Run(folder, experiment, seed, device)
+    return Run(folder, experiment, session.engine.seed, device)
 
 
 def default_threads() -> int:
@@ -236,6 +233,7 @@ class _Session:
     begun_on: str
     mend: Mend
     back: Retry | None
+    remarks: tuple[str, ...]
     position: int = 0
     total: int = 0
 
@@ -244,7 +242,7 @@ class _Session:
         cls,
         folder: Path,
         experiment: Experiment,
-        seed: int,
+        seed: int | None,
         device: str,
         prepared: PreparedData,
         keep: Keep,
@@ -253,19 +251,14 @@ class _Session:
         mend: Mend,
     ) -> Self:
         """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
-        engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
         with ExitStack() as undo:
             begun = (folder / RESOLVED).exists()  # it is written before the first event
             ledger = undo.enter_context(Ledger.open(folder, create=not begun, go_on=resume))
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
-            if events:
-                told = _check_same(folder, events[0], experiment, seed, prepared)
-            else:
-                told = runfolder.environment(seed, device, default_threads(), prepared.environment())
-                told["read"] = prepared.read()
-                write_atomic(folder / "environment.json", (canonical_json(told, indent=2) + "\n").encode())
+            seed, told, remarks = _begun(folder, events, experiment, seed, device, prepared)
+            engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
             write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
@@ -297,6 +290,7 @@ class _Session:
             begun_on=told["device"],
             mend=mend,
             back=back,
+            remarks=remarks,
         )
 
     def __enter__(self) -> Self:
@@ -322,7 +316,7 @@ class _Session:
         engine, name = self.engine, _name(self.experiment, self.engine.seed)
         done = sum(report.status is not Status.REJECTED for report in engine.reports.values())
         self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
-        for text in filter(None, warnings):
+        for text in filter(None, (*self.remarks, *warnings)):
             self._tell(Warned(text))
         if self.back is not None:
             failed = len(self.back.candidates)
@@ -435,41 +429,30 @@ class _Session:
             raise RunError(f"{self.folder / 'run.log'}: cannot be written: {error.strerror}") from None
 
 
-def _check_same(
-    folder: Path, first: Event, experiment: Experiment, seed: int, prepared: PreparedData
-) -> dict[str, Any]:
-    """The environment a run was started in; RunError unless experiment, seed and text are those it was started with."""
-    if not isinstance(first, Start):
+def _begun(
+    folder: Path,
+    events: Sequence[Event],
+    experiment: Experiment,
+    seed: int | None,
+    device: str,
+    prepared: PreparedData,
+) -> tuple[int, dict[str, Any], tuple[str, ...]]:
+    """The run's seed, its environment, and what is to be said of it: checked where it goes on, noted where it begins.
+
+    A run that goes on has the seed it had unless another is asked for, which is refused.
+    """
+    if not events:
+        seed = experiment.train.seed if seed is None else seed
+        told = runfolder.environment(seed, device, default_threads(), prepared.environment())
+        told["read"] = prepared.read()
+        told |= {"paths": resuming.places(experiment, folder), "init_checkpoint": resuming.checksum(experiment)}
+        runfolder.write_environment(folder, told)
+        return seed, told, ()
+    if not isinstance(start := events[0], Start):
         raise RunError(f"{folder}: the ledger does not begin with the start of a run")
-    found = [
-        f"{path} is {plain(old)} there and {plain(new)} here"
-        for path, old, new in runfolder.differences(first.experiment, _plain(experiment))
-    ]
-    if first.seed != seed:
-        found.append(f"the seed is {first.seed} there and {seed} here")
-    told = read_environment(folder)
-    if told["data"] != json.loads(canonical_json(prepared.environment())):
-        found.append("the text or the tokenizer has changed since (see its environment.json)")
-    if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise RunError(f"{folder}: holds another experiment: {'; '.join(found[:3])}{more}; choose another --out")
-    return told
-
-
-def read_environment(folder: Path) -> dict[str, Any]:
-    """`environment.json` of a run; InputError when it cannot be read, or is not what a run writes."""
-    path = folder / "environment.json"
-    try:
-        told = parsed_json(read_ordinary(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    found: dict[str, Any] = told if isinstance(told, dict) else {}
-    for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("device", str), ("commit", str | None)):
-        if name not in found or not isinstance(found[name], kind):
-            raise InputError(f"{path}: cannot be read: {name} is missing or damaged")
-    if found["threads"] < 1:
-        raise InputError(f"{path}: cannot be read: threads is {found['threads']}, expected at least 1")
-    return found
+    seed = start.seed if seed is None else seed
+    told, remarks = resuming.begun(folder, start, experiment, seed, prepared.environment())
+    return seed, told, remarks
 
 
 def _open_log(folder: Path) -> IO[str]:

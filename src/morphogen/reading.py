@@ -13,23 +13,28 @@ from morphogen.blueprint.mistakes import Loc
 from morphogen.blueprint.yaml import read
 from morphogen.experiment import Experiment, Shard
 from morphogen.paths import absolute_path, user_path
+from morphogen.store.files import parsed_json
+from morphogen.store.ordinary import read_ordinary
 
 #: A path's new text, given where it stands in the experiment and its text.
 Change = Callable[[Loc, str], str]
 #: Shards of these fields of `data` name sources.
 ROLES = ("shards", "eval_shards", "healing_shards")
 HUB = "hf:"
+#: In a run's folder: what else its numbers depend on, and where the files of its experiment lay.
+ENVIRONMENT = "environment.json"
 
 
 def read_experiment(file: str | os.PathLike[str]) -> Experiment:
-    """The experiment in a YAML file, its paths absolute.
+    """The experiment in a YAML file, its paths absolute; in the folder of a run that was moved, as `found_again`.
 
     Raises:
         InputError: The file cannot be read, or one line with file, line and column for every mistake in it.
     """
     document = read(file)
     folder = user_path(file, str(file)).parent
-    return located(document.parse(Experiment), folder, lambda loc: document.at(loc, "").removesuffix(": "))
+    experiment = located(document.parse(Experiment), folder, lambda loc: document.at(loc, "").removesuffix(": "))
+    return found_again(experiment, folder)
 
 
 def dotted(loc: Loc) -> str:
@@ -85,6 +90,32 @@ def moved(experiment: Experiment, now: dict[str, str]) -> Experiment:
         return now.get(text, text)
 
     return with_paths(experiment, replaced, replaced)
+
+
+def found_again(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment of the run in `folder`; for paths that are gone, those where the same files lie as seen from the
+    run: it may have been moved together with them."""
+    try:
+        told = parsed_json(read_ordinary(folder / ENVIRONMENT))
+    except (OSError, ValueError, RecursionError):
+        return experiment
+    known = told.get("paths") if isinstance(told, dict) else None
+    now: dict[str, str] = {}
+    for path in local_paths(experiment).values():
+        if isinstance(known, dict) and isinstance(known.get(path), str) and not os.path.exists(path):
+            there = os.path.normpath(folder.resolve() / known[path])
+            if os.path.exists(there):
+                now[path] = there
+    return moved(experiment, now)
+
+
+def placeless(experiment: Experiment) -> Experiment:
+    """The located experiment without where its files lie: equal for two that differ in that alone."""
+
+    def anywhere(loc: Loc, text: str) -> str:
+        return os.sep if os.path.isabs(text) else text
+
+    return with_paths(experiment, anywhere, anywhere)
 
 
 def with_paths(experiment: Experiment, path: Change, name: Change) -> Experiment:

@@ -9,21 +9,21 @@ import io
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from morphogen import __version__
+from morphogen.blueprint.yaml import written
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction
+from morphogen.reading import ENVIRONMENT
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_svg
-from morphogen.store.files import TEMPORARY, write_atomic
+from morphogen.store.files import TEMPORARY, canonical_json, write_atomic
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import FILES as LEDGER_FILES
@@ -44,8 +44,6 @@ FOLDERS = (TRIALS,)
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER = ".run"
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
-#: Fields that may differ when a run is resumed: more generations may be added to it.
-MAY_DIFFER = frozenset({"evolution.generations"})
 
 
 def check_usable(folder: Path, resume: bool) -> None:
@@ -171,49 +169,42 @@ def keep_to_budget(folder: Path, spare: Iterable[str | None], needed: Iterable[s
     return gone
 
 
-def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], may_differ: Collection[str] = MAY_DIFFER, path: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """(path, value there, value here) for every leaf of nested data that differs, but those that may."""
-    found: list[tuple[str, Any, Any]] = []
-    for name in sorted(set(there) | set(here)):
-        place = f"{path}.{name}" if path else name
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, may_differ, place)
-        elif old != new and place not in may_differ:
-            found.append((place, old, new))
-    return found
-
-
 def environment(seed: int, device: str, threads: int, data: Mapping[str, Any]) -> dict[str, Any]:
     """What `environment.json` holds: what else a run's numbers depend on."""
-    versions = {"morphogen": __version__}
-    for name in LIBRARIES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
         "schema_version": 1,
         "seed": seed,
         "device": device,
         "threads": threads,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
-        "versions": versions,
+        "versions": library_versions(),
         "data": dict(data),
     }
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of morphogen and of the libraries that decide its numbers."""
+    versions = {"morphogen": __version__}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def write_environment(folder: Path, told: Mapping[str, Any]) -> None:
+    """Writes `environment.json`."""
+    write_atomic(folder / ENVIRONMENT, (canonical_json(told, indent=2) + "\n").encode())
+
+
 def resolved_yaml(experiment: Mapping[str, Any]) -> str:
     """The experiment as YAML with every default written out."""
-    out = io.StringIO()
-    YAML().dump(dict(experiment), out)
-    return out.getvalue()
+    return written(dict(experiment))
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of morphogen's own sources, `+` when they were changed since; None outside a checkout."""
     here = Path(__file__).parent
     try:

@@ -9,6 +9,7 @@ from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.figures import Direction, direction, find
+from morphogen.reading import found_again, located
 from morphogen.search.engine import Engine
 from morphogen.search.space import Architectures, Design
 from morphogen.store.frontier import Frontier
@@ -53,7 +54,7 @@ class Recorded:
             folder=folder,
             name=events[0].run,
             seed=events[0].seed,
-            experiment=engine.experiment,
+            experiment=found_again(located(engine.experiment), folder),
             candidates=candidates,
             reports=engine.reports,
             frontier=frontier,

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from morphogen import __version__
 from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
-from morphogen.data.prepare import PreparedData
+from morphogen.data.prepare import PreparedData, text_of
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError
 from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
+from morphogen.reading import placeless
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic
 from morphogen.store.ordinary import check_own, read_ordinary
@@ -152,8 +153,8 @@ def _place(shop: Workshop, trial: Trial) -> Path:
     decides = {
         "version": __version__,
         "train": _alone(shop.experiment, trial)["train"],
-        "data": shop.experiment.data.model_dump(mode="json"),
-        "text": shop.prepared.environment(),
+        "data": placeless(shop.experiment).data.model_dump(mode="json"),
+        "text": text_of(shop.prepared.environment()),
         "split": shop.split,
         "blueprint": trial.design.blueprint.to_json(),
         "seed": trial.seed,

@@ -30,10 +30,11 @@ from morphogen.analysis.trials import (
 )
 from morphogen.candidate import Record, Report, Status, stream
 from morphogen.cost import costs
-from morphogen.data.prepare import prepare
+from morphogen.data.prepare import prepare, text_of
 from morphogen.errors import InputError
 from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
+from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
 from morphogen.store.documents import Document
@@ -182,7 +183,9 @@ def _distinct(chosen: Sequence[Contender]) -> list[Contender]:
 def _best_of(run: Recorded, path: Path, metric: str) -> Contender:
     """The best of another run's frontier. InputError unless it is a run on the same text."""
     other = Recorded.read(path)
-    if other.experiment.data != run.experiment.data:
+    mine, theirs = (placeless(it.experiment).data for it in (run, other))
+    texts = (text_of(prepare(it.experiment.data).environment()) for it in (run, other))
+    if mine != theirs or next(texts) != next(texts):
         raise InputError(f"--baseline {path}: its data section differs from that of {run.folder}, expected the same")
     best = _best(other, metric)[0]
     return Contender("baseline", f"{other.name}:{best}", other.design(best))

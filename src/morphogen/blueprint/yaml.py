@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from morphogen.blueprint.bounded import check_regular, compose, text_of
 from morphogen.blueprint.mistakes import Loc, describe, listed, names_of, other_names, place, show
@@ -101,19 +103,53 @@ def dumps(model: BaseModel, like: Document | None = None) -> str:
     """`model` as YAML. With `like`, its text stays as it is wherever what it says is still so."""
     full = model.model_dump(mode="json")
     data = _needed(model, full)
-    tree = _fresh(data)
+    yaml, tree = _writer(), _fresh(data)
     if like is not None:
         before = like.parse(type(model)).model_dump(mode="json")
         if before == full:
             return like.text
         tree = _merge(_unshared(like.tree, set()), before, data, full)
     out = StringIO()
-    yaml = YAML()
-    yaml.width = 120
     if like is not None and (indent := re.search(r"^( *)[^\s#-][^\n]*:\n(?: *#[^\n]*\n)*\1( *)- ", like.text, re.M)):
         yaml.indent(mapping=2, sequence=len(indent[2]) + 2, offset=len(indent[2]))
     yaml.dump(tree, out)
     return out.getvalue()
+
+
+def written(data: Any) -> str:
+    """Plain data as YAML that also readers of YAML 1.1, such as PyYAML, take for the same."""
+    out = StringIO()
+    _writer().dump(data, out)
+    return out.getvalue()
+
+
+#: Text that some reader takes for a number, a date, a truth value or nothing unless it stands in quotes.
+_QUOTED = re.compile(r"[-+.~=<0-9].*|(?i:y|n|yes|no|on|off|true|false|null)|", re.DOTALL)
+
+
+class _Representer(RoundTripRepresenter):
+    """ruamel's writes YAML 1.2, where `1e-08` is a number, and `no`, `0x1F` and `12:30` are text."""
+
+    def text(self, value: str) -> ScalarNode:
+        style = '"' if not value.isprintable() else "'" if _QUOTED.fullmatch(value) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    def number(self, value: float) -> ScalarNode:
+        text = repr(value)
+        if "e" in text and "." not in text:
+            text = text.replace("e", ".0e")
+        return self.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Representer.add_representer(str, _Representer.text)
+_Representer.add_representer(float, _Representer.number)
+
+
+def _writer() -> YAML:
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.width = 120
+    return yaml
 
 
 def _kind(value: object) -> str:

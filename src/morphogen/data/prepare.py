@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,6 +159,18 @@ class PreparedData:
                 )
             },
         }
+
+
+def text_of(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an `environment` decides the ids that are read: not where the text and the tokenizer lie."""
+    corpora = environment["corpora"].items()
+    return {
+        "tokenizer": {name: value for name, value in environment["tokenizer"].items() if name != "name"},
+        "corpora": {
+            role: [{name: value for name, value in shard.items() if name != "source"} for shard in shards]
+            for role, shards in corpora
+        },
+    }
 
 
 def prepare(data: "Data") -> PreparedData:

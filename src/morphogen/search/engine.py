@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Self
 
 from morphogen.blueprint.diff import Traits
-from morphogen.blueprint.record import recorded
+from morphogen.blueprint.record import understood
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage
 from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
@@ -44,7 +44,7 @@ class Engine(Search[Design, Traits]):
         first = next(rest, None)
         if not isinstance(first, Start):
             raise RunError(f"replay: the first event is {first.kind if first else 'missing'}, expected start")
-        experiment = experiment or recorded(Experiment, first.experiment, "the recorded experiment")
+        experiment = experiment or understood(Experiment, first.experiment, "the recorded experiment")[0]
         engine = cls(experiment, seed=first.seed, run_dir=run_dir, device=device)
         for event in rest:
             engine.apply(event)

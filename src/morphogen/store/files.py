@@ -144,15 +144,16 @@ def parsed_json(raw: bytes) -> Any:
     return data
 
 
-def canonical_json(value: Any, indent: int | None = None) -> str:
-    """Valid JSON with sorted keys and shortest exact floats; the same data gives the same text.
+def canonical_json(value: Any, indent: int | None = None, *, sort_keys: bool = True) -> str:
+    """Valid JSON with sorted keys (unless their order says something) and shortest exact floats; the same data gives
+    the same text.
 
     JSON has no NaN or infinities: they stand as the strings "NaN", "Infinity", "-Infinity", which pydantic reads back
     into float fields.
     """
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(
-        _plain(value), sort_keys=True, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
+        _plain(value), sort_keys=sort_keys, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
     )
     return whole_characters(text)
 

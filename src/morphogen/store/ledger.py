@@ -145,7 +145,9 @@ class Ledger:
         if self._lock is None:
             raise RunError(f"{self.path}: opened for reading only")
         seq = self._seq + 1
-        payload = canonical_json(event.model_dump(mode="json", exclude={"kind"}))
+        # objectives and composite figures stand in the user's order, which tables show and the search sees
+        ordered = isinstance(event, Start)
+        payload = canonical_json(event.model_dump(mode="json", exclude={"kind"}), sort_keys=not ordered)
         sha = _digest(self._sha, event.kind, payload)
         try:
             self._connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (seq, event.kind, payload, sha))
