@@ -103,7 +103,7 @@ def dumps(model: BaseModel, like: Document | None = None) -> str:
     """`model` as YAML. With `like`, its text stays as it is wherever what it says is still so."""
     full = model.model_dump(mode="json")
     data = _needed(model, full)
-    yaml, tree = _writer(), _fresh(data)
+    yaml, tree = _writer(_Everything if like is None else _Numbers), _fresh(data)
     if like is not None:
         before = like.parse(type(model)).model_dump(mode="json")
         if before == full:
@@ -119,7 +119,7 @@ def dumps(model: BaseModel, like: Document | None = None) -> str:
 def written(data: Any) -> str:
     """Plain data as YAML that also readers of YAML 1.1, such as PyYAML, take for the same."""
     out = StringIO()
-    _writer().dump(data, out)
+    _writer(_Everything).dump(data, out)
     return out.getvalue()
 
 
@@ -127,12 +127,8 @@ def written(data: Any) -> str:
 _QUOTED = re.compile(r"[-+.~=<0-9].*|(?i:y|n|yes|no|on|off|true|false|null)|", re.DOTALL)
 
 
-class _Representer(RoundTripRepresenter):
-    """ruamel's writes YAML 1.2, where `1e-08` is a number, and `no`, `0x1F` and `12:30` are text."""
-
-    def text(self, value: str) -> ScalarNode:
-        style = '"' if not value.isprintable() else "'" if _QUOTED.fullmatch(value) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+class _Numbers(RoundTripRepresenter):
+    """ruamel's writes YAML 1.2, where `1e-08` is a number."""
 
     def number(self, value: float) -> ScalarNode:
         text = repr(value)
@@ -141,13 +137,22 @@ class _Representer(RoundTripRepresenter):
         return self.represent_scalar("tag:yaml.org,2002:float", text)
 
 
-_Representer.add_representer(str, _Representer.text)
-_Representer.add_representer(float, _Representer.number)
+class _Everything(_Numbers):
+    """In YAML 1.2 also `no`, `0x1F` and `12:30` are text. In the layout of a file such text stays as it was written."""
+
+    def text(self, value: str) -> ScalarNode:
+        style = '"' if not value.isprintable() else "'" if _QUOTED.fullmatch(value) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-def _writer() -> YAML:
+_Numbers.add_representer(float, _Numbers.number)
+_Everything.add_representer(float, _Numbers.number)
+_Everything.add_representer(str, _Everything.text)
+
+
+def _writer(representer: type[RoundTripRepresenter]) -> YAML:
     yaml = YAML()
-    yaml.Representer = _Representer
+    yaml.Representer = representer
     yaml.width = 120
     return yaml
 
