@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, byte_level_bpe, characters_bpe, llama, roberta, suffix_bpe, word_piece
 from torch import Tensor, nn
 
-from morphogen.data.corpora import digest_of
+from morphogen.data.document import digest_of
 from morphogen.data.mixture import EvalBatch, Mixture
 from morphogen.data.prepare import prepare
 from morphogen.data.spelling import Ids, Loss, bytes_of_tokens
