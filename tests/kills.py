@@ -1,7 +1,8 @@
 """Runs an experiment again and again, killing it (SIGKILL) at given moments, until one run comes through.
 
-usage: kills.py CONFIG OUT MOMENT...   A moment is a share of the time that a whole run takes, or `NAME:N`: at the N-th
-call of a place in the loop. Every trial is a fork of this process, so that torch is imported once.
+usage: kills.py CONFIG OUT [tidy] MOMENT...   tidy: with clean-up and pruning of checkpoints. A moment is a share of the
+time that a whole run takes, or `NAME:N`: at the N-th call of a place in the loop. Every trial is a fork of this
+process, so that torch is imported once.
 Prints the exit code of each trial.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from morphogen import runfolder
-from morphogen.evolve import evolve, load
+from morphogen.evolve import Keep, evolve, load
 from morphogen.execution import Execution
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
@@ -30,7 +31,10 @@ PLACES: dict[str, tuple[Any, str]] = {
     "export": (runfolder, "export"),  # a generation is closed, but its files are old
     "rename": (os, "replace"),  # a file is written, but not in its place
     "checkpoint": (checkpoint, "save"),
+    "apply": (Engine, "apply"),  # in the middle of resuming
+    "unlink": (Path, "unlink"),  # clean-up and pruning, half done
 }
+KEEP_ALL = Keep()
 
 
 def die() -> None:
@@ -49,7 +53,12 @@ def deadly(call: Callable[..., Any], left: int) -> Callable[..., Any]:
 
 
 def attempt(
-    experiment: Experiment, out: Path, moment: str | None, whole_seconds: float, workers: int | None = None
+    experiment: Experiment,
+    out: Path,
+    moment: str | None,
+    whole_seconds: float,
+    workers: int | None = None,
+    keep: Keep = KEEP_ALL,
 ) -> int:
     """The exit code of one trial in a process of its own; -9 where it was killed."""
     pid = os.fork()
@@ -67,7 +76,7 @@ def attempt(
                 if steps == 0:
                     die()
 
-        evolve(experiment, out, resume=True, execution=Execution(workers=workers), observer=watch)
+        evolve(experiment, out, resume=True, keep=keep, execution=Execution(workers=workers), observer=watch)
         os._exit(0)
     if moment is not None and ":" not in moment:
         time.sleep(float(moment) * whole_seconds)
@@ -77,14 +86,15 @@ def attempt(
 
 def main() -> None:
     config, out, *moments = sys.argv[1:]
-    experiment = load(config)
+    tidy, experiment = "tidy" in moments, load(config)
+    keep = Keep(cleanup=tidy, prune=tidy)
     with tempfile.TemporaryDirectory() as folder:
         evolve(experiment, Path(folder) / "first", generations=0)  # whatever torch imports only now, it imports once
         began = time.perf_counter()
         attempt(experiment, Path(folder) / "whole", None, 0.0)
         whole_seconds = time.perf_counter() - began
-    for moment in [*moments, None]:
-        print(moment, attempt(experiment, Path(out), moment, whole_seconds), flush=True)
+    for moment in [*(moment for moment in moments if moment != "tidy"), None]:
+        print(moment, attempt(experiment, Path(out), moment, whole_seconds, keep=keep), flush=True)
 
 
 if __name__ == "__main__":

@@ -283,6 +283,20 @@ def test_a_run_killed_at_awkward_places_goes_on_as_if_it_had_not_been(
     same_run(tmp_path / "run", whole)
 
 
+def test_kills_in_clean_up_pruning_export_and_resuming_leave_what_an_undisturbed_run_leaves(
+    experiment: Experiment, config: Path, whole: Path, tmp_path: Path
+) -> None:
+    evolve(experiment, tmp_path / "tidy", keep=Keep(cleanup=True, prune=True))
+    moments = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "export:1", "unlink:1", "apply:9"]
+    ended = run_kills(config, tmp_path / "run", ["tidy", *moments])
+    assert [code for _, code in ended].count("-9") >= 6
+    assert ended[-1] == ["None", "0"]
+    no_leftovers(tmp_path / "run")
+    same_run(tmp_path / "run", whole)
+    left, wanted = (sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("run", "tidy"))
+    assert left == wanted
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_ten_random_moments_goes_on_as_if_it_had_not_been(
     config: Path, whole: Path, tmp_path: Path

@@ -1,12 +1,17 @@
 """Faults that are no candidate's: the run stops, nothing is recorded as failed, and it goes on as if undisturbed."""
 
+import contextlib
 import errno
 import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 import runners
 
@@ -16,9 +21,11 @@ from morphogen.errors import InputError, RunError
 from morphogen.evolve import Mend, evolve, settle
 from morphogen.execution import IN_PROCESS, Execution, InProcess
 from morphogen.notices import Closed, Training
+from morphogen.store.ledger import Ledger
 from tiny import events, untimed
 
-MAIN = "from morphogen.cli import main; main()"
+#: SIGINT may be ignored where the tests run in the background.
+MAIN = "import signal; signal.signal(2, signal.default_int_handler); from morphogen.cli import main; main()"
 
 
 def same_run(a, b):
@@ -172,3 +179,160 @@ def test_a_full_disk_behind_stdout_stops_the_run_with_one_message(
     nothing_failed(tmp_path / "run")
     evolve(experiment, tmp_path / "run", resume=True)
     same_run(tmp_path / "run", whole)
+
+
+def failing(call, n):
+    """The same call, but for the n-th: the disk is full."""
+    left = [n]
+
+    def wrapped(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+        return call(*args, **kwargs)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_disk_that_is_full_at_any_write_stops_the_run_whole(call, experiment, whole, tmp_path, monkeypatch):
+    """Of checkpoints, exports, the experiment, the environment: at the 2nd write, then, resumed, at the 5th, ..."""
+    settle(experiment)  # the cache is there
+    said = []
+    for n in range(2, 200, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, failing(getattr(os, call), n))
+            try:
+                evolve(experiment, tmp_path / "run", resume=True)
+                break
+            except RunError as error:
+                said.append(str(error))
+    assert len(said) > 2
+    assert all("No space left on device" in line for line in said)
+    same_run(tmp_path / "run", whole)
+
+
+class FullLog(io.StringIO):
+    def flush(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_for_the_log_stops_the_run_and_an_interrupt_stays_one(
+    experiment, whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+
+    def interrupt():
+        monkeypatch.setattr(Ledger, "open", failing(Ledger.open, 1))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(experiment, folder, observer=after_a_generation(0, interrupt))
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["morphogen.evolve"], "_open_log", lambda folder: FullLog())
+        with pytest.raises(RunError, match=r"run.log: cannot be written: No space left on device"):
+            evolve(experiment, folder, resume=True)
+    evolve(experiment, folder, resume=True)
+    same_run(folder, whole)
+
+
+def run_command(config, folder, *more, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, "run", str(config), "--out", str(folder), "--json", *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def test_a_reader_that_leaves_stops_the_run_with_one_message(config, experiment, whole, tmp_path):
+    with run_command(config, tmp_path / "run", stdout=subprocess.PIPE) as process:
+        for _ in range(3):
+            json.loads(process.stdout.readline())
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 2
+    assert said.count("\n") == 1
+    assert "stdout: cannot be written: Broken pipe; the same command with --resume goes on" in said
+    nothing_failed(tmp_path / "run")
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+def session(leader):
+    """Live processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_a_run_with_workers_leaves_no_process_and_one_line(number, config, experiment, whole, tmp_path):
+    """To the whole group, as a terminal does; once workers train."""
+    with run_command(config, tmp_path / "run", "--workers", "2", stdout=subprocess.PIPE) as process:
+        while json.loads(process.stdout.readline())["event"] != "closed":
+            pass
+        os.killpg(process.pid, number)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert (said.count("\n"), "--resume goes on" in said) == (1, True)
+    until = time.monotonic() + 30
+    while session(process.pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert session(process.pid) == []
+    nothing_failed(tmp_path / "run")
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", "> /dev/full", "2> /dev/full"])
+def test_standard_files_that_are_closed_or_full_never_fail_a_candidate(closed, config, experiment, whole, tmp_path):
+    command = f'exec "$0" -c "{MAIN}" run "$1" --out "$2" --json {closed}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, str(config), str(tmp_path / "run")], capture_output=True, check=False
+    )
+    assert done.returncode == (2 if closed == "> /dev/full" else 0)
+    assert b"Traceback" not in done.stderr + done.stdout
+    assert all(json.loads(line)["event"] for line in done.stdout.splitlines())
+    nothing_failed(tmp_path / "run")
+    evolve(experiment, tmp_path / "run", resume=True)
+    same_run(tmp_path / "run", whole)
+
+
+def together(count, act):
+    """The exit codes of that many processes that do the same at once."""
+    pids = []
+    for _ in range(count):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                act()
+                code = 0
+            except RunError as error:
+                code = 2 if "another writer has this run open" in str(error) or "holds a run" in str(error) else 1
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
+
+
+def test_of_processes_that_begin_one_run_at_once_one_does_and_the_others_are_told(experiment, whole, tmp_path):
+    assert together(3, lambda: evolve(experiment, tmp_path / "run")) == [0, 2, 2]
+    same_run(tmp_path / "run", whole)
+
+
+def test_runs_that_make_one_cache_at_once_are_the_same(experiment, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    assert together(3, lambda: evolve(experiment, tmp_path / str(os.getpid()), generations=0)) == [0, 0, 0]
+    roots = [untimed(path / "lineage.json") for path in tmp_path.iterdir() if path.name != "cache"]
+    assert roots[0] == roots[1] == roots[2]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")] == []

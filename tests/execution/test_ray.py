@@ -1,5 +1,7 @@
 """Ray: refusals that cost no cluster, checkpoints through a shared place; slow: the lineage, also when a node dies."""
 
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -145,3 +147,33 @@ def test_two_ray_workers_give_the_same_lineage_also_through_a_shared_place_and_u
     how = Execution("ray", workers=2, limits=Limits(seconds=120.0), shared=str(tmp_path / "shared"))
     evolve(experiment, tmp_path / "run", execution=how)
     same_run(tmp_path / "run", whole)
+
+
+LISTENING = """
+import os, signal, sys, psutil
+from morphogen.execution import Execution, open_executor
+def heard(number, frame): raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, heard)
+executor = open_executor(Execution("ray", workers=1), None)
+for process in psutil.Process().children(recursive=True):
+    for connection in process.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN:
+            print(connection.laddr.ip.removeprefix("::ffff:"))
+print(os.environ["RAY_AUTH_MODE"])
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except KeyboardInterrupt:
+    print("interrupted")
+executor.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_started_here_is_heard_here_alone_wants_a_token_and_leaves_sigterm_to_the_run(tmp_path):
+    pytest.importorskip("ray")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"PYTHONPATH": ":".join(path for path in sys.path if path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    *places, mode, end = done.stdout.split()
+    assert (set(places), mode, end) == ({"127.0.0.1"}, "token", "interrupted")

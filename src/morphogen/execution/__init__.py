@@ -1,5 +1,9 @@
 """Executors: what carries jobs out, in process, in a pool of processes, or on a cluster."""
 
+import os
+import secrets
+import sys
+
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
 from morphogen.execution.base import IN_PROCESS, NO_LIMITS, Execution, Executor, Limits
@@ -14,6 +18,8 @@ def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
     In process unless there are workers or limits: only a process of its own can be ended.
     """
     if execution.executor == "ray":
+        if execution.address is None and "ray" not in sys.modules:
+            _keep_to_this_machine()
         try:
             from morphogen.execution.ray import OnRay
         except ModuleNotFoundError as error:
@@ -28,3 +34,13 @@ def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
     from morphogen.execution.pool import Pool
 
     return Pool(prepared, execution.workers or 1, execution.limits)
+
+
+def _keep_to_this_machine() -> None:
+    """A Ray cluster that is started here listens on the loopback alone, and wants a token (Ray 2.52 and later) that
+    nobody else knows. Ray reads these when it is first imported, so that a program which has done so chooses itself;
+    what the user has set stays."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

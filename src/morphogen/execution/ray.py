@@ -7,7 +7,9 @@ there and leaves its own; the driver copies that into the run folder before the 
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ import torch
 
 from morphogen.candidate import Job, Report, moments_path
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import InputError, MorphogenError, RunError
-from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed
+from morphogen.errors import DeviceError, InputError, MorphogenError, RunError
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed, outside
 from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
@@ -34,6 +36,15 @@ OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_SECONDS = 5.0
 
 
+#: Errors of a task that say nothing of its candidate: the task itself, its surroundings or the cluster are broken.
+_NOT_ITS_FAULT = (
+    ray.exceptions.RayTaskError,
+    ray.exceptions.RuntimeEnvSetupError,
+    ray.exceptions.OutOfDiskError,
+    ray.exceptions.RaySystemError,
+)
+
+
 class OnRay:
     """Runs jobs as Ray tasks; one whose node or worker dies is begun once more, elsewhere. Steps are not told of.
 
@@ -45,7 +56,10 @@ class OnRay:
         self.prepared, self.execution, self.runner = prepared, execution, runner
         self._ours = not ray.is_initialized()
         if self._ours:
+            heard = signal.getsignal(signal.SIGTERM)
             _connect(execution)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, heard)  # Ray would exit at once; the run is to end in order
         gpus, found = execution.gpus_per_candidate, ray.cluster_resources().get("GPU", 0.0)
         if gpus > found:
             self.close()
@@ -69,11 +83,17 @@ class OnRay:
                 job, attempt = running.pop(done)
                 try:
                     outcome = ray.get(done)
+                except _NOT_ITS_FAULT as error:
+                    raise RunError(
+                        f"candidate {job.candidate.id} cannot be carried out: {_first_line(error)}"
+                    ) from None
                 except ray.exceptions.RayError as error:  # its node or its worker is gone
+                    outcome = error
+                if isinstance(outcome, ray.exceptions.RayError | DeviceError):
                     if attempt < ATTEMPTS:
                         waiting.append((job, attempt + 1))
                     else:
-                        yield failed(job, f"its worker died {ATTEMPTS} times ({type(error).__name__})")
+                        yield failed(job, f"its worker died {ATTEMPTS} times ({type(outcome).__name__})")
                     continue
                 if isinstance(outcome, MorphogenError):
                     raise outcome
@@ -168,7 +188,11 @@ def _connect(execution: Execution) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if execution.address is None:
-        ray.init(num_cpus=execution.workers, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        size = {"num_cpus": execution.workers, "object_store_memory": OBJECT_STORE_BYTES}
+        try:
+            ray.init(include_dashboard=False, **size, **quiet)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RunError(f"no Ray cluster can be started here: {_first_line(error)}") from None
         return
     where = urlsplit(execution.address if "//" in execution.address else f"//{execution.address}")
     try:
@@ -208,6 +232,13 @@ def _carry_out(
             return report
         except MorphogenError as error:
             return error
+        except OSError as error:
+            return outside(job, error)
+
+
+def _first_line(error: Exception) -> str:
+    """Of what Ray says, which may be a whole trace; the last line tells the kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _data_here(job: Job, prepared: PreparedData) -> PreparedData:
