@@ -20,6 +20,7 @@ from morphogen.blueprint.yaml import read
 from morphogen.cli import SCHEMAS
 from morphogen.console import Lines, Live, observer_for
 from morphogen.cost import costs
+from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
 from morphogen.evolve import Run, evolve, load
 from morphogen.experiment import Experiment
@@ -76,7 +77,7 @@ def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config:
     assert f"{bad}:7:9 train.lrr: unknown field, did you mean 'lr'?" in err
 
 
-def test_explain_counts_and_estimates(cli: Cli, config: Path) -> None:
+def test_explain_counts_and_estimates(cli: Cli, config: Path, tmp_path: Path) -> None:
     code, out, _ = cli("explain", config, "--json")
     told = json.loads(out)
     assert code == 0
@@ -89,6 +90,13 @@ def test_explain_counts_and_estimates(cli: Cli, config: Path) -> None:
     assert "estimate" in out
     code, out, _ = cli("explain", config, "--no-measure")
     assert "estimate" not in out
+    assert re.search(r"^flops_per_token +[0-9,]+ forward FLOPs/token$", out, re.M)
+    much = tmp_path / "much.yaml"
+    much.write_text(config.read_text().replace("eval_tokens: 128", "eval_tokens: 1000000"))
+    asked = prepare(read(much).parse(Experiment).data).measured_tokens()
+    for command in (("explain", much, "--no-measure"), ("run", much, "--dry-run", "--out", tmp_path / "new")):
+        told = json.loads(cli(*command, "--json")[1])
+        assert 0 < told["eval_tokens_each"] == sum(asked.values()) < 100_000
     code, out, _ = cli("explain", ROOT / "configs" / "live_smoke.yaml", "--no-measure", "--json")
     assert json.loads(out)["graph_entropy"] == 2.2516  # six branches, of which two are alike: log2(6) - 2/6
 

@@ -161,15 +161,21 @@ def explain(
     """Parameters, FLOPs, memory and estimated time of an experiment."""
     from morphogen import explain as explaining
     from morphogen.console import show_facts
+    from morphogen.figures import known
     from morphogen.report.wording import duration
 
     experiment = read_experiment(config)
     found = explaining.blueprint_costs(experiment)
-    plan = explaining.plan(experiment)
+    prepared = explaining.text_at_hand(experiment.data)
+    plan = explaining.plan(experiment, prepared)
     told: dict[str, Any] = {
         name: int(value) if value.is_integer() else round(value, 4) for name, value in found.items()
     }
     told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
+    if not as_json:
+        told |= {name: f"{told[name]:,} {known()[name].unit}" for name in found}
+    if prepared is None:
+        told["eval_text"] = "not read here, so that eval_tokens_each is the most; run --dry-run reads it"
     if measure and (why := explaining.too_large(experiment, device)):
         told["measured"] = None if as_json else f"not, for {why}"
         told |= {"not_measured": why} if as_json else {}

@@ -26,7 +26,7 @@ declare(
     ),
     Figure(
         "flops_per_token",
-        unit="FLOPs/token",
+        unit="forward FLOPs/token",
         better="min",
         sort="cost",
         column=True,

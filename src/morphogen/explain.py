@@ -1,6 +1,7 @@
 """What an experiment will take: costs from the blueprint, and time from a few steps measured on this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -9,8 +10,9 @@ import torch
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.cost import TRAIN_FACTOR, Step, costs
+from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
-from morphogen.errors import InputError
+from morphogen.errors import InputError, MorphogenError
 from morphogen.experiment import BPE, Data, Experiment
 from morphogen.metrics.recall import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
@@ -25,6 +27,10 @@ PROBE_TOKENS, PROBE_MOST_TOKENS = 32, 2**16
 PROBE_STEPS = 4
 #: Weights, gradients and AdamW's two moments in fp32, per parameter.
 STATE_BYTES = 16
+
+
+#: Text of so many bytes is read to be told of.
+SMALL_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,29 @@ def nominal_vocab(data: Data) -> int:
     return ByteTokenizer.vocab_size if data.tokenizer == "bytes" else from_hugging_face(data.tokenizer).vocab_size
 
 
-def plan(experiment: Experiment) -> Plan:
-    """The search in numbers, when no candidate is turned away or promoted."""
+def text_at_hand(data: Data) -> PreparedData | None:
+    """The data made ready where that takes a moment: files of at most `SMALL_BYTES` in all. None for any other, and for
+    what cannot be read, which a run will complain of."""
+    sources = {
+        Path(shard.source) for shard in (*data.shards, *data.eval_shards, *data.healing_shards) if not shard.pairs
+    }
+    total = 0
+    for source in sources:
+        files = source.rglob("*") if source.is_dir() else [source]
+        for file in files:
+            if not file.exists() or (total := total + file.stat().st_size) > SMALL_BYTES:
+                return None
+    try:
+        return prepare(data)
+    except MorphogenError:
+        return None
+
+
+def plan(experiment: Experiment, prepared: PreparedData | None = None) -> Plan:
+    """The search in numbers, when no candidate is turned away or promoted.
+
+    prepared: its text; without it held-out tokens are counted as if every shard had as many as are asked for.
+    """
     evolution, data = experiment.evolution, experiment.data
     candidates = 1 + evolution.generations * evolution.population
     tokens_each = min(sum(stage.budget_tokens for stage in stages(evolution)), experiment.train.max_tokens)
@@ -82,10 +109,12 @@ def plan(experiment: Experiment) -> Plan:
                 tokens += times * left * stage.budget_tokens
                 measurements += times * left
                 left = max(1, left // evolution.eta)
+    whole = max(1, data.eval_tokens // data.seq_len) * data.seq_len
+    held_out = len(data.measured_shards) * whole if prepared is None else sum(prepared.measured_tokens().values())
     return Plan(
         candidates=candidates,
         tokens_each=tokens_each,
-        eval_tokens_each=data.eval_tokens * len(data.measured_shards) + (SEQUENCES * data.seq_len if data.probe else 0),
+        eval_tokens_each=held_out + (SEQUENCES * data.seq_len if data.probe else 0),
         tokens=tokens,
         measurements=measurements,
     )

@@ -70,6 +70,7 @@ def standing(folder: Path) -> dict[str, Any]:
     if closed:
         told["hypervolume"] = round(closed[-1].hypervolume, 6)
         told["frontier"] = len(closed[-1].frontier)
+        told["survivors"] = len(closed[-1].survivors)
         if strangers := [id for id in closed[-1].frontier if id not in reports]:
             raise RunError(f"{folder / LEDGER}: {strangers[0]} is on the frontier, but nothing was reported of it")
         told["best"] = _best(evolution.objectives, [reports[id] for id in closed[-1].frontier])

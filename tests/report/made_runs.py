@@ -8,7 +8,7 @@ OPERATORS = (("widen_ffn", True), ("add_query_heads", True), ("set_sparsity", Fa
 
 
 def make_run(generations, per_generation, keep, seed=0):
-    """(candidates, reports, survivors) of a search with crossovers, failures and steady improvement."""
+    """(candidates, reports, finalists) of a search with crossovers, failures and steady improvement."""
     rng = random.Random(seed)
     root = Candidate(id="seed-0-9c1e", index=0, generation=0, blueprint={})
     candidates, alive = {root.id: root}, [root.id]

@@ -30,8 +30,8 @@ def of_class(svg, name):
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 def test_stations_never_overlap_and_columns_follow_generations(size):
-    candidates, _, survivors = make_run(*size)
-    plan = lay_out(candidates, survivors)
+    candidates, _, finalists = make_run(*size)
+    plan = lay_out(candidates, finalists)
     assert set(plan.places) == set(candidates)
     by_column = {}
     for id, place in plan.places.items():
@@ -45,10 +45,10 @@ def test_stations_never_overlap_and_columns_follow_generations(size):
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
-def test_every_survivor_has_its_own_lane_and_lines_never_change_sides(size):
-    candidates, _, survivors = make_run(*size)
-    plan = lay_out(candidates, survivors)
-    assert sorted(plan.survivors) == sorted(survivors)
+def test_every_finalist_has_its_own_lane_and_lines_never_change_sides(size):
+    candidates, _, finalists = make_run(*size)
+    plan = lay_out(candidates, finalists)
+    assert sorted(plan.finalists) == sorted(finalists)
     assert len(set(plan.lanes)) == len(plan.lanes) == len(plan.routes)
 
     def path(id):
@@ -57,7 +57,7 @@ def test_every_survivor_has_its_own_lane_and_lines_never_change_sides(size):
             chain.append(candidates[chain[-1]].parents[0])
         return chain
 
-    for (high, above), (low, below) in combinations(list(zip(plan.lanes, plan.survivors, strict=True)), 2):
+    for (high, above), (low, below) in combinations(list(zip(plan.lanes, plan.finalists, strict=True)), 2):
         assert high < low
         rows_above = {plan.places[id].column: plan.places[id].y for id in path(above)}
         rows_below = {plan.places[id].column: plan.places[id].y for id in path(below)}
@@ -65,8 +65,8 @@ def test_every_survivor_has_its_own_lane_and_lines_never_change_sides(size):
 
 
 def test_routes_start_at_the_root_pass_their_stations_and_end_at_their_lane():
-    candidates, _, survivors = make_run(4, 6, 5)
-    plan = lay_out(candidates, survivors)
+    candidates, _, finalists = make_run(4, 6, 5)
+    plan = lay_out(candidates, finalists)
     root = plan.places["seed-0-9c1e"]
     for lane, (route, tail) in enumerate(plan.routes):
         numbers = [float(n) for n in re.findall(r"-?\d+\.\d+", route + tail)]
@@ -75,23 +75,23 @@ def test_routes_start_at_the_root_pass_their_stations_and_end_at_their_lane():
         assert abs(points[0][1] - root.y) <= root.half + 0.06
         assert points[-1] == pytest.approx((plan.end, plan.lanes[lane]), abs=0.06)
         assert [x for x, _ in points] == sorted(x for x, _ in points)  # never backwards
-        station = plan.places[plan.survivors[lane]]
+        station = plan.places[plan.finalists[lane]]
         assert any(
             x == pytest.approx(station.x, abs=0.06) and abs(y - station.y) <= station.half + 0.06 for x, y in points
         )
 
 
-def test_one_station_per_edit_and_one_line_per_survivor():
-    candidates, reports, survivors = make_run(4, 6, 5)
-    on_line = {id for id, place in lay_out(candidates, survivors).places.items() if place.on_line}
-    svg = draw((candidates, reports, survivors))
+def test_one_station_per_edit_and_one_line_per_finalist():
+    candidates, reports, finalists = make_run(4, 6, 5)
+    on_line = {id for id, place in lay_out(candidates, finalists).places.items() if place.on_line}
+    svg = draw((candidates, reports, finalists))
     stations = [e for e in of_class(svg, "stop") if e.tag == f"{SVG}rect" and e.find(f"{SVG}title") is not None]
     assert len(stations) == sum(max(1, len(candidates[id].edits)) for id in on_line)
     named = [e.text for e in of_class(svg, "name") if "halo" not in e.get("class").split()]
     wanted = [edit.operator for id in on_line for edit in candidates[id].edits]
     wanted += ["copy" if candidates[id].parents else "seed" for id in on_line if not candidates[id].edits]
     assert sorted(named) == sorted(wanted)
-    for lane in range(len(survivors)):
+    for lane in range(len(finalists)):
         lines = [e for e in of_class(svg, "route") if e.get("stroke") == color(lane)]
         assert len(lines) == 2  # with edits, then on to the end as it is
     assert len({color(lane) for lane in range(40)}) == 40
@@ -127,19 +127,19 @@ def crossed():
 
 
 def test_crossovers_are_transfers_in_the_colour_of_the_giving_line():
-    candidates, reports, survivors = crossed()
-    plan = lay_out(candidates, survivors)
+    candidates, reports, finalists = crossed()
+    plan = lay_out(candidates, finalists)
     lanes = {(parent, child): lane for parent, child, lane, _ in plan.transfers}
-    assert lanes == {("b", "x"): plan.survivors.index("b"), ("c", "y"): None}
+    assert lanes == {("b", "x"): plan.finalists.index("b"), ("c", "y"): None}
     assert {child: giver for child, giver, _ in plan.twigs} == {"c": True, "lost": False}
-    svg = draw((candidates, reports, survivors))
+    svg = draw((candidates, reports, finalists))
     titles = [e.text for e in ElementTree.fromstring(svg).iter(f"{SVG}title")]
     assert "genes of b enter x" in titles
     assert len(of_class(svg, "dead-giver")) == 2  # the mark and its legend
 
 
 def test_marks_of_those_that_led_nowhere_follow_their_status():
-    candidates, reports, survivors = crossed()
+    candidates, reports, finalists = crossed()
     for status, name in [
         (Status.FAILED, "cross"),
         (Status.REJECTED, "cross"),
@@ -147,9 +147,9 @@ def test_marks_of_those_that_led_nowhere_follow_their_status():
         (Status.TRAINED, "dead"),
     ]:
         reports["lost"] = Report(id="lost", status=status)
-        assert len(of_class(draw((candidates, reports, survivors)), name)) == 2
+        assert len(of_class(draw((candidates, reports, finalists)), name)) == 2
     del reports["lost"]  # proposed, nothing known yet
-    assert len(of_class(draw((candidates, reports, survivors)), "dead")) == 2
+    assert len(of_class(draw((candidates, reports, finalists)), "dead")) == 2
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_marks_of_those_that_led_nowhere_follow_their_status():
     ],
     ids=[
         "nothing",
-        "no survivors",
+        "no finalists",
         "only the seed",
-        "unknown survivor",
+        "unknown finalist",
         "missing parent",
         "child in its parent's generation",
     ],
@@ -194,11 +194,11 @@ def test_hostile_text_stays_valid_xml():
 
 
 def test_bytes_do_not_depend_on_insertion_order_or_hash_seed():
-    candidates, reports, survivors = make_run(6, 12, 5)
-    want = draw((candidates, reports, survivors))
-    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), survivors[::-1])
+    candidates, reports, finalists = make_run(6, 12, 5)
+    want = draw((candidates, reports, finalists))
+    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), finalists[::-1])
     assert draw(backwards) == want
-    assert lineage_dot(*backwards) == lineage_dot(candidates, reports, survivors)
+    assert lineage_dot(*backwards) == lineage_dot(candidates, reports, finalists)
     code = (
         "import sys; from made_runs import make_run; from morphogen.report.subway import lineage_svg;"
         "sys.stdout.buffer.write(lineage_svg('run', *make_run(6, 12, 5), {'bpb': 'min', 'recall': 'max'}).encode())"
@@ -225,8 +225,8 @@ def test_a_picture_needs_nothing_from_outside_and_follows_the_theme():
 
 
 def test_dot_text_names_every_candidate_and_edge():
-    candidates, reports, survivors = crossed()
-    dot = lineage_dot(candidates, reports, survivors)
+    candidates, reports, finalists = crossed()
+    dot = lineage_dot(candidates, reports, finalists)
     assert all(f'"{id}" [label="{id}"' in dot for id in candidates)
     assert '"a" -> "x" [label="op_x"];' in dot
     assert '"b" -> "x" [label="op_x", style=dashed];' in dot

@@ -52,12 +52,12 @@ def test_missing_and_nan_objectives_come_last_and_json_stays_strict():
 
 
 def test_operator_rows_count_children_by_fate(run):
-    candidates, reports, survivors = run
-    rows = {row["operator"]: row for row in operator_rows(candidates, reports, survivors)}
+    candidates, reports, finalists = run
+    rows = {row["operator"]: row for row in operator_rows(candidates, reports, finalists)}
     children = [id for id, c in candidates.items() if any(edit.operator == "widen_ffn" for edit in c.edits)]
     row = rows["widen_ffn"]
     assert row["children"] == len(children) == sum(row[name] for name in ("trained", "gated", "failed", "rejected"))
-    assert row["survivors"] == len(set(children) & set(survivors))
+    assert row["on_frontier"] == len(set(children) & set(finalists))
     assert row["exact"] is True
     assert rows["xover"]["exact"] is False
     assert list(rows) == sorted(rows)
@@ -171,7 +171,7 @@ class Balance(HTMLParser):
 
 
 def test_the_page_is_balanced_complete_and_self_contained(run):
-    candidates, reports, survivors = run
+    candidates, reports, finalists = run
     page = report_html("run <1>", *run, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
     checker = Balance()
     checker.feed(page)
@@ -181,11 +181,11 @@ def test_the_page_is_balanced_complete_and_self_contained(run):
     assert not re.search(r"(href|src|url\(|@import)", page)
     assert "&lt;stdlib&gt;" in page
     assert "<stdlib>" not in page
-    assert all(page.count(id) >= 2 for id in survivors)
+    assert all(page.count(id) >= 2 for id in finalists)
     trained = sum(report.status is Status.TRAINED for report in reports.values())
     assert page.count('class="front"') + page.count('class="other"') == trained
     assert page.count('class="dot"') == 3
-    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), survivors)
+    backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), finalists)
     again = report_html("run <1>", *backwards, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
     assert again == page
 
@@ -201,3 +201,15 @@ def test_values_that_differ_in_their_last_bits_have_axes_too():
         ticks = _ticks([low, high])
         assert ticks[0] < ticks[-1]
         assert len(set(ticks)) == len(ticks)
+
+
+@pytest.mark.parametrize("values", [(1.7e308, -1.7e308), (5e-324, 5e-324), (1e300, 1e-300), (0.0, -0.0)])
+def test_a_page_draws_whatever_finite_numbers_there_are(values):
+    candidates = {id: Candidate(id=id, index=i, generation=i, blueprint={}) for i, id in enumerate("ab")}
+    reports = {
+        id: Report(id=id, status=Status.TRAINED, metrics={"x": value, "y": 1.0})
+        for id, value in zip("ab", values, strict=True)
+    }
+    page = report_html("run", candidates, reports, ("a",), {"x": "min", "y": "max"}, [0.0, 1e300], {})
+    assert "nan" not in page
+    assert "inf" not in page

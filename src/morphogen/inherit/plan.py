@@ -18,7 +18,7 @@ from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec, flat
 
 
 class PlannedAxis(Frozen):
-    """One factor of one tensor dimension. `group` names the units that shrink together: same group, same survivors."""
+    """One factor of one tensor dimension. `group` names the units that shrink together: same group, same units kept."""
 
     axis: str
     group: str

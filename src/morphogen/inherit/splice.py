@@ -117,7 +117,7 @@ def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
     the way of their parameters, bit for bit; those of fresh entries are zero.
     """
     parents = _with_derived(drawn, parents)
-    kept = _survivors(drawn, parents)
+    kept = _units_kept(drawn, parents)
     dtype = next(iter(parents[0].state.values())).dtype if parents else torch.float32
     out, taken = Spliced({}, given=True), set[tuple[int, str]]()
     for item in drawn.tensors:
@@ -300,7 +300,7 @@ def _resolve(take: AxisMap, kept: tuple[int, ...] | None) -> Axis:
     return Axis(take.size, same, same)
 
 
-def _survivors(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, ...]]:
+def _units_kept(drawn: Plan, parents: Sequence[Spliced]) -> dict[str, tuple[int, ...]]:
     """For each group that shrinks, the units of largest norm, summed over every tensor that has the axis."""
     scores: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}

@@ -124,6 +124,11 @@ class _Axes:
         return parts
 
 
+def _drawable(value: float) -> float:
+    """`value`, or the end of what axes can hold: distances between such numbers are floats that can be divided by."""
+    return 0.0 if abs(value) < 1e-290 else min(max(value, -1e300), 1e300)
+
+
 def _ticks(values: Sequence[float], whole: bool = False) -> list[float]:
     """Four to eight round numbers that enclose the values."""
     low, high = min(values), max(values)
@@ -169,7 +174,7 @@ def _scatter(
         if report is not None and report.status is Status.TRAINED:
             x, y = report.value(x_name), report.value(y_name)
             if x is not None and y is not None and max(abs(x), abs(y)) < DRAWABLE:
-                spots.append((id, x, y))
+                spots.append((id, _drawable(x), _drawable(y)))
     if not spots:
         return "nothing measured"
     axes = _Axes([x for _, x, _ in spots], [y for _, _, y in spots])

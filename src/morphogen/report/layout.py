@@ -1,8 +1,8 @@
 """Where everything of a lineage picture goes: lanes, columns and routes, without a graph library.
 
-x is the generation. Each survivor has a lane of its own on the right; the tree of first parents is drawn over those
+x is the generation. Each finalist has a lane of its own on the right; the tree of first parents is drawn over those
 lanes, so that lines never cross one another, and lines that share ancestors run side by side in a bundle. Candidates
-that led to no survivor take the free places nearest to their parent. Lengths are SVG user units (pixels).
+that led to no finalist take the free places nearest to their parent. Lengths are SVG user units (pixels).
 """
 
 import math
@@ -58,10 +58,10 @@ class Column:
 
 @dataclass
 class Layout:
-    """The finished drawing plan. Paths are SVG path data; `lanes` is the y of each survivor's end."""
+    """The finished drawing plan. Paths are SVG path data; `lanes` is the y of each finalist's end."""
 
     scale: Scale
-    survivors: tuple[str, ...]
+    finalists: tuple[str, ...]
     places: dict[str, Place] = field(default_factory=dict)
     columns: list[Column] = field(default_factory=list)
     lanes: list[float] = field(default_factory=list)
@@ -69,11 +69,11 @@ class Layout:
     end: float = 0.0
     top: float = 0.0
     bottom: float = 0.0
-    routes: list[tuple[str, str]] = field(default_factory=list)  # per survivor: with edits, and on to the end
+    routes: list[tuple[str, str]] = field(default_factory=list)  # per finalist: with edits, and on to the end
     transfers: list[tuple[str, str, int | None, str]] = field(
         default_factory=list
     )  # parent, child, parent's lane, path
-    twigs: list[tuple[str, bool, str]] = field(default_factory=list)  # child, gave genes to a survivor, path
+    twigs: list[tuple[str, bool, str]] = field(default_factory=list)  # child, gave genes to a finalist, path
 
 
 def label(text: str) -> str:
@@ -81,14 +81,14 @@ def label(text: str) -> str:
     return shorten(text, LABEL_CHARS)
 
 
-def lay_out(candidates: Mapping[str, Candidate], survivors: Iterable[str]) -> Layout:
-    """Places all `candidates` and routes one line to each survivor. Parents that are not given are left out."""
-    family = _Family(candidates, survivors)
+def lay_out(candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> Layout:
+    """Places all `candidates` and routes one line to each finalist. Parents that are not given are left out."""
+    family = _Family(candidates, finalists)
     many = len(family.on_line) > 90 or family.depth > 24
     scale = Scale(22.0, 9.0, 26.0, False, False) if many else Scale(54.0, 15.0, 44.0, True, len(candidates) <= 60)
-    plan = Layout(scale, family.survivors)
-    plan.gap = min(5.5, 150.0 / max(1, len(family.survivors)))
-    plan.lanes = [scale.pitch * lane for lane in range(len(family.survivors))]
+    plan = Layout(scale, family.finalists)
+    plan.gap = min(5.5, 150.0 / max(1, len(family.finalists)))
+    plan.lanes = [scale.pitch * lane for lane in range(len(family.finalists))]
     rows = _rows(family, plan)
     dead = [id for id in family.order if id not in family.on_line]
     sub = _sub_columns(family, plan, dead)
@@ -120,7 +120,7 @@ def _columns(generations: Iterable[int]) -> dict[int, int]:
 class _Family:
     """The candidates' relations: columns, first parents, and who is on a line."""
 
-    def __init__(self, candidates: Mapping[str, Candidate], survivors: Iterable[str]) -> None:
+    def __init__(self, candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> None:
         self.candidates = candidates
         self.order = sorted(candidates, key=lambda id: candidates[id].index)
         self.parents = {id: [parent for parent in candidates[id].parents if parent in candidates] for id in self.order}
@@ -133,7 +133,7 @@ class _Family:
         self.generations = list(range(self.depth))
         for generation, column in drawn_at.items():
             self.generations[column] = generation
-        wanted = sorted({id for id in survivors if id in candidates}, key=lambda id: candidates[id].index)
+        wanted = sorted({id for id in finalists if id in candidates}, key=lambda id: candidates[id].index)
         paths = {id: self.path(id) for id in wanted}
         self.on_line = {id for path in paths.values() for id in path}
         self.children: dict[str, list[str]] = {id: [] for id in self.on_line}
@@ -143,9 +143,9 @@ class _Family:
                 self.children[self.parents[id][0]].append(id)
             else:
                 roots.append(id)
-        self.survivors = tuple(self._lanes(roots, set(wanted)))
-        self.lane = {id: lane for lane, id in enumerate(self.survivors)}
-        self.paths = [paths[id] for id in self.survivors]
+        self.finalists = tuple(self._lanes(roots, set(wanted)))
+        self.lane = {id: lane for lane, id in enumerate(self.finalists)}
+        self.paths = [paths[id] for id in self.finalists]
         self.span: dict[str, tuple[int, int]] = {}
         for lane, path in enumerate(self.paths):
             for id in path:
@@ -161,7 +161,7 @@ class _Family:
         return path[::-1]
 
     def _lanes(self, roots: Sequence[str], wanted: set[str]) -> list[str]:
-        """Survivors from top to bottom: depth first, so that every subtree holds neighbouring lanes."""
+        """Finalists from top to bottom: depth first, so that every subtree holds neighbouring lanes."""
         lanes, stack = [], list(reversed(roots))
         while stack:
             id = stack.pop()
@@ -171,7 +171,7 @@ class _Family:
         return lanes
 
     def _givers(self) -> set[str]:
-        """Candidates beside the lines that gave genes to a survivor through a crossover."""
+        """Candidates beside the lines that gave genes to a finalist through a crossover."""
         found: set[str] = set()
         stack = list(self.on_line)
         while stack:
@@ -247,7 +247,7 @@ def _place_dead(family: _Family, plan: Layout, dead: Sequence[str], sub: Sequenc
         first = family.column[family.parents[id][0]] + 1 if family.parents[id] else place.column
         for column in range(first, place.column):
             blocked[column].append((place.y, place.half + 7.0))
-    for lane, id in enumerate(family.survivors):
+    for lane, id in enumerate(family.finalists):
         for column in range(family.column[id] + 1, family.depth):
             blocked[column].append((plan.lanes[lane], 7.0))
     members: dict[int, list[str]] = {}

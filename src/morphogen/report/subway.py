@@ -1,4 +1,4 @@
-"""The lineage as a subway map, drawn by our own layout: one coloured line per survivor, a station per edit.
+"""The lineage as a subway map, drawn by our own layout: one coloured line per finalist, a station per edit.
 
 SVG text that needs nothing outside itself, follows the reader's light or dark theme, and is the same for the same data.
 """
@@ -59,20 +59,20 @@ def lineage_svg(
     title: str,
     candidates: Mapping[str, Candidate],
     reports: Mapping[str, Report],
-    survivors: Iterable[str],
+    finalists: Iterable[str],
     objectives: Objectives,
 ) -> str:
     """The subway map of a run.
 
-    `survivors` get a line each; their `objectives` stand at its end. Hovering a station tells its operator with what
+    `finalists` get a line each; their `objectives` stand at its end. Hovering a station tells its operator with what
     it changed. Ids that are not among the candidates are left out.
     """
-    plan = lay_out(candidates, survivors)
+    plan = lay_out(candidates, finalists)
     pad = 30.0
     names = [*objectives]
-    id_width = 24 + max((len(id) for id in plan.survivors), default=0) * 6.9
+    id_width = 24 + max((len(id) for id in plan.finalists), default=0) * 6.9
     widths = [max(70.0, 8.0 * len(f"{name} ↓") + 14) for name in names]
-    width = LEFT + plan.end + 18 + id_width + sum(widths) + 24 if plan.survivors else LEFT + plan.end + 30
+    width = LEFT + plan.end + 18 + id_width + sum(widths) + 24 if plan.finalists else LEFT + plan.end + 30
     width = max(width, 760.0)
     height = TOP + pad + (plan.bottom - plan.top) + pad + 74
     parts = [
@@ -96,9 +96,9 @@ def lineage_svg(
     return "\n".join(parts) + "\n"
 
 
-def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], survivors: Iterable[str]) -> str:
+def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], finalists: Iterable[str]) -> str:
     """The same lineage for Graphviz: `dot -Tsvg`."""
-    plan = lay_out(candidates, survivors)
+    plan = lay_out(candidates, finalists)
     lines = ["digraph lineage {", '  rankdir=LR; node [shape=box, style=rounded, fontname="Helvetica"];']
     for id in sorted(candidates, key=lambda id: candidates[id].index):
         place, status = plan.places[id], _status(reports, id)
@@ -122,7 +122,7 @@ def _summary(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
     facts = [
         f"{len(candidates)} candidates",
         f"{max(0, len(plan.columns) - 1)} generations",
-        f"{len(plan.survivors)} survivors",
+        f"{len(plan.finalists)} on the frontier",
     ]
     facts += [f"{counts[status]} {status}" for status in Status if counts[status] and status is not Status.TRAINED]
     return " · ".join(facts)
@@ -152,7 +152,7 @@ def _background(plan: Layout) -> list[str]:
 
 
 def _dead_ends(plan: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
-    """Those that led to no survivor of their own: small marks, with a tooltip each."""
+    """Those that led to no finalist of their own: small marks, with a tooltip each."""
     parts = []
     givers = {child for child, giver, _ in plan.twigs if giver}
     for id, place in plan.places.items():
@@ -181,7 +181,7 @@ def _lines(plan: Layout) -> list[str]:
         parts.append(f'<path class="casing" stroke-width="{thick * 0.7 + 2:.2f}" d="{path}"/>')
         parts.append(f'<path fill="none" {stroke} stroke-width="{thick * 0.7:.2f}" d="{path}">{tip}</path>')
     for lane, (path, tail) in enumerate(plan.routes):
-        tip = f"<title>{xml(plan.survivors[lane])}</title>"
+        tip = f"<title>{xml(plan.finalists[lane])}</title>"
         dots = f'stroke-dasharray="0.1 {thick * 1.9:.2f}" stroke-opacity="0.75"'
         parts.append(f'<path class="casing" stroke-width="{thick + 1.6:.2f}" d="{path}"/>')
         parts.append(f'<path class="route" stroke="{color(lane)}" stroke-width="{thick:.2f}" d="{path}">{tip}</path>')
@@ -240,21 +240,21 @@ def _station(
 def _terminals(
     plan: Layout, reports: Mapping[str, Report], objectives: Objectives, id_width: float, widths: list[float]
 ) -> list[str]:
-    """Line ends with the survivor's id and its objectives, as a table; the best value of a column is bold."""
+    """Line ends with the finalist's id and its objectives, as a table; the best value of a column is bold."""
     parts, best = [], {}
-    known = {id: reports[id] for id in plan.survivors if id in reports}
+    known = {id: reports[id] for id in plan.finalists if id in reports}
     for name, direction in objectives.items():
         values = [value for report in known.values() if (value := report.value(name)) is not None and value == value]
         best[name] = (min(values) if direction == "min" else max(values)) if values else None
     left = plan.end + 18
-    if plan.survivors:
+    if plan.finalists:
         edge = left + id_width
         for (name, direction), width in zip(objectives.items(), widths, strict=True):
             edge += width
             arrow = "↓" if direction == "min" else "↑"
             y = plan.top - 44
             parts.append(f'<text class="head" x="{edge:.1f}" y="{y:.1f}" text-anchor="end">{xml(name)} {arrow}</text>')
-    for lane, (id, y) in enumerate(zip(plan.survivors, plan.lanes, strict=True)):
+    for lane, (id, y) in enumerate(zip(plan.finalists, plan.lanes, strict=True)):
         size = min(6.5, plan.scale.pitch / 3)
         parts.append(
             f'<circle class="stop" cx="{plan.end:.1f}" cy="{y:.1f}" r="{size:.1f}" style="stroke:{color(lane)}"'
@@ -277,9 +277,9 @@ def _legend(y: float) -> list[str]:
         ('<circle class="stop lossy" r="5" stroke-width="2"/>', "lossy edit"),
         ('<rect class="stop" x="-6" y="-9" width="12" height="18" rx="6" stroke-width="2.6"/>', "crossover"),
         ('<path class="route" stroke="#667788" stroke-width="4.6" stroke-dasharray="0.1 8" d="M-9 0H8"/>',
-         "survives unchanged"),
-        ('<circle class="dead" r="3"/>', "did not survive"),
-        ('<circle class="dead-giver" r="4.2"/>', "gave genes to a survivor"),
+         "stays unchanged"),
+        ('<circle class="dead" r="3"/>', "led nowhere"),
+        ('<circle class="dead-giver" r="4.2"/>', "gave genes to the frontier"),
         ('<circle class="gated" r="3"/>', "gated"),
         ('<path class="cross" d="M-2.6 -2.6l5.2 5.2m0 -5.2l-5.2 5.2"/>', "failed or rejected"),
     ]  # fmt: skip

@@ -50,9 +50,10 @@ def frontier_rows(
 
 
 def operator_rows(
-    candidates: Mapping[str, Candidate], reports: Mapping[str, Report], survivors: Collection[str]
+    candidates: Mapping[str, Candidate], reports: Mapping[str, Report], frontier: Collection[str]
 ) -> list[Row]:
-    """One row per operator that was used: children made with it, what became of them, and how many survive."""
+    """One row per operator that was used: children made with it, what became of them, and how many stand on the
+    frontier."""
     rows: dict[str, Row] = {}
     for id in sorted(candidates, key=lambda id: candidates[id].index):
         status = reports[id].status if id in reports else Status.PROPOSED
@@ -61,10 +62,10 @@ def operator_rows(
                 edit.operator,
                 {"operator": edit.operator, "exact": edit.preserves, "children": 0}
                 | {str(kind): 0 for kind in (Status.TRAINED, Status.GATED, Status.FAILED, Status.REJECTED)}
-                | {"survivors": 0},
+                | {"on_frontier": 0},
             )
             row["children"] += 1
-            row["survivors"] += id in survivors
+            row["on_frontier"] += id in frontier
             if status in row:
                 row[str(status)] += 1
     return [rows[name] for name in sorted(rows)]
