@@ -81,6 +81,7 @@ def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experim
     assert told["seed"] == 0
     assert told["data"]["corpora"]["shards"][0]["digest"]
     assert "finished with 7 candidates" in (whole / "run.log").read_text()
+    assert "text of " in (whole / "run.log").read_text()
     assert (whole / "events.csv").read_text().count("\n") == 8
     with Ledger.open(whole, readonly=True) as ledger:
         assert [event for event in ledger.events() if isinstance(event, Stop)] == [Stop(reason="finished")]

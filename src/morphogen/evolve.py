@@ -6,7 +6,7 @@ and goes on with the same candidates, edits and repeatable metrics as if it had 
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +173,11 @@ def evolve(
                 _Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
             )
             undo.enter_context(threads(session.threads))
-            session.loop(executor, [*prepared.remarks(), bf16_warning(experiment.train.bf16, torch.device(device))])
+            remarks = prepared.remarks()
+            session.note(
+                {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()} - {*remarks}
+            )
+            session.loop(executor, [*remarks, bf16_warning(experiment.train.bf16, torch.device(device))])
     except OSError as error:
         if error is heard.raised:
             raise
@@ -307,6 +311,11 @@ class _Session:
             self.ledger.close()
             with suppress(OSError):  # every line was flushed, or its error raised
                 self.log.close()
+
+    def note(self, lines: Iterable[str]) -> None:
+        """Puts lines into `run.log` that need not be shown."""
+        for line in sorted(lines):
+            self._write_log(line)
 
     def loop(self, executor: Executor, warnings: Sequence[str] = ()) -> None:
         """Generation after generation until the engine is done. On disk first, then in memory.

@@ -113,7 +113,10 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }
     told["read"] = {source: str(account) for source, account in prepared.accounts().items()}
-    if warnings := [*prepared.remarks(), *filter(None, [bf16_warning(experiment.train.bf16, choose_device(device))])]:
+    if warnings := [
+        *prepared.shortfalls(),
+        *filter(None, [bf16_warning(experiment.train.bf16, choose_device(device))]),
+    ]:
         told["warnings"] = warnings
     show_facts(told, as_json)
 

@@ -127,19 +127,22 @@ class PreparedData:
 
     def remarks(self) -> list[str]:
         """What the user should know of the text: what of it was left out, and measured on less than was asked for."""
-        said = [
+        left = [
             f"text of {source!r}: {account}"
             for source, account in self.accounts().items()
             if account.left_out or set(account.columns) - {TEXT_COLUMN}
         ]
+        return left + self.shortfalls()
+
+    def shortfalls(self) -> list[str]:
+        """The held-out texts that are shorter than `eval_tokens`."""
         measured = self.measured_tokens()
-        said += [
+        return [
             f"data.eval_tokens is {self.eval_tokens:,}, but the eval split of {shard.source!r} has only "
             f"{shard.files['eval'].tokens:,}: it is measured on {measured[shard.name]:,}"
             for shard in self.eval_shards
             if measured[shard.name] < self.eval_tokens - self.seq_len
         ]
-        return said
 
     def read(self) -> dict[str, Any]:
         """How the text was read, as `environment.json` tells it."""
