@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from morphogen import flags
-from morphogen.launch import carry_out, execute, read_experiment
+from morphogen.launch import carry_out, execute, placed, read_experiment
 from morphogen.paths import user_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -89,18 +89,19 @@ def run_live(
     )
     folder = out.with_suffix("") if out.suffix == ".json" else out
     execution = execution_of(workers=workers)
-    carry_out(
-        experiment,
-        folder,
-        seed=seed,
-        device=device,
-        resume=resume,
-        keep=keep,
-        execution=execution,
-        as_json=as_json,
-        retry_failed=retry_failed,
-        retrain_lost=retrain_lost,
-    )
+    with placed(config, experiment):
+        carry_out(
+            experiment,
+            folder,
+            seed=seed,
+            device=device,
+            resume=resume,
+            keep=keep,
+            execution=execution,
+            as_json=as_json,
+            retry_failed=retry_failed,
+            retrain_lost=retrain_lost,
+        )
 
 
 if __name__ == "__main__":

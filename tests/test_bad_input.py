@@ -309,7 +309,7 @@ def test_what_is_not_measured_cannot_be_weighed_or_sought(
     assert "did you mean 'params'?" in failure("run", config, "--out", place / "new")
     config.write_text(good)
     for flags, said in (
-        (["--score-weight-long-recall", "1"], "weights.long_recall (--score-weight-*): nothing measures it"),
+        (["--score-weight-long-recall", "1"], "evolution.weights.long_recall"),
         (["--score-weight-ppl", "1", "--parent-selection", "lexicase"], "only --parent-selection weighted"),
     ):
         with pytest.raises(SystemExit) as end:
@@ -350,7 +350,7 @@ def test_text_that_is_missing_or_too_little(failure: Failure, place: Path) -> No
     config.write_text(good.replace(source, f"  shards: [{{source: {few}}}]"))
     assert "split has 0 of 1 distinct documents" in failure("run", config, "--out", place / "new")
     config.write_text(good.replace("seq_len: 32", "seq_len: 100000"))
-    assert "one sequence needs 100001" in failure("run", config, "--out", place / "new")
+    assert "less than one step of 400,000 tokens" in failure("run", config, "--out", place / "new")
     assert not (place / "new").exists()
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parent.parent / "src"
+ROOT = Path(__file__).parent.parent
+SRC = ROOT / "src"
+SMOKE = str(ROOT / "configs" / "live_smoke.yaml")
 FILES = sorted((SRC / "morphogen").rglob("*.py"))
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
@@ -26,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "parts": {"ops"},
     "blueprint": {"parts"},
     "experiment": {"blueprint", "parts"},
-    "reading": {"experiment", "blueprint", "parts", "store"},
+    "knobs": {"experiment", "blueprint", "parts"},
+    "reading": {"experiment", "blueprint", "parts", "store", "knobs"},
     "differences": set(),
     "network": {"blueprint", "parts"},
     "cost": {"experiment", "network", "blueprint", "parts"},
@@ -50,6 +53,7 @@ JOINING = [
     "runfolder",
     "resuming",
     "explain",
+    "foresight",
     "checks",
     "notices",
     "retrain",
@@ -191,6 +195,20 @@ def test_importing_morphogen_loads_nothing_heavy() -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = "from morphogen.cli import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
     assert loaded_after(code) == "[]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["validate", "configs/live_smoke.yaml"],
+        ["schema"],
+        ["schema", "verification"],
+        ["diff", *2 * ["configs/live_smoke.yaml"]],
+    ],
+)
+def test_what_only_reads_files_loads_no_torch(command: list[str]) -> None:
+    code = f"from morphogen.cli import main\ntry: main({command!r})\nexcept SystemExit as end: assert not end.code"
+    assert loaded_after(code) == "['numpy']"
 
 
 def test_storing_and_selecting_load_no_torch() -> None:

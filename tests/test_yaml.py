@@ -222,7 +222,7 @@ READ: dict[str, tuple[str, str]] = {
     ),
     "an item too many": (
         PLAIN.replace("lr: 0.01", "optimizer: {betas: [0.9, 0.9, 0.9]}"),
-        ":6:21 train.optimizer.betas: got 3 of them, expected at most 2",
+        ":6:21 train.optimizer.betas: got 3 items, expected at most 2",
     ),
     "a name twice": (
         PLAIN.replace("head_dim: 8", "head_dim: 8, sw: 4, sliding_window: 4"),
@@ -273,7 +273,7 @@ READ: dict[str, tuple[str, str]] = {
     "a run without end": (PLAIN.replace("population: 3", "generations: 1000000000"), "generations: got 1000000000"),
     "a template without end": (
         PLAIN.replace("population: 3", "templates: [{name: a, actions: [" + "{operator: widen_ffn}, " * 300 + "]}]"),
-        "evolution.templates[0].actions: got 300 of them, expected at most 32",
+        "evolution.templates[0].actions: got 300 items, expected at most 32",
     ),
 }
 

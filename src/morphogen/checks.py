@@ -1,15 +1,21 @@
 """What is checked of an experiment before anything is trained: names that exist, and checkpoints that can be read."""
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
-from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
+from morphogen.foresight import foreseen, nominal
+from morphogen.knobs import Remark
+from morphogen.reading import dotted, is_templates, placed, read_experiment, said_of
 from morphogen.search.availability import check_figures
 from morphogen.search.rungs import check_thresholds
-from morphogen.training.start import from_checkpoint
 from morphogen.variation.operator import check_weights
-from morphogen.variation.template import resolve_templates
+from morphogen.variation.template import read_templates, resolve_templates
+
+if TYPE_CHECKING:
+    from morphogen.data.prepare import PreparedData
 
 
 def check_settings(experiment: Experiment, model: Blueprint) -> None:
@@ -39,12 +45,55 @@ def _check_gates_reached(experiment: Experiment) -> None:
             )
 
 
-def check_possible(experiment: Experiment, prepared: PreparedData) -> None:
+class Validated(NamedTuple):
+    """A file without mistakes: what it is, in words; its parameters (None where it is no experiment, or its vocabulary
+    is not known here); what is odd about it, a line each."""
+
+    said: str
+    parameters: int | None
+    notes: tuple[str, ...]
+
+
+def validated(file: str) -> Validated:
+    """A file of an experiment, or of templates, examined as far as that goes without reading a text or training a
+    tokenizer. InputError with one line, file, line and column for every mistake."""
+    if is_templates(file):
+        count = len(read_templates(file))
+        return Validated(f"ok, {count} templates, for evolution.templates of an experiment", None, ())
+    experiment = read_experiment(file)
+    with placed(file):
+        model, known, remarks = examined(experiment)
+    parameters = int(costs(model, experiment.data.seq_len)["params"])
+    least = "" if known else ", without those of a vocabulary whose size only the hub knows"
+    notes = tuple(said_of(file, remarks))
+    return Validated(f"ok, {parameters:,} parameters{least}", parameters if known else None, notes)
+
+
+def examined(experiment: Experiment) -> tuple[Blueprint, bool, list[Remark]]:
+    """The blueprint of a located experiment with its vocabulary as large as the file says, whether that is known, and
+    what is odd. InputError, with a line each, for all that can be known to be wrong before any text is read."""
+    model, known = nominal(experiment)
+    remarks = list(foreseen(experiment, model, whole=known))
+    refused = [remark for remark in remarks if remark.refused]
+    wrong = [f"{dotted(remark.loc)}: {remark.said}" for remark in refused]
+    try:
+        if ("evolution", "templates") not in {remark.loc for remark in refused}:
+            check_settings(experiment, model)
+    except InputError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return model, known, remarks
+
+
+def check_possible(experiment: Experiment, prepared: "PreparedData") -> None:
     """What can be known before anything is trained: `check_settings`, and InputError for a checkpoint to start from
     that is missing, damaged or of another tokenizer, or one that would not be read."""
     train, evolution = experiment.train, experiment.evolution
     check_settings(experiment, experiment.model)
     if train.init_checkpoint is not None:
+        from morphogen.training.start import from_checkpoint  # brings torch, of which the rest has no need
+
         from_checkpoint(experiment.model, experiment, prepared, seed=0)
     elif evolution.weight_inheritance == "init":
         raise InputError("train.init_checkpoint: not set, but evolution.weight_inheritance is 'init'")

@@ -5,6 +5,7 @@ a command needs it.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,7 +15,7 @@ import typer
 from morphogen import __version__, flags
 from morphogen.errors import InputError, MorphogenError, unknown
 from morphogen.escape import json_shown, visible
-from morphogen.launch import carry_out, execute, read_experiment, rehearse
+from morphogen.launch import carry_out, execute, placed, read_experiment, rehearse
 from morphogen.paths import user_path
 from morphogen.plugins import looking
 
@@ -106,22 +107,23 @@ def run(
         gpus_per_candidate=gpus_per_candidate,
         shared=shared,
     )
-    if dry_run:
-        rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
-    else:
-        carry_out(
-            experiment,
-            folder,
-            seed=seed,
-            device=device,
-            resume=resume,
-            keep=keep,
-            execution=execution,
-            as_json=as_json,
-            retry_failed=retry_failed,
-            retrain_lost=retrain_lost,
-            wide=wide,
-        )
+    with placed(config, experiment):
+        if dry_run:
+            rehearse(experiment, folder, device=device, resume=resume, as_json=as_json)
+        else:
+            carry_out(
+                experiment,
+                folder,
+                seed=seed,
+                device=device,
+                resume=resume,
+                keep=keep,
+                execution=execution,
+                as_json=as_json,
+                retry_failed=retry_failed,
+                retrain_lost=retrain_lost,
+                wide=wide,
+            )
 
 
 @app.command()
@@ -131,20 +133,25 @@ def validate(
     as_json: flags.AsJson = False,
 ) -> None:
     """Check experiment files: every mistake with its line and column."""
-    from morphogen.checks import check_settings
+    from morphogen.checks import validated
     from morphogen.console import show_facts
-    from morphogen.explain import blueprint_costs, with_nominal_vocab
 
     mistakes: list[str] = []
     told: dict[str, Any] = {}
     for file in files:
         try:
-            experiment = read_experiment(file)
-            found = blueprint_costs(experiment)
-            check_settings(experiment, with_nominal_vocab(experiment))
-            told[file] = f"ok, {found['params']:,.0f} parameters"
+            found = validated(file)
         except MorphogenError as error:
             mistakes.append(str(error))
+            if as_json:
+                told[file] = {"ok": False, "parameters": None, "notes": [], "mistakes": str(error).splitlines()}
+            continue
+        if as_json:
+            told[file] = {"ok": True, "parameters": found.parameters, "notes": found.notes, "mistakes": []}
+        else:
+            told[file] = found.said
+            for line in found.notes:
+                print(visible(f"note: {line}"), file=sys.stderr)
     show_facts(told, as_json)
     if mistakes:
         raise InputError("\n".join(mistakes))
@@ -235,8 +242,7 @@ def schema(
     which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
 ) -> None:
     """The JSON Schema of a file format, for editors and other programs."""
-    from morphogen.analysis.fidelity import Fidelity
-    from morphogen.analysis.verify import Verification
+    from morphogen.analysis.records import Fidelity, Verification
     from morphogen.blueprint.schema import Blueprint
     from morphogen.experiment import Experiment
     from morphogen.store.frontier import Frontier

@@ -18,8 +18,7 @@ from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration
 
 if TYPE_CHECKING:
-    from morphogen.analysis.fidelity import Fidelity
-    from morphogen.analysis.verify import Verification
+    from morphogen.analysis.records import Fidelity, Verification
     from morphogen.experiment import Experiment
 
 #: Whole lines of training progress are printed at most this often.

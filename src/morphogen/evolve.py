@@ -16,7 +16,7 @@ import torch
 
 from morphogen import resuming, runfolder
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.checks import check_possible
+from morphogen.checks import check_possible, examined
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
@@ -162,7 +162,9 @@ def evolve(
     for copy in (keep.lineage_out, keep.frontier_out):
         if copy is not None:
             runfolder.check_copy(copy, folder)
-    experiment, prepared = settle(found_again(located(experiment), folder))
+    experiment = found_again(located(experiment), folder)
+    examined(experiment)
+    experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
     heard = _Hearing(observer)
     try:

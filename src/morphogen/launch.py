@@ -33,6 +33,20 @@ def read_experiment(file: str) -> "Experiment":
     return reading.read_experiment(file)
 
 
+@contextmanager
+def placed(file: str, experiment: "Experiment") -> Iterator[None]:
+    """First says what is odd about the experiment that was read from `file`. What is wrong with it, here and within, is
+    told with its line and column there."""
+    from morphogen import reading
+    from morphogen.checks import examined
+
+    with reading.placed(file):
+        _, _, remarks = examined(experiment)
+        for line in reading.said_of(file, remarks):
+            _say(visible(f"note: {line}"))
+        yield
+
+
 def carry_out(
     experiment: "Experiment",
     folder: Path,
@@ -89,15 +103,17 @@ def carry_out(
 def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
     """Checks all that a run would check before its first step, reads its text, and says what it would do."""
     from morphogen import explain, runfolder
-    from morphogen.checks import check_possible
+    from morphogen.checks import check_possible, examined
     from morphogen.console import show_facts
     from morphogen.evolve import settle
+    from morphogen.reading import located
     from morphogen.search.engine import Engine
     from morphogen.training.loop import choose_device
     from morphogen.training.precision import bf16_warning
 
     runfolder.check_usable(folder, resume)
     choose_device(device)
+    examined(located(experiment))
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
     root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]

@@ -5,13 +5,17 @@ are made absolute once, here, and nothing after that depends on where a command 
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from morphogen.blueprint.mistakes import Loc
-from morphogen.blueprint.yaml import read
+from morphogen.blueprint.mistakes import Loc, listed
+from morphogen.blueprint.yaml import Document, read
+from morphogen.errors import InputError
 from morphogen.experiment import Experiment, Shard
+from morphogen.knobs import Remark, knobs
 from morphogen.paths import absolute_path, user_path
 from morphogen.store.files import parsed_json
 from morphogen.store.ordinary import read_ordinary
@@ -32,9 +36,58 @@ def read_experiment(file: str | os.PathLike[str]) -> Experiment:
         InputError: The file cannot be read, or one line with file, line and column for every mistake in it.
     """
     document = read(file)
+    if _holds_templates(document):
+        raise InputError(f"{file}: a file of templates, expected an experiment; one names it as evolution.templates")
     folder = user_path(file, str(file)).parent
-    experiment = located(document.parse(Experiment), folder, lambda loc: document.at(loc, "").removesuffix(": "))
+    experiment = document.parse(Experiment)
+    if wrong := [document.at(remark.loc, remark.said) for remark in knobs(experiment) if remark.refused]:
+        raise InputError(listed(wrong))
+    experiment = located(experiment, folder, lambda loc: document.at(loc, "").removesuffix(": "))
     return found_again(experiment, folder)
+
+
+def is_templates(file: str | os.PathLike[str]) -> bool:
+    """Whether a YAML file holds templates, and no experiment. InputError where it cannot be read."""
+    return _holds_templates(read(file))
+
+
+def _holds_templates(document: Document) -> bool:
+    return "templates" in document.tree and "model" not in document.tree
+
+
+#: A line that says what is wrong at a place of an experiment, such as `train.lr: got ...`.
+_PLACE = re.compile(r"((?:model|train|data|evolution)(?:\.\w+|\[\d+\])*)[: ]")
+
+
+@contextmanager
+def placed(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, what is wrong in the experiment that was read from `file` is told with its line and column there."""
+    try:
+        yield
+    except InputError as error:
+        lines = str(error).splitlines()
+        places = [_PLACE.match(line) for line in lines]
+        if not any(places):
+            raise
+        document = read(file)
+        told = [
+            line if found is None else f"{document.at(_steps(found[1]), '').partition(' ')[0]} {line}"
+            for line, found in zip(lines, places, strict=True)
+        ]
+        raise InputError("\n".join(told)) from None
+
+
+def said_of(file: str | os.PathLike[str], remarks: Sequence[Remark]) -> list[str]:
+    """Each remark in one line, with its place in the file."""
+    if not remarks:
+        return []
+    document = read(file)
+    return list(dict.fromkeys(document.at(remark.loc, remark.said) for remark in remarks))
+
+
+def _steps(path: str) -> Loc:
+    """A dotted path taken apart."""
+    return tuple(int(step[1:-1]) if step[0] == "[" else step for step in re.findall(r"\w+|\[\d+\]", path))
 
 
 def dotted(loc: Loc) -> str:

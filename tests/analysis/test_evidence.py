@@ -11,10 +11,11 @@ import pytest
 from scipy import stats
 
 from morphogen.analysis import fidelity as fidelity_module
-from morphogen.analysis.fidelity import Fidelity, fidelity
+from morphogen.analysis.fidelity import fidelity
 from morphogen.analysis.recorded import Recorded
+from morphogen.analysis.records import Fidelity, Verification
 from morphogen.analysis.trials import FOLDER, Trial, Workshop, run_trials
-from morphogen.analysis.verify import Verification, verify
+from morphogen.analysis.verify import verify
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, Status

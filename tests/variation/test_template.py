@@ -22,7 +22,7 @@ from morphogen.variation.compound import simple_operators
 from morphogen.variation.template import carry_out, check_templates, fits, made_up, mistakes, read_templates, varied
 from strategies import blueprints
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "mutation_templates.yaml"
+SHIPPED = Path(__file__).parents[2] / "configs" / "templates" / "mutations.yaml"
 
 
 def model(blocks=3):
@@ -82,7 +82,10 @@ def test_the_shipped_templates_apply_and_are_exact_and_replay():
             "actions: [{operator: tune_attn_sparsity, set: {sparsity: slidng}}]",
             r"set.sparsity: got 'slidng', .*did you mean 'sliding'",
         ),
-        ("actions: [{operator: tune_attn_sparsity, set: {sw: none}}]", r":3:52 .*set.sw: got 'none', expected integer"),
+        (
+            "actions: [{operator: tune_attn_sparsity, set: {sw: none}}]",
+            r":3:52 .*set.sw: got 'none', expected a whole number",
+        ),
         (
             "actions: [{operator: tune_attn_sparsity, set: {sw: 4, sliding_window: 8}}]",
             "set.sw: another name of sliding_window, which is set too",

@@ -7,12 +7,12 @@ predictor has to beat: overall, and among candidates of nearly equal size, where
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from morphogen.analysis.recorded import Recorded
-from morphogen.analysis.statistics import Interval, agreements, size_bands
+from morphogen.analysis.records import Fidelity, Predicted, Predictor, Ranked, Scope
+from morphogen.analysis.statistics import agreements, size_bands
 from morphogen.analysis.trials import (
     MOST_DESIGNS,
     MOST_RESAMPLES,
@@ -26,7 +26,7 @@ from morphogen.analysis.trials import (
     run_trials,
     silent,
 )
-from morphogen.candidate import Record, Report, Status, stream
+from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError
@@ -34,75 +34,12 @@ from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
-from morphogen.store.documents import Document
 from morphogen.variation.act import identity
 
 FILE = "fidelity.json"
 LEVEL = 0.95
 #: Candidates within ± this share of a band's centre count as of equal size.
 BAND = 0.05
-
-Predictor = Literal["short", "recorded", "params"]
-Scope = Literal["all", "equal size"]
-
-
-class Ranked(Record):
-    """One candidate: its parameters, its band of equal size, the metric as the run recorded it, and the means over
-    seeds after the short and the long training."""
-
-    id: str
-    params: float
-    band: int
-    recorded: float
-    short: float
-    long: float
-
-
-class Predicted(Record):
-    """How well a predictor ranks candidates as the long training does. pairs: those compared. Every figure stands with
-    its interval: tau, accuracy (share of pairs in the right order), regret (in the metric's unit)."""
-
-    predictor: Predictor
-    scope: Scope
-    pairs: int
-    tau: Interval
-    accuracy: Interval
-    regret: Interval
-
-
-class Fidelity(Document):
-    """The file. short_tokens, long_tokens: the budgets. top_k: of the regret. failures: reasons of candidates that
-    were left out, by id."""
-
-    title: ClassVar[str] = "fidelity"
-    metric: str
-    direction: Direction
-    short_tokens: int
-    long_tokens: int
-    seeds: tuple[int, ...]
-    top_k: int
-    resamples: int
-    level: float
-    band: float
-    candidates: tuple[Ranked, ...]
-    failures: dict[str, str]
-    predictors: tuple[Predicted, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per predictor and scope."""
-        return [
-            {"predictor": one.predictor, "among": one.scope, "pairs": one.pairs}
-            | {
-                column: value
-                for name, (middle, low, high) in (
-                    ("tau", one.tau),
-                    ("accuracy", one.accuracy),
-                    (f"top-{self.top_k} regret", one.regret),
-                )
-                for column, value in ((name, middle), (f"{name} low", low), (f"{name} high", high))
-            }
-            for one in self.predictors
-        ]
 
 
 def fidelity(

@@ -11,15 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from morphogen.analysis.records import Interval
+
 Floats = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval; a number that cannot be had is None."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from morphogen import __version__
+from morphogen.analysis.records import Split
 from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
 from morphogen.data.prepare import PreparedData, text_of
 from morphogen.data.store import SplitName
@@ -37,8 +38,6 @@ UNGUARDED = {
 }
 
 Say = Callable[[str], None]
-#: The split that trials are measured on.
-Split = Literal["eval", "test"]
 
 
 def silent(line: str) -> None:

@@ -9,16 +9,16 @@ degrees of freedom for little; what correlation there is makes Welch's test the 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 from morphogen.analysis.recorded import Recorded
+from morphogen.analysis.records import Role, Split, Verification, Verified
 from morphogen.analysis.statistics import holm, t_interval, welch
 from morphogen.analysis.trials import (
     MOST_DESIGNS,
     MOST_SEEDS,
     MOST_TOKENS,
     Say,
-    Split,
     Trial,
     Workshop,
     check_range,
@@ -28,24 +28,20 @@ from morphogen.analysis.trials import (
     run_trials,
     silent,
 )
-from morphogen.candidate import Record, Report, Status, stream
+from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare, text_of
 from morphogen.errors import InputError
 from morphogen.execution.base import MOST_WORKERS
-from morphogen.figures import Direction
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
-from morphogen.store.documents import Document
 from morphogen.variation.act import identity
 
 FILE = "verify.json"
 #: Random walks drawn for one candidate of the baseline before it is given up.
 TRIES = 50
 LEVEL = 0.95
-
-Role = Literal["root", "finalist", "baseline"]
 
 
 class Contender(NamedTuple):
@@ -54,54 +50,6 @@ class Contender(NamedTuple):
     role: Role
     id: str
     design: Design
-
-
-class Verified(Record):
-    """One design, trained from scratch once per seed. train: its settings, of which guards and `max_tokens` had no say.
-
-    values: the metric by seed, without trainings that failed. low, high: the mean's t interval. difference: the mean
-    less the root's. p: Welch's, two-sided, that there is none; p_holm: corrected for all comparisons of the file. None
-    where there are too few values.
-    """
-
-    id: str
-    role: Role
-    blueprint: dict[str, Any]
-    train: dict[str, Any]
-    params: float
-    flops_per_token: float
-    values: tuple[float, ...]
-    failures: tuple[str, ...]
-    mean: float | None
-    low: float | None
-    high: float | None
-    difference: float | None
-    p: float | None
-    p_holm: float | None
-
-
-class Verification(Document):
-    """The file. tokens: training tokens of each training. split: of the documents measured on. searched: candidates
-    that the run trained, random: those the random baseline chose from (0: it is the best of another run)."""
-
-    title: ClassVar[str] = "verification"
-    metric: str
-    direction: Direction
-    split: Split
-    tokens: int
-    seeds: tuple[int, ...]
-    level: float
-    searched: int
-    random: int
-    candidates: tuple[Verified, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per blueprint."""
-        shown = ("id", "role", "params", "flops_per_token", "mean", "low", "high", "difference", "p", "p_holm")
-        return [
-            {"trained": f"{len(one.values)}/{len(self.seeds)}"} | {name: dict(one)[name] for name in shown}
-            for one in self.candidates
-        ]
 
 
 def verify(

@@ -73,7 +73,8 @@ def what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
         return f"got {show(got)}, expected {EXPECTED[kind]}"
     if kind in ("too_short", "too_long"):
         bound = f"at least {ctx['min_length']}" if kind == "too_short" else f"at most {ctx['max_length']}"
-        return f"got {ctx['actual_length']} of them, expected {bound}"
+        held = f"{ctx['actual_length']} items" if ctx["actual_length"] else show(got)
+        return f"got {held}, expected {bound}"
     if kind == "string_pattern_mismatch":
         return f"got {show(got)}, expected text that matches {ctx['pattern']}"
     if kind == "string_too_short":
@@ -89,6 +90,8 @@ def _unknown_field(cls: type[BaseModel], loc: Loc) -> str:
         return f"another name of {names[name]!r}, which is set too"
     if (home := _home(cls, name)) and home != ".".join(map(str, loc)):
         return f"unknown field here; it is understood as {home}"
+    if kinds := _other_kinds(cls, loc[:-1], name):
+        return f"unknown field of {str(loc[-2]).removeprefix(TAG)}; {', '.join(kinds)} has it"
     close = nearest(name, names)
     return "unknown field" + (f", did you mean {close!r}?" if close else "")
 
@@ -132,7 +135,7 @@ def place(tree: Any, loc: Loc) -> tuple[int, int, str]:
         if isinstance(step, str) and _is_label(here, step, last=i + 1 == len(loc)):
             continue
         path += f"[{step}]" if isinstance(step, int) else (f".{step}" if path else step)
-        key = "type" if step == "kind" and isinstance(here, CommentedMap) and "kind" not in here else step
+        key = _written(here, step) if isinstance(here, CommentedMap) else step
         if isinstance(here, CommentedMap) and key in here:
             line, column = _key_place(here, key) or (line, column)
             here = here[key]
@@ -142,6 +145,12 @@ def place(tree: Any, loc: Loc) -> tuple[int, int, str]:
         else:
             here = None
     return line + 1, column + 1, path or "file"
+
+
+def _written(mapping: CommentedMap, name: int | str) -> int | str:
+    """A field's name as a mapping has it, which may be another name of it."""
+    others = () if name in mapping else [other for other, own in other_names().items() if own == name]
+    return next((other for other in others if other in mapping), name)
 
 
 def _is_label(here: Any, step: str, *, last: bool) -> bool:
@@ -168,6 +177,20 @@ def _key_place(mapping: CommentedMap, key: object) -> tuple[int, int] | None:
 
 def field_names(cls: type[BaseModel], loc: Loc) -> dict[str, str]:
     """Field names allowed in the mapping at `loc`, other names of fields among them -> the field's own."""
+    names = {name: own for m in _allowed(cls, loc)[0] for name, own in names_of(m).items()}
+    return names | ({"type": "kind"} if "kind" in names and "type" not in names else {})
+
+
+def _other_kinds(cls: type[BaseModel], loc: Loc, name: str) -> list[str]:
+    """Of a part at `loc`: the kinds it might be that have a field called `name`."""
+    if not (loc and str(loc[-1]).startswith(TAG)):
+        return []
+    marks = _allowed(cls, loc)[1]
+    return sorted({kind for mark in marks for kind, part in mark.choices().items() if name in part.names()})
+
+
+def _allowed(cls: type[BaseModel], loc: Loc) -> tuple[set[type[BaseModel]], list[PartIn]]:
+    """What the mapping at `loc` may be, and the marks of the field that holds the part it belongs to."""
     models: set[type[BaseModel]] = {cls}
     marks: list[PartIn] = []
     for step in loc:
@@ -182,8 +205,7 @@ def field_names(cls: type[BaseModel], loc: Loc) -> dict[str, str]:
             continue  # the key of a mapping, or the name of a branch of a union
         marks = [m for f in found for m in (*f.metadata, *_metadata(f.annotation)) if isinstance(m, PartIn)]
         models = {m for f in found for m in _models(f.annotation)}
-    names = {name: own for m in models for name, own in names_of(m).items()}
-    return names | ({"type": "kind"} if "kind" in names and "type" not in names else {})
+    return models, marks
 
 
 def names_of(model: type[BaseModel]) -> dict[str, str]:

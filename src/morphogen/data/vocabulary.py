@@ -31,7 +31,7 @@ class Vocabulary:
             found = json.loads(zlib.decompress(base64.b64decode(line, validate=True)))
             pieces = tuple(None if text is None else text.encode("latin-1") for text in found["pieces"])
             return cls(pieces, int(found["eot"]))
-        except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError):
+        except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{place}: its vocabulary cannot be read") from None
 
     def index_in(self, other: "Vocabulary", rows: int) -> Sequence[int]:

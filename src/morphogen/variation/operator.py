@@ -59,7 +59,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         own = ALIASES.get(name, name)
         if own not in OPERATORS:
-            raise InputError(unknown("evolution.mutation_weights", name, OPERATORS))
+            raise InputError(unknown(f"evolution.mutation_weights.{name}", name, OPERATORS))
         if own != name and own in weights:
             raise InputError(f"evolution.mutation_weights: {name} is another name of {own}, which has a weight too")
         if not 0.0 <= weight < float("inf"):

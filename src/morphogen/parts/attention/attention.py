@@ -12,7 +12,14 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.ops.patterns import alibi_slopes
-from morphogen.parts.attention.heads import GROUPED_AXES, GROUPED_ZERO_INIT, check_groups, grouped_sizes, wider_heads
+from morphogen.parts.attention.heads import (
+    GROUPED_AXES,
+    GROUPED_ZERO_INIT,
+    Heads,
+    check_groups,
+    grouped_sizes,
+    wider_heads,
+)
 from morphogen.parts.attention.selector import (
     SELECTOR_AXES,
     SELECTOR_INITIAL,
@@ -61,7 +68,7 @@ class Attention(Selective):
     size_fields: ClassVar = SELECTOR_SIZES | {"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"}
 
     kind: Literal["MHA", "GQA", "MQA"]
-    heads: PositiveInt
+    heads: Heads
     head_dim: PositiveInt
     kv_groups: PositiveInt = 1
     rope: Rope = "standard"

@@ -1,12 +1,15 @@
 """What kinds with heads share: projections of query heads in groups, and edits of the number and width of heads."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Annotated, Any, Protocol, Self, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from morphogen.parts.contract.tensors import Axes
 
+#: Query heads: more than any model has would only take long to list.
+Heads = Annotated[int, Field(ge=1, le=2**16)]
 #: For the `axes` and `zero_init` of attention whose query heads share key and value heads in groups.
 GROUPED_AXES: Mapping[str, Axes] = {
     "q.weight": (("kv_heads", "group", "q_dim"), "dim"),

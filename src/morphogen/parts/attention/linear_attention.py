@@ -13,7 +13,7 @@ from pydantic import PositiveInt, model_validator
 
 from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearFeature
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.attention.heads import GROUPED_AXES, GROUPED_ZERO_INIT, check_groups, grouped_sizes
+from morphogen.parts.attention.heads import GROUPED_AXES, GROUPED_ZERO_INIT, Heads, check_groups, grouped_sizes
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
@@ -66,7 +66,7 @@ class LinearAttention(Part):
     size_fields: ClassVar = frozenset({"heads", "head_dim", "value_dim", "kv_groups"})
 
     kind: Literal["LINEAR"] = "LINEAR"
-    heads: PositiveInt
+    heads: Heads
     head_dim: PositiveInt
     value_dim: PositiveInt | None = None
     kv_groups: PositiveInt = 1

@@ -1,0 +1,128 @@
+"""The records that verification and fidelity write, and read again. No torch here."""
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from morphogen.candidate import Record
+from morphogen.figures import Direction
+from morphogen.store.documents import Document
+
+Role = Literal["root", "finalist", "baseline"]
+Predictor = Literal["short", "recorded", "params"]
+Scope = Literal["all", "equal size"]
+#: The split that trials are measured on.
+Split = Literal["eval", "test"]
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its confidence interval; a number that cannot be had is None."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Verified(Record):
+    """One design, trained from scratch once per seed. train: its settings, of which guards and `max_tokens` had no say.
+
+    values: the metric by seed, without trainings that failed. low, high: the mean's t interval. difference: the mean
+    less the root's. p: Welch's, two-sided, that there is none; p_holm: corrected for all comparisons of the file. None
+    where there are too few values.
+    """
+
+    id: str
+    role: Role
+    blueprint: dict[str, Any]
+    train: dict[str, Any]
+    params: float
+    flops_per_token: float
+    values: tuple[float, ...]
+    failures: tuple[str, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    p: float | None
+    p_holm: float | None
+
+
+class Verification(Document):
+    """The file. tokens: training tokens of each training. split: of the documents measured on. searched: candidates
+    that the run trained, random: those the random baseline chose from (0: it is the best of another run)."""
+
+    title: ClassVar[str] = "verification"
+    metric: str
+    direction: Direction
+    split: Split
+    tokens: int
+    seeds: tuple[int, ...]
+    level: float
+    searched: int
+    random: int
+    candidates: tuple[Verified, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one row per blueprint."""
+        shown = ("id", "role", "params", "flops_per_token", "mean", "low", "high", "difference", "p", "p_holm")
+        return [
+            {"trained": f"{len(one.values)}/{len(self.seeds)}"} | {name: dict(one)[name] for name in shown}
+            for one in self.candidates
+        ]
+
+
+class Ranked(Record):
+    """One candidate: its parameters, its band of equal size, the metric as the run recorded it, and the means over
+    seeds after the short and the long training."""
+
+    id: str
+    params: float
+    band: int
+    recorded: float
+    short: float
+    long: float
+
+
+class Predicted(Record):
+    """How well a predictor ranks candidates as the long training does. pairs: those compared. Every figure stands with
+    its interval: tau, accuracy (share of pairs in the right order), regret (in the metric's unit)."""
+
+    predictor: Predictor
+    scope: Scope
+    pairs: int
+    tau: Interval
+    accuracy: Interval
+    regret: Interval
+
+
+class Fidelity(Document):
+    """The file. short_tokens, long_tokens: the budgets. top_k: of the regret. failures: reasons of candidates that
+    were left out, by id."""
+
+    title: ClassVar[str] = "fidelity"
+    metric: str
+    direction: Direction
+    short_tokens: int
+    long_tokens: int
+    seeds: tuple[int, ...]
+    top_k: int
+    resamples: int
+    level: float
+    band: float
+    candidates: tuple[Ranked, ...]
+    failures: dict[str, str]
+    predictors: tuple[Predicted, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one row per predictor and scope."""
+        return [
+            {"predictor": one.predictor, "among": one.scope, "pairs": one.pairs}
+            | {
+                column: value
+                for name, (middle, low, high) in (
+                    ("tau", one.tau),
+                    ("accuracy", one.accuracy),
+                    (f"top-{self.top_k} regret", one.regret),
+                )
+                for column, value in ((name, middle), (f"{name} low", low), (f"{name} high", high))
+            }
+            for one in self.predictors
+        ]

@@ -1,0 +1,179 @@
+"""What can be known of an experiment before anything is read or trained: what is missing, what cannot be, what nothing
+reads. No network, no tokenizer is trained, no weight is read."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.cost import Step, costs
+from morphogen.data.corpora import fingerprint
+from morphogen.errors import InputError
+from morphogen.experiment import BPE, Data, Experiment, Shard
+from morphogen.knobs import Remark, knobs
+from morphogen.search.rungs import composed, rejection, stages
+
+#: Bytes to train one candidate with that no machine has.
+TOO_MANY_BYTES = 2**42
+#: Of a weight, and of each of its moments.
+NUMBER_BYTES = 4
+#: Tokens of `bytes`: 256 and end of text.
+BYTE_TOKENS = 257
+#: The length of a safetensors header, in bytes, stands in the first eight; none of ours is longer.
+LENGTH_BYTES, LONGEST_HEADER = 8, 2**26
+
+
+def nominal_vocab(data: Data) -> int | None:
+    """Tokens of the vocabulary as far as the file and the disk tell, None where they don't, as for a tokenizer of the
+    hub. A BPE may come out smaller where the text is short."""
+    if isinstance(data.tokenizer, BPE):
+        return data.tokenizer.vocab
+    if data.tokenizer == "bytes":
+        return BYTE_TOKENS
+    name = data.tokenizer
+    file = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
+    return _tokens_of(Path(file)) if os.path.isfile(file) else None
+
+
+def _tokens_of(file: Path) -> int | None:
+    """How many tokens a tokenizer.json holds, end of text among them. None where that cannot be told."""
+    try:
+        told = json.loads(file.read_bytes())
+        vocab = told["model"]["vocab"]
+        ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
+        return max([*ids, *(added["id"] for added in told["added_tokens"])], default=-1) + 1
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def nominal(experiment: Experiment) -> tuple[Blueprint, bool]:
+    """The blueprint with its vocabulary filled in, and whether that is its real size: of a tokenizer of the hub only
+    the least is known. InputError where the file gives one that is too small."""
+    vocab = nominal_vocab(experiment.data)
+    known = vocab is not None or experiment.model.emb.vocab is not None
+    return experiment.model.with_vocab(1 if vocab is None else vocab), known
+
+
+def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) -> Iterator[Remark]:
+    """All that can be known of a located experiment, the worst first. model: its blueprint, the vocabulary filled in;
+    whole: whether to that size, or to less."""
+    yield from knobs(experiment)
+    yield from _missing(experiment)
+    yield from _budgets(experiment)
+    step = Step.of(experiment.train, experiment.data)
+    found = costs(model, experiment.data.seq_len, step)
+    yield from _sizes(found, step)
+    evolution = experiment.evolution
+    found |= composed(found, evolution)
+    told = whole and found.keys() >= evolution.rung0_thresholds.keys()
+    if told and (said := rejection(found, evolution, gated=evolution.structural_gates == "reject")):
+        field = "rung0_thresholds" if evolution.rung0_thresholds else "structural_gates"
+        yield Remark(("evolution", field), f"the root is rejected by rung 0: {said}", True)
+
+
+# ---------------------------------------------------------------------------------------------- what is not there
+
+
+def _missing(experiment: Experiment) -> Iterator[Remark]:
+    data, train, evolution = experiment.data, experiment.train, experiment.evolution
+    for role in ("shards", "eval_shards", "healing_shards"):
+        for i, shard in enumerate(dict(data)[role]):
+            if said := _no_text(shard):
+                yield Remark(("data", role, i, "source"), said, True)
+    if isinstance(data.tokenizer, str) and os.path.isabs(data.tokenizer) and (said := _absent(data.tokenizer)):
+        yield Remark(("data", "tokenizer"), f"{data.tokenizer}: {said}", True)
+    if train.init_checkpoint is not None and (said := _no_checkpoint(Path(train.init_checkpoint))):
+        yield Remark(("train", "init_checkpoint"), said, True)
+    elif train.init_checkpoint is None and evolution.weight_inheritance == "init":
+        said = "is 'init', but train.init_checkpoint is not set"
+        yield Remark(("evolution", "weight_inheritance"), said, True)
+    if isinstance(evolution.templates, str) and (said := _absent(evolution.templates)):
+        yield Remark(("evolution", "templates"), f"{evolution.templates}: {said}", True)
+
+
+def _absent(path: str) -> str:
+    """Why a file or folder cannot be found; empty where it is there."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return "no such file or folder"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return ""
+
+
+def _no_text(shard: Shard) -> str:
+    """Why a local source has no text; empty where it has some, or is not local."""
+    if not shard.is_local:
+        return ""
+    try:
+        fingerprint(shard)
+        path = Path(shard.source)
+        return f"{path}: the file is empty" if path.is_file() and path.stat().st_size == 0 else ""
+    except InputError as error:
+        return str(error)
+
+
+def _no_checkpoint(path: Path) -> str:
+    """Why a file is no checkpoint, as far as its header tells."""
+    if said := _absent(str(path)):
+        return f"{path}: {said.replace('file or folder', 'checkpoint')}"
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        if LENGTH_BYTES + length + max(ends, default=0) != path.stat().st_size:
+            return f"{path}: not a readable checkpoint: it is cut short"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{path}: not a readable checkpoint"
+    if "format" not in header.get("__metadata__", {}):
+        return f"{path}: format is None; it was not written by morphogen"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------- what cannot be trained
+
+
+def _budgets(experiment: Experiment) -> Iterator[Remark]:
+    data, evolution, most = experiment.data, experiment.evolution, experiment.train.max_tokens
+    step = data.seq_len * data.batch_size
+    one = f"one step of {step:,} tokens (seq_len {data.seq_len} x batch_size {data.batch_size})"
+    asha = evolution.rungs == "asha"
+    planned = {stage.rung: stage.budget_tokens for stage in stages(evolution)}
+    whole, first = sum(planned.values()), "min_tokens" if asha else "rung1_tokens"
+    if asha and evolution.min_tokens < step:
+        yield Remark(("evolution", "min_tokens"), f"is {evolution.min_tokens:,}, less than {one}", True)
+    elif whole < step:
+        said = f"with rung2_tokens that is {whole:,} in all, less than {one}"
+        yield Remark(("evolution", first), said, True)
+    elif not asha:
+        for rung, budget in planned.items():
+            if budget < step:
+                yield Remark(("evolution", f"rung{rung}_tokens"), f"is {budget:,}, less than {one}: it is no rung then")
+    if most < step:
+        yield Remark(("train", "max_tokens"), f"is {most:,}, less than {one}", True)
+    elif most < whole:
+        said = f"is {most:,}, which cuts the rungs short: they have {whole:,} tokens in all"
+        yield Remark(("train", "max_tokens"), said)
+
+
+def _sizes(found: Mapping[str, float], step: Step) -> Iterator[Remark]:
+    needed, weights = found["train_memory_bytes"], NUMBER_BYTES * found["params"] * (1 + step.moments)
+    rest = f"{_size(weights)} of weights and moments, {_size(needed - weights)} of activations or gradients"
+    said = f"one candidate needs about {_size(needed)} to train ({rest})"
+    loc = ("data", "batch_size") if needed > 10 * weights else ("model",)
+    if needed > TOO_MANY_BYTES:
+        yield Remark(loc, f"{said}, which no machine has", True)
+    elif needed > (here := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        yield Remark(loc, f"{said}; this machine has {_size(here)} of memory")
+
+
+def _size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} EiB"

@@ -1,0 +1,127 @@
+"""What stands in an experiment and has no effect as the rest of it stands.
+
+A part says itself which of its fields nothing reads; what nothing reads of the other sections is listed here. A field
+at its default is never told of: a resolved experiment spells out every one.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from morphogen.blueprint.mistakes import Loc, show
+from morphogen.experiment import Data, Evolution, Experiment, Train
+from morphogen.parts.attention.attention import Attention
+from morphogen.parts.attention.sparsity import ALL_KNOBS, Sparse
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.part import Part
+
+#: Field of a part -> the field that decides whether it is read.
+DECIDED_BY: Mapping[str, str] = {
+    **dict.fromkeys(ALL_KNOBS, "sparsity"),
+    **dict.fromkeys(("rope_theta", "rope_factor", "rope_context"), "rope"),
+    **dict.fromkeys(("selector_topk", "selector_heads", "selector_dim", "selector_loss"), "selector"),
+    "gating_op": "gating_pos",
+    "shared_hidden": "shared",
+    "capacity_factor": "drop_policy",
+    "dt_rank": "kind",
+    "head_dim": "kind",
+    "hidden": "router_type",
+}
+LEXICASE = frozenset({"lexicase", "epsilon_lexicase", "downsampled_lexicase"})
+PROMOTION = tuple(name for name in Evolution.model_fields if name.startswith("promotion_") and name != "promotion_prob")
+
+
+class Remark(NamedTuple):
+    """Something to be told of a place in an experiment. refused: whether its author must have meant something else."""
+
+    loc: Loc
+    said: str
+    refused: bool = False
+
+
+def knobs(experiment: Experiment) -> Iterator[Remark]:
+    """What has no effect, and what cannot have been meant."""
+    for i, block in enumerate(experiment.model.blocks):
+        for _, path, part in block.parts():
+            steps = tuple(int(step) if step.isdigit() else step for step in path.split("."))
+            yield from _of_part(part, ("model", "blocks", i, *steps))
+    for i, loop in enumerate(experiment.model.recurrences):
+        yield from _of_part(loop, ("model", "recurrences", i))
+    yield from _of_training(experiment.train, experiment.data, experiment.evolution)
+    yield from _of_search(experiment.evolution)
+
+
+def _changed(settings: Frozen) -> set[str]:
+    fields = type(settings).model_fields
+    return {name for name, value in dict(settings).items() if name in fields and value != fields[name].default}
+
+
+def _of_part(part: Part, loc: Loc) -> Iterator[Remark]:
+    values = dict(part)
+    unread = part.unread()
+    if isinstance(part, Sparse) and "sparsity" not in part.model_fields_set:
+        for name in sorted(ALL_KNOBS & part.model_fields_set):
+            said = f"is {show(values[name])}, but there is no sparsity, so that every token before is seen"
+            yield Remark((*loc, name), f"{said}; add one that reads it, such as sparsity: {_reads(name)}", True)
+        unread -= ALL_KNOBS
+    if isinstance(part, Attention) and part.rope == "yarn" and part.rope_factor is None:
+        said = "yarn extends rope_context by rope_factor, which is not given; give it, or use rope: standard, which"
+        yield Remark((*loc, "rope"), f"{said} is what yarn without a factor was in the older system", True)
+    for name in sorted(unread & _changed(part)):
+        decider = DECIDED_BY.get(name, "")
+        why = f"with {decider} {show(values[decider])}" if decider in values else "as the rest of the part stands"
+        yield Remark((*loc, name), f"is {show(values[name])}, but has no effect {why}")
+    for field, value in values.items():
+        for i, inner in enumerate(value if isinstance(value, tuple) else ()):
+            if isinstance(inner, Part):
+                yield from _of_part(inner, (*loc, field, i))
+
+
+def _reads(knob: str) -> str:
+    """A pattern that reads a knob."""
+    patterns = {"sliding_window": "sliding", "global_stride": "local_global", "dilation": "dilated"}
+    return patterns.get(knob, "block")
+
+
+def _of_training(train: Train, data: Data, evolution: Evolution) -> Iterator[Remark]:
+    for name in ("lr", "weight_decay"):
+        own = dict(train.optimizer)[name]
+        if own is not None and name in _changed(train):
+            said = f"is {show(dict(train)[name])}, but has no effect: optimizer.{name} is {show(own)}"
+            yield Remark(("train", name), said)
+    if train.init_checkpoint is not None and evolution.weight_inheritance == "scratch":
+        yield Remark(("train", "init_checkpoint"), "has no effect with evolution.weight_inheritance 'scratch'")
+    if data.healing_shards and not data.healing_tokens:
+        yield Remark(("data", "healing_shards"), "have no effect: healing_tokens is 0")
+
+
+def _of_search(evolution: Evolution) -> Iterator[Remark]:
+    selection, rungs = evolution.parent_selection, evolution.rungs
+    breeds = f"with parent_selection {selection!r}"
+    read: list[tuple[bool, tuple[str, ...], str]] = [
+        (selection == "tournament", ("tournament_size",), breeds),
+        (selection == "downsampled_lexicase", ("downsample",), breeds),
+        (selection in LEXICASE, ("lexicase_cases",), breeds),
+        (selection == "weighted", ("weights",), breeds),
+        (selection == "map_elites", ("map_elites", "archive_max_elites"), breeds),
+        (selection != "map_elites", ("survival", "topk_keep"), f"{breeds}, which keeps its own archive"),
+        (rungs == "asha", ("eta", "min_tokens", "max_tokens"), f"with rungs {rungs!r}"),
+        (rungs == "fixed", ("rung1_tokens", "rung2_tokens"), f"with rungs {rungs!r}"),
+        (evolution.promotion_prob > 0.0, PROMOTION, "with promotion_prob 0"),
+        (
+            evolution.adaptive_mutation,
+            ("adaptive_mutation_eta", "adaptive_mutation_min_weight", "adaptive_mutation_max_weight"),
+            "with adaptive_mutation false",
+        ),
+        (evolution.crossover_prob > 0.0, ("crossover",), "with crossover_prob 0"),
+        (
+            evolution.edits,
+            ("mutation_weights", "adaptive_mutation", "templates", "template_mutation_prob"),
+            "in the control without edits",
+        ),
+    ]
+    changed = _changed(evolution)
+    for is_read, names, why in read:
+        for name in () if is_read else (name for name in names if name in changed):
+            yield Remark(("evolution", name), f"is {show(dict(evolution)[name])}, but has no effect {why}")
+    if evolution.structural_gates == "reject" and all(n <= (name == "layers") for name, n in evolution.gates.items()):
+        yield Remark(("evolution", "structural_gates"), "is 'reject', but has no effect: no gate asks for anything")
