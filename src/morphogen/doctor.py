@@ -41,6 +41,10 @@ def examine(folder: Path) -> list[Finding]:
     and blueprint, and temporary files that nobody is writing.
     """
     try:
+        runfolder.check_files(folder)
+    except MorphogenError as error:
+        return [Finding(str(folder), str(error), "no run writes to such a folder; put a file or folder in its place")]
+    try:
         with Ledger.open(folder, readonly=True) as ledger:
             ledger.check()
             events = list(ledger.events())

@@ -265,11 +265,12 @@ class _Session:
             events = list(ledger.events())
             seed, told, remarks = _begun(folder, events, experiment, seed, device, prepared)
             engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
+            for event in events[1:]:  # nothing is written to a run that cannot be gone on with
+                engine.apply(event)
+            runfolder.write_environment(folder, told)
             write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
             if not events:
                 ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
-            for event in events[1:]:
-                engine.apply(event)
             if (back := retry(engine) if mend.failed else None) is not None:
                 ledger.append(back)
                 events = list(ledger.events())
@@ -448,7 +449,7 @@ def _begun(
     device: str,
     prepared: PreparedData,
 ) -> tuple[int, dict[str, Any], tuple[str, ...]]:
-    """The run's seed, its environment, and what is to be said of it: checked where it goes on, noted where it begins.
+    """The run's seed, its environment, and what is to be said of it: checked where it goes on.
 
     A run that goes on has the seed it had unless another is asked for, which is refused.
     """
@@ -457,7 +458,6 @@ def _begun(
         told = runfolder.environment(seed, device, default_threads(), prepared.environment())
         told["read"] = prepared.read()
         told |= {"paths": resuming.places(experiment, folder), "init_checkpoint": resuming.checksum(experiment)}
-        runfolder.write_environment(folder, told)
         return seed, told, ()
     if not isinstance(start := events[0], Start):
         raise RunError(f"{folder}: the ledger does not begin with the start of a run")

@@ -7,7 +7,10 @@ from morphogen.errors import InputError
 
 
 def user_path(path: str | os.PathLike[str], place: str) -> Path:
-    """`path` with `~` and `~somebody` filled in. InputError, named by `place`, where nobody has that home folder."""
+    """`path` with `~` and `~somebody` filled in. InputError, named by `place`, where nobody has that home folder, and
+    for a NUL, which no path holds."""
+    if "\0" in os.fspath(path):
+        raise InputError(f"{place}: got {os.fspath(path)!r}, expected a path")
     try:
         return Path(path).expanduser()
     except RuntimeError:

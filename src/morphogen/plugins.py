@@ -80,12 +80,17 @@ def find(group: str, name: str) -> Any:
     return _imported(name, points[name].value, points[name].load)
 
 
-def _named_outright(group: str, name: str) -> Any:
-    if not code_allowed():
+def check_allowed(group: str, name: str) -> None:
+    """InputError for a name of the form `module:Class` that may not be imported."""
+    if ":" in name and not code_allowed():
         raise InputError(
             f"plug-in {name}: names code, which no file may run unasked; where you trust it, allow it with "
             f"--allow-code or {VARIABLE}=1, or install it as an entry point of group {group}"
         )
+
+
+def _named_outright(group: str, name: str) -> Any:
+    check_allowed(group, name)
     module, _, attribute = name.partition(":")
     return vars(_imported(name, module, lambda: importlib.import_module(module))).get(attribute)
 

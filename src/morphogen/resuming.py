@@ -20,7 +20,7 @@ from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.reading import ENVIRONMENT, ROLES, local_paths, located, placeless
-from morphogen.runfolder import commit, library_versions, write_environment
+from morphogen.runfolder import commit, library_versions
 from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Start
 from morphogen.store.ordinary import read_ordinary
@@ -38,9 +38,9 @@ SHOWN = 3
 def begun(
     folder: Path, start: Start, experiment: Experiment, seed: int, data: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Checks that a run may be gone on with, and notes in its environment where its files are now.
+    """Checks that a run may be gone on with.
 
-    Gives that environment, and what is otherwise now than it was when the run began, and may be.
+    Gives its environment, with where its files are now, and what is otherwise than when the run began, and may be.
 
     Args:
         folder: The run's.
@@ -67,7 +67,6 @@ def begun(
     if versions:
         remarks.append(f"begun with {versions[0]}, now {versions[1]}: the same numbers are not promised any more")
     told = {**told, "paths": {**told.get("paths", {}), **places(experiment, folder)}}
-    write_environment(folder, told)
     return told, tuple(remarks)
 
 
@@ -164,6 +163,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     for name, kind in (("data", dict), ("versions", dict), ("threads", int), ("device", str), ("commit", str | None)):
         if name not in found or not isinstance(found[name], kind):
             raise InputError(f"{path}: cannot be read: {name} is missing or damaged")
+    if not isinstance(found.get("paths", {}), dict):
+        raise InputError(f"{path}: cannot be read: paths is damaged")
     if found["threads"] < 1:
         raise InputError(f"{path}: cannot be read: threads is {found['threads']}, expected at least 1")
     return found

@@ -66,14 +66,14 @@ def check_files(folder: Path) -> None:
     check_own(folder, FILES, FOLDERS)
     place = folder / CHECKPOINTS
     if place.is_symlink():
-        check_own(place, [OWNER])
+        owner, mine = "", str(folder.resolve())
         with suppress(OSError):
-            if read_ordinary(place / OWNER).decode(errors="replace") == str(folder.resolve()):
-                return
-        raise RunError(
-            f"{place}: is a link to {os.readlink(place)}, which does not say that it holds this run's checkpoints; put "
-            "a folder in its place, or give the run's --checkpoint-dir"
-        )
+            owner = read_ordinary(place / OWNER).decode(errors="replace")
+        if owner != mine:
+            raise RunError(
+                f"{place}: is a link to {os.readlink(place)}, where {OWNER} says that it is for {owner or 'nobody'}; "
+                f"where these are this run's checkpoints, and it was moved, write {mine} there"
+            )
 
 
 def check_copy(copy: Path, folder: Path) -> None:

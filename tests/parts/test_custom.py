@@ -170,7 +170,7 @@ def test_a_kind_of_a_package_that_cannot_be_used_is_refused_with_its_place(part:
 def test_code_that_data_names_is_not_run_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
     data = {"emb": {"dim": 8, "vocab": 11}, "blocks": [{"extras": [{"kind": "custom", "name": "runs:X"}]}]}
-    said = r"^in a record: blocks\[0\].extras\[0\]: plug-in runs:X: names code, .*allow-code"
+    said = r"^in a record: blocks\[0\].extras\[0\].name: plug-in runs:X: names code, .*allow-code"
     with pytest.raises(InputError, match=said):
         recorded(Blueprint, data, "in a record")
     with looking():

@@ -14,6 +14,7 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Fidelity, Predicted, Predictor, Ranked, Scope
 from morphogen.analysis.statistics import agreements, size_bands
 from morphogen.analysis.trials import (
+    FOLDER,
     MOST_DESIGNS,
     MOST_RESAMPLES,
     MOST_SEEDS,
@@ -34,6 +35,7 @@ from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
+from morphogen.store.ordinary import check_own
 from morphogen.variation.act import identity
 
 FILE = "fidelity.json"
@@ -68,6 +70,7 @@ def fidelity(
     check_range({"workers": (workers, 1, MOST_WORKERS)})
     check_range({"short": (short, 1, MOST_TOKENS), "long": (long, 1, MOST_TOKENS)})
     run = Recorded.read(path)
+    check_own(run.folder, folders=[FOLDER])
     chosen = _spread(run, candidates)
     run.check_metric(metric, chosen)
     short, long = _budgets(run, short, long)

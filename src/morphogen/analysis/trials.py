@@ -21,7 +21,7 @@ from morphogen.experiment import Experiment
 from morphogen.reading import placeless
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic
-from morphogen.store.ordinary import check_own, read_ordinary
+from morphogen.store.ordinary import read_ordinary
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"
@@ -106,7 +106,6 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
     """
     for trial in trials:
         check_tokens(trial.tokens, shop.prepared)
-    check_own(shop.folder, folders=[FOLDER])
     places = [_place(shop, trial) for trial in trials]
     known = {place: report for place in places if (report := _kept(place)) is not None}
     todo = {place: trial for place, trial in zip(places, trials, strict=True) if place not in known}

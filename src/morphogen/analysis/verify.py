@@ -15,6 +15,7 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Role, Split, Verification, Verified
 from morphogen.analysis.statistics import holm, t_interval, welch
 from morphogen.analysis.trials import (
+    FOLDER,
     MOST_DESIGNS,
     MOST_SEEDS,
     MOST_TOKENS,
@@ -36,6 +37,7 @@ from morphogen.execution.base import MOST_WORKERS
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
+from morphogen.store.ordinary import check_own
 from morphogen.variation.act import identity
 
 FILE = "verify.json"
@@ -77,6 +79,7 @@ def verify(
     check_range({"random": (random, 0, MOST_DESIGNS), "workers": (workers, 1, MOST_WORKERS)})
     check_range({"tokens": (tokens, 1, MOST_TOKENS)})
     run = Recorded.read(path)
+    check_own(run.folder, folders=[FOLDER])
     prepared = prepare(run.experiment.data)
     tokens = run.budget_tokens if tokens is None else tokens
     check_tokens(tokens, prepared)

@@ -188,17 +188,24 @@ def _unfit(node: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:
     """(place, what is wrong there) for keys that are no names and numbers that are none."""
     if isinstance(node, CommentedMap):
         for key, value in node.items():
-            if not isinstance(key, str):
+            if not isinstance(key, str) or not _whole(key):
                 yield loc, f"got the key {show(_plain(key))}, expected a name"
             else:
                 yield from _unfit(value, (*loc, key))
     elif isinstance(node, CommentedSeq):
         for i, value in enumerate(node):
             yield from _unfit(value, (*loc, i))
+    elif isinstance(node, str) and not _whole(node):
+        yield loc, f"got {show(str(node))}, which holds half a character"
     elif isinstance(node, float) and not math.isfinite(node):
         yield loc, f"got {float(node)}, expected a finite number"
     elif isinstance(node, int) and abs(node) > LARGEST:
         yield loc, f"got {show(int(node))}, expected a whole number of at most 19 digits"
+
+
+def _whole(text: str) -> bool:
+    """Whether it can be written to a file; an escape such as "\\ud800" stands for half a character alone."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _mistaken(plain: Any, found: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]]:

@@ -47,10 +47,10 @@ class Place:
 class Column:
     """One generation: `before` is where routes into it have arrived, `x` its stations, `after` where routes leave.
 
-    generation: its number.
+    generation: its number; None where it stands for a long stretch without candidates.
     """
 
-    generation: int = 0
+    generation: int | None = None
     before: float = 0.0
     x: float = 0.0
     after: float = 0.0
@@ -130,9 +130,11 @@ class _Family:
             least = 1 + max((self.column[parent] for parent in self.parents[id]), default=-1)
             self.column[id] = max(drawn_at[candidates[id].generation], least)
         self.depth = 1 + max(self.column.values(), default=0)
-        self.generations = list(range(self.depth))
-        for generation, column in drawn_at.items():
-            self.generations[column] = generation
+        self.generations: list[int | None] = [None] * self.depth
+        for (left, first), (right, last) in pairwise([(0, 0), *sorted(drawn_at.items())]):
+            self.generations[last] = right
+            if right - left == last - first:
+                self.generations[first:last] = range(left, right)
         wanted = sorted({id for id in finalists if id in candidates}, key=lambda id: candidates[id].index)
         paths = {id: self.path(id) for id in wanted}
         self.on_line = {id for path in paths.values() for id in path}

@@ -139,8 +139,8 @@ def _stripes(plan: Layout, bottom: float) -> list[str]:
                 f'<rect class="stripe" x="{left:.1f}" y="{TOP - 34:.0f}" width="{right - left:.1f}"'
                 f' height="{bottom - TOP + 34:.1f}"/>'
             )
-        generation = column.generation
-        name = ("seed" if generation == 0 else f"gen {generation}") if plan.scale.labels else str(generation)
+        generation = "…" if column.generation is None else str(column.generation)
+        name = ("seed" if generation == "0" else f"gen {generation}") if plan.scale.labels else generation
         parts.append(
             f'<text class="head" x="{LEFT + column.x:.1f}" y="{TOP - 14:.0f}" text-anchor="middle">{name}</text>'
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import JsonValue, PrivateAttr, ValidationError, model_validator
+from pydantic import JsonValue, PrivateAttr, ValidationError, field_validator, model_validator
 
 from morphogen import plugins
 from morphogen.errors import InputError
@@ -58,6 +58,16 @@ class Custom(Part):
     name: str
     params: dict[str, JsonValue] = {}
     _plugin: Plugin | None = PrivateAttr(None)
+
+    @field_validator("name")
+    @classmethod
+    def _allowed(cls, name: str) -> str:
+        if not plugins.only_looked_at():
+            try:
+                plugins.check_allowed(plugins.PARTS, name)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return name
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
