@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from morphogen.experiment import Shard
 
 #: So long the hub has to answer at all, before a library asks it that would try for minutes.
-ANSWER_SECONDS: Final = 3.0
+ANSWER_SECONDS: Final = 2.5
 #: So often a stream that broke is taken up again.
 RETRIES: Final = 3
 #: Answers of a proxy, or of a hub that is down.
