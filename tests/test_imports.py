@@ -15,7 +15,7 @@ FILES = sorted((SRC / "morphogen").rglob("*.py"))
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 #: Unit (module or sub-package) -> the units it may import; those of OPEN are open to all.
-OPEN = {"candidate", "errors", "escape", "figures", "paths", "plugins"}
+OPEN = {"candidate", "errors", "escape", "figures", "offered", "paths", "plugins"}
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -24,10 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "paths": set(),
     "figures": set(),
     "plugins": set(),
+    "offered": set(),
     "ops": set(),
     "parts": {"ops"},
     "blueprint": {"parts"},
-    "experiment": {"blueprint", "parts"},
+    "selection": set(),
+    "experiment": {"blueprint", "parts", "selection"},
     "knobs": {"experiment", "blueprint", "parts"},
     "reading": {"experiment", "blueprint", "parts", "store", "knobs"},
     "differences": set(),
@@ -38,7 +40,6 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"experiment", "store"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit"},
-    "selection": set(),
     "store": set(),
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},

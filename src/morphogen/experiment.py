@@ -24,11 +24,15 @@ from pydantic import (
     model_validator,
 )
 
+from morphogen import plugins
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.figures import Bounds, Composite, Descriptor, Direction
+from morphogen.offered import Offered
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight, Weight
 from morphogen.parts.contract.registry import TAG
+from morphogen.selection.parents import SELECTORS
+from morphogen.selection.survival import SURVIVAL
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 #: How much of a moment stays at each step; 1 would never learn.
@@ -323,10 +327,6 @@ def _one_way(value: Any) -> Any:
 #: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
 OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
 
-ParentSelection = Literal[
-    "weighted", "pareto_uniform", "lexicase", "epsilon_lexicase", "downsampled_lexicase", "tournament", "map_elites"
-]
-
 
 #: Candidates of one kind or another: more would not end, or not fit into memory.
 Count = Annotated[int, Field(ge=1, le=10_000)]
@@ -381,7 +381,7 @@ class Evolution(Frozen):
         "uniform": 1.0,
     }
     baseline: Literal["none", "random", "control"] = "none"
-    parent_selection: ParentSelection = "epsilon_lexicase"
+    parent_selection: Annotated[str, Offered(plugins.SELECTORS, SELECTORS)] = "epsilon_lexicase"
     lexicase_cases: tuple[str, ...] = ()
     downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     tournament_size: Count = 2
@@ -390,7 +390,7 @@ class Evolution(Frozen):
         "layers": Descriptor(scale="linear", width=1.0),
     }
     archive_max_elites: Count = 32
-    survival: Literal["rank_crowding", "nsga3", "ageing"] = "rank_crowding"
+    survival: Annotated[str, Offered(plugins.SURVIVAL, SURVIVAL)] = "rank_crowding"
     structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     composite_metrics: dict[str, Composite] = {}

@@ -8,12 +8,12 @@ checkpoint must never run code, so that such a name is refused unless the user a
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from morphogen.errors import InputError, unknown
 
@@ -21,7 +21,10 @@ from morphogen.errors import InputError, unknown
 VARIABLE = "MORPHOGEN_ALLOW_CODE"
 #: Entry-point groups.
 PARTS, OPERATORS, FIGURES = "morphogen.parts", "morphogen.operators", "morphogen.figures"
+SELECTORS, SURVIVAL = "morphogen.selectors", "morphogen.survival"
+CORPORA, TOKENIZERS = "morphogen.corpora", "morphogen.tokenizers"
 
+T = TypeVar("T")
 Permission = Literal["refused", "looked at", "allowed"]
 _PERMISSION: ContextVar[Permission] = ContextVar("permission", default="refused")
 
@@ -80,6 +83,19 @@ def find(group: str, name: str) -> Any:
     return _imported(name, points[name].value, points[name].load)
 
 
+def choose(group: str, own: Mapping[str, Callable[..., T]], name: object) -> Callable[..., T]:
+    """The function called `name` in `own`, else the one that an installed package offers in `group`. InputError with
+    all that are there where none has the name, or the package's cannot be used."""
+    if isinstance(name, str) and name in own:
+        return own[name]
+    if not isinstance(name, str) or name not in names(group):
+        raise InputError(unknown("", name, {*own, *names(group)}).removeprefix(": "))
+    found: Callable[..., T] = find(group, name)
+    if not callable(found):
+        raise InputError(f"plug-in {name}: got {found!r}, expected a function (entry points of group {group})")
+    return found
+
+
 def check_allowed(group: str, name: str) -> None:
     """InputError for a name of the form `module:Class` that may not be imported."""
     if ":" in name and not code_allowed():
@@ -108,7 +124,7 @@ def _points(group: str) -> dict[str, EntryPoint]:
     return _installed(entry_points, group, tuple(sys.path))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _installed(look: Callable[..., Iterable[EntryPoint]], group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
     """What is installed on a Python path; looking takes milliseconds, and a search asks for every child."""
     return {point.name: point for point in look(group=group)}

@@ -1,5 +1,7 @@
 """Who breeds: a registry of pure functions from the pool of those who may to the row number of one parent.
 
+An installed package adds its own as entry points of the group `morphogen.selectors`.
+
 The pool holds only trained candidates, in order of id. Where any of them keeps every constraint, it holds only those
 who do; while none does, by how much each is outside is the pool's only objective. Whoever lacks a finite value of an
 objective or a constrained figure is in it only while everyone does.
@@ -11,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from morphogen import plugins
 from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.figures import Bounds, Descriptor, Direction, Said, direction, figure_called
@@ -209,7 +212,11 @@ SELECTORS: Mapping[str, Selector] = {
 
 
 def select_parent(name: str, pool: Pool, rng: np.random.Generator) -> int:
-    """The row number of one parent, chosen by the selector called `name`; InputError where there is none of it."""
-    if name not in SELECTORS:
-        raise InputError(unknown("evolution.parent_selection", name, SELECTORS))
-    return SELECTORS[name](pool, rng)
+    """The row number of one parent, chosen by the selector called `name`, ours or an installed package's.
+
+    Raises InputError where there is none of that name, or what it gives is no row of the pool.
+    """
+    row = plugins.choose(plugins.SELECTORS, SELECTORS, name)(pool, rng)
+    if row not in range(len(pool)):
+        raise InputError(f"evolution.parent_selection: {name} gave {row!r}, expected a row number below {len(pool)}")
+    return int(row)

@@ -1,5 +1,7 @@
 """Who stays: pure functions from reports to the ids of the survivors, best first.
 
+An installed package adds its own rules as entry points of the group `morphogen.survival`.
+
 Only trained candidates can stay; those without a finite value of every objective come last. Ties go to the smaller id.
 """
 
@@ -8,8 +10,9 @@ from math import comb
 
 import numpy as np
 
+from morphogen import plugins
 from morphogen.candidate import Report
-from morphogen.errors import InputError, unknown
+from morphogen.errors import InputError
 from morphogen.figures import Bounds, Direction
 from morphogen.selection.objectives import Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
@@ -84,15 +87,20 @@ def survive(
 
     births: when each came to be. best: the run's frontier, which gives `nsga3` its scale.
 
-    Raises ValueError for a negative `keep`, InputError for an unknown rule.
+    Raises ValueError for a negative `keep`; InputError for an unknown rule, or for what it gives that are no survivors.
     """
     if keep < 0:
         raise ValueError(f"survive: keep is {keep}, expected at least 0")
-    if name not in SURVIVAL:
-        raise InputError(unknown("evolution.survival", name, SURVIVAL))
+    rule = plugins.choose(plugins.SURVIVAL, SURVIVAL, name)
     scored = matrix(reports, objectives, constraints, strict=False)
     birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
-    kept = scored.rows(np.sort(SURVIVAL[name](scored, birth_n, best.F_nm, keep, rng)))
+    chosen = np.unique(rule(scored, birth_n, best.F_nm, keep, rng)).astype(np.int64)
+    count = len(scored.ids)
+    if not min(1, keep, count) <= len(chosen) <= keep or not np.isin(chosen, np.arange(count)).all():
+        raise InputError(
+            f"evolution.survival: {name} gave the rows {chosen.tolist()}, expected 1 to {keep} of the {count} there are"
+        )
+    kept = scored.rows(chosen)
     return tuple(kept.ids[row] for row in order(kept))
 
 

@@ -1,0 +1,123 @@
+"""What installed packages offer under a name: rules of selection, corpora and tokenizers, chosen by an experiment."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from morphogen.blueprint.yaml import loads
+from morphogen.candidate import Report, Status
+from morphogen.errors import InputError
+from morphogen.experiment import Evolution, Experiment
+from morphogen.plugins import looking
+from morphogen.selection.parents import Pool, Rules, select_parent
+from morphogen.selection.survival import front, survive
+
+OFFERS = """
+from collections.abc import Iterator
+
+NUMBER = 3
+
+
+def last(pool, rng):
+    return len(pool) - 1
+
+
+def outside(pool, rng):
+    return len(pool)
+
+
+def oldest(scored, birth_n, best_km, keep, rng):
+    return birth_n.argsort()[:keep]
+
+
+def nobody(scored, birth_n, best_km, keep, rng):
+    return birth_n[:0]
+"""
+POINTS = """
+[morphogen.selectors]
+last = offers:last
+outside = offers:outside
+number = offers:NUMBER
+broken = no_such_module:x
+[morphogen.survival]
+oldest = offers:oldest
+nobody = offers:nobody
+"""
+PLAIN = "model: {emb: {dim: 8, vocab: 11}, blocks: [{ffn: {kind: dense, hidden: 8}}]}\n"
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed distribution with a module `offers`."""
+    info = tmp_path / "offers-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    (tmp_path / "offers.py").write_text(OFFERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("offers", None)
+
+
+def read(text: str) -> Experiment:
+    return loads(PLAIN + text).parse(Experiment)
+
+
+def reports() -> list[Report]:
+    return [Report(id=f"c{i}", status=Status.TRAINED, metrics={"bpb": 3.0 - i}) for i in range(3)]
+
+
+def test_rules_of_installed_packages_are_accepted_by_name_and_used() -> None:
+    evolution = read("evolution:\n  parent_selection: last\n  survival: oldest\n").evolution
+    pool = Pool.of(reports(), Rules({"bpb": "min"}))
+    assert select_parent(evolution.parent_selection, pool, np.random.default_rng(0)) == 2
+    best, births = front(reports(), {"bpb": "min"}), {"c0": 2, "c1": 0, "c2": 1}
+    kept = survive(evolution.survival, reports(), {"bpb": "min"}, {}, 2, births, np.random.default_rng(0), best)
+    assert kept == ("c2", "c1")
+
+
+def test_a_package_is_imported_only_when_it_is_named() -> None:
+    read("evolution: {parent_selection: tournament}\n")
+    Evolution.model_json_schema()
+    assert "offers" not in sys.modules
+    read("evolution: {parent_selection: last}\n")
+    assert "offers" in sys.modules
+
+
+def test_the_schema_lists_ours_and_those_of_packages() -> None:
+    names = Evolution.model_json_schema()["properties"]["survival"]["enum"]
+    assert names == ["ageing", "nobody", "nsga3", "oldest", "rank_crowding"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("parent_selection: lastt", "got 'lastt', expected one of .*last, .*; did you mean 'last'"),
+        ("survival: oldst", "got 'oldst', expected one of ageing, .*; did you mean 'oldest'"),
+        ("survival: 3", "got 3, expected one of ageing"),
+        ("parent_selection: broken", "plug-in broken: cannot import no_such_module:x"),
+        ("parent_selection: number", "plug-in number: got 3, expected a function"),
+        ("parent_selection: offers:last", "got 'offers:last', expected one of"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_refused_with_its_line(line: str, message: str) -> None:
+    field = line.partition(":")[0]
+    with pytest.raises(InputError, match=rf"^<text>:3:3 evolution\.{field}: {message}"):
+        read(f"evolution:\n  {line}\n")
+
+
+def test_a_file_that_is_only_looked_at_may_name_rules_that_are_gone() -> None:
+    with looking():
+        assert read("evolution: {survival: gone}\n").evolution.survival == "gone"
+
+
+def test_what_a_rule_gives_is_checked() -> None:
+    pool, rng = Pool.of(reports(), Rules({"bpb": "min"})), np.random.default_rng(0)
+    with pytest.raises(InputError, match="parent_selection: outside gave 3, expected a row number below 3"):
+        select_parent("outside", pool, rng)
+    best, births = front(reports(), {"bpb": "min"}), {"c0": 2, "c1": 0, "c2": 1}
+    with pytest.raises(InputError, match=r"survival: nobody gave the rows \[\], expected 1 to 2 of the 3 there are"):
+        survive("nobody", reports(), {"bpb": "min"}, {}, 2, births, rng, best)
