@@ -198,7 +198,7 @@ def test_a_copy_that_cannot_be_written_is_told_before_anything_begins(
 ) -> None:
     (tmp_path / "folder").mkdir()
     place = Path(copy) if copy in (".", "") else tmp_path / copy
-    with pytest.raises(InputError, match="to write a copy to"):
+    with pytest.raises(InputError, match="to write to"):
         evolve(experiment, tmp_path / "run", keep=Keep(lineage_out=place))
     assert not (tmp_path / "run").exists()
 

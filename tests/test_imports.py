@@ -44,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data", "store"},
-    "analysis": ARCHITECTURE | {"data", "execution", "search", "selection", "store", "variation", "reading"},
+    "analysis": ARCHITECTURE
+    | {"data", "execution", "training", "search", "selection", "store", "variation", "reading"},
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
 JOINING = [

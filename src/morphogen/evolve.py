@@ -23,7 +23,7 @@ from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
 from morphogen.paths import user_path
-from morphogen.reading import found_again, located, read_experiment
+from morphogen.reading import found_again, local_paths, located, read_experiment
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
@@ -31,6 +31,7 @@ from morphogen.store.files import write_atomic
 from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
 from morphogen.store.lineage import Lineage
 from morphogen.store.ordinary import open_own
+from morphogen.store.outputs import Kind, check_output
 from morphogen.training.loop import StepInfo, choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.variation.template import resolve_templates
@@ -150,7 +151,7 @@ def evolve(
     raised as it is, and after KeyboardInterrupt, the run can be resumed.
     """
     folder = user_path(out, "out")
-    runfolder.check_usable(folder, resume)
+    runfolder.check_usable(folder, resume, keep.checkpoint_dir)
     if mend != Mend() and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
@@ -159,10 +160,8 @@ def evolve(
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     if seed is not None and seed < 0:
         raise InputError(f"seed: got {seed}, expected at least 0")
-    for copy in (keep.lineage_out, keep.frontier_out):
-        if copy is not None:
-            runfolder.check_copy(copy, folder)
     experiment = found_again(located(experiment), folder)
+    _check_places(folder, experiment, keep)
     examined(experiment)
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
@@ -185,6 +184,25 @@ def evolve(
             raise
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, session.engine.seed, device)
+
+
+def _check_places(folder: Path, experiment: Experiment, keep: Keep) -> None:
+    """InputError for copies that would go over something else, and for anything written into a folder of text."""
+    outputs: list[tuple[str, Path]] = [("out", folder)]
+    copies: tuple[tuple[str, Path | None, Kind], ...] = (
+        ("lineage_out", keep.lineage_out, "lineage.json"),
+        ("frontier_out", keep.frontier_out, "frontier.json"),
+    )
+    for flag, copy, kind in copies:
+        if copy is not None:
+            check_output(copy, kind, folder, flag)
+            outputs.append((flag, copy))
+    if keep.checkpoint_dir is not None:
+        outputs.append(("checkpoint_dir", keep.checkpoint_dir))
+    for loc, text in local_paths(experiment).items():
+        for flag, path in outputs if loc[-1] == "source" else ():
+            if path.resolve().is_relative_to(Path(text).resolve()):
+                raise InputError(f"{flag}: {path}: lies in the text {text}, which it would change; put it elsewhere")
 
 
 def default_threads() -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from morphogen import __version__
 from morphogen.blueprint.yaml import written
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
-from morphogen.errors import InputError, RunError
+from morphogen.errors import RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction
 from morphogen.reading import ENVIRONMENT
@@ -26,32 +26,28 @@ from morphogen.report.subway import lineage_svg
 from morphogen.store.files import TEMPORARY, canonical_json, write_atomic
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import FILE as LEDGER
-from morphogen.store.ledger import FILES as LEDGER_FILES
 from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 from morphogen.store.ordinary import check_own, read_ordinary
+from morphogen.store.outputs import OWNER, RUN_FILES
 
 CHECKPOINTS = "checkpoints"
 #: Where trainings that verification and fidelity finished lie.
 TRIALS = "trials"
-#: All files that are written in a run's folder, and folders with more of them.
-FILES = (
-    *LEDGER_FILES,
-    *("experiment.yaml", "environment.json", "run.log", "events.csv", "report.html"),
-    *("frontier.json", "lineage.json", "lineage.svg", "verify.json", "fidelity.json"),
-)
+#: Folders of a run with more files that it writes.
 FOLDERS = (TRIALS,)
-#: In a folder for checkpoints that is not the run's own: whose it is.
-OWNER = ".run"
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
 
 
-def check_usable(folder: Path, resume: bool) -> None:
-    """RunError unless a run may be started in `folder`, or, with `resume`, gone on with there."""
+def check_usable(folder: Path, resume: bool, checkpoint_dir: Path | None = None) -> None:
+    """RunError unless a run may be started in `folder`, or, with `resume`, gone on with there.
+
+    checkpoint_dir: where its checkpoints are said to lie.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, expected a folder for the run")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    check_files(folder)
+    check_files(folder, checkpoint_dir)
     if resume and LEDGER in names:
         return
     if LEDGER in names:
@@ -60,28 +56,24 @@ def check_usable(folder: Path, resume: bool) -> None:
         raise RunError(f"{folder}: not empty ({strangers[0]}, ...) and not a run; choose another --out")
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, checkpoint_dir: Path | None = None) -> None:
     """RunError unless all that a run writes or deletes in `folder` is its own: one from elsewhere may hold links to
-    other files, and pipes. Checkpoints may lie in another folder, where that says that it is for this run."""
-    check_own(folder, FILES, FOLDERS)
+    other files, and pipes; a copied one has links to the original's. Checkpoints may lie in another folder, where that
+    says that it is for this run, or for one that is gone (this one, before it was moved) and the user names it."""
+    check_own(folder, RUN_FILES, FOLDERS)
     place = folder / CHECKPOINTS
-    if place.is_symlink():
-        owner, mine = "", str(folder.resolve())
-        with suppress(OSError):
-            owner = read_ordinary(place / OWNER).decode(errors="replace")
-        if owner != mine:
-            raise RunError(
-                f"{place}: is a link to {os.readlink(place)}, where {OWNER} says that it is for {owner or 'nobody'}; "
-                f"where these are this run's checkpoints, and it was moved, write {mine} there"
-            )
-
-
-def check_copy(copy: Path, folder: Path) -> None:
-    """InputError unless a file may be put at `copy` once the run's folder is there."""
-    if not copy.name or copy.is_dir():
-        raise InputError(f"{copy}: is a folder, expected a file to write a copy to")
-    if not copy.parent.is_dir() and not folder.resolve().is_relative_to(copy.parent.resolve()):
-        raise InputError(f"{copy}: there is no folder {copy.parent} to write a copy to")
+    if not place.is_symlink():
+        return
+    owner = None
+    with suppress(OSError):
+        owner = read_ordinary(place / OWNER).decode(errors="replace")
+    named = checkpoint_dir is not None and checkpoint_dir.resolve() == place.resolve()
+    if not owner or (owner != str(folder.resolve()) and (os.path.lexists(owner) or not named)):
+        raise RunError(
+            f"{place}: is a link to {os.readlink(place)}, where {OWNER} says that it is for {owner or 'nobody'}. For a "
+            "copy of a run, put a copy of that folder in the link's place; for a run that was moved, name the folder "
+            "with --checkpoint-dir"
+        )
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -106,7 +98,9 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
             place.mkdir(exist_ok=True)
             return
         elsewhere.mkdir(parents=True, exist_ok=True)
-        if not place.exists():
+        if place.is_symlink() and place.resolve() == elsewhere.resolve():
+            write_atomic(elsewhere / OWNER, str(folder.resolve()).encode())  # as `check_files` allowed
+        elif not place.exists():
             _claim(elsewhere, folder)
             place.symlink_to(elsewhere.resolve(), target_is_directory=True)
     except OSError as error:
@@ -118,6 +112,8 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
 def _claim(elsewhere: Path, folder: Path) -> None:
     """Leaves a note in `elsewhere` that it is for the run in `folder`. RunError where it is another's."""
     note, mine = elsewhere / OWNER, str(folder.resolve())
+    if (elsewhere / LEDGER).exists() or (elsewhere.resolve().parent / LEDGER).exists():
+        raise RunError(f"{elsewhere}: is a run's own folder; choose another --checkpoint-dir")
     if not note.exists() and any(elsewhere.glob("*.safetensors")):
         raise RunError(f"{elsewhere}: holds checkpoints of something else; choose another --checkpoint-dir")
     with suppress(FileExistsError), note.open("x", encoding="utf-8") as file:

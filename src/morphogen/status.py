@@ -30,6 +30,7 @@ from morphogen.store.ledger import (
 )
 from morphogen.store.lineage import Lineage
 from morphogen.store.ordinary import read_ordinary
+from morphogen.store.outputs import check_output
 
 #: Figures of a report that add up to the time that its candidate took.
 CLOCKED = ("train_seconds", "eval_seconds")
@@ -153,6 +154,8 @@ def draw(folder: Path, out: Path) -> None:
 
     found = Lineage.read(folder / "lineage.json")
     candidates, reports = found.records()
+    if out.suffix in (".dot", ".svg"):
+        check_output(out, "lineage.dot" if out.suffix == ".dot" else "lineage.svg", folder, "--out")
     if out.suffix == ".dot":
         text = lineage_dot(candidates, reports, found.frontier)
     elif out.suffix == ".svg":

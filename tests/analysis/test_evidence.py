@@ -21,7 +21,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, Status
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
-from morphogen.errors import InputError, MorphogenError
+from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.evolve import evolve, load
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
@@ -226,9 +226,26 @@ def test_a_training_that_diverges_is_named_and_leaves_nothing_to_compare(run: Pa
     lost = Report(id="trial", status=Status.FAILED, reason="training diverged at step 1")
     for path in (run / FOLDER).iterdir():
         path.write_text(lost.model_dump_json())
+    before = (run / "verify.json").read_bytes()
+    with pytest.raises(RunError, match=r"none of \d+ trainings came to an end: training diverged at step 1"):
+        verify(run, seeds=2, random=0, finalists=2)
+    assert (run / "verify.json").read_bytes() == before
+    finished = sorted((run / FOLDER).iterdir())[0]
+    finished.unlink()
     found = verify(run, seeds=2, random=0, finalists=2)
-    assert all(one.failures == ("training diverged at step 1",) * 2 for one in found.candidates)
-    assert all(one.mean is None and one.p_holm is None for one in found.candidates)
+    assert sorted(len(one.values) for one in found.candidates)[-1] == 1
+    assert all(one.p_holm is None for one in found.candidates)
+
+
+def test_a_device_that_is_missing_is_refused_before_anything(cli: Cli, run: Path) -> None:
+    (run / "verify.json").write_text("a good one")
+    before = sorted(path.name for path in run.rglob("*"))
+    for command in ("verify", "fidelity"):
+        code, out, said = cli(command, run, "--device", "cuda:77")
+        assert (code, out) == (2, "")
+        assert "device: got 'cuda:77', but this machine has" in said
+    assert (run / "verify.json").read_text() == "a good one"
+    assert sorted(path.name for path in run.rglob("*")) == before
 
 
 # ----------------------------------------------------------------------------------------------------- fidelity

@@ -36,6 +36,7 @@ from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
 from morphogen.store.ordinary import check_own
+from morphogen.training.loop import choose_device
 from morphogen.variation.act import identity
 
 FILE = "fidelity.json"
@@ -69,6 +70,7 @@ def fidelity(
     check_range({"top-k": (top_k, 1, MOST_DESIGNS), "bootstrap": (resamples, 1, MOST_RESAMPLES)})
     check_range({"workers": (workers, 1, MOST_WORKERS)})
     check_range({"short": (short, 1, MOST_TOKENS), "long": (long, 1, MOST_TOKENS)})
+    device = str(choose_device(device))
     run = Recorded.read(path)
     check_own(run.folder, folders=[FOLDER])
     chosen = _spread(run, candidates)

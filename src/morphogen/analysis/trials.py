@@ -15,7 +15,7 @@ from morphogen.analysis.records import Split
 from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
 from morphogen.data.prepare import PreparedData, text_of
 from morphogen.data.store import SplitName
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.reading import placeless
@@ -132,6 +132,12 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
             left = (time.monotonic() - started) / done * (len(jobs) - done)
             shop.say(f"[{done}/{len(jobs)}] {trial.label}: {_told(report)}, about {left:.0f} s left")
     return [known[place] for place in places]
+
+
+def check_some_trained(shop: Workshop, reports: Sequence[Report]) -> None:
+    """RunError unless some training came to an end: there is nothing to tell then, and what was told stays."""
+    if reports and all(report.status is not Status.TRAINED for report in reports):
+        raise RunError(f"{shop.folder}: none of {len(reports)} trainings came to an end: {reports[0].reason}")
 
 
 def _told(report: Report) -> str:

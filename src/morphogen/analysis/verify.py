@@ -23,6 +23,7 @@ from morphogen.analysis.trials import (
     Trial,
     Workshop,
     check_range,
+    check_some_trained,
     check_tokens,
     drawn_seeds,
     measurable,
@@ -38,6 +39,7 @@ from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
 from morphogen.store.ordinary import check_own
+from morphogen.training.loop import choose_device
 from morphogen.variation.act import identity
 
 FILE = "verify.json"
@@ -73,11 +75,12 @@ def verify(
     search (default: as many as the run trained, on as many tokens each; 0 for none, as for a run without edits).
     tokens: of each training (default: the run's for one candidate). finalists: at most so many, the best by `metric`.
     workers: processes that train; None is this one alone. Finished trainings are kept below the run folder and not
-    repeated. InputError for what does not fit, RunError as `Recorded.read`.
+    repeated. InputError for what does not fit, RunError as `Recorded.read`, and where no training came to an end.
     """
     check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
     check_range({"random": (random, 0, MOST_DESIGNS), "workers": (workers, 1, MOST_WORKERS)})
     check_range({"tokens": (tokens, 1, MOST_TOKENS)})
+    device = str(choose_device(device))
     run = Recorded.read(path)
     check_own(run.folder, folders=[FOLDER])
     prepared = prepare(run.experiment.data)
@@ -100,6 +103,7 @@ def verify(
     trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
     say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
     reports = run_trials(shop, trials)
+    check_some_trained(shop, reports)
     by_design = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
     found = Verification(
         run=run.name,

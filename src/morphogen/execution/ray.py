@@ -28,6 +28,8 @@ from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
 from morphogen.plugins import allow_code, code_allowed
 from morphogen.store.files import scratch
+from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.outputs import OWNER
 from morphogen.training.surrogate import run_surrogate
 
 #: Ray's store for large objects. Jobs and reports are small, weights go through files.
@@ -125,6 +127,8 @@ class OnRay:
         if self.execution.shared is None:
             return None
         shared = Exchange(self.execution.shared)
+        if jobs:
+            shared.claim(jobs[0].run_dir)
         needed = {(parent.checkpoint, job.run_dir) for job in jobs for parent in job.parents}
         shared.keep_only({name for name, _ in needed})
         for name, folder in sorted(needed):
@@ -142,6 +146,20 @@ class Exchange:
             self._files, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise InputError(f"--shared: got {url!r}: {error}") from None
+
+    def claim(self, run_dir: str) -> None:
+        """Leaves a note that the place is for this run. RunError where it is another's, or a run's own folder: what
+        its next generation does not need is removed there."""
+        mine, note = str(Path(run_dir).resolve()), self._at(OWNER)
+        with self._told(OWNER):
+            found = self._files.cat_file(note).decode(errors="replace") if self._files.exists(note) else None
+            foreign = self._files.exists(self._at(LEDGER)) or self._files.glob(self._at("checkpoints/*.safetensors"))
+            if found is None and not foreign:
+                self._files.makedirs(self._root, exist_ok=True)
+                self._files.pipe_file(note, mine.encode())
+            elif found != mine:
+                held = f"the checkpoints of {found}" if found else "something else"
+                raise RunError(f"{self.url}: holds {held}; give each run a --shared of its own")
 
     def leave(self, name: str, folder: Path) -> None:
         """Puts a checkpoint of `folder` there, unless it is there whole; and the moments beside it, where there are."""

@@ -9,8 +9,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -283,9 +285,27 @@ def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
     if not readonly:
         return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     # A finished run in a folder that cannot be written has no room for WAL's side files, and needs none.
-    still = not os.access(path.parent, os.W_OK) and not path.with_name(f"{FILE}-wal").exists()
-    address = f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if still else ''}"
-    return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    locked, wal = not os.access(path.parent, os.W_OK), path.with_name(f"{FILE}-wal")
+    address = f"file:{quote(str(path.resolve()))}?mode=ro{'&immutable=1' if locked and not wal.exists() else ''}"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    if locked and wal.exists():
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError:  # of a run that was killed, and nobody is at it
+            connection.close()
+            return _copied(path, wal)
+    return connection
+
+
+def _copied(path: Path, wal: Path) -> sqlite3.Connection:
+    """The database in memory, with what only its WAL holds, which cannot be read where it lies."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    with tempfile.TemporaryDirectory(prefix="morphogen-ledger-") as folder:
+        for file in (path, wal):
+            shutil.copyfile(file, Path(folder) / file.name)
+        with contextlib.closing(sqlite3.connect(Path(folder) / path.name)) as copy:
+            copy.backup(connection)
+    return connection
 
 
 def _prepare(path: Path, connection: sqlite3.Connection, create: bool) -> None:

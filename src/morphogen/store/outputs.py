@@ -1,0 +1,76 @@
+"""Files that users name for what is written: only a new file, or one that morphogen wrote as the same kind, is written.
+
+A name may be mistyped, or stand for an input; what it held would be gone.
+"""
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from morphogen.errors import InputError
+from morphogen.store.files import parsed_json
+from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.ledger import FILES as LEDGER_FILES
+from morphogen.store.ordinary import KINDS, read_ordinary
+
+Kind = Literal["lineage.json", "frontier.json", "lineage.svg", "lineage.dot"]
+
+#: In a folder for checkpoints that is not the run's own: whose it is.
+OWNER: Final = ".run"
+#: All files that are written in a run's folder.
+RUN_FILES: Final = (
+    *LEDGER_FILES,
+    *("experiment.yaml", "environment.json", "run.log", "events.csv", "report.html"),
+    *("frontier.json", "lineage.json", "lineage.svg", "verify.json", "fidelity.json"),
+)
+
+
+def check_output(path: Path, kind: Kind, folder: Path, flag: str) -> None:
+    """InputError, named by `flag`, unless a file of this kind may be put at `path`.
+
+    Args:
+        path: Where it is to go; in the run's `folder`, which may have to be made yet, only under a name of its own.
+        kind: What it is, by its name in a run's folder.
+        folder: The run that it tells of.
+        flag: What messages call it by.
+    """
+    if not path.name or path.is_dir():
+        raise InputError(f"{flag}: {path}: is a folder, expected a file to write to")
+    place, own = path.parent.resolve(), folder.resolve()
+    if not path.parent.is_dir() and not own.is_relative_to(place):
+        raise InputError(f"{flag}: {path}: there is no folder {path.parent} to write to")
+    in_run = place == own or (place / LEDGER).exists()
+    below = place.is_relative_to(own) and place != own
+    if below or (path.parent / OWNER).exists() or (path.parent.absolute().parent / LEDGER).exists():
+        raise InputError(f"{flag}: {path}: lies among a run's own files; choose another place")
+    if in_run and path.name in RUN_FILES and not (place == own and path.name == kind):
+        raise InputError(f"{flag}: {path}: is a file of the run in {place}; choose another name")
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    if (form := stat.S_IFMT(found.st_mode)) != stat.S_IFREG:
+        raise InputError(f"{flag}: {path}: is {KINDS.get(form, 'no file')}, expected a file to write to")
+    if not _SIGNS[kind](read_ordinary(path)):
+        raise InputError(f"{flag}: {path}: there is a file that is no {kind} of morphogen's; choose another name")
+
+
+def _document(*names: str) -> Callable[[bytes], bool]:
+    def is_one(raw: bytes) -> bool:
+        try:
+            found = parsed_json(raw)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and {"schema_version", "run", *names} <= found.keys()
+
+    return is_one
+
+
+#: Kind -> whether a file's bytes are of it.
+_SIGNS: dict[Kind, Callable[[bytes], bool]] = {
+    "lineage.json": _document("nodes"),
+    "frontier.json": _document("candidates", "objectives"),
+    "lineage.svg": lambda raw: b'class="subway"' in raw[:400],
+    "lineage.dot": lambda raw: raw.startswith(b"digraph lineage {"),
+}
