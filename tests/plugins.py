@@ -11,19 +11,23 @@ from torch.nn import functional as F
 from morphogen.parts.contract.branch import Branch, State
 from morphogen.parts.contract.layers import Linear, make_norm
 from morphogen.parts.contract.part import Context, Cost
+from morphogen.parts.contract.tensors import Tensor as Declared
 from morphogen.parts.mixing.custom import Plugin
 
 
 class Bottleneck(Plugin):
     """down(silu(up x)) through `width` channels."""
 
-    axes: ClassVar = {"up.weight": ("width", "dim"), "down.weight": ("dim", "width")}
-    zero_init: ClassVar = {"down.weight": ("width",)}
-    writers: ClassVar = frozenset({"down.weight"})
-    size_fields: ClassVar = frozenset({"width"})
+    neutral_fields: ClassVar = frozenset({"width"})
     tune_preserves: ClassVar = True
 
     width: PositiveInt = 8
+
+    def tensors(self, ctx: Context) -> dict[str, Declared]:
+        return {
+            "up.weight": Declared(("width", "dim")),
+            "down.weight": Declared(("dim", "width"), fresh_zero=("width",), writes=True),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         return {"width": self.width, "dim": ctx.dim}

@@ -89,10 +89,11 @@ def test_axes_cover_exactly_the_parameters_and_give_their_shapes(slot: str, kind
         sizes = gene.part.sizes(gene.ctx)
         for name, spec in specs.items():
             assert spec.shape == tuple(math.prod(sizes[a] for a in factors) for factors in flat(spec.axes)), name
-        trained = {name for name, _ in module.named_parameters()}
-        assert trained == {name for name, spec in specs.items() if not spec.buffer}
-        declared = set(gene.part.axes)
-        assert set(gene.part.zero_init) | gene.part.writers | gene.part.buffers <= declared
+        trained = {name for name, spec in specs.items() if spec.trained}
+        assert trained <= {name for name, _ in module.named_parameters()}
+        for name, spec in specs.items():
+            assert set(spec.fresh_zero) <= {axis for factors in flat(spec.axes) for axis in factors}, name
+            assert "dim" in spec.axes or not spec.writes, name
 
 
 @pytest.mark.parametrize(("slot", "kind"), KINDS)

@@ -283,11 +283,17 @@ def check_state(blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
 
 
 def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel:
-    """The model holding exactly the tensors of `state`, not copies. InputError where names or shapes differ."""
+    """The model holding exactly the tensors of `state`, not copies. InputError where names or shapes differ.
+
+    Parameters that a part declares as not trained get no gradient.
+    """
     check_state(blueprint, state)
     with torch.device("meta"):
         model = LanguageModel(blueprint)
     model.load_state_dict(dict(state), strict=True, assign=True)
+    table = specs(blueprint)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(table[name][2].trained)
     return model
 
 

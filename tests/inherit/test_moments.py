@@ -99,7 +99,7 @@ def test_moments_are_carried_bit_for_bit_and_start_at_zero(trained: Trainer, tmp
             assert torch.equal(torch.sort(tensor[tensor != 0]).values, torch.sort(old[old != 0]).values), (kind, name)
             assert name not in start.moments.fresh or not tensor[start.moments.fresh[name]].any(), (kind, name)
     known = {name for of in start.moments.of.values() for name in of}
-    new = {name for name, (_, _, spec) in table.items() if not spec.buffer} - known
+    new = {name for name, (_, _, spec) in table.items() if spec.trained} - known
     assert {name for name in new if name in start.moments.fresh and bool(start.moments.fresh[name].all())} == new
 
 

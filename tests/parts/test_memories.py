@@ -33,7 +33,7 @@ def module(part: Part, ctx: Context = CTX, dtype: torch.dtype = torch.float32) -
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, spec in part.specs(ctx).items():
-        noise = 0.0 if spec.buffer else 0.3 * torch.randn(spec.shape, generator=generator)
+        noise = 0.0 if not spec.trained else 0.3 * torch.randn(spec.shape, generator=generator)
         state[name] = (draw(spec.init, spec.shape, generator) + noise).to(dtype)
     built.load_state_dict(state, assign=True)
     assert isinstance(built, Branch)

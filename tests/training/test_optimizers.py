@@ -38,7 +38,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     decayed, plain = split_parameters(model)
     both = [id(p) for p in decayed + plain]
     assert len(set(both)) == len(both)
-    wanted = {name for name, (_, _, spec) in specs(BLUEPRINT).items() if not spec.buffer}
+    wanted = {name for name, (_, _, spec) in specs(BLUEPRINT).items() if spec.trained}
     assert names_of(model, decayed + plain) == wanted
 
 

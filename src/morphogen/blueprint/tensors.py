@@ -17,4 +17,4 @@ def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
 
 def parameter_count(blueprint: Blueprint) -> int:
     """Trainable parameters; a tied head counts once."""
-    return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if not spec.buffer)
+    return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if spec.trained)

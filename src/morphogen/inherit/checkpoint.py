@@ -57,7 +57,7 @@ def load_moments(checkpoint: Path, blueprint: Blueprint) -> dict[str, dict[str, 
     """The moments beside a checkpoint of `blueprint`, kind -> parameter -> tensor. InputError as `load_checkpoint`."""
     path = moments_path(checkpoint)
     tensors, _ = _read(path, MOMENTS_FORMAT)
-    shapes = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items() if not spec.buffer}
+    shapes = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items() if spec.trained}
     moments: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         kind, _, name = full.partition("/")

@@ -45,7 +45,7 @@ class TensorPlan(Frozen):
     order: tuple[int, ...] = ()
     scale: float = 1.0
     init: str
-    init_args: tuple[float, ...] = ()
+    init_args: tuple[float | str, ...] = ()
     zero: tuple[str, ...] = ()
     mean: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
@@ -175,7 +175,7 @@ def _same(a: Block, b: Block) -> bool:
 
 def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
     for name, spec in gene.part.specs(gene.ctx).items():
-        init = ZEROS if clear_writers and gene.part.writes(name) else spec.init
+        init = ZEROS if clear_writers and spec.writes else spec.init
         draft.tensors.append(
             TensorPlan(
                 tensor=gene.tensor(name),
@@ -194,7 +194,7 @@ def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignme
     lossy: list[str] = []
     for name, spec in part.specs(gene.ctx).items():
         origin = aligned.sources.get(name)
-        writes = part.writes(name)
+        writes = spec.writes
         init: Init = aligned.init.get(name, spec.init)
         common = {"tensor": gene.tensor(name), "gene": gene.key, "name": name, "shape": spec.shape}
         if origin is None:

@@ -3,38 +3,29 @@
 Their names have no prefix: `emb.weight`, `norm.weight`, `head.weight`.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Axes, Init, Spec
+from morphogen.parts.contract.tensors import Init, Tensor
 
 
 class Stem(Part):
     """Embedding, final norm and head as one part, so that inheritance treats them like every other."""
 
     slot: ClassVar = "stem"
-    axes: ClassVar[Mapping[str, Axes]] = {"emb.weight": ("vocab", "dim"), "head.weight": ("vocab", "dim")}
-    writers: ClassVar = frozenset({"emb.weight"})
-    size_fields: ClassVar = frozenset({"tie_embeddings"})
+    neutral_fields: ClassVar = frozenset({"tie_embeddings"})
     tie_embeddings: bool
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """A tied head is the embedding itself."""
-        return frozenset({"head.weight"}) if self.tie_embeddings else frozenset()
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """The embedding starts at `emb.init_std`, the head at the same scale; a tied head is the embedding itself."""
+        start = Init("normal", (ctx.init_std,))
+        table = {"emb.weight": Tensor(("vocab", "dim"), start, writes=True)}
+        return table if self.tie_embeddings else table | {"head.weight": Tensor(("vocab", "dim"), start)}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """vocab and dim."""
         return {"vocab": ctx.vocab, "dim": ctx.dim}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """The embedding starts at `emb.init_std`, the head at the same scale."""
-        specs = super().specs(ctx)
-        for name in ("emb.weight", "head.weight"):
-            if name in specs:
-                specs[name] = Spec(specs[name].axes, specs[name].shape, Init("normal", (ctx.init_std,)))
-        return specs
 
     def cost(self, ctx: Context) -> Cost:
         """The head's matmul; looking a token up costs nothing."""

@@ -12,31 +12,23 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.ops.patterns import alibi_slopes
-from morphogen.parts.attention.heads import (
-    GROUPED_AXES,
-    GROUPED_ZERO_INIT,
-    Heads,
-    check_groups,
-    grouped_sizes,
-    wider_heads,
-)
-from morphogen.parts.attention.selector import (
-    SELECTOR_AXES,
-    SELECTOR_INITIAL,
-    SELECTOR_SIZES,
-    SELECTOR_ZERO_INIT,
-    Selective,
-)
+from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, wider_heads
+from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ZEROS, Axes, Axis, Init, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
 
 Rope = Literal["none", "standard", "yarn", "partial"]
 QK_NORMS: Mapping[str, NormKind] = {"rms": "rmsnorm", "layer": "layernorm"}
+#: Where a gate may stand: its module, and the heads' channels that it gates.
+GATES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "output": ("out_gate", ("kv_heads", "group", "v_dim")),
+    "value": ("value_gate", ("kv_heads", "v_dim")),
+}
 
 
 class Attention(Selective):
@@ -52,20 +44,9 @@ class Attention(Selective):
     """
 
     slot: ClassVar = "attn"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        **GROUPED_AXES,
-        "out_gate.weight": (("kv_heads", "group", "v_dim"), "dim"),
-        "out_gate.diagonal": (("kv_heads", "group", "v_dim"),),
-        "value_gate.weight": (("kv_heads", "v_dim"), "dim"),
-        "value_gate.diagonal": (("kv_heads", "v_dim"),),
-        "slopes": (("kv_heads", "group"),),
-        **SELECTOR_AXES,
+    neutral_fields: ClassVar = Selective.neutral_fields | {
+        *("kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy")
     }
-    initial: ClassVar = {name: ZEROS for name in axes if "gate" in name} | {**SELECTOR_INITIAL}
-    zero_init: ClassVar = {**GROUPED_ZERO_INIT, **SELECTOR_ZERO_INIT}
-    writers: ClassVar = frozenset({"o.weight"})
-    buffers: ClassVar = frozenset({"slopes"})
-    size_fields: ClassVar = SELECTOR_SIZES | {"kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy"}
 
     kind: Literal["MHA", "GQA", "MQA"]
     heads: Heads
@@ -136,18 +117,21 @@ class Attention(Selective):
             unused |= {"gating_op"}
         return unused
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """All but the one gate in use, the ALiBi slopes without ALiBi, the indexer without one."""
-        gates = {
-            ("output", "dense"): "out_gate.weight",
-            ("output", "diagonal"): "out_gate.diagonal",
-            ("value", "dense"): "value_gate.weight",
-            ("value", "diagonal"): "value_gate.diagonal",
-        }
-        gone = set(gates.values()) - {gates.get((self.gating_pos, self.gating_op))}
-        return super().absent(ctx) | (gone if self.alibi else gone | {"slopes"})
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """The grouped heads', the gate in use, ALiBi's slopes (constants of their heads, carried like weights)."""
+        table = dict(GROUPED)
+        if self.gating_pos != "none":
+            gate, heads = GATES[self.gating_pos]
+            if self.gating_op == "dense":
+                table[f"{gate}.weight"] = Tensor((heads, "dim"), ZEROS)
+            else:
+                table[f"{gate}.diagonal"] = Tensor((heads,), ZEROS)
+        if self.alibi:
+            values = Init("vector", tuple(alibi_slopes(self.heads)))
+            table["slopes"] = Tensor((("kv_heads", "group"),), values, trained=False)
+        return table | super().tensors(ctx)
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The branch's norm, and those of queries and keys."""
         norms = dict(super().norms(ctx))
         if self.qk_norm != "none":
@@ -158,14 +142,6 @@ class Attention(Selective):
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and head_dim once for queries, keys and values: they grow by different rules."""
         return {**grouped_sizes(self, self.head_dim), "heads": self.heads, **super().sizes(ctx)}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """ALiBi slopes are constants that belong to their heads, so they are carried like weights."""
-        specs = super().specs(ctx)
-        if self.alibi:
-            values = tuple(alibi_slopes(self.heads))
-            specs["slopes"] = Spec(specs["slopes"].axes, specs["slopes"].shape, Init("vector", values), buffer=True)
-        return specs
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""
@@ -201,7 +177,7 @@ class Attention(Selective):
         if not exact and self._only_gate_added(parent):
             exact, notes = True, []
         if self.kv_heads != parent.kv_heads and self.heads == parent.heads:
-            axes = {name: _by_head(spec) for name, spec in self.axes.items()}
+            axes = {name: _by_head(tensor.axes) for name, tensor in self.tensors(ctx).items()}
             maps["kv_heads"] = _regroup(self.kv_heads, parent.kv_heads)
             if maps["kv_heads"].how == "mean":
                 exact = False
@@ -255,7 +231,7 @@ class Attention(Selective):
             and all(
                 getattr(ungated, name) == getattr(parent, name)
                 for name in type(self).model_fields
-                if name not in self.size_fields | (ungated.inert() & parent.inert())
+                if name not in self.neutral_fields | (ungated.inert() & parent.inert())
             )
         )
 

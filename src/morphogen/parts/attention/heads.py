@@ -6,18 +6,17 @@ from typing import Annotated, Any, Protocol, Self, TypeVar
 import numpy as np
 from pydantic import Field
 
-from morphogen.parts.contract.tensors import Axes
+from morphogen.parts.contract.tensors import Tensor
 
 #: Query heads: more than any model has would only take long to list.
 Heads = Annotated[int, Field(ge=1, le=2**16)]
-#: For the `axes` and `zero_init` of attention whose query heads share key and value heads in groups.
-GROUPED_AXES: Mapping[str, Axes] = {
-    "q.weight": (("kv_heads", "group", "q_dim"), "dim"),
-    "k.weight": (("kv_heads", "k_dim"), "dim"),
-    "v.weight": (("kv_heads", "v_dim"), "dim"),
-    "o.weight": ("dim", ("kv_heads", "group", "v_dim")),
+#: The tensors of attention whose query heads share key and value heads in groups.
+GROUPED: Mapping[str, Tensor] = {
+    "q.weight": Tensor((("kv_heads", "group", "q_dim"), "dim")),
+    "k.weight": Tensor((("kv_heads", "k_dim"), "dim"), fresh_zero=("k_dim",)),
+    "v.weight": Tensor((("kv_heads", "v_dim"), "dim")),
+    "o.weight": Tensor(("dim", ("kv_heads", "group", "v_dim")), fresh_zero=("kv_heads", "group", "v_dim"), writes=True),
 }
-GROUPED_ZERO_INIT: Mapping[str, tuple[str, ...]] = {"o.weight": ("kv_heads", "group", "v_dim"), "k.weight": ("k_dim",)}
 
 
 class Grouped(Protocol):

@@ -15,17 +15,11 @@ from pydantic import Field, PositiveInt
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.heads import fewer_heads, more_heads, wider_heads
 from morphogen.parts.attention.kv_policy import KVPolicy
-from morphogen.parts.attention.selector import (
-    SELECTOR_AXES,
-    SELECTOR_INITIAL,
-    SELECTOR_SIZES,
-    SELECTOR_ZERO_INIT,
-    Selective,
-)
+from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes
+from morphogen.parts.contract.tensors import ZEROS, Axis, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,25 +35,9 @@ class LatentAttention(Selective):
     """
 
     slot: ClassVar = "attn"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": (("heads", "q_dim"), "dim"),
-        "q_rope.weight": (("heads", "rope_dim"), "dim"),
-        "kv_down.weight": ("latent", "dim"),
-        "k_rope.weight": ("rope_dim", "dim"),
-        "k_up.weight": (("heads", "k_dim"), "latent"),
-        "v_up.weight": (("heads", "v_dim"), "latent"),
-        "o.weight": ("dim", ("heads", "v_dim")),
-        **SELECTOR_AXES,
+    neutral_fields: ClassVar = Selective.neutral_fields | {
+        *("heads", "head_dim", "kv_latent_dim", "dropout", "kv_policy")
     }
-    initial: ClassVar = {**SELECTOR_INITIAL}
-    zero_init: ClassVar = {
-        "o.weight": ("heads", "v_dim"),
-        "k_up.weight": ("k_dim",),
-        "kv_down.weight": ("latent",),
-        **SELECTOR_ZERO_INIT,
-    }
-    writers: ClassVar = frozenset({"o.weight"})
-    size_fields: ClassVar = SELECTOR_SIZES | {"heads", "head_dim", "kv_latent_dim", "dropout", "kv_policy"}
     latent_cache: ClassVar = True
 
     kind: Literal["MLA"] = "MLA"
@@ -80,11 +58,21 @@ class LatentAttention(Selective):
         """RoPE's base without rotated channels, and what an unused selector or pattern does not read."""
         return super().inert() | ({"rope_theta"} if self.rope_head_dim == 0 else set())
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """The rotated queries and keys, the indexer: where there are none."""
-        return super().absent(ctx) | ({"q_rope.weight", "k_rope.weight"} if self.rope_head_dim == 0 else set())
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """Projections down and up; rotated queries and keys where there are rotated channels."""
+        rotated = self.rope_head_dim > 0
+        return {
+            "q.weight": Tensor((("heads", "q_dim"), "dim")),
+            **({"q_rope.weight": Tensor((("heads", "rope_dim"), "dim"))} if rotated else {}),
+            "kv_down.weight": Tensor(("latent", "dim"), fresh_zero=("latent",)),
+            **({"k_rope.weight": Tensor(("rope_dim", "dim"))} if rotated else {}),
+            "k_up.weight": Tensor((("heads", "k_dim"), "latent"), fresh_zero=("k_dim",)),
+            "v_up.weight": Tensor((("heads", "v_dim"), "latent")),
+            "o.weight": Tensor(("dim", ("heads", "v_dim")), fresh_zero=("heads", "v_dim"), writes=True),
+            **super().tensors(ctx),
+        }
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The branch's norm and the latent's."""
         return {**super().norms(ctx), "latent_norm": ("latent", "rmsnorm")}
 
@@ -146,10 +134,11 @@ class LatentAttention(Selective):
         rank = min(self.kv_latent_dim, 2 * width, parent_ctx.dim)
         by_head: tuple[int, ...] = (rank, parent.kv_heads, parent.kv_groups)
         inputs = ("k.weight", "v.weight", "norm.weight")
+        mine = self.tensors(ctx)
         factored = {
-            "kv_down.weight": Derived("latent_down", inputs, (rank,), self.axes["kv_down.weight"]),
-            "k_up.weight": Derived("latent_keys", inputs, by_head, self.axes["k_up.weight"]),
-            "v_up.weight": Derived("latent_values", inputs, by_head, self.axes["v_up.weight"]),
+            "kv_down.weight": Derived("latent_down", inputs, (rank,), mine["kv_down.weight"].axes),
+            "k_up.weight": Derived("latent_keys", inputs, by_head, mine["k_up.weight"].axes),
+            "v_up.weight": Derived("latent_values", inputs, by_head, mine["v_up.weight"].axes),
         }
         sources = {name: name if name in theirs else None for name in self.specs(ctx)}
         scales = self.norm_scales(parent, ctx, parent_ctx)
@@ -159,10 +148,10 @@ class LatentAttention(Selective):
             exact=False,
             note=f"keys and values factored through a latent of {self.kv_latent_dim}",
             derived=factored,
-            parent_axes={name: self.axes[name] for name in ("q.weight", "o.weight")},
+            parent_axes={name: mine[name].axes for name in ("q.weight", "o.weight")},
             maps={"latent": AxisMap(how="first", size=self.kv_latent_dim, parent_size=rank)},
             scales=scales,
-            zero=self.zero_init,
+            zero=self.fresh_zero(ctx),
             init={"k_rope.weight": ZEROS},
         )
 
@@ -178,7 +167,7 @@ class LatentAttention(Selective):
         heads = (self.heads,)
         through = ("kv_down.weight", "latent_norm.weight", "latent_norm.eps", "norm.weight")
         rotated = ("q_rope.weight", "k_rope.weight") if self.rope_head_dim else ()
-        axes = {name: child.axes[name] for name in ("q.weight", "k.weight", "v.weight", "o.weight")}
+        axes = {name: tensor.axes for name, tensor in child.tensors(child_ctx).items()}
         factored = {
             "q.weight": Derived("joined_heads", (*rotated[:1], "q.weight"), heads, axes["q.weight"]),
             "k.weight": Derived(
@@ -201,7 +190,7 @@ class LatentAttention(Selective):
             parent_axes={"o.weight": axes["o.weight"]},
             maps=maps,
             scales={**child.norm_scales(self, child_ctx, ctx), "q.weight": math.sqrt(child.head_dim) * self.scale},
-            zero=child.zero_init,
+            zero=child.fresh_zero(child_ctx),
         )
 
 

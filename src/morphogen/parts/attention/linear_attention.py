@@ -13,11 +13,11 @@ from pydantic import PositiveInt, model_validator
 
 from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearFeature
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.attention.heads import GROUPED_AXES, GROUPED_ZERO_INIT, Heads, check_groups, grouped_sizes
+from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ZEROS, Axis, Init, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,20 +50,7 @@ class LinearAttention(Part):
     """
 
     slot: ClassVar = "attn"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        **GROUPED_AXES,
-        "gate.weight": (("kv_heads", "group", "v_dim"), "dim"),
-        "alpha.weight": ("kv_heads", "dim"),
-        "alpha_bias": ("kv_heads",),
-        "alpha_log": ("kv_heads",),
-        "beta.weight": ("kv_heads", "dim"),
-        "slopes": ("kv_heads",),
-    }
-    initial: ClassVar = {"alpha_log": ZEROS}
-    zero_init: ClassVar = {**GROUPED_ZERO_INIT}
-    writers: ClassVar = frozenset({"o.weight"})
-    buffers: ClassVar = frozenset({"slopes"})
-    size_fields: ClassVar = frozenset({"heads", "head_dim", "value_dim", "kv_groups"})
+    neutral_fields: ClassVar = frozenset({"heads", "head_dim", "value_dim", "kv_groups"})
 
     kind: Literal["LINEAR"] = "LINEAR"
     heads: Heads
@@ -102,36 +89,31 @@ class LinearAttention(Part):
         """A width of values that is the default has been read."""
         return self.inert() - {"value_dim"}
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """What other decays have, and the gate where there is none."""
-        present = {
-            "none": frozenset[str](),
-            "retention": frozenset({"slopes"}),
-            "gated": frozenset({"alpha.weight", "alpha_bias", "alpha_log"}),
-            "delta": frozenset({"alpha.weight", "alpha_bias", "alpha_log", "beta.weight"}),
-        }
-        gone = frozenset().union(*present.values()) - present[self.decay]
-        return gone if self.gate == "swish" else gone | {"gate.weight"}
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """The grouped heads', the gate, the decay's; decays start spread out over the heads, from short to long."""
+        table = dict(GROUPED)
+        if self.gate == "swish":
+            table["gate.weight"] = Tensor((("kv_heads", "group", "v_dim"), "dim"))
+        if self.decay in ("gated", "delta"):
+            biases = (math.log(math.expm1(rate)) for rate in _spread(*FIRST_RATES, self.kv_heads))
+            table["alpha.weight"] = Tensor(("kv_heads", "dim"))
+            table["alpha_bias"] = Tensor(("kv_heads",), Init("vector", tuple(biases)))
+            table["alpha_log"] = Tensor(("kv_heads",), ZEROS)
+        if self.decay == "delta":
+            table["beta.weight"] = Tensor(("kv_heads", "dim"))
+        if self.decay == "retention":
+            slopes = (-math.log1p(-forgets) for forgets in _spread(*RETENTION_FORGETS, self.kv_heads))
+            table["slopes"] = Tensor(("kv_heads",), Init("vector", tuple(slopes)), trained=False)
+        return table
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The branch's norm, and that of a head's output where no normaliser stands."""
-        norms: dict[str, tuple[str, NormKind]] = {"norm": ("dim", ctx.norm)}
+        norms: dict[str, tuple[Axis, NormKind]] = {"norm": ("dim", ctx.norm)}
         return norms if self.normalised else norms | {"out_norm": ("v_dim", "rmsnorm")}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and the widths of queries and keys, and of values."""
         return {**grouped_sizes(self, self.values), "dim": ctx.dim}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Decays start spread out over the heads, from short memories to long ones."""
-        specs = super().specs(ctx)
-        if self.decay == "retention":
-            slopes = tuple(-math.log1p(-forgets) for forgets in _spread(*RETENTION_FORGETS, self.kv_heads))
-            specs["slopes"] = Spec(("kv_heads",), (self.kv_heads,), Init("vector", slopes), buffer=True)
-        if "alpha_bias" in specs:
-            biases = tuple(math.log(math.expm1(rate)) for rate in _spread(*FIRST_RATES, self.kv_heads))
-            specs["alpha_bias"] = Spec(("kv_heads",), (self.kv_heads,), Init("vector", biases))
-        return specs
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

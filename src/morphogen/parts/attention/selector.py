@@ -7,7 +7,7 @@ E width of q and k, V width of v
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
@@ -16,19 +16,15 @@ from morphogen.parts.attention.sparsity import Sparse, seen_pairs
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init
+from morphogen.parts.contract.tensors import ZEROS, Axis, Tensor
 
-#: The indexer's tensors, for the `axes`, `initial` and `zero_init` of parts that have one. Its weights start at zero:
-#: all scores are then equal, and of equal scores the latest token wins, so that it starts as a sliding window.
-SELECTOR_AXES: Mapping[str, Axes] = {
-    "selector.q.weight": (("selector_heads", "selector_dim"), "dim"),
-    "selector.k.weight": ("selector_dim", "dim"),
-    "selector.w.weight": ("selector_heads", "dim"),
+#: The indexer's tensors. Its weights start at zero: all scores are then equal, and of equal scores the latest token
+#: wins, so that it starts as a sliding window.
+INDEXER: Mapping[str, Tensor] = {
+    "selector.q.weight": Tensor((("selector_heads", "selector_dim"), "dim")),
+    "selector.k.weight": Tensor(("selector_dim", "dim")),
+    "selector.w.weight": Tensor(("selector_heads", "dim"), ZEROS, fresh_zero=("selector_heads",)),
 }
-SELECTOR_INITIAL: Mapping[str, Init] = {"selector.w.weight": ZEROS}
-SELECTOR_ZERO_INIT: Mapping[str, tuple[str, ...]] = {"selector.w.weight": ("selector_heads",)}
-#: Fields of it that change no function.
-SELECTOR_SIZES = frozenset({"selector_heads", "selector_loss"})
 #: Fewest tokens to read that operators give.
 LEAST_TOPK = 8
 
@@ -45,6 +41,8 @@ class Selective(Sparse):
     scores. `task`: the language model's own loss, as though the scores had been added to those of the attention
     (straight-through: they are, less themselves).
     """
+
+    neutral_fields: ClassVar = frozenset({"selector_heads", "selector_loss"})
 
     selector: Literal["none", "dsa"] = "none"
     selector_topk: Annotated[int, Field(ge=2)] = 64
@@ -69,11 +67,11 @@ class Selective(Sparse):
             unused |= {"selector_topk", "selector_heads", "selector_dim", "selector_loss"}
         return unused
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """The indexer's tensors, without one."""
-        return frozenset(SELECTOR_AXES) if self.selector == "none" else frozenset()
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """The indexer's, where there is one; kinds put their own before them."""
+        return {} if self.selector == "none" else dict(INDEXER)
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The branch's norm, and that of the indexer's keys."""
         norms = dict(super().norms(ctx))
         if self.selector != "none":

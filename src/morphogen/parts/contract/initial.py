@@ -5,8 +5,10 @@ import zlib
 from collections.abc import Callable
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.tensors import Init
 
 Initialiser = Callable[..., Tensor]
@@ -59,9 +61,25 @@ def softplus_inverse(shape: tuple[int, ...], generator: torch.Generator, low: fl
     return value + torch.log(-torch.expm1(-value))
 
 
+def stored(shape: tuple[int, ...], generator: torch.Generator, path: str, name: str) -> Tensor:
+    """The tensor called `name` in a safetensors file; InputError where there is none of this shape."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if name not in names:
+                raise InputError(unknown(f"{path}: tensor", name, names))
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                raise InputError(f"{path}: {name} has shape {found}, expected {shape}")
+            tensor: Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error})") from None
+    return tensor.float()
+
+
 INITIALISERS: dict[str, Initialiser] = {
     f.__name__: f
-    for f in (fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse)
+    for f in (fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse, stored)
 }
 
 
@@ -72,10 +90,10 @@ def stream(seed: int, gene: str, name: str) -> torch.Generator:
 
 def draw_some(init: Init, shape: tuple[int, ...], some: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
     """As many fresh fp32 entries as shape `some` has, of a tensor of `shape`; None where entries differ by position."""
-    if init.name in (log_count.__name__, vector.__name__):
+    if init.name in (log_count.__name__, vector.__name__, stored.__name__):
         return None
     if init.name == fan_in_normal.__name__:
-        return normal(some, generator, init.args[0] / math.sqrt(shape[-1]))
+        return normal(some, generator, float(init.args[0]) / math.sqrt(shape[-1]))
     return draw(init, some, generator)
 
 

@@ -1,9 +1,9 @@
 """The contract every kind of part keeps, and the registries that kinds and operators join by being defined.
 
 A part is frozen data that describes one residual branch of a block (or, for a `Modifier`, something done to the
-branches' outputs). From what it declares about its tensors (named, factored axes; which entries of a grown tensor
-start at zero; which norms run over which axis) follow initialisation, splicing, growth, crossover between sizes and
-the transfer of optimizer state. Adding a kind means adding one file to this package.
+branches' outputs). From what it declares of its tensors (`Part.tensors`) and norms follow initialisation, splicing,
+growth, crossover between sizes and the transfer of optimizer state. Adding a kind means adding one file to the folder
+of its slot (and one for its torch module).
 """
 
 import math
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
-from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axes, Init, Spec, flat, shape_of
+from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axis, Init, Spec, Tensor, flat, shape_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,22 +78,14 @@ class Cost:
 class Part(Frozen):
     """One residual branch as data. Subclasses with a `kind` field join the registry.
 
-    slot: where it may stand. axes: every tensor it can have, with its factored axes. initial: how tensors start, where
-    not `NORMAL`. zero_init: tensor -> inner axes along which new entries start at zero so that a new unit changes
-    nothing. writers: tensors whose `dim` axis is added to the residual stream. buffers: tensors training leaves alone.
-    size_fields: fields that set sizes or names only; any other field's change changes the function. pointwise: whether
-    a token's output depends on that token alone. figures: what its branch records of itself in training
+    slot: where it may stand. neutral_fields: fields whose change leaves the function as it was once weights are
+    carried, as sizes, names and what only training or decoding reads; a change of any other is lossy. pointwise:
+    whether a token's output depends on that token alone. figures: what its branch records of itself in training
     (`Record.add_figure`).
     """
 
     slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem", "recurrence"]]
-    axes: ClassVar[Mapping[str, Axes]] = {}
-    initial: ClassVar[Mapping[str, Init]] = {}
-    zero_init: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    writers: ClassVar[frozenset[str]] = frozenset()
-    buffers: ClassVar[frozenset[str]] = frozenset()
-    size_fields: ClassVar[frozenset[str]] = frozenset()
-    pointwise: ClassVar[bool] = False
+    neutral_fields: ClassVar[frozenset[str]] = frozenset()
     figures: ClassVar[tuple[Figure, ...]] = ()
 
     @model_validator(mode="before")
@@ -137,16 +129,21 @@ class Part(Frozen):
         """Whether putting this part in anew, its writers at zero, leaves the function as it was."""
         return True
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """Names in `axes` that this configuration does not have."""
-        return frozenset()
+    @property
+    def pointwise(self) -> bool:
+        """Whether a token's output depends on that token alone."""
+        return False
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """Every tensor that it has but for those of its norms, by name within the module, in a fixed order."""
+        raise NotImplementedError  # every kind has its own
+
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """Norm modules: name -> (axis it runs over, kind)."""
         return {"norm": ("dim", ctx.norm)}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
-        """Length of every axis named in `axes`."""
+        """Length of every axis that `tensors` and `norms` name."""
         raise NotImplementedError  # every kind has its own axes
 
     def build(self, ctx: Context) -> "nn.Module":
@@ -165,32 +162,28 @@ class Part(Frozen):
         """
         total = 0.0
         for spec in self.specs(ctx).values():
-            if spec.shape and not spec.buffer:
+            if spec.shape and spec.trained:
                 residual = any(factors == ("dim",) for factors in flat(spec.axes))
                 total += math.prod(spec.shape) / (ctx.dim if residual else min(spec.shape))
         return total
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Every tensor of the module, in a fixed order."""
-        sizes, gone = self.sizes(ctx), self.absent(ctx)
-        out: dict[str, Spec] = {}
+        """Every tensor of the module with its shape, in a fixed order: those of its norms, then `tensors`."""
+        table: dict[str, Tensor] = {}
         for name, (axis, kind) in self.norms(ctx).items():
-            width = (sizes[axis],)
-            out[f"{name}.weight"] = Spec((axis,), width, ONES)
+            table[f"{name}.weight"] = Tensor((axis,), ONES)
             if kind == "layernorm":
-                out[f"{name}.bias"] = Spec((axis,), width, ZEROS)
-            out[f"{name}.eps"] = Spec((), (), Init("constant", (NORM_EPS,)), buffer=True)
-        for name, axes in self.axes.items():
-            if name not in gone:
-                init = self.initial.get(name, NORMAL)
-                if self.writes(name) and init == NORMAL:
-                    init = Init("fan_in_normal", (ctx.output_gain,))
-                out[name] = Spec(axes, shape_of(axes, sizes), init, buffer=name in self.buffers)
-        return out
+                table[f"{name}.bias"] = Tensor((axis,), ZEROS)
+            table[f"{name}.eps"] = Tensor((), Init("constant", (NORM_EPS,)), trained=False)
+        for name, tensor in self.tensors(ctx).items():
+            plain = not tensor.writes or tensor.init != NORMAL
+            table[name] = tensor if plain else replace(tensor, init=Init("fan_in_normal", (ctx.output_gain,)))
+        sizes = self.sizes(ctx)
+        return {name: Spec(**vars(tensor), shape=shape_of(tensor.axes, sizes)) for name, tensor in table.items()}
 
-    def writes(self, name: str) -> bool:
-        """Whether a tensor's `dim` axis is added to the residual stream."""
-        return name in self.writers
+    def fresh_zero(self, ctx: Context) -> dict[str, tuple[str, ...]]:
+        """Tensor -> axes along which new entries start at zero, of those that have any."""
+        return {name: tensor.fresh_zero for name, tensor in self.tensors(ctx).items() if tensor.fresh_zero}
 
     def bequeath(self, child: "Part", ctx: Context, child_ctx: Context) -> Alignment | None:
         """How a child of another class, that knows nothing of this one, inherits; None where it cannot."""
@@ -208,7 +201,7 @@ class Part(Frozen):
         changed = sorted(
             name
             for name in type(self).model_fields
-            if name not in self.size_fields | (self.inert() & parent.inert())
+            if name not in self.neutral_fields | (self.inert() & parent.inert())
             and getattr(self, name) != getattr(parent, name)
         )
         return Alignment(
@@ -216,21 +209,21 @@ class Part(Frozen):
             exact=not changed and not (theirs.keys() - specs.keys()),
             note=f"changed {', '.join(changed)}" if changed else "",
             scales=self.norm_scales(parent, ctx, parent_ctx),
-            zero=self.zero_init,
+            zero=self.fresh_zero(ctx),
         )
 
     def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
         common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
-        if not common & set(self.axes):
+        if not common & self.tensors(ctx).keys():
             return None
         return Alignment(
             sources={name: name if name in common else None for name in specs},
             exact=False,
             note=f"{parent.label} became {self.label}",
             scales=self.norm_scales(parent, ctx, parent_ctx),
-            zero=self.zero_init,
+            zero=self.fresh_zero(ctx),
         )
 
     def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
@@ -240,7 +233,8 @@ class Part(Frozen):
         for name, (axis, _) in self.norms(ctx).items():
             if name not in parent.norms(parent_ctx):
                 continue
-            ratio = theirs.get(axis, sizes[axis]) / sizes[axis]
+            (width,), (their_width,) = shape_of((axis,), sizes), shape_of((axis,), {**sizes, **theirs})
+            ratio = their_width / width
             if ratio < 1:
                 scales[f"{name}.weight"] = math.sqrt(ratio)
                 scales[f"{name}.eps"] = ratio
@@ -250,7 +244,7 @@ class Part(Frozen):
 class Modifier(Part):
     """An extra that acts on the outputs of the block's branches instead of adding a branch of its own."""
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """A modifier normalises nothing."""
         return {}
 

@@ -1,6 +1,5 @@
 """The dense feed-forward layer. B batch, T tokens, D model dim, F hidden."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -8,7 +7,7 @@ from pydantic import PositiveInt
 
 from morphogen.parts.contract.operator import operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Axes
+from morphogen.parts.contract.tensors import Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,23 +23,24 @@ class MLP(Part):
     """
 
     slot: ClassVar = "ffn"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "up.weight": ("hidden", "dim"),
-        "gate.weight": ("hidden", "dim"),
-        "down.weight": ("dim", "hidden"),
-    }
-    zero_init: ClassVar = {"down.weight": ("hidden",)}
-    writers: ClassVar = frozenset({"down.weight"})
-    size_fields: ClassVar = frozenset({"hidden"})
-    pointwise: ClassVar = True
+    neutral_fields: ClassVar = frozenset({"hidden"})
 
     kind: Literal["dense"] = "dense"
     hidden: PositiveInt
     activation: Activation = "swiglu"
 
-    def absent(self, ctx: Context) -> frozenset[str]:
+    @property
+    def pointwise(self) -> bool:
+        """It is."""
+        return True
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """Only gated activations have a gate."""
-        return frozenset() if self.activation in GATED else frozenset({"gate.weight"})
+        return {
+            "up.weight": Tensor(("hidden", "dim")),
+            **({"gate.weight": Tensor(("hidden", "dim"))} if self.activation in GATED else {}),
+            "down.weight": Tensor(("dim", "hidden"), fresh_zero=("hidden",), writes=True),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """hidden and dim."""

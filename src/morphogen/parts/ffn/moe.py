@@ -13,7 +13,7 @@ from morphogen.ops.names import RouterKind
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.registry import PartIn
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec, Tensor
 from morphogen.parts.ffn.mlp import GATED, MLP, Activation
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
 STACKED = ("up.weight", "gate.weight", "down.weight")
-SHARED = ("shared_up.weight", "shared_gate.weight", "shared_down.weight")
 
 
 class MoE(Part):
@@ -48,31 +47,8 @@ class MoE(Part):
     model_config = ConfigDict(defer_build=True)
 
     slot: ClassVar = "ffn"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "router.weight": ("place", "dim"),
-        "router.bias": ("expert",),
-        "other_router.weight": ("other", "dim"),
-        "other_router.bias": ("other",),
-        "twin.weight": ("twin", "dim"),
-        "up.weight": ("expert", "hidden", "dim"),
-        "gate.weight": ("expert", "hidden", "dim"),
-        "down.weight": ("expert", "hidden", "dim"),
-        "shared_up.weight": (("shared", "shared_hidden"), "dim"),
-        "shared_gate.weight": (("shared", "shared_hidden"), "dim"),
-        "shared_down.weight": ("dim", ("shared", "shared_hidden")),
-    }
-    initial: ClassVar = {
-        "router.weight": ROUTER_START,
-        "router.bias": ZEROS,
-        "other_router.weight": ROUTER_START,
-        "other_router.bias": ZEROS,
-        "twin.weight": ROUTER_START,
-    }
-    zero_init: ClassVar = {"down.weight": ("expert", "hidden"), "shared_down.weight": ("shared", "shared_hidden")}
-    writers: ClassVar = frozenset({"down.weight", "shared_down.weight"})
-    buffers: ClassVar = frozenset({"router.bias", "other_router.bias"})
-    #: `align` itself judges those of these that do not only set sizes.
-    size_fields: ClassVar = frozenset(
+    #: `align` itself judges those of these that may change the function.
+    neutral_fields: ClassVar = frozenset(
         {"hidden", "n_experts", "k", "twins", "experts", "router_bias"}
         | {"shared", "shared_hidden", "balance", "z_loss", "drop_upcycle"}
     )
@@ -168,25 +144,37 @@ class MoE(Part):
             | ({"capacity_factor"} if self.drop_policy == "none" else set())
         )
 
-    def writes(self, name: str) -> bool:
-        """Those of the stacked, the shared and the other experts."""
-        index, inner = _other(name)
-        return super().writes(name) if index is None else self.experts[index].writes(inner)
-
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """Gates of ungated activations, the tensors of experts that there are none of, an unused bias."""
-        gone = set() if self.activation in GATED else {"gate.weight", "shared_gate.weight"}
-        if not self.stacked:
-            gone |= {"router.weight", "router.bias", *STACKED}
-        if not self.experts:
-            gone |= {"other_router.weight", "other_router.bias"}
-        if not self.shared:
-            gone |= set(SHARED)
-        if not self.twins:
-            gone.add("twin.weight")
-        if self.router_bias == "none":
-            gone |= self.buffers
-        return frozenset(gone)
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """The routers', then the stacked experts', the shared ones', and those of the parts in `experts` without their
+        first norms: the input is normalised once for all."""
+        table: dict[str, Tensor] = {}
+        for name, place, expert, count in (
+            ("router", "place", "expert", self.stacked),
+            ("other_router", "other", "other", len(self.experts)),
+        ):
+            if count:
+                table[f"{name}.weight"] = Tensor((place, "dim"), ROUTER_START)
+            if count and self.router_bias == "aux_free":
+                table[f"{name}.bias"] = Tensor((expert,), ZEROS, trained=False)
+        if self.twins:
+            table["twin.weight"] = Tensor(("twin", "dim"), ROUTER_START)
+        gated = self.activation in GATED
+        if self.stacked:
+            rows = Tensor(("expert", "hidden", "dim"))
+            start = Init("normal", (ctx.output_gain / math.sqrt(self.hidden),))
+            table |= {"up.weight": rows, **({"gate.weight": rows} if gated else {})}
+            table["down.weight"] = Tensor(rows.axes, start, fresh_zero=("expert", "hidden"), writes=True)
+        if self.shared:
+            units = ("shared", "shared_hidden")
+            rows = Tensor((units, "dim"))
+            table |= {"shared_up.weight": rows, **({"shared_gate.weight": rows} if gated else {})}
+            table["shared_down.weight"] = Tensor(("dim", units), fresh_zero=units, writes=True)
+        for i, part in enumerate(self.experts):
+            for name, spec in _bare(part, ctx).items():  # what they inherit, `_with_others` says
+                table[f"others.{i}.{name}"] = Tensor(
+                    _axes_inside(i, spec.axes), spec.init, writes=spec.writes, trained=spec.trained
+                )
+        return table
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """Those of the stack, and `others.<i>.<axis>` for the parts in `experts`."""
@@ -203,17 +191,6 @@ class MoE(Part):
         for i, part in enumerate(self.experts):
             sizes |= {_inside(i, axis): size for axis, size in part.sizes(ctx).items()}
         return sizes
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """The stack's, then those of `experts` without their norms: the input is normalised once for all."""
-        specs = super().specs(ctx)
-        if "down.weight" in specs:
-            std = ctx.output_gain / math.sqrt(self.hidden)
-            specs["down.weight"] = replace(specs["down.weight"], init=Init("normal", (std,)))
-        for i, part in enumerate(self.experts):
-            for name, spec in _bare(part, ctx).items():
-                specs[f"others.{i}.{name}"] = replace(spec, axes=_axes_inside(i, spec.axes))
-        return specs
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""
@@ -355,7 +332,7 @@ class MoE(Part):
         rows: Axes = ("expert", "hidden", "dim")
         columns: Axes = ("expert", "dim", "hidden")
         axes, maps = dict[str, Axes](), {"expert": copied}
-        zero = dict(self.zero_init)
+        zero = self.fresh_zero(ctx)
         if self.drop_upcycle:
             axes = dict.fromkeys(STACKED, ("unit", "dim"))
             rows, columns, maps = ("unit", "dim"), ("dim", "unit"), {"unit": self._kept_units(parent.hidden)}
@@ -395,7 +372,7 @@ class MoE(Part):
             parent_axes=dict.fromkeys(STACKED, rows),
             maps={"expert": mean},
             scales=child.norm_scales(self, child_ctx, ctx),
-            zero=child.zero_init,
+            zero=child.fresh_zero(child_ctx),
         )
 
 
@@ -415,13 +392,6 @@ def _halves(parent: MoE) -> tuple[dict[str, Axes], dict[str, AxisMap]]:
 def _router_by_expert(child: MoE, parent: MoE) -> dict[str, Axes]:
     """Without twins a place is an expert, so that its row goes where the expert goes."""
     return {} if child.twins or parent.twins else {"router.weight": ("expert", "dim")}
-
-
-def _other(name: str) -> tuple[int | None, str]:
-    """`others.2.up.weight` as (2, "up.weight")."""
-    head, _, rest = name.partition(".")
-    index, _, inner = rest.partition(".")
-    return (int(index), inner) if head == "others" else (None, name)
 
 
 def _inside(i: int, axis: str) -> str:

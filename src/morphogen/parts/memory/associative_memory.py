@@ -1,6 +1,5 @@
 """Fast weights that every token writes. B batch, T tokens, D model dim, H heads, E head dim, F features of a key."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -10,7 +9,7 @@ from morphogen.ops.names import MEMORY_CHUNK, MEMORY_FEATURES, MemoryFeature
 from morphogen.parts.attention.heads import fewer_heads, more_heads
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes
+from morphogen.parts.contract.tensors import ZEROS, Tensor
 from morphogen.parts.memory.readers import plain_heads
 
 if TYPE_CHECKING:
@@ -25,17 +24,7 @@ class AssocMemory(Part):
     """
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": (("heads", "head_dim"), "dim"),
-        "k.weight": (("heads", "head_dim"), "dim"),
-        "v.weight": (("heads", "head_dim"), "dim"),
-        "beta.weight": ("heads", "dim"),
-        "o.weight": ("dim", ("heads", "head_dim")),
-    }
-    initial: ClassVar = {"beta.weight": ZEROS}
-    zero_init: ClassVar = {"o.weight": ("heads", "head_dim")}
-    writers: ClassVar = frozenset({"o.weight"})
-    size_fields: ClassVar = frozenset({"heads"})
+    neutral_fields: ClassVar = frozenset({"heads"})
 
     kind: Literal["assoc_memory"] = "assoc_memory"
     heads: PositiveInt = 4
@@ -45,6 +34,17 @@ class AssocMemory(Part):
     def traits(self) -> frozenset[str]:
         """A memory."""
         return frozenset({"memory"})
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """Queries, keys, values, the share of what a key holds that is replaced, and the output's projection."""
+        heads = ("heads", "head_dim")
+        return {
+            "q.weight": Tensor((heads, "dim")),
+            "k.weight": Tensor((heads, "dim")),
+            "v.weight": Tensor((heads, "dim")),
+            "beta.weight": Tensor(("heads", "dim"), ZEROS),
+            "o.weight": Tensor(("dim", heads), fresh_zero=heads, writes=True),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, head_dim and dim."""

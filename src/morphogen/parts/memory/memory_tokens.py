@@ -1,6 +1,5 @@
 """Reading keys and values that are learned. B batch, T tokens, D model dim, H heads, N memory tokens, E head dim."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ from pydantic import PositiveInt
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Axes, Init
+from morphogen.parts.contract.tensors import Init, Tensor
 from morphogen.parts.memory.readers import Reader, plain_heads
 
 if TYPE_CHECKING:
@@ -23,20 +22,25 @@ class MemoryTokens(Reader):
     More tokens enter the softmax's denominator, so that is lossy, although their values start at zero.
     """
 
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": Reader.axes["q.weight"],
-        "o.weight": Reader.axes["o.weight"],
-        "keys": ("heads", "tokens", "k_dim"),
-        "values": ("heads", "tokens", "v_dim"),
-    }
-    #: Values start small: most of what they add is the same for every token, and would drown the embedding.
-    initial: ClassVar = {"keys": Init("normal", (1.0,)), "values": Init("normal", (0.02,))}
-    zero_init: ClassVar = {"o.weight": ("heads", "v_dim"), "keys": ("k_dim",), "values": ("tokens",)}
-    size_fields: ClassVar = frozenset({"heads", "head_dim", "tokens"})
-    pointwise: ClassVar = True
+    neutral_fields: ClassVar = frozenset({"heads", "head_dim", "tokens"})
 
     kind: Literal["memory_tokens"] = "memory_tokens"
     tokens: PositiveInt = 32
+
+    @property
+    def pointwise(self) -> bool:
+        """It is: what is read is the same for all tokens."""
+        return True
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """Values start small: most of what they add is the same for every token, and would drown the embedding."""
+        projections = super().tensors(ctx)
+        return {
+            "q.weight": projections["q.weight"],
+            "o.weight": projections["o.weight"],
+            "keys": Tensor(("heads", "tokens", "k_dim"), Init("normal", (1.0,)), fresh_zero=("k_dim",)),
+            "values": Tensor(("heads", "tokens", "v_dim"), Init("normal", (0.02,)), fresh_zero=("tokens",)),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """A reader's, and tokens."""

@@ -4,7 +4,6 @@ B batch, T tokens, D model dim, H heads, E head dim, S slots
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ from morphogen.parts.attention.heads import fewer_heads, more_heads, wider_heads
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Axes
+from morphogen.parts.contract.tensors import Tensor
 
 #: Heads that are put in anew have at most this many channels each.
 HEAD_DIM = 32
@@ -36,15 +35,7 @@ class Reader(Part):
     """
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "q.weight": (("heads", "k_dim"), "dim"),
-        "k.weight": (("heads", "k_dim"), "dim"),
-        "v.weight": (("heads", "v_dim"), "dim"),
-        "o.weight": ("dim", ("heads", "v_dim")),
-    }
-    zero_init: ClassVar = {"o.weight": ("heads", "v_dim"), "k.weight": ("k_dim",)}
-    writers: ClassVar = frozenset({"o.weight"})
-    size_fields: ClassVar = frozenset({"heads", "head_dim"})
+    neutral_fields: ClassVar = frozenset({"heads", "head_dim"})
 
     heads: PositiveInt = 4
     head_dim: PositiveInt = 32
@@ -57,6 +48,15 @@ class Reader(Part):
     def traits(self) -> frozenset[str]:
         """A memory."""
         return frozenset({"memory"})
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """Queries, keys, values and the output's projection."""
+        return {
+            "q.weight": Tensor((("heads", "k_dim"), "dim")),
+            "k.weight": Tensor((("heads", "k_dim"), "dim"), fresh_zero=("k_dim",)),
+            "v.weight": Tensor((("heads", "v_dim"), "dim")),
+            "o.weight": Tensor(("dim", ("heads", "v_dim")), fresh_zero=("heads", "v_dim"), writes=True),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, dim, and head_dim once for queries and keys and once for values: they grow by different rules."""

@@ -1,9 +1,8 @@
 """Reading the recent past by chunks. B batch, T tokens, D model dim, S chunks."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -12,8 +11,8 @@ from morphogen.ops.slots import Aggregator, Slots
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec
-from morphogen.parts.memory.readers import Reader, SlotReader, plain_heads
+from morphogen.parts.contract.tensors import ZEROS, Init, Tensor
+from morphogen.parts.memory.readers import SlotReader, plain_heads
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,9 +32,6 @@ class Retro(SlotReader):
     start; changing it starts g anew.
     """
 
-    axes: ClassVar[Mapping[str, Axes]] = {**Reader.axes, "pool.weight": ("one", "dim"), "strength": ()}
-    initial: ClassVar = {"pool.weight": ZEROS}
-
     kind: Literal["retro"] = "retro"
     memory_tokens: PositiveInt = 64
     stride: PositiveInt = 32
@@ -47,18 +43,17 @@ class Retro(SlotReader):
         """Chunks, the last `memory_tokens` of them."""
         return Slots(self.stride, self.stride, self.memory_tokens)
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """The mean has no weights."""
-        return frozenset({"pool.weight"}) if self.aggregator == "mean" else frozenset()
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """A reader's, the pooling weights (the mean has none), and the gate, whose tanh starts at `gating_weight`."""
+        return {
+            **super().tensors(ctx),
+            **({} if self.aggregator == "mean" else {"pool.weight": Tensor(("one", "dim"), ZEROS)}),
+            "strength": Tensor((), Init("constant", (math.atanh(self.gating_weight),))),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """A reader's, and the one row of the pooling weights."""
         return {**super().sizes(ctx), "one": 1}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """The gate starts so that its tanh is `gating_weight`."""
-        start = Spec((), (), Init("constant", (math.atanh(self.gating_weight),)))
-        return {**super().specs(ctx), "strength": start}
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

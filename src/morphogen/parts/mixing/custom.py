@@ -15,7 +15,7 @@ from morphogen.figures import Figure
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import Axes, Spec
+from morphogen.parts.contract.tensors import Axis, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 class Plugin(Part):
     """What a plug-in inherits from: a residual branch in the slot `extra`, described as every other part is.
 
-    A subclass declares its fields, each with a default, and as for `Part`: `axes`, `writers`, `zero_init`, `initial`,
-    `buffers`, `size_fields`, `sizes`, `build` (a `contract.branch.Branch`) and `cost`. Nothing else is needed: it is
-    initialised, inherited, widened and crossed over from these. It must be causal; the contract test in
-    `tests/test_contract.py` says what else. Writers are zero at insertion, so a plug-in enters a trained model without
-    a jump.
+    A subclass declares its fields, each with a default, and as for `Part`: `tensors`, `sizes`, `neutral_fields`,
+    `build` (a `contract.branch.Branch`) and `cost`. Nothing else is needed: it is initialised, inherited, widened and
+    crossed over from these. It must be causal; the contract test in `tests/test_contract.py` says what else. Tensors
+    that write are zero at insertion, so a plug-in enters a trained model without a jump.
 
     In a blueprint it is `{kind: custom, name: mixer, params: {width: 64}}`, where the package `mine` has in its
     pyproject.toml
@@ -91,33 +90,13 @@ class Custom(Part):
             raise InputError(f"params of {self.name}: {found}") from None
 
     @property
-    def axes(self) -> Mapping[str, Axes]:  # type: ignore[override]
-        """The plug-in's."""
-        return self.plugin.axes
-
-    @property
-    def zero_init(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
-        """The plug-in's."""
-        return self.plugin.zero_init
-
-    @property
-    def writers(self) -> frozenset[str]:  # type: ignore[override]
-        """The plug-in's."""
-        return self.plugin.writers
-
-    @property
-    def pointwise(self) -> bool:  # type: ignore[override]
+    def pointwise(self) -> bool:
         """The plug-in's."""
         return self.plugin.pointwise
 
-    @property
-    def buffers(self) -> frozenset[str]:  # type: ignore[override]
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """The plug-in's."""
-        return self.plugin.buffers
-
-    def writes(self, name: str) -> bool:
-        """The plug-in's."""
-        return self.plugin.writes(name)
+        return self.plugin.tensors(ctx)
 
     def kept(self, ctx: Context) -> float:
         """The plug-in's."""
@@ -131,17 +110,13 @@ class Custom(Part):
         """The plug-in's."""
         return self.plugin.neutral()
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The plug-in's."""
         return self.plugin.norms(ctx)
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """The plug-in's."""
         return self.plugin.sizes(ctx)
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """The plug-in's."""
-        return self.plugin.specs(ctx)
 
     def build(self, ctx: Context) -> "nn.Module":
         """The plug-in's module, (B, T, D) to (B, T, D)."""

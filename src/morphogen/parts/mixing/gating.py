@@ -5,7 +5,7 @@ B batch, T tokens, D model dim, n target branches, R hidden units of the router
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -13,20 +13,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import BlockLike, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Modifier, NormKind, Part
-from morphogen.parts.contract.tensors import ONES, ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ONES, ZEROS, Axis, Init, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
 
 Target = Literal["attn", "ssm", "extra", "ffn"]
+SLOTS: tuple[Target, ...] = get_args(Target)
 
 
 class LayerScale(Modifier):
     """`x + s ⊙ branch(x)` with a learned vector s per target, starting at `init`. Ref: arXiv 2103.17239."""
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = dict.fromkeys(("attn", "ssm", "extra", "ffn"), ("dim",))
-    size_fields: ClassVar = frozenset({"targets", "init"})
+    neutral_fields: ClassVar = frozenset({"targets", "init"})
 
     kind: Literal["layer_scale"] = "layer_scale"
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
@@ -37,18 +37,13 @@ class LayerScale(Modifier):
         _distinct(self.targets)
         return self
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """Only the targets have a vector."""
-        return frozenset(self.axes) - set(self.targets)
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """A vector for each target, which starts at `init`."""
+        return {slot: Tensor(("dim",), Init("constant", (self.init,))) for slot in SLOTS if slot in self.targets}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """dim."""
         return {"dim": ctx.dim}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Each vector starts at `init`."""
-        start = Init("constant", (self.init,))
-        return {name: Spec(spec.axes, spec.shape, start) for name, spec in super().specs(ctx).items()}
 
     def build(self, ctx: Context) -> "nn.Module":
         """Scales branch outputs."""
@@ -94,8 +89,7 @@ class Gated(Modifier):
     """
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {"attn": (), "ssm": (), "extra": (), "ffn": ()}
-    size_fields: ClassVar = frozenset({"targets", "learnable"})
+    neutral_fields: ClassVar = frozenset({"targets", "learnable"})
 
     kind: Literal["gated"] = "gated"
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
@@ -107,18 +101,14 @@ class Gated(Modifier):
         _distinct(self.targets)
         return self
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """Only the targets have a gate."""
-        return frozenset(self.axes) - set(self.targets)
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """A number for each target, which starts at `init_weight`."""
+        start = Tensor((), Init("constant", (self.init_weight,)), trained=self.learnable)
+        return {slot: start for slot in SLOTS if slot in self.targets}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """None: gates are single numbers."""
         return {}
-
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Each gate starts at `init_weight`; a buffer when it is not learned."""
-        start = Init("constant", (self.init_weight,))
-        return {target: Spec((), (), start, buffer=not self.learnable) for target in super().specs(ctx)}
 
     def build(self, ctx: Context) -> "nn.Module":
         """Scales branch outputs."""
@@ -160,14 +150,7 @@ class BranchRouter(Modifier):
     """
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "up.weight": ("hidden", "dim"),
-        "out.weight": ("target", "hidden"),
-        "bias": ("target",),
-    }
-    initial: ClassVar = {"out.weight": ZEROS, "bias": ZEROS}
-    zero_init: ClassVar = {"out.weight": ("hidden",)}
-    size_fields: ClassVar = frozenset({"hidden"})
+    neutral_fields: ClassVar = frozenset({"hidden"})
 
     kind: Literal["branch_router"] = "branch_router"
     targets: Annotated[tuple[Target, ...], Field(min_length=2)] = ("attn", "ffn")
@@ -184,11 +167,15 @@ class BranchRouter(Modifier):
         """A static router has no hidden units."""
         return frozenset({"hidden"}) if self.router_type == "static" else frozenset()
 
-    def absent(self, ctx: Context) -> frozenset[str]:
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """A static router is its bias."""
-        return frozenset({"up.weight", "out.weight"}) if self.router_type == "static" else frozenset()
+        bias = {"bias": Tensor(("target",), ZEROS)}
+        if self.router_type == "static":
+            return bias
+        out = Tensor(("target", "hidden"), ZEROS, fresh_zero=("hidden",))
+        return {"up.weight": Tensor(("hidden", "dim")), "out.weight": out, **bias}
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """That of the block's input."""
         return {} if self.router_type == "static" else {"norm": ("dim", ctx.norm)}
 

@@ -1,6 +1,5 @@
 """A gated short convolution. B batch, T tokens, D model dim, W channels, K taps."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,7 +9,7 @@ from pydantic import PositiveInt
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import block_operator, operator
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Axes
+from morphogen.parts.contract.tensors import Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,14 +23,7 @@ class ShortConv(Part):
     """
 
     slot: ClassVar = "extra"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "bch.weight": (("way", "width"), "dim"),
-        "taps": ("width", "kernel"),
-        "o.weight": ("dim", "width"),
-    }
-    zero_init: ClassVar = {"o.weight": ("width",), "taps": ("kernel",)}
-    writers: ClassVar = frozenset({"o.weight"})
-    size_fields: ClassVar = frozenset({"width", "kernel"})
+    neutral_fields: ClassVar = frozenset({"width", "kernel"})
 
     kind: Literal["short_conv"] = "short_conv"
     kernel: PositiveInt = 4
@@ -40,6 +32,14 @@ class ShortConv(Part):
     def channels(self, ctx: Context) -> int:
         """`width` with its default."""
         return self.width or ctx.dim
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """b, c and h by one map, the taps, and the output's projection."""
+        return {
+            "bch.weight": Tensor((("way", "width"), "dim")),
+            "taps": Tensor(("width", "kernel"), fresh_zero=("kernel",)),
+            "o.weight": Tensor(("dim", "width"), fresh_zero=("width",), writes=True),
+        }
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """way (b, c, h), width, kernel and dim."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init
+from morphogen.parts.contract.tensors import ZEROS, Axis, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,17 +34,8 @@ class Recurrence(Part):
     """
 
     slot: ClassVar = "recurrence"
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "state.weight": ("dim", "dim"),
-        "prelude.weight": ("dim", "dim"),
-        "gate_state": ("dim",),
-        "gate_prelude": ("dim",),
-        "gate_bias": (),
-    }
-    initial: ClassVar[Mapping[str, Init]] = {"gate_state": ZEROS, "gate_prelude": ZEROS, "gate_bias": ZEROS}
-    writers: ClassVar = frozenset({"state.weight", "prelude.weight"})
     # Tensors that come or go with `adapter` and `concat_prelude` decide about those; ranges are compared by block ids.
-    size_fields: ClassVar = frozenset(
+    neutral_fields: ClassVar = frozenset(
         {"id", "start", "end", "adapter", "concat_prelude", "train_recurrence", "curriculum_fraction", "start_state"}
     )
 
@@ -95,12 +86,20 @@ class Recurrence(Part):
         """What is a name, or measured, is read."""
         return self.inert() - {"id", "test_recurrences"}
 
-    def absent(self, ctx: Context) -> frozenset[str]:
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """Only `concat_prelude` reads the prelude, only the gated adapter has a gate."""
-        gone = set() if self.concat_prelude else {"prelude.weight", "gate_prelude"}
-        return frozenset(gone | ({"gate_state", "gate_prelude", "gate_bias"} if self.adapter == "linear" else set()))
+        gate, both = self.adapter == "gated", self.concat_prelude
+        present = {"prelude.weight": both, "gate_state": gate, "gate_prelude": gate and both, "gate_bias": gate}
+        table = {
+            "state.weight": Tensor(("dim", "dim"), writes=True),
+            "prelude.weight": Tensor(("dim", "dim"), writes=True),
+            "gate_state": Tensor(("dim",), ZEROS),
+            "gate_prelude": Tensor(("dim",), ZEROS),
+            "gate_bias": Tensor((), ZEROS),
+        }
+        return {name: tensor for name, tensor in table.items() if present.get(name, True)}
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """One on the state; one on the prelude where that is read."""
         names = ("norm", "prelude_norm") if self.concat_prelude else ("norm",)
         return dict.fromkeys(names, ("dim", ctx.norm))

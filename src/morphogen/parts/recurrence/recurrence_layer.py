@@ -24,7 +24,7 @@ class Loop(nn.Module):
         self.state = Linear(ctx.dim, ctx.dim)
         self.prelude_norm = make_norm(ctx.norm, ctx.dim) if part.concat_prelude else None
         self.prelude = Linear(ctx.dim, ctx.dim) if part.concat_prelude else None
-        names = set(part.axes) - part.absent(ctx)
+        names = part.tensors(ctx)
         for name, shape in (("gate_state", (ctx.dim,)), ("gate_prelude", (ctx.dim,)), ("gate_bias", ())):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)) if name in names else None)
 

@@ -4,15 +4,13 @@ B batch, T tokens, D model dim, F inner channels, N state size, K taps, L rank o
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost
-from morphogen.parts.contract.tensors import ONES, ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ONES, ZEROS, Init, Tensor
 from morphogen.parts.ssm.mamba2 import Mamba2
 from morphogen.parts.ssm.ssm import SSM, STEPS, UNIFORM
 
@@ -27,27 +25,6 @@ class Mamba(SSM):
     projections of x. a = −exp(a_log), which starts as log 1…N (S4D-real). Ref: arXiv 2312.00752.
     """
 
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "x.weight": ("inner", "dim"),
-        "z.weight": ("inner", "dim"),
-        "conv_x.weight": ("inner", "taps"),
-        "conv_x.bias": ("inner",),
-        "dt_down.weight": ("rank", "inner"),
-        "b.weight": ("state", "inner"),
-        "c.weight": ("state", "inner"),
-        "dt_up.weight": ("inner", "rank"),
-        "dt_bias": ("inner",),
-        "a_log": (("state", "inner"),),  # flat, as weight decay is for matrices only
-        "d": ("inner",),
-        "out.weight": ("dim", "inner"),
-    }
-    initial: ClassVar = {
-        "conv_x.weight": UNIFORM,
-        "conv_x.bias": ZEROS,
-        "dt_up.weight": UNIFORM,
-        "dt_bias": STEPS,
-        "d": ONES,
-    }
     kind: Literal["mamba"] = "mamba"
 
     @property
@@ -73,21 +50,23 @@ class Mamba(SSM):
             "dim": ctx.dim,
         }
 
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Decays start at 1…N in every channel."""
-        specs = super().specs(ctx)
-        specs["a_log"] = replace(specs["a_log"], init=Init("log_count", (self.d_state,)))
-        return specs
-
-    def silent(self) -> Mapping[str, tuple[str, ...]]:
-        """New states are not read; new channels are read by nothing; a new rank adds nothing to the step."""
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """New states are not read; new channels are read by nothing; a new rank adds nothing to the step. Decays start
+        at 1…N in every channel."""
         return {
-            "c.weight": ("state", "inner"),
-            "b.weight": ("inner",),
-            "dt_down.weight": ("inner",),
-            "dt_up.weight": ("rank",),
-            "out.weight": ("inner",),
-            "conv_x.weight": ("taps",),
+            "x.weight": Tensor(("inner", "dim")),
+            **({"z.weight": Tensor(("inner", "dim"))} if self.gate else {}),
+            "conv_x.weight": Tensor(("inner", "taps"), UNIFORM, fresh_zero=("taps",)),
+            "conv_x.bias": Tensor(("inner",), ZEROS),
+            "dt_down.weight": Tensor(("rank", "inner"), fresh_zero=("inner",)),
+            "b.weight": Tensor(("state", "inner"), fresh_zero=("inner",)),
+            "c.weight": Tensor(("state", "inner"), fresh_zero=("state", "inner")),
+            "dt_up.weight": Tensor(("inner", "rank"), UNIFORM, fresh_zero=("rank",)),
+            "dt_bias": Tensor(("inner",), STEPS),
+            # flat, as weight decay is for matrices only
+            "a_log": Tensor((("state", "inner"),), Init("log_count", (self.d_state,))),
+            "d": Tensor(("inner",), ONES),
+            "out.weight": Tensor(("dim", "inner"), fresh_zero=("inner",), writes=True),
         }
 
     def build(self, ctx: Context) -> "nn.Module":

@@ -6,14 +6,14 @@ B batch, T tokens, D model dim, H heads, P head width, F = H·P inner channels, 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
-from morphogen.parts.contract.tensors import ONES, ZEROS, Axes, Init, Spec
+from morphogen.parts.contract.tensors import ONES, ZEROS, Axis, Init, Tensor
 from morphogen.parts.ssm.ssm import INNER, SSM, STEPS, UNIFORM, by_inner
 
 if TYPE_CHECKING:
@@ -27,30 +27,6 @@ class Mamba2(SSM):
     all heads. a = −exp(a_log). Ref: arXiv 2405.21060.
     """
 
-    axes: ClassVar[Mapping[str, Axes]] = {
-        "x.weight": (INNER, "dim"),
-        "b.weight": ("state", "dim"),
-        "c.weight": ("state", "dim"),
-        "dt.weight": ("heads", "dim"),
-        "z.weight": (INNER, "dim"),
-        "conv_x.weight": (INNER, "taps"),
-        "conv_x.bias": (INNER,),
-        "conv_b.weight": ("state", "taps"),
-        "conv_b.bias": ("state",),
-        "conv_c.weight": ("state", "taps"),
-        "conv_c.bias": ("state",),
-        "a_log": ("heads",),
-        "dt_bias": ("heads",),
-        "d": ("heads",),
-        "out.weight": ("dim", INNER),
-    }
-    initial: ClassVar = {
-        **{f"conv_{name}.weight": UNIFORM for name in "xbc"},
-        **{f"conv_{name}.bias": ZEROS for name in "xbc"},
-        "a_log": Init("log_uniform", (1.0, 16.0)),
-        "dt_bias": STEPS,
-        "d": ONES,
-    }
     kind: Literal["mamba2"] = "mamba2"
 
     @property
@@ -62,9 +38,9 @@ class Mamba2(SSM):
         """It has no low-rank step, and the chunk changes nothing but speed."""
         return frozenset({"dt_rank", "chunk"})
 
-    def norms(self, ctx: Context) -> Mapping[str, tuple[str, NormKind]]:
+    def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The branch's norm, and that of the gated output."""
-        return {"norm": ("dim", ctx.norm), "out_norm": ("inner", "rmsnorm")}
+        return {"norm": ("dim", ctx.norm), "out_norm": (INNER, "rmsnorm")}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, head_dim and both as inner; state, taps, dim."""
@@ -77,17 +53,27 @@ class Mamba2(SSM):
             "dim": ctx.dim,
         }
 
-    def specs(self, ctx: Context) -> dict[str, Spec]:
-        """The output's norm has the heads' channels as its axis."""
-        specs = super().specs(ctx)
-        specs["out_norm.weight"] = replace(specs["out_norm.weight"], axes=(INNER,))
-        return specs
-
-    def silent(self) -> Mapping[str, tuple[str, ...]]:
-        """New states are not read. New channels reach the norm as zeros, as its statistics are over all of them."""
-        zero: dict[str, tuple[str, ...]] = {"c.weight": ("state",), "conv_c.bias": ("state",)}
-        zero |= {f"conv_{name}.weight": ("taps",) for name in "xbc"}
-        return zero | ({"z.weight": INNER} if self.gate else {"x.weight": INNER, "conv_x.bias": INNER})
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """New states are not read. New channels reach the norm as zeros, as its statistics are over all of them: by the
+        gate, or without one by what they are made of."""
+        ungated = () if self.gate else INNER
+        return {
+            "x.weight": Tensor((INNER, "dim"), fresh_zero=ungated),
+            "b.weight": Tensor(("state", "dim")),
+            "c.weight": Tensor(("state", "dim"), fresh_zero=("state",)),
+            "dt.weight": Tensor(("heads", "dim")),
+            **({"z.weight": Tensor((INNER, "dim"), fresh_zero=INNER)} if self.gate else {}),
+            "conv_x.weight": Tensor((INNER, "taps"), UNIFORM, fresh_zero=("taps",)),
+            "conv_x.bias": Tensor((INNER,), ZEROS, fresh_zero=ungated),
+            "conv_b.weight": Tensor(("state", "taps"), UNIFORM, fresh_zero=("taps",)),
+            "conv_b.bias": Tensor(("state",), ZEROS),
+            "conv_c.weight": Tensor(("state", "taps"), UNIFORM, fresh_zero=("taps",)),
+            "conv_c.bias": Tensor(("state",), ZEROS, fresh_zero=("state",)),
+            "a_log": Tensor(("heads",), Init("log_uniform", (1.0, 16.0))),
+            "dt_bias": Tensor(("heads",), STEPS),
+            "d": Tensor(("heads",), ONES),
+            "out.weight": Tensor(("dim", INNER), writes=True),
+        }
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the shared rules: the same inner channels in more heads (decay and step copied) or fewer (means)."""

@@ -4,7 +4,6 @@ B batch, T tokens, D model dim, F inner channels, N state size, K taps of the co
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -36,8 +35,7 @@ class SSM(Part):
     """
 
     slot: ClassVar = "ssm"
-    writers: ClassVar = frozenset({"out.weight"})
-    size_fields: ClassVar = frozenset({"d_state", "d_conv", "expand", "head_dim", "dt_rank", "chunk"})
+    neutral_fields: ClassVar = frozenset({"d_state", "d_conv", "expand", "head_dim", "dt_rank", "chunk"})
 
     d_state: PositiveInt = 16
     d_conv: PositiveInt = 4
@@ -69,14 +67,6 @@ class SSM(Part):
         """`chunk`, or what is fast at this state size."""
         return self.chunk or (32 if self.d_state <= 32 else 64)
 
-    def absent(self, ctx: Context) -> frozenset[str]:
-        """Only a gate has a projection."""
-        return frozenset() if self.gate else frozenset({"z.weight"})
-
-    def silent(self) -> Mapping[str, tuple[str, ...]]:
-        """Tensor -> axes along which fresh entries are zero, so that what is new changes nothing."""
-        raise NotImplementedError  # every kind has its own
-
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the default: new taps come before the old ones, and another kind takes over what both have."""
         if not isinstance(parent, SSM):
@@ -84,7 +74,6 @@ class SSM(Part):
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None:
             return self._from_other_kind(parent, ctx, parent_ctx)
-        plain = replace(plain, zero=self.silent())
         if self.d_conv == parent.d_conv:
             return plain
         shift = parent.d_conv - self.d_conv

@@ -1,0 +1,116 @@
+"""What a part declares of its tensors: starts that stand in a file, and tensors that training leaves alone."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models import ids_of, loss_of
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
+from morphogen.errors import InputError
+from morphogen.experiment import Train
+from morphogen.inherit.descent import inherit
+from morphogen.inherit.plan import plan
+from morphogen.network import assemble, initial_state
+from morphogen.parts.contract.initial import draw, stream
+from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.tensors import Tensor, stored
+from morphogen.plugins import allow_code
+from morphogen.training.optimizers import make_updater
+from plugins import Bottleneck
+
+WAY_IN = "blocks.0.extras.0.up.weight"
+
+
+class Borrowed(Bottleneck):
+    """Its way in stands in a file and stays as it is."""
+
+    neutral_fields: ClassVar = frozenset({"width", "file"})
+
+    file: str = ""
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        way_in = Tensor(("width", "dim"), stored(self.file, "layer.weight"), trained=False)
+        return {"up.weight": way_in, "down.weight": super().tensors(ctx)["down.weight"]}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    weight = torch.arange(8.0 * 12).view(8, 12).to(torch.bfloat16)
+    save_file({"layer.weight": weight, "other.weight": torch.zeros(2)}, path)
+    return path
+
+
+def model_of(file: Path, dim: int = 12, width: int = 8) -> Blueprint:
+    part = {"kind": "custom", "name": "test_tensors:Borrowed", "params": {"file": str(file), "width": width}}
+    block = {"extras": [part], "ffn": {"kind": "dense", "hidden": 16}}
+    with allow_code():
+        return Blueprint.model_validate({"emb": {"dim": dim, "vocab": 37}, "blocks": [block]})
+
+
+def test_a_tensor_may_start_as_one_in_a_file_which_is_read_when_it_is_drawn(file: Path) -> None:
+    absent = model_of(file.parent / "absent")  # neither this nor its plan reads anything
+    assert [item.init_args for item in plan(absent, []).tensors if item.init == "stored"]
+    state = initial_state(model_of(file), seed=0)
+    assert torch.equal(state[WAY_IN], torch.arange(96.0).view(8, 12))
+    assert torch.equal(state[WAY_IN], initial_state(model_of(file), seed=5)[WAY_IN])
+
+
+@pytest.mark.parametrize(
+    ("init", "shape", "said"),
+    [
+        (lambda path: stored(str(path), "layer.wieght"), (8, 12), "did you mean 'layer.weight'"),
+        (
+            lambda path: stored(str(path), "layer.weight"),
+            (8, 13),
+            r"has shape \(8, 12\), expected \(8, 13\)",
+        ),
+        (lambda path: stored(str(path.parent / "no"), "layer.weight"), (8, 12), "no: cannot be read as safetensors"),
+        (lambda path: stored(str(path.parent), "layer.weight"), (8, 12), "cannot be read as safetensors"),
+        (lambda path: stored(__file__, "layer.weight"), (8, 12), "test_tensors.py: cannot be read as safetensors"),
+    ],
+)
+def test_a_tensor_that_is_not_there_is_named_with_its_file(file: Path, init, shape, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        draw(init(file), shape, stream(0, "gene", "name"))
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lion", "muon"])
+def test_what_is_not_trained_gets_no_gradient_and_stays_bit_for_bit(file: Path, rule: str) -> None:
+    if rule == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    blueprint = model_of(file)
+    before = initial_state(blueprint, seed=0)
+    model = assemble(blueprint, {name: tensor.clone() for name, tensor in before.items()}).train()
+    updater = make_updater(model, Train(lr=0.05, weight_decay=0.1, optimizer={"name": rule}))
+    for seed in range(3):
+        loss_of(model, ids_of(seed)).backward()
+        updater.step(1.0)
+    after = model.state_dict()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    names = {name for name, _ in model.named_parameters()}
+    assert names - changed == {WAY_IN}
+    assert not any(WAY_IN in of for of in updater.moments().values())
+    assert parameter_count(blueprint) == sum(before[name].numel() for name in changed)
+
+
+def test_what_is_not_trained_is_inherited_like_the_rest(file: Path) -> None:
+    parent = model_of(file)
+    state = initial_state(parent, seed=0)
+    state[WAY_IN] += 1.0
+    child = parent.evolve(head={"tie_embeddings": False})
+    assert child is not None
+    spliced, report = inherit(child, [(parent, state)], seed=1)
+    assert torch.equal(spliced[WAY_IN], state[WAY_IN])
+    assert report.exact
+
+
+def test_numbers_in_a_start_are_read_back_from_a_plan_as_they_were(file: Path) -> None:
+    drawn = plan(model_of(file), [])
+    again = type(drawn).model_validate_json(drawn.model_dump_json())
+    assert again == drawn
+    assert {type(value) for item in again.tensors for value in item.init_args} == {float, str}
