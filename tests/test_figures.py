@@ -142,6 +142,7 @@ RATIO = {"per_entropy": {"op": "ratio", "of": ["bpb", "router_entropy"]}}
         ({"map_elites": {"long_recall": {}}}, "evolution.map_elites.long_recall", "a recall probe"),
         ({"objectives": {"ppl_rec_3": "min"}}, "evolution.objectives.ppl_rec_3", "a recurrence in the model"),
         ({"objectives": {"per_entropy": "min"}, "composite_metrics": RATIO}, "made of router_entropy", "a mixture"),
+        ({"objectives": {"bpb_inherited": "min"}}, "evolution.objectives.bpb_inherited", "weights to start from"),
         ({"objectives": {"bpb_b_txt": "min"}}, "did you mean 'bpb_a_txt'", ""),
         ({"objectives": {"parms": "min"}}, "did you mean 'params'", ""),
     ],
@@ -156,7 +157,7 @@ def test_a_figure_that_the_root_cannot_have_is_refused(evolution: dict[str, obje
 
 def test_what_the_root_has_and_what_descendants_may_bring_is_allowed() -> None:
     check(ROUTED, objectives={"router_entropy": "max"}, rung1_gates={"router_overflow": {"max": 0.5}})
-    check(DENSE, lexicase_cases=["router_entropy"], weights={"moe": 1.0, "ppl_rec_2": 1.0})
+    check(DENSE, lexicase_cases=["router_entropy", "bpb_inherited"], weights={"moe": 1.0, "ppl_rec_2": 1.0})
     check(LOOPED, objectives={"ppl_rec_3": "min", "ppl_a_txt_rec_1": "min"})
     check(DENSE, PROBED, objectives={"long_recall": "max"}, weights={"long-recall": 1.0})
     check(DENSE, objectives={"throughput": "max", "novelty": "max", "budget_share": "max"})
@@ -183,8 +184,6 @@ def test_a_shard_whose_figures_would_be_others_is_refused(source: str) -> None:
 ALL_KINDS = """\
     - attn: {kind: MHA, heads: 2, head_dim: 8, selector: dsa, selector_topk: 4}
       ffn: {kind: moe, hidden: 16, n_experts: 2, k: 1, capacity_factor: 1.0}
-    - ssm: {kind: mamba2, d_state: 4, head_dim: 8, chunk: 8}
-      extras: [{kind: retro, memory_tokens: 4, stride: 8}]
   recurrences: [{start: 0, end: 1, max_train_recurrence: 2, test_recurrences: [1, 2]}]
 """
 

@@ -31,6 +31,7 @@ HOMES = ("morphogen.metrics", "morphogen.parts", "morphogen.cost", "morphogen.se
 #: What a figure can need of an experiment, in words. Anything else is a kind of part, or a plug-in's class.
 NEEDS: Mapping[str, str] = {
     "probe": "a recall probe among the data's shards, such as {source: 'probe:mqar'}",
+    "weights": "weights to start from: a parent's, or of train.init_checkpoint",
     "recurrence": "a recurrence in the model",
     "moe": "a mixture of experts in the model, an ffn of kind moe",
 }

@@ -168,6 +168,9 @@ def _ranked(
         if lost := [report.reason for report in own if report.status is not Status.TRAINED]:
             failures[id] = lost[0]
             continue
+        if any(metric not in report.metrics for report in own):
+            failures[id] = f"{metric} was no finite number"
+            continue
         short, long = ([report.metrics[metric] for report in part] for part in (own[:seeds], own[seeds:]))
         values.append((id, sum(short) / seeds, sum(long) / seeds))
     sizes = [costs(chosen[id].blueprint, run.experiment.data.seq_len)["params"] for id, _, _ in values]

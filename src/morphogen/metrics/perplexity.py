@@ -131,6 +131,7 @@ declare(
         unit="bits/byte",
         better="min",
         sort="search",
+        needs=("weights",),
         summary="Held-out loss right after the splice, before any training, on the batches of `bpb_sample`; of "
         "children that inherit weights.",
     )

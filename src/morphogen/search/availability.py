@@ -21,6 +21,7 @@ class Available:
         has = frozenset[str]().union(*(part.traits() | {part.label} for part in parts))
         has |= {"recurrence"} if model.recurrences else set()
         has |= {"probe"} if experiment.data.probe is not None else set()
+        has |= {"weights"} if experiment.train.init_checkpoint is not None else set()
         grown = frozenset(NEEDS) - {"probe"}
         steps = {str(n) for loop in model.recurrences for n in (1, *loop.test_recurrences)}
         usual = {str(n) for n in (1, *Recurrence.model_fields["test_recurrences"].default)}
