@@ -9,16 +9,34 @@ import pytest
 
 from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Report, Status
+from morphogen.data.corpora import documents, fingerprint
+from morphogen.data.prepare import prepare
+from morphogen.data.tokenizers import named
 from morphogen.errors import InputError
 from morphogen.experiment import Evolution, Experiment
 from morphogen.plugins import looking
+from morphogen.reading import read_experiment
 from morphogen.selection.parents import Pool, Rules, select_parent
 from morphogen.selection.survival import front, survive
 
 OFFERS = """
-from collections.abc import Iterator
+from morphogen.data.document import Document
+from morphogen.data.tokenizers import ByteTokenizer
 
 NUMBER = 3
+
+
+def counting(arguments):
+    for i in range(int(arguments or 40)):
+        yield Document(f"n{i}", f"{i} and {i + 1} are numbers in a row, as are {i * i} and {i * i + 1}. " * 8)
+
+
+def bare(arguments):
+    yield "text"
+
+
+def plain():
+    return ByteTokenizer()
 
 
 def last(pool, rng):
@@ -45,6 +63,12 @@ broken = no_such_module:x
 [morphogen.survival]
 oldest = offers:oldest
 nobody = offers:nobody
+[morphogen.corpora]
+counting = offers:counting
+bare = offers:bare
+[morphogen.tokenizers]
+plain = offers:plain
+odd = builtins:dict
 """
 PLAIN = "model: {emb: {dim: 8, vocab: 11}, blocks: [{ffn: {kind: dense, hidden: 8}}]}\n"
 
@@ -121,3 +145,43 @@ def test_what_a_rule_gives_is_checked() -> None:
     best, births = front(reports(), {"bpb": "min"}), {"c0": 2, "c1": 0, "c2": 1}
     with pytest.raises(InputError, match=r"survival: nobody gave the rows \[\], expected 1 to 2 of the 3 there are"):
         survive("nobody", reports(), {"bpb": "min"}, {}, 2, births, rng, best)
+
+
+def test_a_corpus_and_a_tokenizer_of_a_package_are_prepared_like_our_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "plain").mkdir()  # a folder of that name, where the file lies, is not what it names
+    file = tmp_path / "experiment.yaml"
+    file.write_text(PLAIN + "data: {tokenizer: plain, seq_len: 16, shards: [{source: 'counting:60'}]}\n")
+    data = read_experiment(file).data
+    (shard,) = data.shards
+    assert (shard.name, shard.corpus, shard.is_local, data.tokenizer) == (
+        "counting_60",
+        ("counting", "60"),
+        False,
+        "plain",
+    )
+    prepared = prepare(data)
+    assert prepared.shards[0].corpus.documents == 60
+    assert prepared.vocab_size == 257
+    assert fingerprint(shard) != fingerprint(shard.model_copy(update={"source": "counting:61"}))
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ("source: cuonting", "no such file or folder.*did you mean 'counting'"),
+        ("source: 'counting:x'", "data source 'counting:x': plug-in counting: ValueError: invalid literal"),
+        ("source: bare", "data source 'bare': plug-in bare: TypeError: it yields str, expected Document"),
+        ("source: counting, text_field: x", "text_field is 'x', but the source is 'counting' and only files"),
+    ],
+)
+def test_a_corpus_that_cannot_be_read_is_refused(shard: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list(documents(read(f"data: {{shards: [{{{shard}}}]}}\n").data.shards[0]))
+
+
+def test_what_is_no_tokenizer_is_refused() -> None:
+    with pytest.raises(InputError, match=r"data.tokenizer 'odd': got {}, expected a tokenizer"):
+        named("odd")

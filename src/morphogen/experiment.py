@@ -177,8 +177,9 @@ def _tokenizer_tag(value: Any) -> str:
 
 
 class Shard(Frozen):
-    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), or `hf:NAME[:CONFIG]`; or
-    `probe:mqar[:PAIRS]`, multi-query associative recall over 8 pairs unless it says how many.
+    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), `hf:NAME[:CONFIG]`, or
+    `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
+    recall over 8 pairs unless it says how many.
 
     name: what its figures are called after (`ppl_<name>`); by default the source as it is written, in small letters.
     weight: share of training sequences, or of the means over held-out shards, relative to the other shards'. split,
@@ -230,7 +231,17 @@ class Shard(Frozen):
     @property
     def is_local(self) -> bool:
         """Whether the source is a file or folder of this machine."""
-        return self.pairs is None and not self.source.startswith("hf:") and self.source not in BUILT_IN
+        return self.corpus is None and self.pairs is None and not self._is_ours
+
+    @property
+    def _is_ours(self) -> bool:
+        return self.source.startswith(("hf:", "probe:")) or self.source in BUILT_IN
+
+    @property
+    def corpus(self) -> tuple[str, str] | None:
+        """The name of a corpus that an installed package offers, and what follows its colon; None for other sources."""
+        name, _, arguments = self.source.partition(":")
+        return None if self._is_ours or name not in plugins.names(plugins.CORPORA) else (name, arguments)
 
     @property
     def pairs(self) -> int | None:

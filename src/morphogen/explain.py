@@ -11,7 +11,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.cost import TRAIN_FACTOR, Step, costs
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.data.tokenizers import ByteTokenizer, from_hugging_face
+from morphogen.data.tokenizers import named
 from morphogen.errors import InputError, MorphogenError
 from morphogen.experiment import BPE, Data, Experiment
 from morphogen.metrics.recall import SEQUENCES
@@ -71,7 +71,7 @@ def nominal_vocab(data: Data) -> int:
     """Tokens in the vocabulary; a BPE may come out smaller where the text is short."""
     if isinstance(data.tokenizer, BPE):
         return data.tokenizer.vocab
-    return ByteTokenizer.vocab_size if data.tokenizer == "bytes" else from_hugging_face(data.tokenizer).vocab_size
+    return named(data.tokenizer).vocab_size
 
 
 def text_at_hand(data: Data) -> PreparedData | None:

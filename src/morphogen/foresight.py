@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from morphogen import plugins
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
@@ -32,6 +33,10 @@ def nominal_vocab(data: Data) -> int | None:
     if data.tokenizer == "bytes":
         return BYTE_TOKENS
     name = data.tokenizer
+    if name in plugins.names(plugins.TOKENIZERS):
+        from morphogen.data.tokenizers import named
+
+        return named(name).vocab_size
     file = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
     return _tokens_of(Path(file)) if os.path.isfile(file) else None
 
@@ -104,8 +109,8 @@ def _absent(path: str) -> str:
 
 
 def _no_text(shard: Shard) -> str:
-    """Why a local source has no text; empty where it has some, or is not local."""
-    if not shard.is_local:
+    """Why a local source has no text, or a package's cannot be had; empty where it has some, or is neither."""
+    if not shard.is_local and shard.corpus is None:
         return ""
     try:
         fingerprint(shard)

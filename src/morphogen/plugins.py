@@ -96,6 +96,12 @@ def choose(group: str, own: Mapping[str, Callable[..., T]], name: object) -> Cal
     return found
 
 
+def version(group: str, name: str) -> str:
+    """What tells one version of the code behind an entry point from another: where it is, and its package's version."""
+    point = _points(group)[name]
+    return f"{point.value} {'' if point.dist is None else point.dist.version}"
+
+
 def check_allowed(group: str, name: str) -> None:
     """InputError for a name of the form `module:Class` that may not be imported."""
     if ":" in name and not code_allowed():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from morphogen import plugins
 from morphogen.blueprint.mistakes import Loc, listed
 from morphogen.blueprint.yaml import Document, read
 from morphogen.errors import InputError
@@ -180,7 +181,7 @@ def with_paths(experiment: Experiment, path: Change, name: Change) -> Experiment
         for role in ROLES
     }
     changes: dict[str, dict[str, Any]] = {"data": {**roles}, "train": {}, "evolution": {}}
-    if isinstance(data.tokenizer, str) and data.tokenizer != "bytes":
+    if isinstance(data.tokenizer, str) and data.tokenizer not in ("bytes", *plugins.names(plugins.TOKENIZERS)):
         changes["data"]["tokenizer"] = name(("data", "tokenizer"), data.tokenizer)
     if train.init_checkpoint is not None:
         changes["train"]["init_checkpoint"] = path(("train", "init_checkpoint"), train.init_checkpoint)

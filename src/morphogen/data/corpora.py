@@ -2,7 +2,8 @@
 
 All that is under a source is read, or left out for a reason that is told; what cannot be read is an error, unless the
 shard says to skip it. Nothing here imports a module of the corpus it reads, and only `hf:` sources ever touch the
-network.
+network. An installed package adds a source of its own as an entry point of the group `morphogen.corpora`: a function
+from what follows the colon in `NAME:ARGUMENTS` to its `Document`s, in a fixed order.
 """
 
 import hashlib
@@ -10,11 +11,12 @@ import itertools
 import json
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from morphogen import plugins
 from morphogen.data.document import Document, Reader
 from morphogen.data.hub import rows_of
 from morphogen.data.library import docstrings, library_files, modules, topics
@@ -71,6 +73,7 @@ def reader_of(shard: "Shard") -> Reader:
 def fingerprint(shard: "Shard") -> str:
     """A hash that changes when the source does, found without reading its text.
 
+    A package's corpus: its name, arguments and the package's version.
     Local sources: the list of files with sizes and modification times. `hf:` sources on the hub: name, configuration,
     revision and split, so an unpinned revision keeps the first version that was fetched.
 
@@ -83,6 +86,9 @@ def fingerprint(shard: "Shard") -> str:
 def _identity(shard: "Shard") -> list[object]:
     """What `fingerprint` hashes."""
     identity: list[object] = [VERSION, shard.source, shard.max_documents, shard.text_field, shard.on_error]
+    if shard.corpus is not None:
+        _offered(shard.corpus[0])
+        return [*identity, plugins.version(plugins.CORPORA, shard.corpus[0])]
     reader = reader_of(shard)
     name = _hub_name(shard.source)
     if name is not None:
@@ -106,13 +112,34 @@ def _readable(shard: "Shard") -> Iterator[None]:
 
 def is_costly(shard: "Shard") -> bool:
     """Whether reading the source costs a download or much parsing, so that a copy of its text is worth keeping."""
-    return shard.source == "stdlib-docs" or _hub_name(shard.source) is not None
+    return shard.source == "stdlib-docs" or _hub_name(shard.source) is not None or shard.corpus is not None
+
+
+def _offered(name: str) -> Callable[..., Iterable[Document]]:
+    """The corpus of an installed package."""
+    return plugins.choose(plugins.CORPORA, {}, name)
+
+
+def _of_package(name: str, arguments: str, reader: Reader) -> Iterator[Document]:
+    """What an installed package's corpus yields. InputError whatever goes wrong in it, as it is anybody's code."""
+    try:
+        for document in _offered(name)(arguments):
+            if not (isinstance(document, Document) and isinstance(document.text, str)):
+                raise TypeError(f"it yields {type(document).__name__}, expected Document(key, text)")
+            yield document
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(f"{reader.place}: plug-in {name}: {type(error).__name__}: {error}") from error
 
 
 def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
     if (name := _hub_name(shard.source)) is not None:
         here = _path(shard, name[0])
         yield from rows_of(str(here) if here.exists() else name[0], name[1], shard, reader)
+        return
+    if shard.corpus is not None:
+        yield from _of_package(*shard.corpus, reader)
         return
     root, paths = _files(shard, reader)
     reader.files = len(paths)
@@ -212,6 +239,6 @@ def _unfit(path: Path) -> str | None:
 
 def _missing(shard: "Shard", path: Path) -> str:
     neighbours = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, [*BUILT_IN, *neighbours])
+    hint = nearest(path.name, [*BUILT_IN, *plugins.names(plugins.CORPORA), *neighbours])
     tail = f"; did you mean {hint!r}?" if hint else ""
     return f"{_place(shard)}: no such file or folder, expected {SOURCE_FORMS}{tail}"

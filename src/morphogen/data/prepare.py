@@ -298,7 +298,7 @@ def _tokenizer_name(data: "Data") -> str:
 def _tokenizer(data: "Data") -> Tokenizer:
     if not isinstance(data.tokenizer, str):
         return _bpe(data, data.tokenizer)
-    return tokenizers.ByteTokenizer() if data.tokenizer == "bytes" else tokenizers.from_hugging_face(data.tokenizer)
+    return tokenizers.named(data.tokenizer)
 
 
 def _bpe(data: "Data", spec: "BPE") -> Tokenizer:

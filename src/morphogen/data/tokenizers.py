@@ -10,13 +10,14 @@ Shapes: V vocabulary, N tokens of a text.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from morphogen import plugins
 from morphogen.data import hub
 from morphogen.data.spelling import Ids, Loss, bytes_of_tokens, is_byte_exact, loss, spelling
 from morphogen.errors import InputError, nearest
@@ -51,6 +52,7 @@ class Spelled(NamedTuple):
     losses: tuple[Loss, ...]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the token store needs. `digest` is a hash of everything that decides the ids of a text."""
 
@@ -219,6 +221,25 @@ def _unknown(model: dict[str, Any], ids: dict[str, int]) -> int | None:
         return found
     token = model.get("unk_token")
     return None if token is None else ids.get(token)
+
+
+def named(name: str) -> Tokenizer:
+    """The tokenizer that an experiment names: `bytes`, what an installed package offers (a function without arguments
+    as an entry point of the group `morphogen.tokenizers`), or else a Hugging Face tokenizer.
+
+    Raises InputError when it cannot be had.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name not in plugins.names(plugins.TOKENIZERS):
+        return from_hugging_face(name)
+    place = f"data.tokenizer {name!r}"
+    make: Callable[..., object] = plugins.choose(plugins.TOKENIZERS, {}, name)
+    with _library(f"{place}: cannot be made"):
+        made = make()
+    if not isinstance(made, Tokenizer):
+        raise InputError(f"{place}: got {made!r}, expected a tokenizer as morphogen.data.tokenizers.Tokenizer says")
+    return made
 
 
 @contextmanager
