@@ -77,6 +77,27 @@ def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config:
     assert f"{bad}:7:9 train.lrr: unknown field, did you mean 'lr'?" in err
 
 
+def test_a_run_tells_once_of_what_has_no_effect(cli: Cli, config: Path, tmp_path: Path) -> None:
+    odd = config.with_name("odd.yaml")
+    odd.write_text(config.read_text().replace("topk_keep: 2", "topk_keep: 2, eta: 4"))
+    code, out, err = cli("run", odd, "--out", tmp_path / "run", "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(out)["candidates"] == 7
+    assert err.count("note: ") == 1
+    assert f"note: {odd}:15:" in err
+    assert "evolution.eta: is 4, but has no effect with rungs 'fixed'" in err
+
+
+def test_a_mistake_of_the_data_has_its_place(cli: Cli, config: Path) -> None:
+    bad = config.with_name("bad.yaml")
+    bad.write_text(config.read_text().replace("tokenizer: bytes", "tokenizer: nobody/nothing-at-all"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        code, _, err = cli("explain", bad)
+    assert code == 2
+    assert f"{bad}:9:3 data.tokenizer" in err
+
+
 def test_explain_counts_and_estimates(cli: Cli, config: Path, tmp_path: Path) -> None:
     code, out, _ = cli("explain", config, "--json")
     told = json.loads(out)

@@ -167,12 +167,14 @@ def explain(
 ) -> None:
     """Parameters, FLOPs, memory and estimated time of an experiment."""
     from morphogen import explain as explaining
+    from morphogen import reading
     from morphogen.console import show_facts
     from morphogen.figures import known
     from morphogen.report.wording import duration
 
     experiment = read_experiment(config)
-    found = explaining.blueprint_costs(experiment)
+    with reading.placed(config):
+        found = explaining.blueprint_costs(experiment)
     prepared = explaining.text_at_hand(experiment.data)
     plan = explaining.plan(experiment, prepared)
     told: dict[str, Any] = {

@@ -23,7 +23,7 @@ from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
 from morphogen.paths import user_path
-from morphogen.reading import found_again, local_paths, located, read_experiment
+from morphogen.reading import found_again, local_paths, located, placed, read_experiment
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
@@ -111,7 +111,8 @@ def load(path: str | Path) -> Experiment:
     file, line and column for every mistake.
     """
     experiment = read_experiment(path)
-    return experiment if experiment.model.emb.vocab is not None else settle(experiment)[0]
+    with placed(path):
+        return experiment if experiment.model.emb.vocab is not None else settle(experiment)[0]
 
 
 def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:

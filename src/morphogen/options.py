@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from morphogen.blueprint.mistakes import what
 from morphogen.errors import InputError, unknown
 from morphogen.execution import Execution, Limits
 from morphogen.execution.base import MOST_WORKERS
@@ -150,6 +151,5 @@ def _flag_message(error: ValidationError) -> str:
     lines = []
     for detail in error.errors(include_url=False):
         place = ".".join(str(step) for step in detail["loc"] if not str(step).startswith(TAG))
-        said = str(detail["msg"]).removeprefix("Value error, ")
-        lines.append(f"{place}: got {detail['input']!r}, expected: {said[0].lower() + said[1:]}")
+        lines.append(f"{place}: {what(Experiment, detail, detail['loc'])}")
     return "\n".join(dict.fromkeys(lines))
