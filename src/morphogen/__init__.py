@@ -8,8 +8,6 @@ Importing this package is cheap: torch is loaded when one of the names below is 
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from morphogen.errors import MorphogenError
@@ -46,18 +44,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_HOMES]
-
-
-class _Package(ModuleType):
-    """`evolve` and `inherit` are functions of this package, and also modules in it.
-
-    Importing such a module would put it in the function's place; here it does not, so that `morphogen.evolve` is the
-    function whatever was imported before. (`from morphogen.evolve import ...` finds the module all the same.)
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
