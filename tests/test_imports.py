@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data", "store"},
+    "testing": ARCHITECTURE | {"inherit", "variation"},
     "analysis": ARCHITECTURE
     | {"data", "execution", "training", "search", "selection", "store", "variation", "reading"},
 }
@@ -78,6 +79,8 @@ HOMES = {
     "typer": {"cli.py", "flags.py", "launch.py"},
     "datasets": {"data/hub.py"},
     "scipy": {"analysis/statistics.py"},
+    "pytest": {"testing/contract.py", "testing/operators.py"},
+    "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},
 }
 NO_TORCH = {
     "errors",

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counting import counted_flops, undropped, unseen_flops
-from models import ids_of, stirred, uncut
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
 from morphogen.experiment import Train
@@ -26,6 +25,7 @@ from morphogen.parts.contract.part import REGISTRY, Part
 from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.memory.readers import SlotReader
 from morphogen.parts.memory.retro import AGGREGATORS
+from morphogen.testing.models import ids_of, stirred, uncut
 from morphogen.training.loop import Trainer
 from strategies import VOCAB, blueprints, experts, moes
 

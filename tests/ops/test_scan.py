@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from morphogen.ops import naive_scan
 from morphogen.ops.causal_conv import causal_conv
 from morphogen.ops.scan import selective_scan, ssd
+from morphogen.testing import assert_agree, outcome, relative_error
 
 LENGTHS = (1, 7, 63, 130)
 PRECISIONS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
@@ -53,25 +54,8 @@ SCANS = [
 NAMES = ("y", "state", "dx", "ddt", "da", "db", "dc", "dd", "dstart")
 
 
-def outcome(scan: Scan, inputs: list[Tensor]) -> list[Tensor]:
-    """y, the last state, and every gradient under fixed gradients of both."""
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    results = scan(*leaves)
-    draw = torch.Generator().manual_seed(1)
-    grads = [noise(draw, *r.shape).to(r.dtype) for r in results]
-    return [r.detach() for r in results] + list(torch.autograd.grad(results, leaves, grads))
-
-
-def error(want: Tensor, got: Tensor) -> float:
-    """Relative RMS error."""
-    off, scale = (want.double() - got.double()).square().mean().sqrt(), want.double().square().mean().sqrt()
-    return float(off / scale.clamp(min=1e-30))
-
-
 def assert_close(want: list[Tensor], got: list[Tensor], rtol: float) -> None:
-    for name, a, b in zip(NAMES, want, got, strict=False):
-        assert a.shape == b.shape
-        assert error(a, b) <= rtol, f"{name}: relative RMS error {error(a, b):.2e}"
+    assert_agree(want, got, rtol, NAMES)
 
 
 @pytest.mark.parametrize(("fast", "slow", "inputs_of", "knob"), SCANS)
@@ -105,7 +89,7 @@ def test_decays_from_weak_to_total_cost_no_digits(
     for name, a, b in zip(NAMES, want, got, strict=True):
         assert bool(b.isfinite().all()), name
         # the gradient of total decays is itself almost nothing: what counts is its size beside the others
-        assert error(a, b) <= 1e-5 or float((a - b).abs().max()) <= 1e-6, f"{name}: {error(a, b):.2e}"
+        assert relative_error(a, b) <= 1e-5 or float((a - b).abs().max()) <= 1e-6, f"{name}: {relative_error(a, b):.2e}"
 
 
 @pytest.mark.parametrize(("fast", "slow", "inputs_of", "knob"), SCANS)
@@ -117,8 +101,8 @@ def test_a_sequence_in_pieces_is_the_sequence(fast: Scan, slow: Scan, inputs_of:
         x, dt, b, c = (inputs[i][:, tokens] for i in (0, 1, 3, 4))
         y, state = fast(x, dt, inputs[2], b, c, inputs[5], state)
         pieces.append(y)
-    assert error(whole_y, torch.cat(pieces, 1)) <= 1e-14
-    assert error(whole_state, state) <= 1e-14
+    assert relative_error(whole_y, torch.cat(pieces, 1)) <= 1e-14
+    assert relative_error(whole_state, state) <= 1e-14
 
 
 @pytest.mark.parametrize(("fast", "slow", "inputs_of", "knob"), SCANS)
@@ -134,7 +118,7 @@ def test_bf16_inputs_are_summed_in_fp32(fast: Scan, slow: Scan, inputs_of: Any, 
     want = outcome(slow, [x.double() for x in inputs])
     for name, a, b in zip(NAMES, want, got, strict=True):
         # dy is rounded to bf16 as well, so the gradients are compared loosely
-        assert error(a, b) <= (1e-2 if name[0] == "d" else 3e-3 if name == "y" else 1e-5), name
+        assert relative_error(a, b) <= (1e-2 if name[0] == "d" else 3e-3 if name == "y" else 1e-5), name
 
 
 @pytest.mark.parametrize("tokens", LENGTHS)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import ids_of, loss_of
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.errors import InputError
@@ -19,6 +18,7 @@ from morphogen.parts.contract.initial import draw, stream
 from morphogen.parts.contract.part import Context
 from morphogen.parts.contract.tensors import Tensor, stored
 from morphogen.plugins import allow_code
+from morphogen.testing.models import ids_of, loss_of
 from morphogen.training.optimizers import make_updater
 from plugins import Bottleneck
 

@@ -26,7 +26,7 @@ class Plugin(Part):
 
     A subclass declares its fields, each with a default, and as for `Part`: `tensors`, `sizes`, `neutral_fields`,
     `build` (a `contract.branch.Branch`) and `cost`. Nothing else is needed: it is initialised, inherited, widened and
-    crossed over from these. It must be causal; the contract test in `tests/test_contract.py` says what else. Tensors
+    crossed over from these. It must be causal; the contract test in `morphogen.testing` says what else. Tensors
     that write are zero at insertion, so a plug-in enters a trained model without a jump.
 
     In a blueprint it is `{kind: custom, name: mixer, params: {width: 64}}`, where the package `mine` has in its

@@ -1,17 +1,21 @@
-"""Models of drawn blueprints, for tests of whole models. B batch, T tokens."""
+"""Models of drawn blueprints, for tests of whole models.
+
+B batch, T tokens, V vocabulary
+"""
 
 import torch
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.network import LanguageModel, assemble, initial_state
 from morphogen.parts.attention.kv_policy import Cached, KVPolicy
-from strategies import VOCAB
+from morphogen.testing.strategies import VOCAB
 
 TOKENS = 63
 FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
 
 
 def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
+    """Random tokens of the drawn vocabulary, shape (batch, tokens)."""
     return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,8 +31,10 @@ def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
+    """The logits_BTV of a blueprint with these weights."""
     with torch.no_grad():
-        return assemble(blueprint, state).eval()(ids_BT)
+        logits_BTV: torch.Tensor = assemble(blueprint, state).eval()(ids_BT)
+    return logits_BTV
 
 
 def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:

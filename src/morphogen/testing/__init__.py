@@ -1,0 +1,29 @@
+"""For authors of plug-ins: the contract suite, its drawn blueprints and the numeric comparison, to run with pytest.
+
+    from morphogen.testing import contract_tests, operator_tests
+
+    test_contract = contract_tests(MyPart)
+    test_operators = operator_tests("widen_my_part", on=MyPart)
+
+Needs `morphogen[testing]` (pytest and hypothesis).
+"""
+
+from morphogen.testing.comparison import assert_agree, outcome, relative_error
+from morphogen.testing.contract import contract_tests
+from morphogen.testing.models import ids_of, logits, loss_of, stirred
+from morphogen.testing.operators import operator_tests
+from morphogen.testing.strategies import around, blueprints
+
+__all__ = [
+    "around",
+    "assert_agree",
+    "blueprints",
+    "contract_tests",
+    "ids_of",
+    "logits",
+    "loss_of",
+    "operator_tests",
+    "outcome",
+    "relative_error",
+    "stirred",
+]

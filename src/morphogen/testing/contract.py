@@ -1,0 +1,194 @@
+"""The part contract (DESIGN section 4) as checks of one blueprint, and as a test over any kinds of part.
+
+B batch, T tokens, V vocabulary, D model dim
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from morphogen.blueprint.diff import digest
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.yaml import dumps, loads
+from morphogen.network import Cache, LanguageModel, assemble, build
+from morphogen.parts.contract.branch import Branch
+from morphogen.parts.contract.part import Part, kinds_of
+from morphogen.parts.contract.tensors import flat
+from morphogen.testing.models import TOKENS, ids_of, logits, loss_of, stirred, uncut
+from morphogen.testing.strategies import VOCAB, around
+
+#: Drawn blueprints for each check of a kind.
+EXAMPLES = 8
+
+
+def contract_tests(*kinds: type[Part] | tuple[str, str], examples: int = EXAMPLES) -> Callable[..., None]:
+    """A test of every check for every kind: a class of parts, or (slot, kind). Assign it to a name `test_...`."""
+    found: list[tuple[str, str]] = [
+        (each.slot, kind) for each in kinds if not isinstance(each, tuple) for kind in kinds_of(each)
+    ]
+    found += [each for each in kinds if isinstance(each, tuple)]
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    @pytest.mark.parametrize(("slot", "kind"), found)
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(data=st.data())
+    def test_contract(slot: str, kind: str, check: Check, data: st.DataObject) -> None:
+        check(data.draw(around(slot, kind)), data)
+
+    test: Callable[..., None] = test_contract
+    return test
+
+
+def axes_cover_exactly_the_parameters_and_give_their_shapes(blueprint: Blueprint, data: st.DataObject) -> None:
+    """What a part declares of its tensors is what its module has."""
+    for gene in blueprint.genes():
+        if gene.slot == "stem":
+            continue
+        with torch.device("meta"):
+            module = gene.part.build(gene.ctx)
+        specs = gene.part.specs(gene.ctx)
+        real = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        assert real == {name: spec.shape for name, spec in specs.items()}
+        sizes = gene.part.sizes(gene.ctx)
+        for name, spec in specs.items():
+            assert spec.shape == tuple(math.prod(sizes[a] for a in factors) for factors in flat(spec.axes)), name
+        trained = {name for name, spec in specs.items() if spec.trained}
+        assert trained <= {name for name, _ in module.named_parameters()}
+        for name, spec in specs.items():
+            assert set(spec.fresh_zero) <= {axis for factors in flat(spec.axes) for axis in factors}, name
+            assert "dim" in spec.axes or not spec.writes, name
+
+
+def yaml_round_trip(blueprint: Blueprint, data: st.DataObject) -> None:
+    """A blueprint written and read is the same."""
+    again = loads(dumps(blueprint)).parse(Blueprint)
+    assert again == blueprint
+    assert digest(again) == digest(blueprint)
+
+
+def fresh_branches_do_not_drown_the_embedding(blueprint: Blueprint, data: st.DataObject) -> None:
+    """What fresh branches add is at most of the size of the embedding."""
+    model, seen = build(blueprint, seed=data.draw(st.integers(0, 9))).eval(), list[torch.Tensor]()
+    model.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(ids_of(1))
+        emb_BTD = model.emb(ids_of(1))
+    assert float((seen[0] - emb_BTD).norm()) <= 1.5 * float(emb_BTD.norm())
+
+
+def output_shape_no_future_and_no_neighbour(blueprint: Blueprint, data: st.DataObject) -> None:
+    """A changed token changes nothing before it, and nothing of another sequence."""
+    state = stirred(blueprint)
+    ids_BT = ids_of(1)
+    base_BTV = logits(blueprint, state, ids_BT)
+    assert base_BTV.shape == (2, TOKENS, VOCAB)
+    at = data.draw(st.integers(0, TOKENS - 1))
+    changed_BT = ids_BT.clone()
+    changed_BT[0, at] = (changed_BT[0, at] + 1) % VOCAB
+    moved_BT = (logits(blueprint, state, changed_BT) - base_BTV).abs().amax(-1)
+    assert float(moved_BT[0, :at].max()) <= 1e-5 if at else True
+    assert float(moved_BT[1].max()) <= 1e-5
+    assert float(moved_BT[0, at]) > 0.0
+
+
+def a_prefix_gives_the_same_logits(blueprint: Blueprint, data: st.DataObject) -> None:
+    """What follows does not matter."""
+    state, ids_BT = stirred(blueprint), ids_of(2)
+    cut = data.draw(st.integers(1, TOKENS))
+    whole, prefix = logits(blueprint, state, ids_BT)[:, :cut], logits(blueprint, state, ids_BT[:, :cut])
+    assert float((whole - prefix).abs().max()) <= 1e-10 * max(1.0, float(whole.abs().max()))
+
+
+def decoding_in_chunks_gives_the_logits_of_the_whole(blueprint: Blueprint, data: st.DataObject) -> None:
+    """At 63 tokens in cuts of any size, one token at a time among them; 1e-10 in fp64, 1e-4 in fp32.
+
+    Where rounding in fp32 can tip a choice (a selector's, a router's), fp64 alone tells.
+    """
+    blueprint = uncut(blueprint)
+    cuts = data.draw(st.lists(st.integers(1, TOKENS - 1), max_size=6, unique=True).map(sorted))
+    if data.draw(st.booleans()):
+        cuts = list(range(data.draw(st.integers(1, TOKENS - 1)), TOKENS))
+    text = blueprint.model_dump_json()
+    chooses = '"selector":"dsa"' in text or '"kind":"moe"' in text
+    for dtype, bound in [(torch.float64, 1e-10)] + [(torch.float32, 1e-4)] * (not chooses):
+        state, ids_BT = stirred(blueprint, dtype=dtype), ids_of(5)
+        whole_BTV = logits(blueprint, state, ids_BT)
+        cache: Cache = {}
+        model = assemble(blueprint, state).eval()
+        with torch.no_grad():
+            chunks = [model.extend(ids_BT[:, a:b], cache) for a, b in itertools.pairwise([0, *cuts, TOKENS])]
+        assert float((torch.cat(chunks, 1) - whole_BTV).abs().max()) <= bound * max(1.0, float(whole_BTV.abs().max()))
+
+
+def a_sequence_fed_in_pieces_gives_the_same_output(blueprint: Blueprint, data: st.DataObject) -> None:
+    """Every branch alone, as in decoding."""
+    blueprint = uncut(blueprint)
+    model = assemble(blueprint, stirred(blueprint)).eval()
+    first, second = data.draw(st.integers(1, TOKENS - 2)), data.draw(st.integers(1, 3))
+    x_BTD = torch.randn(2, TOKENS, blueprint.emb.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    for module in (m for m in model.modules() if isinstance(m, Branch)):
+        with torch.no_grad():
+            state: dict[str, torch.Tensor] = {}
+            cuts = [first, min(second, TOKENS - first), TOKENS - first - min(second, TOKENS - first)]
+            pieces = [module.extend(piece, state) for piece in torch.split(x_BTD, cuts, 1) if piece.shape[1]]
+            whole_BTD = module(x_BTD)
+        assert float((torch.cat(pieces, 1) - whole_BTD).abs().max()) <= 1e-10 * max(1.0, float(whole_BTD.abs().max()))
+
+
+def every_parameter_gets_a_gradient(blueprint: Blueprint, data: st.DataObject) -> None:
+    """None is idle in training."""
+    blueprint = without_dead_units(blueprint)
+    model = assemble(blueprint, stirred(blueprint)).train()
+    torch.autograd.backward(loss_of(model, ids_of(3)))
+    dead = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())]
+    assert not dead
+
+
+def cost_is_positive_and_grows_with_width(blueprint: Blueprint, data: st.DataObject) -> None:
+    """And parameters are counted as the module has them."""
+    wider = Blueprint.model_validate({**dict(blueprint), "emb": {**dict(blueprint.emb), "dim": blueprint.emb.dim * 2}})
+    assert 0 < parameter_count(blueprint) < parameter_count(wider)
+    for small, large in zip(blueprint.genes(), wider.genes(), strict=True):
+        assert 0 < small.part.cost(small.ctx).flops < large.part.cost(large.ctx).flops
+    with torch.device("meta"):
+        model = LanguageModel(blueprint)
+    assert parameter_count(blueprint) == sum(p.numel() for p in model.parameters())
+
+
+def without_dead_units(blueprint: Blueprint, split: bool = False) -> Blueprint:
+    """The same with no unit that may be dead by nature on the few tokens of a test.
+
+    silu stands for relu and relu2, and every token runs every expert, so that none goes without tokens. split: experts
+    may still be split, a token being one twin's.
+    """
+    data = json.loads(blueprint.model_dump_json())
+    for block in data["blocks"]:
+        ffn = block["ffn"] or {}
+        for layer in (ffn, *ffn.get("experts", ())):
+            if layer.get("activation") in ("relu", "relu2"):
+                layer["activation"] = "silu"
+        if ffn and ffn["kind"] == "moe":
+            places = ffn["n_experts"] - len(ffn["twins"])
+            ffn.update({"k": places} if split else {"n_experts": places, "k": places, "twins": []})
+    return Blueprint.model_validate(data)
+
+
+Check = Callable[[Blueprint, st.DataObject], None]
+CHECKS: tuple[Check, ...] = (
+    axes_cover_exactly_the_parameters_and_give_their_shapes,
+    yaml_round_trip,
+    fresh_branches_do_not_drown_the_embedding,
+    output_shape_no_future_and_no_neighbour,
+    a_prefix_gives_the_same_logits,
+    decoding_in_chunks_gives_the_logits_of_the_whole,
+    a_sequence_fed_in_pieces_gives_the_same_output,
+    every_parameter_gets_a_gradient,
+    cost_is_positive_and_grows_with_width,
+)
