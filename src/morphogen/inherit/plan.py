@@ -6,7 +6,7 @@ Plain data that costs no tensor. Blocks are matched by gene id, parameters by na
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.blueprint.tensors import specs
@@ -14,7 +14,7 @@ from morphogen.errors import InputError
 from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Modifier
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec, flat
+from morphogen.parts.contract.tensors import ZEROS, Axes, Spec, flat
 
 
 class PlannedAxis(Frozen):
@@ -122,7 +122,7 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
             if not gene.part.neutral():
                 draft.notes.append(f"{gene.key} is new and does not start neutral")
         else:
-            _carry(draft, gene, source, which, aligned, copied=origin)
+            _carry(draft, _Descent(gene, source, which, aligned, copied=origin))
     if parents:
         draft.notes += _structure(child, parents[0])
         if len(parents) > 1:
@@ -188,88 +188,107 @@ def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
         )
 
 
-def _carry(draft: _Draft, gene: Gene, source: Gene, which: int, aligned: Alignment, copied: bool) -> None:
-    part, origins = gene.part, source.part.specs(source.ctx)
-    sizes, their_sizes = part.sizes(gene.ctx), source.part.sizes(source.ctx)
-    lossy: list[str] = []
-    for name, spec in part.specs(gene.ctx).items():
-        origin = aligned.sources.get(name)
-        writes = spec.writes
-        init: Init = aligned.init.get(name, spec.init)
-        common = {"tensor": gene.tensor(name), "gene": gene.key, "name": name, "shape": spec.shape}
-        if origin is None:
-            init = ZEROS if writes else init
-            draft.tensors.append(TensorPlan(**common, init=init.name, init_args=init.args))
-            continue
-        made = aligned.derived.get(name)
-        full = _derive(draft, gene, source, which, name, made) if made else source.tensor(origin)
-        dims = _dims(gene, name, spec, aligned, which, sizes, their_sizes)
-        order = _order(gene, name, dims, made.axes if made else aligned.parent_axes.get(name, origins[origin].axes))
-        shrunk = {p.axis for dim in dims for p in dim if p.take.how in ("largest", "mean")}
-        lossy += sorted(shrunk)
-        zero, mean = aligned.zero.get(name, ()), aligned.mean.get(name, ())
-        weights: tuple[str, ...] = ()
-        if writes and gene.ctx.norm == "rmsnorm":
-            zero = (*zero, "dim")
-        elif writes:
-            mean, weights = (*mean, "dim"), _channel_scales(source)
-        draft.tensors.append(
-            TensorPlan(
-                **common,
-                source=full,
-                parent=which,
-                dims=dims,
-                order=order,
-                scale=aligned.scales.get(name, 1.0),
-                init=init.name,
-                init_args=init.args,
-                zero=zero,
-                mean=mean,
-                weights=weights,
-                clear=copied and writes,
-            )
-        )
-    if copied:
+@dataclass(frozen=True)
+class _Descent:
+    """A gene and the one that it inherits from: in parent number `which`, by `aligned`; copied: as a copy of that."""
+
+    gene: Gene
+    source: Gene
+    which: int
+    aligned: Alignment
+    copied: bool
+
+    @cached_property
+    def sizes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Lengths of the axes, the child's and the parent's."""
+        return self.gene.part.sizes(self.gene.ctx), self.source.part.sizes(self.source.ctx)
+
+    @cached_property
+    def origins(self) -> Mapping[str, Spec]:
+        """The parent's tensors."""
+        return self.source.part.specs(self.source.ctx)
+
+
+def _carry(draft: _Draft, descent: _Descent) -> None:
+    """Plan every tensor of a part that inherits, and say what is lost."""
+    gene, aligned, shrunk = descent.gene, descent.aligned, list[str]()
+    for name, spec in gene.part.specs(gene.ctx).items():
+        item = _carried(draft, descent, name, spec)
+        shrunk += sorted({p.axis for dim in item.dims for p in dim if p.take.how in ("largest", "mean")})
+        draft.tensors.append(item)
+    if descent.copied:
         return  # it writes nothing yet, so that it changes nothing, whatever else became of it
-    if lossy:
-        draft.notes.append(f"{gene.key}: fewer along {', '.join(dict.fromkeys(lossy))}")
+    if shrunk:
+        draft.notes.append(f"{gene.key}: fewer along {', '.join(dict.fromkeys(shrunk))}")
     if aligned.note or not aligned.exact:
         draft.notes.append(f"{gene.key}: {aligned.note or 'another function'}")
 
 
-def _derive(draft: _Draft, gene: Gene, source: Gene, which: int, name: str, made: Derived) -> str:
+def _carried(draft: _Draft, descent: _Descent, name: str, spec: Spec) -> TensorPlan:
+    """One tensor of a part that inherits; a fresh one where nothing in the parent is like it."""
+    gene, aligned = descent.gene, descent.aligned
+    origin, made = aligned.sources.get(name), aligned.derived.get(name)
+    init = aligned.init.get(name, spec.init)
+    common = {"tensor": gene.tensor(name), "gene": gene.key, "name": name, "shape": spec.shape}
+    if origin is None:
+        init = ZEROS if spec.writes else init
+        return TensorPlan(**common, init=init.name, init_args=init.args)
+    dims = _dims(descent, name, spec)
+    zero, mean, weights = _starts(descent, name, spec)
+    parent_axes = made.axes if made else aligned.parent_axes.get(name, descent.origins[origin].axes)
+    return TensorPlan(
+        **common,
+        source=_derive(draft, descent, name, made) if made else descent.source.tensor(origin),
+        parent=descent.which,
+        dims=dims,
+        order=_order(gene, name, dims, parent_axes),
+        scale=aligned.scales.get(name, 1.0),
+        init=init.name,
+        init_args=init.args,
+        zero=zero,
+        mean=mean,
+        weights=weights,
+        clear=descent.copied and spec.writes,
+    )
+
+
+def _starts(descent: _Descent, name: str, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Axes along which fresh entries are zero; along which they are the mean; what weighs that mean.
+
+    New residual channels are written zero under RMSNorm, and the mean of the others under LayerNorm.
+    """
+    zero, mean = descent.aligned.zero.get(name, ()), descent.aligned.mean.get(name, ())
+    if not spec.writes:
+        return zero, mean, ()
+    if descent.gene.ctx.norm == "rmsnorm":
+        return (*zero, "dim"), mean, ()
+    return zero, (*mean, "dim"), _channel_scales(descent.source)
+
+
+def _derive(draft: _Draft, descent: _Descent, name: str, made: Derived) -> str:
     """Plan a derived tensor; the name it will have among the parent's."""
-    full = f"{made.transform} for {gene.tensor(name)}"
-    sources = tuple(source.tensor(each) for each in made.sources)
+    full = f"{made.transform} for {descent.gene.tensor(name)}"
+    sources = tuple(descent.source.tensor(each) for each in made.sources)
     draft.derived.append(
-        DerivedPlan(name=full, parent=which, transform=made.transform, sources=sources, args=made.args)
+        DerivedPlan(name=full, parent=descent.which, transform=made.transform, sources=sources, args=made.args)
     )
     return full
 
 
-def _dims(
-    gene: Gene,
-    name: str,
-    spec: Spec,
-    aligned: Alignment,
-    which: int,
-    sizes: Mapping[str, int],
-    their_sizes: Mapping[str, int],
-) -> tuple[tuple[PlannedAxis, ...], ...]:
+def _dims(descent: _Descent, name: str, spec: Spec) -> tuple[tuple[PlannedAxis, ...], ...]:
     """Every factor of every dimension of one tensor."""
-    out = []
-    for factors in flat(aligned.axes.get(name, spec.axes)):
-        planned = []
-        for axis in factors:
-            take = aligned.maps.get(axis)
-            if take is None:
-                size, parent_size = sizes[axis], their_sizes[axis]
-                how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
-                take = AxisMap(how=how, size=size, parent_size=parent_size)
-            group = f"dim/{which}" if axis == "dim" else f"{gene.key}/{axis}"
-            planned.append(PlannedAxis(axis=axis, group=group, take=take))
-        out.append(tuple(planned))
-    return tuple(out)
+    axes = descent.aligned.axes.get(name, spec.axes)
+    return tuple(tuple(_planned(descent, axis) for axis in factors) for factors in flat(axes))
+
+
+def _planned(descent: _Descent, axis: str) -> PlannedAxis:
+    """Where one axis comes from: as the alignment says, else the first entries, or the largest of too many."""
+    take = descent.aligned.maps.get(axis)
+    if take is None:
+        size, parent_size = (sizes[axis] for sizes in descent.sizes)
+        take = AxisMap(how="first" if size >= parent_size else "largest", size=size, parent_size=parent_size)
+    group = f"dim/{descent.which}" if axis == "dim" else f"{descent.gene.key}/{axis}"
+    return PlannedAxis(axis=axis, group=group, take=take)
 
 
 def _order(gene: Gene, name: str, dims: tuple[tuple[PlannedAxis, ...], ...], parent_axes: Axes) -> tuple[int, ...]:

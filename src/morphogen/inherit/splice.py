@@ -173,14 +173,31 @@ def _tensor(
     """One tensor of the child and its marks. `taken`: what of given parents other tensors are; grows."""
     if item.source is None or item.parent is None:
         return _drawn(item, seed).to(dtype), Marks(_nowhere(item.shape))
-    source, marks = parents[item.parent].state[item.source].detach().cpu(), parents[item.parent].marks[item.source]
-    if item.verbatim and tuple(source.shape) == item.shape:
-        if parents[item.parent].given and (item.parent, item.source) not in taken:
-            taken.add((item.parent, item.source))
-            return source, marks
-        return source.clone(memory_format=torch.contiguous_format), marks
+    parent = parents[item.parent]
+    if item.verbatim and tuple(parent.state[item.source].shape) == item.shape:
+        return _whole(item, parent, taken), parent.marks[item.source]
     if item.clear:
         return torch.zeros(item.shape, dtype=dtype), Marks(_nowhere(item.shape))
+    return _resized(item, parent, kept, seed, dtype)
+
+
+def _whole(item: TensorPlan, parent: Spliced, taken: set[tuple[int, str]]) -> Tensor:
+    """The parent's tensor itself where it is given and no other tensor is it yet; else a copy."""
+    assert item.source is not None
+    assert item.parent is not None
+    source = parent.state[item.source].detach().cpu()
+    if parent.given and (item.parent, item.source) not in taken:
+        taken.add((item.parent, item.source))
+        return source
+    return source.clone(memory_format=torch.contiguous_format)
+
+
+def _resized(
+    item: TensorPlan, parent: Spliced, kept: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Marks]:
+    """What is carried of the parent's tensor, put on a ground of fresh entries; a dimension per factor on the way."""
+    assert item.source is not None
+    source, marks = parent.state[item.source].detach().cpu(), parent.marks[item.source]
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
     out = _ground(item, names, axes, seed).to(dtype)
@@ -191,17 +208,21 @@ def _tensor(
     if item.scale != 1.0:
         carried, out = (carried.double() * item.scale).to(dtype), (out.double() * item.scale).to(dtype)
     _put(out, carried, axes)
+    _settle_fresh(item, out, names, axes, parent)
+    mark, count = _mark(flags, axes)
+    done = None if mark is None or count == mark.numel() else mark.reshape(item.shape)
+    resized = marks.resized or tuple(source.shape) != item.shape
+    return out.reshape(item.shape), Marks(done, count, resized, marks.parent)
+
+
+def _settle_fresh(item: TensorPlan, out: Tensor, names: Sequence[str], axes: Sequence[Axis], parent: Spliced) -> None:
+    """Fresh entries along the plan's axes become zero, or the mean of the carried ones; in place."""
     for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
         if axis.fresh and name in item.zero:
             out.index_fill_(k, torch.tensor(axis.fresh), 0.0)
     for k, (name, axis) in enumerate(zip(names, axes, strict=True)):
         if axis.fresh and name in item.mean:
-            weights = [parents[item.parent].state[w].to(out) for w in item.weights]
-            _fill_mean(out, k, axis, weights)
-    resized = marks.resized or tuple(source.shape) != item.shape
-    mark, count = _mark(flags, axes)
-    done = None if mark is None or count == mark.numel() else mark.reshape(item.shape)
-    return out.reshape(item.shape), Marks(done, count, resized, marks.parent)
+            _fill_mean(out, k, axis, [parent.state[weights].to(out) for weights in item.weights])
 
 
 def _mark(flags: Tensor | None, axes: Sequence[Axis]) -> tuple[Tensor | None, int]:

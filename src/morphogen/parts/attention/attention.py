@@ -6,6 +6,7 @@ B batch, T tokens, D model dim, K kv heads, G query heads per kv head, H = K·G 
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -170,56 +171,54 @@ class Attention(Selective):
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Attention):
             return plain or self.in_common(parent, ctx, parent_ctx)
-        exact, notes, maps = plain.exact, [plain.note] if plain.note else [], dict(plain.maps)
-        scales, zero = dict(plain.scales), dict(plain.zero)
-        mean: dict[str, tuple[str, ...]] = {}
-        axes: dict[str, Axes] = {}
-        if not exact and self._only_gate_added(parent):
-            exact, notes = True, []
+        if not plain.exact and self._only_gate_added(parent):
+            plain = replace(plain, exact=True, note="")
+        plain = self._with_kv_heads(plain, parent, ctx)
+        if self.alibi and parent.alibi and self.heads < parent.heads:
+            plain = plain.lossy("heads removed")
+        return self._with_head_dim(plain, parent)
+
+    def _with_kv_heads(self, plain: Alignment, parent: "Attention", ctx: Context) -> Alignment:
+        """The same query heads over other kv heads: these split into copies, or merge into means."""
         if self.kv_heads != parent.kv_heads and self.heads == parent.heads:
             axes = {name: _by_head(tensor.axes) for name, tensor in self.tensors(ctx).items()}
-            maps["kv_heads"] = _regroup(self.kv_heads, parent.kv_heads)
-            if maps["kv_heads"].how == "mean":
-                exact = False
-                notes.append("kv heads merged by mean")
-        elif (
-            self.kv_heads % parent.kv_heads == 0
-            and self.kv_groups != parent.kv_groups
-            and (self.kv_groups < parent.kv_groups)
-        ):
-            exact = False
-            notes.append("heads and kv_groups changed together")
-        if self.alibi and parent.alibi and self.heads < parent.heads:
-            notes.append("heads removed")
+            take = _regroup(self.kv_heads, parent.kv_heads)
+            regrouped = replace(plain, axes=axes, parent_axes=axes, maps={**plain.maps, "kv_heads": take})
+            return regrouped.lossy("kv heads merged by mean") if take.how == "mean" else regrouped
+        if self.kv_heads % parent.kv_heads == 0 and self.kv_groups < parent.kv_groups:
+            return plain.lossy("heads and kv_groups changed together")
+        return plain
+
+    def _with_head_dim(self, plain: Alignment, parent: "Attention") -> Alignment:
+        """Wider or narrower heads change the softmax scale, for which queries make up, and RoPE's frequencies."""
         ratio = self.head_dim / parent.head_dim
-        if ratio != 1:
-            exact = exact and self.rope == "none" and ratio > 1
-            if self.rope != "none":
-                notes.append("RoPE frequencies changed with head_dim")
-            if self.qk_norm == "none":
-                scales["q.weight"] = math.sqrt(ratio)
-            else:
-                exact = exact and ratio == int(ratio)
-                # Keys repeat, so their norm is unchanged; queries are padded, and norms absorb what scales q itself.
-                scales["q_norm.weight"] = scales.get("q_norm.weight", 1.0) * math.sqrt(ratio)
-                scales["q_norm.bias"] = math.sqrt(ratio)
-                if ratio > 1:
-                    scales.pop("k_norm.weight", None)
-                    scales.pop("k_norm.eps", None)
-                    repeat = tuple(i % parent.head_dim for i in range(self.head_dim))
-                    maps["k_dim"] = AxisMap(how="index", size=self.head_dim, parent_size=parent.head_dim, index=repeat)
-                    zero.pop("k.weight")
-                    (zero if self.qk_norm == "rms" else mean)["q.weight"] = ("q_dim",)
-        return Alignment(
-            sources=plain.sources,
-            exact=exact,
-            note="; ".join(notes),
-            axes=axes,
-            parent_axes=axes,
-            maps=maps,
-            scales=scales,
-            zero=zero,
-            mean=mean,
+        if ratio == 1:
+            return plain
+        if self.rope != "none":
+            plain = plain.lossy("RoPE frequencies changed with head_dim")
+        plain = replace(plain, exact=plain.exact and ratio > 1)
+        if self.qk_norm == "none":
+            return replace(plain, scales={**plain.scales, "q.weight": math.sqrt(ratio)})
+        return self._with_normed_heads(plain, parent, ratio)
+
+    def _with_normed_heads(self, plain: Alignment, parent: "Attention", ratio: float) -> Alignment:
+        """Norms absorb what scales q, so that the gain of its norm is scaled. Queries are padded, and keys repeat, so
+        that their norm is unchanged."""
+        root = math.sqrt(ratio)
+        scales = {**plain.scales, "q_norm.weight": plain.scales.get("q_norm.weight", 1.0) * root, "q_norm.bias": root}
+        plain = replace(plain, exact=plain.exact and ratio == int(ratio), scales=scales)
+        if ratio < 1:
+            return plain
+        repeat = tuple(i % parent.head_dim for i in range(self.head_dim))
+        take = AxisMap(how="index", size=self.head_dim, parent_size=parent.head_dim, index=repeat)
+        padded = {"q.weight": ("q_dim",)}
+        return replace(
+            plain,
+            maps={**plain.maps, "k_dim": take},
+            scales={name: x for name, x in scales.items() if name not in ("k_norm.weight", "k_norm.eps")},
+            zero={name: axes for name, axes in plain.zero.items() if name != "k.weight"}
+            | (padded if self.qk_norm == "rms" else {}),
+            mean=padded if self.qk_norm == "layer" else {},
         )
 
     def _only_gate_added(self, parent: "Attention") -> bool:

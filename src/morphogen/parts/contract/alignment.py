@@ -1,7 +1,7 @@
 """Inheritance as data: where the entries of a child part's tensors come from in a parent part's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from morphogen.parts.contract.frozen import Frozen
@@ -66,3 +66,23 @@ class Alignment:
     mean: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     init: Mapping[str, Init] = field(default_factory=dict)
     derived: Mapping[str, Derived] = field(default_factory=dict)
+
+    def lossy(self, why: str) -> "Alignment":
+        """The same, of a part that then computes another function, with the reason added."""
+        return replace(self, exact=False, note="; ".join(filter(None, (self.note, why))))
+
+    def joined(self, other: "Alignment") -> "Alignment":
+        """Both in one, of a part that is made of two; `other` goes before where they speak of the same."""
+        return Alignment(
+            sources={**self.sources, **other.sources},
+            exact=self.exact and other.exact,
+            note="; ".join(filter(None, (self.note, other.note))),
+            axes={**self.axes, **other.axes},
+            parent_axes={**self.parent_axes, **other.parent_axes},
+            maps={**self.maps, **other.maps},
+            scales={**self.scales, **other.scales},
+            zero={**self.zero, **other.zero},
+            mean={**self.mean, **other.mean},
+            init={**self.init, **other.init},
+            derived={**self.derived, **other.derived},
+        )

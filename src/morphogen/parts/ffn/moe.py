@@ -1,9 +1,9 @@
 """Mixture of experts as a part: its sizes, costs, and what it inherits. Its module is in `moe_layer`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
+T = TypeVar("T")
 STACKED = ("up.weight", "gate.weight", "down.weight")
 
 
@@ -298,30 +299,12 @@ class MoE(Part):
 
     def _with_others(self, whole: Alignment, parent: "MoE", ctx: Context, parent_ctx: Context) -> Alignment:
         """The same with what the parts in `experts` inherit, each from the one of its number."""
-        sources, exact, notes = dict(whole.sources), whole.exact, [whole.note] if whole.note else []
-        found: dict[str, dict[str, Any]] = {
-            name: dict(vars(whole)[name]) for name in ("axes", "parent_axes", "maps", "scales", "zero", "mean", "init")
-        }
         for i, part in enumerate(self.experts):
             mine = part.align(parent.experts[i], ctx, parent_ctx) if i < len(parent.experts) else None
             if mine is None:
-                sources |= {f"others.{i}.{name}": None for name in _bare(part, ctx)}
-                exact = False
-                notes.append(f"experts[{i}] is new")
-                continue
-            sources |= {
-                f"others.{i}.{name}": None if mine.sources[name] is None else f"others.{i}.{mine.sources[name]}"
-                for name in _bare(part, ctx)
-            }
-            exact = exact and mine.exact
-            notes += [mine.note] if mine.note else []
-            found["maps"] |= {_inside(i, axis): take for axis, take in mine.maps.items()}
-            for field in ("axes", "parent_axes", "zero", "mean"):
-                values: Mapping[str, Axes] = vars(mine)[field]
-                found[field] |= {f"others.{i}.{name}": _axes_inside(i, axes) for name, axes in values.items()}
-            for field in ("scales", "init"):
-                found[field] |= {f"others.{i}.{name}": value for name, value in vars(mine)[field].items()}
-        return Alignment(sources=sources, exact=exact, note="; ".join(notes), **found)
+                mine = Alignment(dict.fromkeys(_bare(part, ctx)), exact=False, note=f"experts[{i}] is new")
+            whole = whole.joined(_alignment_inside(i, mine, _bare(part, ctx)))
+        return whole
 
     def _upcycled(self, parent: MLP, ctx: Context, parent_ctx: Context) -> Alignment:
         """Every expert a copy of the dense layer, less the units that `drop_upcycle` draws afresh. Ref: 2212.05055."""
@@ -402,6 +385,27 @@ def _inside(i: int, axis: str) -> str:
 def _axes_inside(i: int, axes: Axes) -> Axes:
     return tuple(
         _inside(i, axis) if isinstance(axis, str) else tuple(_inside(i, factor) for factor in axis) for axis in axes
+    )
+
+
+def _alignment_inside(i: int, aligned: Alignment, names: Iterable[str]) -> Alignment:
+    """How part i of `experts` aligns, in the mixture's names; `names`: those of its tensors that the mixture has."""
+
+    def inside(of: Mapping[str, T]) -> dict[str, T]:
+        return {f"others.{i}.{name}": value for name, value in of.items()}
+
+    sources = {name: aligned.sources[name] for name in names}
+    return Alignment(
+        sources=inside({name: None if of is None else f"others.{i}.{of}" for name, of in sources.items()}),
+        exact=aligned.exact,
+        note=aligned.note,
+        axes={name: _axes_inside(i, axes) for name, axes in inside(aligned.axes).items()},
+        parent_axes={name: _axes_inside(i, axes) for name, axes in inside(aligned.parent_axes).items()},
+        maps={_inside(i, axis): take for axis, take in aligned.maps.items()},
+        scales=inside(aligned.scales),
+        zero={name: tuple(_inside(i, axis) for axis in axes) for name, axes in inside(aligned.zero).items()},
+        mean={name: tuple(_inside(i, axis) for axis in axes) for name, axes in inside(aligned.mean).items()},
+        init=inside(aligned.init),
     )
 
 
