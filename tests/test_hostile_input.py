@@ -183,6 +183,12 @@ def header(fields: str | bytes, data: bytes = b"", length: int | None = None) ->
     return starts_from(lambda good, bad: bad.write_bytes(size + raw + data))
 
 
+def tensors(data: int, **entries: tuple[str, list[int], list[int]]) -> Prepare:
+    """A checkpoint of ours, of so many bytes, that holds tensors by (kind of number, shape, where their bytes are)."""
+    told = {name: dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True)) for name, entry in entries.items()}
+    return header(json.dumps({"__metadata__": {"format": "morphogen-checkpoint-1"}, **told}), bytes(data))
+
+
 def described(blueprint: str) -> Prepare:
     """A checkpoint with right weights and checksum, and a blueprint as it is given."""
 
@@ -431,18 +437,17 @@ CASES: dict[str, Case] = {
     "a header that is no JSON": (header(b"\xff" * 64), RUN, "bad.safetensors: not a readable checkpoint"),
     "a header nested beyond use": (header(DEEP), RUN, "bad.safetensors: not a readable checkpoint"),
     "tensors that overlap": (
-        header('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],'
-               '"data_offsets":[4,12]}}', bytes(12)),
+        tensors(12, a=("F32", [2], [0, 8]), b=("F32", [2], [4, 12])),
         RUN,
         "bad.safetensors: not a readable checkpoint",
     ),
     "a tensor beyond the file": (
-        header('{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'),
+        tensors(0, a=("F32", [10**12], [0, 4 * 10**12])),
         RUN,
         "bad.safetensors: not a readable checkpoint",
     ),
     "a kind of number that is none": (
-        header('{"a":{"dtype":"F128","shape":[1],"data_offsets":[0,16]}}', bytes(16)),
+        tensors(16, a=("F128", [1], [0, 16])),
         RUN,
         "bad.safetensors: not a readable checkpoint",
     ),
@@ -462,9 +467,14 @@ CASES: dict[str, Case] = {
     "weights that are a pipe": (
         starts_from(lambda good, bad: os.mkfifo(bad)),
         RUN,
-        "bad.safetensors: no such checkpoint",
+        "bad.safetensors: not a readable checkpoint",
     ),
     # -------------------------------------------------------------------------------------------------- experiments
+    "text that is a pipe": (
+        lambda place: (pipe("p")(place), config("source: ", "source: @/p #")(place)),
+        "validate @/tiny.yaml",
+        "/p",
+    ),
     "an experiment that is a folder": (nothing, "validate @/corpus", "corpus: is a folder, expected a file"),
     "an experiment that is a pipe": (pipe("p.yaml"), "validate @/p.yaml", "p.yaml"),
     "an experiment that is a pipe, explained": (pipe("p.yaml"), "explain @/p.yaml", "p.yaml"),

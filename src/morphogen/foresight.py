@@ -14,6 +14,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import BPE, Data, Experiment, Shard
 from morphogen.knobs import Remark, knobs
 from morphogen.search.rungs import composed, rejection, stages
+from morphogen.store.ordinary import open_ordinary
 
 #: Bytes to train one candidate with that no machine has.
 TOO_MANY_BYTES = 2**42
@@ -125,7 +126,7 @@ def _no_checkpoint(path: Path) -> str:
     if said := _absent(str(path)):
         return f"{path}: {said.replace('file or folder', 'checkpoint')}"
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             header = json.loads(file.read(min(length, LONGEST_HEADER)))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

@@ -23,7 +23,7 @@ from morphogen.reading import ENVIRONMENT, ROLES, local_paths, located, placeles
 from morphogen.runfolder import commit, library_versions
 from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Start
-from morphogen.store.ordinary import read_ordinary
+from morphogen.store.ordinary import open_ordinary, read_ordinary
 
 #: Settings of the experiment that may differ when a run is resumed: more generations may be added to it.
 MAY_DIFFER = frozenset({"evolution.generations"})
@@ -146,7 +146,7 @@ def checksum(experiment: Experiment) -> str | None:
     if (path := experiment.train.init_checkpoint) is None:
         return None
     try:
-        with Path(path).open("rb") as file:
+        with open_ordinary(Path(path)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"train.init_checkpoint: {path}: cannot be read: {error.strerror or error}") from None

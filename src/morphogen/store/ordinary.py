@@ -2,7 +2,9 @@
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Literal
 
@@ -18,11 +20,18 @@ KINDS = {
 }
 
 
-def read_ordinary(path: Path) -> bytes:
-    """All bytes of a file. OSError where it cannot be read, or is no ordinary file, which might never end."""
+@contextmanager
+def open_ordinary(path: Path) -> Iterator[BufferedReader]:
+    """A file's bytes. OSError where it cannot be opened, or is no ordinary file, which might never begin or end."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if (kind := stat.S_IFMT(os.fstat(file.fileno()).st_mode)) != stat.S_IFREG:
             raise OSError(0, f"is {KINDS.get(kind, 'something else')}, expected an ordinary file")
+        yield file
+
+
+def read_ordinary(path: Path) -> bytes:
+    """All bytes of a file. OSError as `open_ordinary`."""
+    with open_ordinary(path) as file:
         return file.read()
 
 
