@@ -1,0 +1,1 @@
+"""A package that adds to morphogen; its pyproject.toml says what."""

@@ -1,0 +1,65 @@
+"""A gated exponential moving average as a kind of part, and the operators that evolution has for it.
+
+Nothing here imports torch: what a part is and costs is asked where nothing is trained.
+"""
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from morphogen.parts.contract.operator import block_operator, operator
+from morphogen.parts.contract.part import Context, Cost, Part
+from morphogen.parts.contract.tensors import Init, Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class GatedEMA(Part):
+    """o(sigmoid(g) ⊙ y) with u, g = W x and y_t = a·y_{t−1} + (1 − a)·u_t, where each channel learns its a.
+
+    width: channels.
+    """
+
+    slot: ClassVar = "extra"
+    neutral_fields: ClassVar = frozenset({"width"})
+
+    kind: Literal["gated_ema"] = "gated_ema"
+    width: PositiveInt = 32
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        """u and g by one map, the logit of a, and the output's projection, where new channels write zero."""
+        return {
+            "ug.weight": Tensor((("way", "width"), "dim")),
+            "logit": Tensor(("width",), init=Init("normal", (2.0,))),
+            "o.weight": Tensor(("dim", "width"), fresh_zero=("width",), writes=True),
+        }
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        """way (u, g), width and dim."""
+        return {"way": 2, "width": self.width, "dim": ctx.dim}
+
+    def build(self, ctx: Context) -> "nn.Module":
+        """(B, T, D) to (B, T, D)."""
+        from gated_ema.layer import GatedEMABranch
+
+        return GatedEMABranch(self, ctx)
+
+    def cost(self, ctx: Context) -> Cost:
+        """Three projections, and one multiply-add and two products a channel; the last average is remembered."""
+        return Cost(flops=2.0 * self.width * (3 * ctx.dim + 2), state_bytes=2.0 * self.width)
+
+
+@block_operator(preserves=True)
+def insert_gated_ema(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+    """A gated exponential moving average; its output starts at zero."""
+    if any(isinstance(extra, GatedEMA) for extra in block.extras):
+        return None
+    return block.evolve(extras=(*block.extras, GatedEMA(width=max(8, ctx.dim // 2))))
+
+
+@operator(GatedEMA, preserves=True)
+def widen_gated_ema(part: GatedEMA, ctx: Context, rng: np.random.Generator) -> GatedEMA | None:
+    """Half as many channels again, writing zero."""
+    return part.evolve(width=part.width + max(1, part.width // 2))

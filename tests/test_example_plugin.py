@@ -1,0 +1,65 @@
+"""The example of a plug-in, installed and used as its readers would."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = ROOT / "examples" / "plugin"
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the package is installed: its metadata on the path, as an editable install puts it."""
+    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
+    info = tmp_path / "site" / f"gated_ema-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+        for group, points in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups))
+    path = os.pathsep.join(map(str, (info.parent, PLUGIN / "src", ROOT / "src")))
+    cache = {"MORPHOGEN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **cache, "PYTHONPATH": path, "MORPHOGEN_ALLOW_CODE": "0"}
+
+
+#: Runs several commands in one process, as torch takes long to import.
+COMMANDS = """
+import sys
+from morphogen.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit as end:
+        print(f"exit code {end.code}", flush=True)
+"""
+
+
+def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[str, str], tmp_path: Path) -> None:
+    good, bad = PLUGIN / "experiment.yaml", tmp_path / "bad.yaml"
+    text = good.read_text()
+    bad.write_text(text.replace("width: 8", "widht: 8").replace("least_crowded", "least_crowdd"))
+    commands = [f"validate {bad}", f"validate {good}", "operators", f"run {good} --out {tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, *commands], env=installed, capture_output=True, text=True, check=False
+    )
+    told = done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("exit code")] == [
+        "exit code 2",
+        *["exit code 0"] * 3,
+    ], told
+    lines = text.splitlines()
+    kind, rule = (1 + next(i for i, line in enumerate(lines) if what in line) for what in ("width: 8", "least_crowded"))
+    assert f"bad.yaml:{kind}:" in told
+    assert "unknown field, did you mean 'width'?" in told
+    assert f"bad.yaml:{rule}:3 evolution.parent_selection: got 'least_crowdd', expected one of" in told
+    assert "did you mean 'least_crowded'?" in told
+    assert "insert_gated_ema" in told
+    assert "widen_gated_ema" in told
+    assert "ema_memory" in next((tmp_path / "run").glob("*.csv")).read_text()
