@@ -63,3 +63,16 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     assert "insert_gated_ema" in told
     assert "widen_gated_ema" in told
     assert "ema_memory" in next((tmp_path / "run").glob("*.csv")).read_text()
+
+
+@pytest.mark.slow
+def test_the_package_keeps_the_contract(installed: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(tmp_path), "-p"]
+    done = subprocess.run(
+        [*command, "no:cacheprovider", str(PLUGIN / "tests")],
+        env=installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
