@@ -4,8 +4,9 @@ import pytest
 import torch
 from gated_ema.layer import ema
 from gated_ema.part import GatedEMA
-from morphogen.testing import assert_agree, contract_tests, operator_tests, outcome
 from torch import Tensor
+
+from morphogen.testing import assert_agree, contract_tests, operator_tests, outcome
 
 test_contract = contract_tests(GatedEMA)
 test_operators = operator_tests("widen_gated_ema", on=GatedEMA)
