@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Candidate
 from morphogen.cli import main
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
 from morphogen.launch import execute
@@ -456,13 +456,18 @@ def test_damaged_files_of_a_run_are_named(failure: Failure, place: Path) -> None
     assert "no run here" in failure("status", place / "corpus")
 
 
-def test_a_damaged_parent_costs_its_children_only(place: Path) -> None:
-    for path in (place / "run" / "checkpoints").iterdir():
-        path.write_bytes(path.read_bytes()[:-10])
+def test_damaged_parents_stop_the_run_until_they_are_mended(place: Path) -> None:
+    checkpoints = {path: path.read_bytes() for path in (place / "run" / "checkpoints").iterdir()}
+    for path, whole in checkpoints.items():
+        path.write_bytes(whole[:-10])
+    with pytest.raises(RunError, match=r"not a readable checkpoint.*--resume goes on once that is mended"):
+        evolve(load(place / "tiny.yaml"), place / "run", resume=True, generations=2)
+    for path, whole in checkpoints.items():
+        path.write_bytes(whole)
     run = evolve(load(place / "tiny.yaml"), place / "run", resume=True, generations=2)
     newborn = [node for node in run.lineage.nodes if node.generation == 2]
     assert newborn
-    assert all("not a readable checkpoint" in node.reason for node in newborn)
+    assert not any("checkpoint" in node.reason for node in newborn)
 
 
 def test_a_folder_that_cannot_be_written(failure: Failure, place: Path) -> None:
