@@ -214,18 +214,11 @@ def test_checked_json_tells_any_damage(tmp_path: Path) -> None:
         assert read_checked(path) is None
 
 
-#: Prepares data that stands in for `Data` (whose import would bring torch), and dies at the given rename.
+#: Prepares data, and dies at the given rename.
 PREPARE = """
-import json, os, signal, sys
-from types import SimpleNamespace
-from morphogen.data import prepare
-class Stand(SimpleNamespace):
-    name = "a"
-    measured_shards = property(lambda self: self.shards)
-    text_shards = property(lambda self: self.shards)
-    probe = None
-    def model_dump_json(self, exclude):
-        return self.source
+import os, signal, sys
+from morphogen.data.prepare import prepare
+from morphogen.experiment import Data
 kill_at = int(sys.argv[2])
 replace = os.replace
 done = 0
@@ -236,7 +229,7 @@ def counted(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(*paths)
 os.replace = counted
-prepare.prepare(json.loads(sys.argv[1], object_hook=lambda fields: Stand(**fields)))
+prepare(Data.model_validate_json(sys.argv[1]))
 """
 
 

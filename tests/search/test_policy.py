@@ -110,7 +110,7 @@ def test_adaptive_weights_are_drawn_by_and_resume_alike():
     ("fields", "message"),
     [
         ({"mutation_steps": [3, 2]}, "mutation_steps: got the range 3 to 2"),
-        ({"mutation_steps": [0, 2]}, "greater than 0"),
+        ({"mutation_steps": [0, 2]}, "greater than or equal to 1"),
         ({"mutation_steps": "two"}, "integer"),
         ({"adaptive_mutation_min_weight": 9.0}, "above adaptive_mutation_max_weight"),
         ({"structural_gates": "mend"}, "'repair' or 'reject'"),
