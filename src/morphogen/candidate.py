@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
+from morphogen.documented import Documented
 from morphogen.escape import whole_characters
 
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
@@ -35,7 +36,7 @@ Words = Annotated[str, AfterValidator(whole_characters)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class Record(BaseModel):
+class Record(Documented):
     """Base of all plain records: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

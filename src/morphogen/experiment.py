@@ -48,13 +48,18 @@ def _changed(settings: Frozen) -> set[str]:
 
 
 class Optimizer(Frozen):
-    """The update rule. `lr` and `weight_decay` override `train`'s when given. Lion has no `eps`."""
+    """The update rule and its settings."""
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
+    """The update rule."""
     lr: PositiveFloat | None = None
+    """Learning rate; null: `train.lr`."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Share of the first and of the second moment that stays at each step."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment; lion has none."""
     weight_decay: NonNegativeFloat | None = None
+    """Decoupled weight decay; null: `train.weight_decay`."""
 
     @model_validator(mode="after")
     def _eps_is_read(self) -> Self:
@@ -64,36 +69,46 @@ class Optimizer(Frozen):
 
 
 class Train(Frozen):
-    """How a candidate is trained, and when training is stopped early.
-
-    Guards: `instability_threshold` bounds the gradient norm (stop reason high_grad); `entropy_threshold` (nats) bounds
-    the mean entropy of the predicted next-token distribution from below for `entropy_patience` checks in a row
-    (low_entropy); `no_improve_patience` checks without a relative gain of `improvement_tolerance` in the training loss
-    (no_improve). `router_lb_coeff` multiplies the load-balance losses that the blueprint's routers ask for;
-    `router_entropy_coeff` times the entropy of routing (nats) is taken off the loss. `ppl_stop_threshold` is the gate
-    after rung 1: held-out perplexity above it ends the candidate. `init_tokenizer`: whether the weights of
-    `init_checkpoint` must be those of the same tokenizer, or are mapped token by token (`remap`).
-    """
+    """How a candidate is trained, and when training is stopped early."""
 
     lr: PositiveFloat = 3e-3
+    """Highest learning rate; after the warm-up a cosine leads to a tenth of it."""
     warmup: NonNegativeInt = 20
+    """Steps until the highest learning rate, at most half of a run."""
     clip: PositiveFloat = 1.0
+    """Norm that gradients are clipped to."""
     bf16: bool = False
+    """Whether to compute in bfloat16 by autocast; weights stay float32."""
     grad_ckpt: bool = False
+    """Whether the backward pass computes activations again, to save memory."""
     max_tokens: PositiveInt = 200_000
+    """Most tokens that one candidate may train on."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay."""
     seed: NonNegativeInt = 0
+    """Of fresh weights and dropout; also the run's seed unless `--seed` is given."""
     init_checkpoint: str | None = None
+    """Weights that the root starts from, and with `weight_inheritance: init` every candidate; null: fresh ones."""
     init_tokenizer: Literal["same", "remap"] = "same"
+    """Whether the weights of `init_checkpoint` must be those of the same tokenizer, or are mapped token by token."""
     router_lb_coeff: NonNegativeFloat = 1.0
+    """Multiplies the load-balance losses that the blueprint's routers ask for."""
     router_entropy_coeff: NonNegativeFloat = 0.0
+    """Times the entropy of routing (nats), taken off the loss: spreads the choice."""
     entropy_threshold: NonNegativeFloat = 0.5
+    """Mean entropy of predictions (nats) below which training ends: low_entropy."""
     entropy_patience: PositiveInt = 3
+    """Checks in a row below `entropy_threshold` until it ends."""
     instability_threshold: PositiveFloat = 5.0
+    """Median gradient norm, before clipping, above which training ends: high_grad."""
     no_improve_patience: PositiveInt = 20
+    """Checks without a gain of the training loss until it ends: no_improve."""
     improvement_tolerance: NonNegativeFloat = 1e-3
+    """The least relative fall of the training loss that is a gain."""
     ppl_stop_threshold: PositiveFloat | None = None
+    """Held-out perplexity after rung 1 above which a candidate is gated; null: none is."""
     optimizer: Optimizer = Optimizer()
+    """The update rule and its settings."""
 
     @model_validator(mode="after")
     def _remap_of_something(self) -> Self:
@@ -106,14 +121,18 @@ class BPE(Frozen):
     """A byte-level BPE trained on the training split and cached by content."""
 
     kind: Literal["bpe"] = "bpe"
+    """A byte-level BPE."""
     vocab: Annotated[int, Field(ge=257, le=1_000_000)] = 4096
+    """Tokens, the 256 bytes included."""
 
 
 class Split(Frozen):
     """Shares of documents by hash. What is left of 1 is the test split, which nothing here trains on or selects by."""
 
     train: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """Share of documents to train on."""
     eval: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of documents to measure candidates by."""
 
     @model_validator(mode="after")
     def _sum(self) -> Self:
@@ -181,24 +200,28 @@ class Shard(Frozen):
     `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
     recall over 8 pairs unless it says how many.
 
-    name: what its figures are called after (`ppl_<name>`); by default the source as it is written, in small letters.
-    weight: share of training sequences, or of the means over held-out shards, relative to the other shards'. split,
-    revision: of a Hugging Face data set. cache_path: where its tokens are kept, instead of the common cache.
-    text_field: the column of records that holds the text, where it is not `text`. on_error: `skip` leaves out records,
-    texts and files that cannot be read, and counts them.
-    max_documents: how many documents to take from the head of the source, so that a large data set on the hub need not
-    be fetched whole. A probe has none of these but a name and a weight.
+    A probe has none of the fields below but a name and a weight.
     """
 
     source: Annotated[str, AfterValidator(_source)]
+    """`stdlib-code`, `stdlib-docs`, a file or folder, `hf:NAME[:CONFIG]`, `probe:mqar[:PAIRS]`, or a plug-in's
+    corpus."""
     name: Annotated[str, AfterValidator(_given_name)] = ""
+    """What its figures are called after (`ppl_<name>`); empty: the source as it is written, in small letters."""
     weight: PositiveWeight = 1.0
+    """Share of training sequences, or of the means over held-out shards, relative to the other shards'."""
     split: str = "train"
+    """Of a Hugging Face data set."""
     revision: str | None = None
+    """Of a Hugging Face data set; null stays at the version first fetched."""
     cache_path: str | None = None
+    """Folder of its tokens; null: the common cache."""
     max_documents: PositiveInt | None = None
+    """Documents taken from the head of the source, so that a large data set need not be fetched whole; null: all."""
     text_field: Annotated[str, Field(min_length=1)] | None = None
+    """The column of records that holds the text; null: `text`, or the only one that may be it."""
     on_error: Literal["fail", "skip"] = "fail"
+    """`skip` leaves out records, texts and files that cannot be read, and counts them."""
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
@@ -257,26 +280,32 @@ def _measured(shard: Shard) -> Shard:
 
 
 class Data(Frozen):
-    """Text, tokens and batches. `eval_shards` default to the training shards' own eval split.
-
-    `allow_loss`: the share of a source's characters that the tokenizer may fail to spell; without, it may lose none.
-    A probe among `shards` is trained on at its weight and measured apart from the text, one among `eval_shards` is only
-    measured.
-    """
+    """Text, tokens and batches."""
 
     tokenizer: Annotated[
         Annotated[BPE, Tag(TAG + "bpe")] | Annotated[str, Tag(TAG + "name")], Discriminator(_tokenizer_tag)
     ] = "bytes"
+    """`bytes`, a tokenizer by name, file or folder, or a BPE to train on the training split."""
     allow_loss: Share = 0.0
+    """Share of a source's characters that the tokenizer may fail to spell."""
     seq_len: Annotated[int, Field(ge=8, le=2**24)] = 256
+    """Tokens of a sequence."""
     batch_size: PositiveInt = 8
+    """Sequences of a training step."""
     seed: NonNegativeInt = 0
+    """Of the order of sequences."""
     split: Split = Split()
+    """Shares of documents."""
     shards: Annotated[tuple[Shard, ...], Field(min_length=1)] = (Shard(source="stdlib-code"),)
+    """Text to train on. A probe among it is trained on at its weight and measured apart from the text."""
     eval_shards: tuple[Annotated[Shard, AfterValidator(_measured)], ...] = ()
+    """Text whose eval split is measured; empty: that of `shards`. A probe among it is only measured."""
     healing_shards: tuple[Shard, ...] = ()
+    """Text that a child begins with where the splice of its weights was not exact, for `healing_tokens`."""
     healing_tokens: NonNegativeInt = 0
+    """Tokens of `healing_shards` at the start of such a child's training."""
     eval_tokens: PositiveInt = 65_536
+    """Held-out tokens of every shard, at most."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -364,88 +393,125 @@ Threshold = Annotated[
 
 
 class Evolution(Frozen):
-    """The search: who breeds, what is measured, what survives.
-
-    Each generation asks for `population` offspring; `topk_keep` survivors remain. Budgets are in tokens per candidate.
-    `rung0_thresholds` bound costs before anything is trained, from above where a number is given.
-    `crossover` gives the ways to cross two parents their weights; one name alone means that one only.
-    `inherit_optimizer` hands the optimizer's moments on with the weights.
-
-    Structural gates: `min_layers`, `min_recurrences`, and `min_moe_blocks`, `min_selector_blocks`,
-    `min_memory_blocks`. With `structural_gates: repair` operators add to a child what it lacks, and the root is free of
-    them; what cannot be repaired, and with `reject` everything short of them, is turned away.
-
-    A child has `mutation_steps` edits: 1 to a number, or as many as a range `[least, most]` allows. `mutation_weights`
-    are where operators start; with `adaptive_mutation` a generation multiplies the weight of each operator it used by
-    exp(eta · (the share of its children that survive − that of all children)), within the bounds. `templates`: compound
-    edits, or the YAML file they stand in; `template_mutation` applies one, with probability `template_mutation_prob` a
-    new one, made up or varied, which joins the others when its child survives.
-    """
+    """The search: who breeds, what is measured, what survives."""
 
     generations: Annotated[int, Field(ge=0, le=1_000_000)] = 3
+    """Generations after the root's."""
     population: Count = 8
+    """Offspring of a generation."""
     topk_keep: Annotated[Count, BeforeValidator(_count)] = 6
+    """Survivors of a generation; only they breed."""
     crossover_prob: Share = 0.2
+    """Share of children with two parents."""
     crossover: Annotated[dict[Crossing, Weight], BeforeValidator(_one_way)] = {
         "one_point": 1.0,
         "aligned_span": 1.0,
         "uniform": 1.0,
     }
+    """Ways to cross two parents, with their weights; one name alone means that one only."""
     baseline: Literal["none", "random", "control"] = "none"
+    """`random`: every candidate is a random walk of edits from the root; `control`: no edits at all."""
     parent_selection: Annotated[str, Offered(plugins.SELECTORS, SELECTORS)] = "epsilon_lexicase"
+    """Who breeds among the survivors."""
     lexicase_cases: tuple[str, ...] = ()
+    """Figures that the lexicase selections go by; empty: the objectives."""
     downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the cases drawn for each parent; for downsampled_lexicase."""
     tournament_size: Count = 2
+    """Survivors that the best is taken of; for tournament."""
     map_elites: Annotated[dict[str, Descriptor], Field(min_length=1)] = {
         "flops_per_token": Descriptor(scale="log", width=1.5),
         "layers": Descriptor(scale="linear", width=1.0),
     }
+    """Axes of the grid of behaviours, by figure; for map_elites."""
     archive_max_elites: Count = 32
+    """Cells kept at most; for map_elites."""
     survival: Annotated[str, Offered(plugins.SURVIVAL, SURVIVAL)] = "rank_crowding"
+    """Who stays of the last survivors and the offspring."""
     structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Survivors besides, the most novel of the others."""
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
+    """Figures that the search is for, and which way; with a recall probe the default has `long_recall` too."""
     composite_metrics: dict[str, Composite] = {}
+    """Figures made of others, by name."""
     constraints: dict[str, Bounds] = {}
+    """Bounds by figure; a candidate outside of one ranks behind all that are inside."""
     weights: dict[str, ScoreWeight] = {}
+    """Figure to weight; for weighted. A weight of w makes the best e^w times as likely as the worst."""
     rung0_thresholds: dict[str, Threshold] = {}
+    """Costs outside of which nothing is trained; a number bounds from above."""
     rung1_gates: dict[str, Bounds] = {}
+    """Bounds on what rung 1 measured, by figure; a candidate outside is gated."""
     rung1_tokens: NonNegativeInt = 40_000
+    """Training tokens of rung 1; for fixed rungs."""
     rung2_tokens: NonNegativeInt = 80_000
+    """Training tokens of rung 2; for fixed rungs."""
     budget: Literal["tokens", "flops"] = "tokens"
+    """`flops`: each candidate trains on as many tokens as cost it the FLOPs that the root spends on those."""
     rungs: Literal["fixed", "asha"] = "fixed"
+    """`fixed`: rungs 1 and 2 for all; `asha`: successive halving."""
     eta: Annotated[int, Field(ge=2)] = 3
+    """One in so many goes on to so many times the tokens; for asha."""
     min_tokens: PositiveInt = 10_000
+    """Training tokens of the first rung; for asha."""
     max_tokens: PositiveInt = 90_000
+    """Training tokens of the last rung, at most; for asha."""
     promotion_prob: Share = 0.0
+    """Probability of one more rung after the last; what follows is read where it is above 0."""
     promotion_steps_multiplier: PositiveWeight = 1.0
+    """The extra rung's budget, as a multiple of the last rung's."""
     promotion_tokens_multiplier: PositiveWeight = 1.0
+    """Multiplies the extra rung's budget as well."""
     promotion_min_layers: NonNegativeInt = 0
+    """Fewest blocks of a promoted candidate."""
     promotion_min_moe_blocks: NonNegativeInt = 0
+    """Fewest blocks with a mixture of experts of a promoted candidate."""
     promotion_min_router_entropy: NonNegativeFloat | None = None
+    """Least `router_entropy` (nats) of a promoted candidate; null: any, or none."""
     promotion_min_recurrence_gain: float | None = None
+    """Least `recurrence_gain` of a promoted candidate; null: any, or none."""
     promotion_max_instability: NonNegativeFloat | None = None
+    """Largest `instability` of a promoted candidate; null: any."""
     min_layers: PositiveInt = 1
+    """Structural gate: fewest blocks."""
     min_recurrences: NonNegativeInt = 0
+    """Structural gate: fewest recurrences."""
     min_moe_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks with a mixture of experts."""
     min_selector_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks whose attention has a selector."""
     min_memory_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks with a memory."""
     structural_gates: Literal["repair", "reject"] = "repair"
+    """`repair`: operators add to a child what it lacks, the root may lack it, and what cannot be mended is turned away;
+    `reject`: everything short of the gates is turned away, the root too."""
     mutation_steps: Annotated[
         Annotated[int, Field(ge=0, le=100), Tag(TAG + "count")] | Annotated[tuple[Edits, Edits], Tag(TAG + "range")],
         Discriminator(_list_tag("range", "count")),
     ] = 2
+    """Edits of a child: 1 to a number, or as many as a range `[least, most]` allows; 0: none."""
     mutation_weights: dict[str, Weight] = {}
+    """Operator to weight, 1 unless given (0 for edits of training); 0 switches it off."""
     adaptive_mutation: bool = False
+    """Whether a generation multiplies the weight of each operator it used by exp(eta · (the share of its children that
+    survive - that of all children))."""
     adaptive_mutation_eta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.5
+    """How fast weights adapt."""
     adaptive_mutation_min_weight: PositiveWeight = 0.1
+    """The least that an adapted weight falls to."""
     adaptive_mutation_max_weight: PositiveWeight = 5.0
+    """The most that an adapted weight rises to."""
     templates: Annotated[
         Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
         Discriminator(_list_tag("list", "file")),
     ] = ()
+    """Compound edits that `template_mutation` applies, or the YAML file they stand in."""
     template_mutation_prob: Share = 0.25
+    """Probability that it tries a new one, made up or varied, which joins the others when its child survives."""
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    """Where a child's weights come from: its parents, `train.init_checkpoint`, or nowhere."""
     inherit_optimizer: bool = False
+    """Whether the optimizer's moments go on with the parents' weights."""
 
     @model_validator(mode="after")
     def _moments_of_parents(self) -> Self:
@@ -514,9 +580,13 @@ class Experiment(Frozen):
     """One experiment file."""
 
     model: Blueprint
+    """The architecture that the search begins with: the root."""
     train: Train = Train()
+    """How a candidate is trained."""
     data: Data = Data()
+    """Text, tokens and batches."""
     evolution: Evolution = Evolution()
+    """The search."""
 
     @model_validator(mode="after")
     def _recall(self) -> Self:

@@ -150,7 +150,9 @@ class Bounds(Record):
     model_config = ConfigDict(allow_inf_nan=False)
 
     min: float | None = None
+    """The least allowed; null: no bound."""
     max: float | None = None
+    """The most allowed; null: no bound."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -176,15 +178,14 @@ class Bounds(Record):
 
 
 class Descriptor(Record):
-    """One axis of a grid of behaviours: the figure it is named after, cut into bins.
-
-    width: of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`), above 1.
-    """
+    """One axis of a grid of behaviours: the figure it is named after, cut into bins."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     scale: Literal["linear", "log"] = "log"
+    """Whether bins are even in the figure itself or in its logarithm."""
     width: float = Field(default=1.5, gt=0.0)
+    """Of a bin, in the figure's own units (`linear`), or the ratio of its ends (`log`), above 1."""
 
     @model_validator(mode="after")
     def _has_ends(self) -> Self:
@@ -201,22 +202,23 @@ class Descriptor(Record):
 
 
 class _Composite(Record):
-    """A figure made of others. better: which way it is; needed where it is compared and no objective says so."""
+    """A figure made of others."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     better: Direction | None = None
+    """Which way it is; null where an objective says so or nothing compares it."""
 
 
 class Ratio(_Composite):
-    """The first figure divided by the second; not a number where the second is 0.
-
-    epsilon: a divisor nearer to 0 than this counts as this far from it, on its own side; 0 is on the positive one.
-    """
+    """The first figure divided by the second; not a number where the second is 0."""
 
     op: Literal["ratio"]
+    """Which way figures are put together."""
     of: tuple[str, str]
+    """Names of the figure that is divided, and of its divisor."""
     epsilon: Annotated[float, Field(ge=0.0)] = 0.0
+    """A divisor nearer to 0 than this counts as this far from it, on its own side; 0 is on the positive one."""
 
     def value(self, figures: Mapping[str, float]) -> float:
         """Of figures that hold every name in `names`."""
@@ -235,7 +237,9 @@ class Product(_Composite):
     """Figures multiplied."""
 
     op: Literal["product"]
+    """Which way figures are put together."""
     of: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of the figures that are multiplied."""
 
     def value(self, figures: Mapping[str, float]) -> float:
         """Of figures that hold every name in `names`."""
@@ -251,7 +255,9 @@ class WeightedSum(_Composite):
     """Figures times their weights, added up."""
 
     op: Literal["weighted_sum"]
+    """Which way figures are put together."""
     of: Annotated[dict[str, float], Field(min_length=1)]
+    """Figure to weight."""
 
     def value(self, figures: Mapping[str, float]) -> float:
         """Of figures that hold every name in `names`."""

@@ -19,35 +19,42 @@ from morphogen.parts.stem import Stem
 
 
 class Embedding(Frozen):
-    """Token embedding. vocab: null takes the tokenizer's size. init_std: null is 1/√dim, with which the first logits of
-    a tied head have unit variance."""
+    """Token embedding."""
 
     dim: PositiveInt
+    """Channels of the residual stream."""
     vocab: PositiveInt | None = None
+    """Tokens; null takes the tokenizer's size."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the embedding's entries that a training step drops."""
     init_std: PositiveFloat | None = None
+    """Standard deviation at the start; null is 1/√dim, with which first logits of a tied head have unit variance."""
 
 
 class Head(Frozen):
     """Output head; tied, it is the embedding itself."""
 
     tie_embeddings: bool = True
+    """Whether the embedding's matrix is the head's too."""
 
 
 class Block(Frozen):
-    """An ordered list of residual branches: attn, ssm, extras, ffn.
-
-    id: stable gene id, assigned when absent. origin: the gene this block was copied from; a child without a parent
-    block of its own id inherits from that one. parallel: all branches read the block's input.
-    """
+    """An ordered list of residual branches: attn, ssm, extras, ffn."""
 
     id: GeneId = ""
+    """The gene's stable name; assigned when absent."""
     origin: GeneId | None = None
+    """The gene this block was copied from: a child without a parent block of its own id inherits from that one."""
     attn: Annotated[Part, PartIn("attn")] | None = None
+    """Attention; null: none."""
     ssm: Annotated[Part, PartIn("ssm")] | None = None
+    """State-space layer, after attention; null: none."""
     extras: tuple[Annotated[Part, PartIn("extra")], ...] = ()
+    """Memories, convolutions, plug-ins and what modifies branches, after `ssm` and in this order."""
     ffn: Annotated[Part, PartIn("ffn")] | None = None
+    """Feed-forward layer, last; null: none."""
     parallel: bool = False
+    """Whether all branches read the block's input, rather than each the sum so far."""
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
@@ -105,18 +112,20 @@ class Gene:
 
 
 class Blueprint(Frozen):
-    """The architecture: embedding, blocks, which of them are looped, and head.
-
-    recurrences: in the order of the blocks they loop over; none shares a block with another. Their positions follow
-    the blocks through `with_blocks`.
-    """
+    """The architecture: embedding, blocks, which of them are looped, and head."""
 
     name: str = "unnamed"
+    """What the model is called; it changes nothing else."""
     emb: Embedding
+    """The token embedding."""
     norm: NormKind = "rmsnorm"
+    """The norm before every branch and before the head."""
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
+    """Blocks, first to last."""
     recurrences: tuple[Recurrence, ...] = ()
+    """Runs of blocks that are looped, in their order; none shares a block with another. Positions follow the blocks."""
     head: Head = Head()
+    """The output head."""
 
     @model_validator(mode="before")
     @classmethod

@@ -39,18 +39,21 @@ Feature = Annotated[str, AfterValidator(_feature)]
 
 
 class Conditions(Frozen):
-    """What must hold of a blueprint for a template to apply; bounds are inclusive, what is not given holds.
-
-    has, lacks: slots (`attn`, `ssm`, `ffn`, `extra`), kinds (`GQA`, `moe`, `mamba2`, ...), or what gates count
-    (`moe`, `selector`, `memory`, `recurrence`), anywhere in it and nowhere in it.
-    """
+    """What must hold of a blueprint for a template to apply; bounds are inclusive, what is not given holds."""
 
     min_blocks: NonNegativeInt | None = None
+    """Fewest blocks; null: any number."""
     max_blocks: PositiveInt | None = None
+    """Most blocks; null: any number."""
     min_params: NonNegativeInt | None = None
+    """Fewest trainable parameters; null: any number."""
     max_params: PositiveInt | None = None
+    """Most trainable parameters; null: any number."""
     has: tuple[Feature, ...] = ()
+    """Slots (`attn`, `ssm`, `ffn`, `extra`), kinds (`GQA`, `moe`, ...) or traits (`moe`, `selector`, `memory`,
+    `recurrence`), each somewhere in it."""
     lacks: tuple[Feature, ...] = ()
+    """The same, nowhere in it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -70,28 +73,31 @@ def _target_tag(value: Any) -> str:
 
 
 class Action(Frozen):
-    """One step of a template: an operator, where it acts, and the fields that what it makes shall have.
-
-    target: `any` place where it applies, the `first` or the `last` of them in order of depth, the `same` block in which
-    the action before acted, or a block by its position, from the end where negative. set: fields of the one part that
-    the operator put in or changed.
-    """
+    """One step of a template: an operator, where it acts, and the fields that what it makes shall have."""
 
     operator: str
+    """Any operator but `template_mutation`."""
     target: Annotated[
         Annotated[Literal["any", "first", "last", "same"], Tag(TAG + "word")] | Annotated[int, Tag(TAG + "position")],
         Discriminator(_target_tag),
     ] = "any"
+    """`any` place where it applies, the `first` or `last` of them in order of depth, the `same` block in which the
+    action before acted, or a block by its position, from the end where negative."""
     set: dict[str, JsonValue] = {}
+    """Fields of the one part that the operator put in or changed."""
 
 
 class Template(Frozen):
-    """Several edits that are made together or not at all. weight: how often it is drawn, relative to the others."""
+    """Several edits that are made together or not at all."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
+    """What it is called in edits; every name once."""
     weight: PositiveWeight = 1.0
+    """How often it is drawn, relative to the others."""
     conditions: Conditions = Conditions()
+    """What must hold of a blueprint for it to apply."""
     actions: Annotated[tuple[Action, ...], Field(min_length=1, max_length=MOST_ACTIONS)]
+    """Its edits, first to last."""
 
     @model_validator(mode="after")
     def _same_as_what(self) -> Self:
@@ -104,6 +110,7 @@ class TemplateFile(Frozen):
     """A file of templates."""
 
     templates: Annotated[tuple[Template, ...], Field(min_length=1)]
+    """All of them."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:

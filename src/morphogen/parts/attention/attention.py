@@ -37,11 +37,6 @@ class Attention(Selective):
 
     MHA: arXiv 1706.03762, MQA: 1911.02150, GQA: 2305.13245, RoPE: 2104.09864, YaRN: 2309.00071, ALiBi: 2108.12409,
     QK-norm: 2010.04245, softcap: 2408.00118, gating: 2505.06708.
-
-    kv_groups: query heads per kv head. rope_factor: for `standard` what positions are divided by (default 1, linear
-    interpolation: 2306.15595; a selector's too), for `partial` the share of channels rotated (default 0.5), for `yarn`
-    the extension of `rope_context`, the context its frequencies were trained for (default 4).
-    gating: 2σ(W x) with `dense`, 2σ(w ⊙ y) with `diagonal`, on the heads' output or on the values.
     """
 
     slot: ClassVar = "attn"
@@ -50,19 +45,35 @@ class Attention(Selective):
     }
 
     kind: Literal["MHA", "GQA", "MQA"]
+    """Every query head with its own keys and values (MHA), groups that share them (GQA), or one for all (MQA)."""
     heads: Heads
+    """Query heads."""
     head_dim: PositiveInt
+    """Channels of a head; RoPE needs an even number."""
     kv_groups: PositiveInt = 1
+    """Query heads per key and value head: 1 with MHA, `heads` with MQA (and the default there)."""
     rope: Rope = "standard"
+    """Positions by rotation: none, all channels, all with YaRN's frequencies for a longer context, or some channels."""
     rope_theta: Annotated[float, Field(gt=1.0)] = 10_000.0
+    """Base of the rotation's wavelengths, in tokens; read unless `rope` is none."""
     rope_factor: PositiveFloat | None = None
+    """With `standard` what positions are divided by (null: 1, interpolation: 2306.15595; a selector's too), with
+    `partial` the share of channels rotated (null: 0.5), with `yarn` how many times longer than `rope_context` (null:
+    4)."""
     rope_context: PositiveInt = 2048
+    """Tokens of context that the frequencies were trained for; read with `rope: yarn`."""
     alibi: bool = False
+    """Whether scores fall with distance, by a slope of each head."""
     qk_norm: Literal["none", "rms", "layer"] = "none"
+    """Norm of every head's queries and keys."""
     softcap: PositiveFloat | None = None
+    """Scores stay within this of 0, by tanh; null leaves them as they are."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of attention weights that a training step drops."""
     gating_pos: Literal["none", "output", "value"] = "none"
+    """What a learned gate multiplies: nothing, the heads' output, or their values."""
     gating_op: Literal["dense", "diagonal"] = "dense"
+    """2·sigmoid(W x) of the input, or 2·sigmoid(w ⊙ y) of what it multiplies; read unless `gating_pos` is none."""
 
     @model_validator(mode="before")
     @classmethod

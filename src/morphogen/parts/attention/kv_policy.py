@@ -16,17 +16,16 @@ LEAST_WINDOW = 8
 
 
 class KVPolicy(Frozen):
-    """What a decoder caches. Training and teacher-forced evaluation see all tokens whatever it says.
-
-    kind: `full`, every token that a later one may see under the part's sparsity; `window`, of those the last `window`
-    tokens, the one being decoded included (an approximation made at decoding only, unless the sparsity is `sliding`
-    over fewer than `window` tokens); `latent`, MLA's compressed latent in place of keys and values (arXiv 2405.04434).
-    quant: `int8` keeps one byte an entry and one scale per head and token, a rounding made at decoding only.
-    """
+    """What a decoder caches. Training and teacher-forced evaluation see all tokens whatever it says."""
 
     kind: Literal["full", "window", "latent"] = "full"
+    """What is kept: `full`, all that a later token may see; `window`, the last of those (an approximation made at
+    decoding only, unless the sparsity sees no further); `latent`, MLA's latent in place of keys and values
+    (2405.04434)."""
     window: PositiveInt | None = None
+    """Tokens kept, the one being decoded included; for kind window, which needs it, and null otherwise."""
     quant: Quant = "none"
+    """`int8` keeps one byte an entry and a scale per head and token: a rounding at decoding only."""
 
     @model_validator(mode="after")
     def _window_where_used(self) -> Self:
@@ -52,10 +51,12 @@ class KVPolicy(Frozen):
 
 
 class Cached(Part):
-    """A kind of attention that caches keys and values. latent_cache: whether it can cache a latent instead."""
+    """A kind of attention that caches keys and values."""
 
+    #: Whether it can cache a latent instead.
     latent_cache: ClassVar[bool] = False
     kv_policy: KVPolicy = KVPolicy()
+    """What a decoder caches; training sees all tokens whatever it says."""
 
     @model_validator(mode="after")
     def _latent_only_where_there_is_one(self) -> Self:

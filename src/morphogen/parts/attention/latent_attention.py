@@ -30,8 +30,6 @@ class LatentAttention(Selective):
 
     q_R (one per head) and k_R (shared by the heads) carry the position by RoPE; with `rope_head_dim` 0 nothing does.
     Ref: DeepSeek-V2, arXiv 2405.04434, with plain queries.
-
-    kv_policy: `latent` and `window` cache the latent and k_R, `full` the keys and values of every head.
     """
 
     slot: ClassVar = "attn"
@@ -42,12 +40,20 @@ class LatentAttention(Selective):
 
     kind: Literal["MLA"] = "MLA"
     heads: PositiveInt
+    """Heads."""
     head_dim: PositiveInt
+    """Channels of a head without position, of queries, keys and values."""
     kv_latent_dim: PositiveInt
+    """Channels of the latent that keys and values are made of."""
     rope_head_dim: Annotated[int, Field(ge=0, multiple_of=2)]
+    """Rotated channels of a head's queries, and of the key that heads share; 0: without positions."""
     rope_theta: Annotated[float, Field(gt=1.0)] = 10_000.0
+    """Base of the rotation's wavelengths, in tokens; read unless `rope_head_dim` is 0."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of attention weights that a training step drops."""
     kv_policy: KVPolicy = KVPolicy(kind="latent")
+    """What a decoder caches: `latent` and `window` the latent and the rotated key, `full` keys and values of every
+    head."""
 
     @property
     def scale(self) -> float:

@@ -38,28 +38,29 @@ FIRST_RATES = (0.1, 0.001)
 
 
 class LinearAttention(Part):
-    """S_t = α_t S_{t−1} + φ(k_t) v_tᵀ, y_t = S_tᵀ φ(q_t): the same cost per token at any length.
-
-    decay: `none`, α = 1 (arXiv 2006.16236); `retention`, α = γ of the head, a constant (2307.08621); `gated`,
-    α_t = exp(−exp(A) softplus(a·x_t + b)), one number per head where 2312.06635 has one per key channel; `delta`, the
-    same α and only what S does not hold yet is written, with a learned rate (2412.06464), q and k of unit length.
-    feature_map: φ. Without decay and with a φ that is never negative (elu, relu, softmax) the sum is divided by that of
-    the weights; otherwise q is divided by √E and the heads' outputs are RMS-normalised. gate: `swish` multiplies the
-    outputs by silu(W x). kv_groups: query heads per kv head; decays and states are of kv heads. value_dim: width of a
-    head's values, `head_dim` when null.
-    """
+    """S_t = α_t S_{t−1} + φ(k_t) v_tᵀ, y_t = S_tᵀ φ(q_t): the same cost per token at any length."""
 
     slot: ClassVar = "attn"
     neutral_fields: ClassVar = frozenset({"heads", "head_dim", "value_dim", "kv_groups"})
 
     kind: Literal["LINEAR"] = "LINEAR"
     heads: Heads
+    """Query heads."""
     head_dim: PositiveInt
+    """Channels of a head's queries and keys."""
     value_dim: PositiveInt | None = None
+    """Channels of a head's values; null: `head_dim`."""
     kv_groups: PositiveInt = 1
+    """Query heads per key and value head; decays and states are of the latter."""
     feature_map: LinearFeature = "elu"
+    """φ. Without decay and where never negative (elu, relu, softmax) sums are divided by those of the weights;
+    otherwise q is divided by √E and the heads' outputs are RMS-normalised."""
     decay: Decay = "none"
+    """How a state forgets: not at all (2006.16236); `retention`, by a constant of the head (2307.08621); `gated`, to
+    the share exp(-exp(A) softplus(a·x + b)), one number a head where 2312.06635 has one per key channel; `delta`,
+    likewise, and only what is not held yet is written, at a learned rate (2412.06464), q and k of unit length."""
     gate: Literal["none", "swish"] = "none"
+    """`swish` multiplies the outputs by silu(W x)."""
 
     @model_validator(mode="after")
     def _possible(self) -> "LinearAttention":

@@ -35,20 +35,22 @@ class Selective(Sparse):
     Score of token s for query t: Σ_a w[t, a] · ReLU(q[t, a] · k[s]) / √(A·I), q and w linear in the branch's input, k a
     LayerNorm of a linear map, q and k rotated. Of equal scores the later token wins. Up to `selector_topk` tokens this
     is dense attention. Ref: DeepSeek-V3.2, arXiv 2512.02556.
-
-    selector_loss: what trains the indexer, whose input is detached in either case. `align`: an auxiliary loss, the KL
-    divergence of the attention's distribution over the tokens it reads, mean over heads, from the softmax of their
-    scores. `task`: the language model's own loss, as though the scores had been added to those of the attention
-    (straight-through: they are, less themselves).
     """
 
     neutral_fields: ClassVar = frozenset({"selector_heads", "selector_loss"})
 
     selector: Literal["none", "dsa"] = "none"
+    """Whether a learned indexer (`dsa`) picks the past tokens that attention reads."""
     selector_topk: Annotated[int, Field(ge=2)] = 64
+    """Tokens a query reads at most; up to so many this is dense attention. With a selector, as all `selector_…`."""
     selector_heads: PositiveInt = 4
+    """Heads of the indexer."""
     selector_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 32
+    """Channels of an indexer's head."""
     selector_loss: Literal["align", "task"] = "align"
+    """What trains the indexer, whose input is detached: `align`, the KL divergence of attention's distribution over the
+    tokens it reads from the softmax of their scores; `task`, the model's own loss, as though scores had been added to
+    those of attention (straight-through)."""
 
     @model_validator(mode="after")
     def _selects_from_all(self) -> Self:

@@ -30,11 +30,17 @@ class Sparse(Cached):
     """Causal attention under a sparsity pattern; what each pattern sees stands at `ops.sparse_attention.Pattern`."""
 
     sparsity: Sparsity = "none"
+    """Which earlier tokens a query sees; `none` is all of them."""
     sliding_window: PositiveInt = Field(default=64, validation_alias=AliasChoices("sliding_window", "sw"))
+    """Tokens before its own that a query sees; for sliding, local_global and local_block. `sw` for short."""
     block_size: PositiveInt = 64
+    """Tokens of a block; for block and local_block."""
     block_stride: NonNegativeInt = 2
+    """A query sees blocks at multiples of this from its own (0: its own only); for block and local_block."""
     global_stride: PositiveInt = 32
+    """Every so many tokens one is seen by all later ones; for local_global."""
     dilation: PositiveInt = 2
+    """A query sees every so many tokens back from its own; for dilated."""
 
     @model_validator(mode="after")
     def _blocks_apart(self) -> Self:

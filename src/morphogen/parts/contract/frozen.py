@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
+from morphogen.documented import Documented
 from morphogen.errors import unknown
 
 #: How often something is drawn or how much of it is taken, relative to others. More than a million to one makes no
@@ -12,7 +13,7 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
-class Frozen(BaseModel):
+class Frozen(Documented):
     """Frozen, strict data. `evolve` is how operators make a changed copy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)

@@ -27,7 +27,9 @@ class MLP(Part):
 
     kind: Literal["dense"] = "dense"
     hidden: PositiveInt
+    """Units of the hidden layer."""
     activation: Activation = "swiglu"
+    """Function of the units; swiglu and geglu are gated and have a third matrix."""
 
     @property
     def pointwise(self) -> bool:

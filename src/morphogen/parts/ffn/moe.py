@@ -31,18 +31,6 @@ class MoE(Part):
     The weights sum to 1. Expert e is down_e(act(gate_e x) ⊙ up_e x), or without a gate as in `MLP`. Token choice
     only, since expert choice sees the future. Ref: arXiv 2101.03961 (Switch), 2401.04088 (Mixtral), 2401.06066 (shared
     and fine-grained experts), 2408.15664 (balance without a loss).
-
-    n_experts: routed experts in all. hidden: of each. shared, shared_hidden: experts for every token (their hidden
-    size is `hidden` unless given). router_type: scores by softmax or sigmoid of logits / router_temperature.
-    router_bias: `aux_free` keeps a bias per expert that each training step moves against its load. balance, z_loss:
-    coefficients of the load-balance loss and of mean(logsumexp(logits)²), in training only. capacity_factor: with
-    drop_policy `greedy` an expert takes at most ⌈capacity_factor·k·(t + 1) / n_experts⌉ of a sequence's tokens 0..t and
-    refuses the rest; with `none` it is only the mark that `router_overflow` is measured by.
-    experts: parts that stand in for the last experts: feed-forward layers of other sizes, or kinds that mix tokens.
-    Those read the whole sequence, and count where they are chosen.
-    twins: places (by number) that two experts share, the way an expert splits: of the tokens sent to the place, a
-    second gate sends each to one of the two. Twins are the last of the stacked experts.
-    drop_upcycle: the share of each expert's hidden units drawn afresh when it is made from a dense layer (2502.19261).
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -83,21 +71,40 @@ class MoE(Part):
 
     kind: Literal["moe"] = "moe"
     hidden: PositiveInt
+    """Hidden units of each routed expert."""
     n_experts: Annotated[int, Field(ge=2)]
+    """Routed experts in all."""
     k: PositiveInt = 2
+    """Experts that each token runs, their weights summing to 1."""
     activation: Activation = "swiglu"
+    """Function of the experts' units; swiglu and geglu are gated."""
     shared: NonNegativeInt = 0
+    """Experts besides, which every token runs."""
     shared_hidden: PositiveInt | None = None
+    """Hidden units of each shared expert; null: `hidden`."""
     router_type: RouterKind = "softmax"
+    """How logits become scores."""
     router_temperature: PositiveFloat = 1.0
+    """What logits are divided by first."""
     router_bias: Literal["none", "aux_free"] = "none"
+    """`aux_free` keeps a bias per expert, for the choice alone, that each training step moves against its load."""
     balance: NonNegativeFloat = 0.01
+    """Coefficient of the load-balance loss, in training only."""
     z_loss: NonNegativeFloat = 0.0
+    """Coefficient of mean(logsumexp(logits)²), in training only."""
     capacity_factor: PositiveFloat | None = None
+    """With `drop_policy` greedy an expert takes at most ⌈factor·k·(t + 1) / n_experts⌉ of a sequence's tokens 0..t;
+    otherwise only the mark that `router_overflow` is measured by. null: no capacity."""
     drop_policy: Literal["none", "greedy"] = "none"
+    """`greedy`: experts refuse tokens beyond their capacity."""
     experts: tuple[Annotated[Part, PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))], ...] = ()
+    """Parts that stand in for the last experts: feed-forward layers of other sizes, or kinds that mix tokens. Those
+    read the whole sequence, and count where they are chosen."""
     twins: tuple[NonNegativeInt, ...] = ()
+    """Places (by number) that two experts share, the way an expert splits: of the tokens sent to the place, a second
+    gate sends each to one of the two. Twins are the last of the stacked experts."""
     drop_upcycle: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each expert's hidden units drawn afresh when it is made from a dense layer (2502.19261)."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -28,8 +28,11 @@ class AssocMemory(Part):
 
     kind: Literal["assoc_memory"] = "assoc_memory"
     heads: PositiveInt = 4
+    """Memories side by side."""
     head_dim: PositiveInt = 32
+    """Channels of a head's keys, queries and values."""
     feature_map: MemoryFeature = "elu"
+    """φ of keys and queries, never negative and normalised: `elu` is elu(x) + 1, `dpfp` has twice the features."""
 
     def traits(self) -> frozenset[str]:
         """A memory."""

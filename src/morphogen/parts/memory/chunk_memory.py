@@ -23,7 +23,9 @@ class ChunkMemory(SlotReader):
 
     kind: Literal["chunk_memory"] = "chunk_memory"
     chunk_size: PositiveInt = 64
+    """Tokens whose mean is one slot."""
     stride: PositiveInt = 32
+    """Tokens from the start of one slot to that of the next."""
 
     @model_validator(mode="after")
     def _no_gaps(self) -> Self:

@@ -26,6 +26,7 @@ class MemoryTokens(Reader):
 
     kind: Literal["memory_tokens"] = "memory_tokens"
     tokens: PositiveInt = 32
+    """Learned keys and values of every head."""
 
     @property
     def pointwise(self) -> bool:

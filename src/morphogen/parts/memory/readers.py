@@ -38,7 +38,9 @@ class Reader(Part):
     neutral_fields: ClassVar = frozenset({"heads", "head_dim"})
 
     heads: PositiveInt = 4
+    """Heads that read."""
     head_dim: PositiveInt = 32
+    """Channels of a head."""
 
     @property
     def width(self) -> int:

@@ -26,17 +26,18 @@ class Retro(SlotReader):
 
     Chunked cross-attention after RETRO, arXiv 2112.04426, its neighbours being the sequence's own past; the gate is
     Flamingo's, arXiv 2204.14198.
-
-    stride: tokens of a chunk. aggregator: how a chunk becomes a slot: the mean of its normalised tokens x;
-    `attention`: weighted by softmax(u·x); `gate`: each times 2σ(u·x) before the mean. gating_weight: tanh(g) at the
-    start; changing it starts g anew.
     """
 
     kind: Literal["retro"] = "retro"
     memory_tokens: PositiveInt = 64
+    """Slots that a token reads at most: the last so many chunks before its own."""
     stride: PositiveInt = 32
+    """Tokens of a chunk."""
     aggregator: Aggregator = "gate"
+    """How a chunk becomes a slot: the mean of its normalised tokens x; `attention`, weighted by softmax(u·x); `gate`,
+    each times 2·sigmoid(u·x) before the mean."""
     gating_weight: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """tanh(g), the branch's share at the start; changing it starts g anew."""
 
     @property
     def slots(self) -> Slots:

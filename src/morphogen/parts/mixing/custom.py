@@ -49,13 +49,15 @@ class Plugin(Part):
 
 
 class Custom(Part):
-    """A plug-in with its parameters. name: of an entry point, or `module:Class` where the user allows code."""
+    """A plug-in with its parameters."""
 
     slot: ClassVar = "extra"
 
     kind: Literal["custom"] = "custom"
     name: str
+    """Of an entry point, or `module:Class` where the user allows code."""
     params: dict[str, JsonValue] = {}
+    """Fields of the plug-in, each with its default when left out."""
     _plugin: Plugin | None = PrivateAttr(None)
 
     @field_validator("name")

@@ -30,7 +30,9 @@ class LayerScale(Modifier):
 
     kind: Literal["layer_scale"] = "layer_scale"
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
+    """Branches of the block that are scaled, by slot."""
     init: float = 1.0
+    """What every entry of s starts at."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -83,18 +85,18 @@ class LayerScale(Modifier):
 
 
 class Gated(Modifier):
-    """`x + g · branch(x)` with one number g per target, starting at `init_weight`. Ref: ReZero, arXiv 2003.04887.
-
-    learnable: whether training changes g. Changing `init_weight` starts g anew.
-    """
+    """`x + g · branch(x)` with one number g per target, starting at `init_weight`. Ref: ReZero, arXiv 2003.04887."""
 
     slot: ClassVar = "extra"
     neutral_fields: ClassVar = frozenset({"targets", "learnable"})
 
     kind: Literal["gated"] = "gated"
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attn", "ffn")
+    """Branches of the block that are scaled, by slot."""
     init_weight: float = 1.0
+    """What g starts at; changing it starts g anew."""
     learnable: bool = True
+    """Whether training changes g."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -146,7 +148,7 @@ class BranchRouter(Modifier):
 
     `token`: z = W₂ silu(W₁ norm(block's input)) + b, for each token by itself; `static`: z = b. W₂ and b start at zero,
     so a new router changes nothing. Soft routing over branches, after arXiv 1701.06538 and 2404.02258, but every branch
-    runs. hidden: units of the router.
+    runs.
     """
 
     slot: ClassVar = "extra"
@@ -154,9 +156,13 @@ class BranchRouter(Modifier):
 
     kind: Literal["branch_router"] = "branch_router"
     targets: Annotated[tuple[Target, ...], Field(min_length=2)] = ("attn", "ffn")
+    """Branches of the block that shares are given to, by slot."""
     router_type: Literal["token", "static"] = "token"
+    """`token`: shares of each token by itself; `static`: the same for all."""
     hidden: PositiveInt = 16
+    """Units of the router; read with `token`."""
     temperature: PositiveFloat = 1.0
+    """What z is divided by: lower makes shares more uneven."""
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 class ShortConv(Part):
     """o(c ⊙ conv(b ⊙ h)) with b, c, h = W x and a causal convolution of each channel over `kernel` tokens.
 
-    The gated short convolution of LFM2, arXiv 2511.23404, after H3's, 2212.14052. width: channels of the convolution;
-    as many as the residual stream when null. The first tap is the token's own, so that older ones can be added.
+    The gated short convolution of LFM2, arXiv 2511.23404, after H3's, 2212.14052.
     """
 
     slot: ClassVar = "extra"
@@ -27,7 +26,9 @@ class ShortConv(Part):
 
     kind: Literal["short_conv"] = "short_conv"
     kernel: PositiveInt = 4
+    """Tokens that the convolution reads, its own first, so that older ones can be added."""
     width: PositiveInt | None = None
+    """Channels of the convolution; null: as many as the residual stream."""
 
     def channels(self, ctx: Context) -> int:
         """`width` with its default."""

@@ -30,7 +30,7 @@ class Recurrence(Part):
 
     In training r rises from `train_recurrence` to `max_train_recurrence` in equal shares of the first
     `curriculum_fraction` of the run, and stays there. Outside training it is `max_train_recurrence` and the start is
-    zero; `test_recurrences` are measured besides. id: stable, assigned when absent. Ref: arXiv 2502.05171.
+    zero; `test_recurrences` are measured besides. Ref: arXiv 2502.05171.
     """
 
     slot: ClassVar = "recurrence"
@@ -40,15 +40,25 @@ class Recurrence(Part):
     )
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$")] = ""
+    """Its gene's stable name; assigned when absent."""
     start: NonNegativeInt
+    """Position of the first block of the core."""
     end: PositiveInt
+    """Position after the last block of the core."""
     adapter: Literal["linear", "gated"] = "linear"
+    """How the state enters: a linear map, or one times a gate per token."""
     concat_prelude: bool = True
+    """Whether the adapter reads the prelude too (W_e)."""
     train_recurrence: Steps = 1
+    """Steps at the start of training."""
     max_train_recurrence: Annotated[int, Field(ge=2, le=MOST_STEPS)] = 4
+    """Steps at the end of training, and whenever nothing is trained."""
     curriculum_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of training over which steps rise from the first to the last."""
     test_recurrences: tuple[Steps, ...] = (1, 2, 4)
+    """Numbers of steps that are measured besides."""
     start_state: Literal["zero", "noise"] = "zero"
+    """s₀ in training; zero otherwise."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -26,24 +26,26 @@ STEPS = Init("softplus_inverse", (1e-3, 1e-1))
 
 
 class SSM(Part):
-    """What the kinds share: an input that a short causal convolution and SiLU pass on to a recurrence.
-
-    d_state: state entries per inner channel. d_conv: taps. expand: inner channels per residual channel, rounded to
-    whole heads, at least one. head_dim: of mamba2. dt_rank: of mamba, a sixteenth of the residual width when null.
-    chunk: tokens worked on at a time (mamba2: in one matmul, mamba: between two states kept for the backward pass); it
-    changes speed and memory only, null chooses. gate: the output times silu(z), z a projection of the input.
-    """
+    """What the kinds share: an input that a short causal convolution and SiLU pass on to a recurrence."""
 
     slot: ClassVar = "ssm"
     neutral_fields: ClassVar = frozenset({"d_state", "d_conv", "expand", "head_dim", "dt_rank", "chunk"})
 
     d_state: PositiveInt = 16
+    """State entries per inner channel."""
     d_conv: PositiveInt = 4
+    """Tokens that the short convolution reads."""
     expand: PositiveFloat = 2.0
+    """Inner channels per residual channel, rounded to whole heads, at least one."""
     head_dim: PositiveInt = 32
+    """Inner channels of a head; of mamba2."""
     dt_rank: PositiveInt | None = None
+    """Channels that the step size is made by; of mamba; null: a sixteenth of the residual width."""
     chunk: PositiveInt | None = None
+    """Tokens worked on at a time (mamba2: in one matmul, mamba: between two states kept for the backward pass); changes
+    speed and memory only; null chooses."""
     gate: bool = True
+    """Whether the output is multiplied by silu(z), z a projection of the input."""
 
     def unread(self) -> frozenset[str]:
         """The chunk decides the speed."""
