@@ -15,12 +15,13 @@ FILES = sorted((SRC / "morphogen").rglob("*.py"))
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 #: Unit (module or sub-package) -> the units it may import; those of OPEN are open to all.
-OPEN = {"candidate", "errors", "escape", "figures", "modules", "offered", "paths", "plugins"}
+OPEN = {"candidate", "documented", "errors", "escape", "figures", "modules", "offered", "paths", "plugins"}
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "modules": set(),
     "escape": set(),
+    "documented": set(),
     "candidate": set(),
     "paths": set(),
     "figures": set(),
@@ -85,6 +86,7 @@ HOMES = {
 NO_TORCH = {
     "errors",
     "candidate",
+    "documented",
     "escape",
     "figures",
     "modules",
