@@ -188,7 +188,7 @@ def prepare(data: "Data") -> PreparedData:
         *map(store.shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
     }:
         remove_stale(folder)
-    tokenizer = _tokenizer(data)
+    tokenizer = tokenizer_of(data)
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile], float]] = {}
 
     def prepared(shard: "Shard") -> PreparedShard:
@@ -295,7 +295,8 @@ def _tokenizer_name(data: "Data") -> str:
     return data.tokenizer if isinstance(data.tokenizer, str) else f"bpe-{data.tokenizer.vocab}"
 
 
-def _tokenizer(data: "Data") -> Tokenizer:
+def tokenizer_of(data: "Data") -> Tokenizer:
+    """The tokenizer of an experiment's data; a BPE comes from the cache, or is trained on the training text."""
     if not isinstance(data.tokenizer, str):
         return _bpe(data, data.tokenizer)
     return tokenizers.named(data.tokenizer)
