@@ -321,7 +321,7 @@ def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
         (("verify", "RUN", "--metric", "params"), "--metric: got 'params', expected one of bpb, "),
         (("verify", "RUN", "--metric", "throughput"), "--metric: got 'throughput', expected one of bpb, "),
         (("verify", "RUN", "--metric", "budget_share"), "--metric: got 'budget_share', expected one of bpb, "),
-        (("verify", "RUN", "--tokens", "0"), "expected at least one batch of 128"),
+        (("verify", "RUN", "--tokens", "0"), "--tokens: got 0, expected at least 1"),
         (("verify", "RUN", "--tokens", "5"), "expected at least one batch of 128"),
         (("verify", "RUN/nothing"), "no such run folder or frontier file"),
         (("verify", "RUN/run.log"), "ledger.sqlite is missing"),
@@ -357,4 +357,4 @@ def test_a_place_for_trials_that_is_a_file_is_one_message(cli: Cli, run: Path, t
     (tmp_path / "other" / "trials").touch()
     code, _, error = cli("verify", tmp_path / "other", "--random", 0, "--seeds", 2, "--tokens", 128)
     assert code == 2
-    assert error.endswith(f"morphogen: {tmp_path}/other/trials: File exists\n")
+    assert error.endswith(f"morphogen: {tmp_path}/other/trials: is a file, expected a folder of the run's own\n")
