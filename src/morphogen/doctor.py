@@ -16,7 +16,7 @@ from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.reading import read_experiment
 from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
-from morphogen.search.failures import common_reason, retry, wholly_failed
+from morphogen.search.failures import common_reason, failed_alike, retry
 from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use
 
 RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
@@ -124,7 +124,7 @@ def _failures(folder: Path, engine: Engine) -> Iterator[Finding]:
     """Generations of which nothing was trained, where that can be mended."""
     back = retry(engine)
     for number in range(back.generation if back else engine.generation + 1, engine.generation + 1):
-        if len(failures := wholly_failed(engine, number)) > 1:
+        if len(failures := failed_alike(engine, number)) > 1:
             wrong = f"generation {number}: all of it failed ({len(failures)}), most often because of: "
             yield Finding(str(folder), wrong + common_reason(failures), RETRY)
 

@@ -26,7 +26,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import DeviceError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
-from morphogen.plugins import allow_code, code_allowed
+from morphogen.plugins import VARIABLE, code_allowed
 from morphogen.training.loop import StepInfo
 from morphogen.training.surrogate import run_surrogate
 
@@ -264,6 +264,7 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     with suppress(OSError):  # there may be no stderr
         os.dup2(2, 1)  # what a candidate prints is not the run's output
+    os.environ[VARIABLE] = "1" if code else ""  # whatever the environment was when the fork server began
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(threads)
     executor = InProcess(prepared, runner)
@@ -277,8 +278,7 @@ def _serve(
             assert isinstance(job, Job)
             connection.send(_Began())
             try:
-                with allow_code(code):
-                    outcome: object = executor.run(job, progress)
+                outcome: object = executor.run(job, progress)
             except MorphogenError as error:
                 outcome = error
             connection.send(outcome)

@@ -1,10 +1,13 @@
 """Candidates that failed: generations of which nothing is left, and which of them can be tried again."""
 
+import re
 from typing import Any
 
 from morphogen.candidate import Report, Status, StopReason
 from morphogen.search.machine import Search
 from morphogen.store.ledger import Retry
+
+_NUMBER = re.compile(r"[0-9][0-9.,]*")
 
 
 def tried(search: Search[Any, Any], generation: int) -> list[Report]:
@@ -23,10 +26,20 @@ def wholly_failed(search: Search[Any, Any], generation: int) -> list[Report]:
     return reports if all(report.status is Status.FAILED for report in reports) else []
 
 
+def failed_alike(search: Search[Any, Any], generation: int) -> list[Report]:
+    """Those of a generation of which every candidate failed, and all for one reason, which may lie outside of them.
+
+    Numbers that are not finite are a candidate's own. So are reasons that differ: one hung, one took too much memory.
+    """
+    failures = wholly_failed(search, generation)
+    own = any(report.stop_reason is StopReason.NOT_FINITE for report in failures)
+    return [] if own or len({_NUMBER.sub("", report.reason) for report in failures}) != 1 else failures
+
+
 def worth_a_stop(search: Search[Any, Any]) -> list[Report]:
-    """The reports of the open generation where all of it failed, and so much of the run that the cause is hardly in the
-    candidates: two at least, this generation and the one before, or all children that there ever were."""
-    failures = wholly_failed(search, search.generation)
+    """The reports of the open generation where all of it failed alike, and so much of the run that the cause is hardly
+    in the candidates: two at least, this generation and the one before, or all children that there ever were."""
+    failures = failed_alike(search, search.generation)
     before = wholly_failed(search, search.generation - 1)
     children = [report for number in range(1, search.generation + 1) for report in tried(search, number)]
     alone = len(failures) == 1 and not before and len(children) > 1
