@@ -25,7 +25,11 @@ from morphogen.store.ledger import Ledger
 from tiny import events, untimed
 
 #: SIGINT may be ignored where the tests run in the background.
-MAIN = "import signal; signal.signal(2, signal.default_int_handler); from morphogen.cli import main; main()"
+#: A command of its own, whatever signals whoever runs these tests has it ignore (nohup does).
+MAIN = (
+    "import signal; signal.signal(2, signal.default_int_handler); signal.signal(1, signal.SIG_DFL); "
+    "from morphogen.cli import main; main()"
+)
 
 
 def same_run(a, b):
