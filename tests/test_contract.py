@@ -12,6 +12,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.contract.part import REGISTRY
 from morphogen.testing import contract_tests
+from morphogen.testing.contract import TOLERATED
 from morphogen.testing.fields import parts_of
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
 from morphogen.variation.operator import apply_operator
@@ -35,7 +36,7 @@ test_contract = contract_tests(*KINDS)
 
 
 @pytest.mark.parametrize(("slot", "kind"), [key for key in KINDS if key != ("extra", "custom")])
-@settings(max_examples=8)
+@settings(max_examples=8, suppress_health_check=TOLERATED)
 @given(data=st.data())
 def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.DataObject) -> None:
     assert data.draw(parts_of(REGISTRY[slot, kind], kind)).label == kind

@@ -26,6 +26,8 @@ from morphogen.testing.strategies import VOCAB, around
 
 #: Drawn blueprints for each check of a kind.
 EXAMPLES = 8
+#: Of Hypothesis's health checks those that the size of a model, and fields that may not go together, would fail.
+TOLERATED = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 
 
 def contract_tests(*kinds: type[Part] | tuple[str, str], examples: int = EXAMPLES) -> Callable[..., None]:
@@ -37,7 +39,7 @@ def contract_tests(*kinds: type[Part] | tuple[str, str], examples: int = EXAMPLE
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     @pytest.mark.parametrize(("slot", "kind"), found)
-    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples, deadline=None, suppress_health_check=TOLERATED)
     @given(data=st.data())
     def test_contract(slot: str, kind: str, check: Check, data: st.DataObject) -> None:
         check(data.draw(around(slot, kind)), data)
