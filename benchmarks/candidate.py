@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from morphogen import runfolder
-from morphogen.evolve import evolve, settle, threads
 from morphogen.experiment import Experiment
+from morphogen.run import evolve, settle, threads
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
 from morphogen.training import surrogate

@@ -25,10 +25,10 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.statistics import t_interval
 from morphogen.analysis.trials import Trial, Workshop, run_trials
 from morphogen.candidate import Status
+from morphogen.cli.options import with_options
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
 from morphogen.notices import Measured, Notice
-from morphogen.options import with_options
 from morphogen.report.tables import as_text
 from morphogen.search.space import Design
 from morphogen.store.ledger import Generation, Ledger

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kills import attempt
-from morphogen.doctor import examine
-from morphogen.evolve import evolve, load
+from morphogen.cli.doctor import examine
+from morphogen.run import evolve, load
 from tiny import untimed, write_config
 
 HASH_SEEDS = (0, 1, 2, 3, 4)

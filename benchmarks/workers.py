@@ -21,10 +21,10 @@ import torch
 
 from morphogen.candidate import Candidate, Job, Stage
 from morphogen.data.prepare import PreparedData
-from morphogen.evolve import settle, threads
 from morphogen.execution import Executor, InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
+from morphogen.run import settle, threads
 
 SEQ_LEN, BATCH, VOCAB = 256, 8, 2048
 

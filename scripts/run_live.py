@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from morphogen import flags
-from morphogen.launch import carry_out, execute, placed, read_experiment
+from morphogen.cli import flags
+from morphogen.cli.launch import carry_out, execute, placed, read_experiment
 from morphogen.paths import user_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -56,8 +56,8 @@ def run_live(
     as_json: flags.AsJson = False,
 ) -> None:
     """Evolve the experiment in FILE."""
-    from morphogen.evolve import Keep
-    from morphogen.options import execution_of, named_weights, with_options
+    from morphogen.cli.options import execution_of, named_weights, with_options
+    from morphogen.run import Keep
 
     scores = {
         "ppl": score_weight_ppl,

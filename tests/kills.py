@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from morphogen import runfolder
-from morphogen.evolve import Keep, evolve, load
 from morphogen.execution import Execution
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
 from morphogen.notices import Training
+from morphogen.run import Keep, evolve, load
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Candidate
 from morphogen.cli import main
+from morphogen.cli.launch import execute
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
-from morphogen.launch import execute
+from morphogen.run import evolve, load
 from morphogen.runfolder import resolved_yaml
 from morphogen.store.ledger import Ledger
 from tiny import CONFIG, events, run_live, write_config, write_corpus

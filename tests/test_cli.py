@@ -17,19 +17,19 @@ from rich.console import Console
 from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli import SCHEMAS
-from morphogen.console import Lines, Live, observer_for
+from morphogen.cli.commands.known import SCHEMAS
+from morphogen.cli.console import Lines, Live, observer_for
+from morphogen.cli.explain import plan
+from morphogen.cli.launch import execute
+from morphogen.cli.options import with_options
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
-from morphogen.evolve import Run, evolve, load
 from morphogen.experiment import Experiment
-from morphogen.explain import plan
-from morphogen.launch import execute
 from morphogen.network import LanguageModel, build
 from morphogen.notices import Began, Measured, Notice
-from morphogen.options import with_options
 from morphogen.report.wording import duration
+from morphogen.run import Run, evolve, load
 from morphogen.store.frontier import Frontier
 from tiny import Cli, run_live, untimed, write_config
 

@@ -11,11 +11,11 @@ import pytest
 
 from morphogen.candidate import MOMENTS_SUFFIX
 from morphogen.cli import main
-from morphogen.doctor import examine
+from morphogen.cli.doctor import examine
 from morphogen.errors import InputError
-from morphogen.evolve import Keep, evolve, load
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Notice, Training
+from morphogen.run import Keep, evolve, load
 from morphogen.store.ledger import Generation, Ledger
 from tiny import write_config
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from morphogen.candidate import Candidate, Change, Edit, Report, Status
-from morphogen.console import Live, show_facts
+from morphogen.cli.console import Live, show_facts
+from morphogen.cli.status import ancestry
 from morphogen.escape import csv_cell, dot, json_shown, visible, visible_lines, whole_characters, xml
 from morphogen.notices import Began, Measured, log_line
 from morphogen.report.html import report_html
 from morphogen.report.subway import lineage_dot, lineage_svg
 from morphogen.report.tables import as_table, as_text
 from morphogen.runfolder import events_csv, records
-from morphogen.status import ancestry
 from morphogen.store.files import canonical_json
 from morphogen.store.ledger import Generation
 

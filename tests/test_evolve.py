@@ -16,14 +16,14 @@ import torch
 import morphogen as mg
 from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import Job, Report, Status
-from morphogen.console import Lines
+from morphogen.cli.console import Lines
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import Keep, evolve, load, settle
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
+from morphogen.run import Keep, evolve, load, settle
 from morphogen.store.ledger import Ledger, Stop
 from morphogen.training.loop import Progress as StepProgress
 from morphogen.training.surrogate import run_surrogate
@@ -71,14 +71,13 @@ def same_run(a: Path, b: Path) -> None:
         assert untimed(a / name) == untimed(b / name)
 
 
-def test_evolve_and_inherit_are_functions_and_the_modules_they_stand_in() -> None:
+def test_inherit_is_a_function_and_the_package_it_stands_in() -> None:
     look = (
         "import morphogen as mg\n"
         "before = (mg.evolve, mg.inherit)\n"
-        "import morphogen.evolve as ev, morphogen.inherit as inheriting\n"
-        "from morphogen.evolve import evolve\n"
-        "assert ev.Keep and ev.evolve is evolve and inheriting.plan\n"
-        "for call in (*before, mg.evolve, mg.inherit, ev, inheriting):\n"
+        "import morphogen.run as run, morphogen.inherit as inheriting\n"
+        "assert run.evolve is mg.evolve and inheriting.plan\n"
+        "for call in (*before, mg.inherit, inheriting):\n"
         "    try: call(nonsense=0)\n"
         "    except TypeError as error: assert 'nonsense' in str(error)\n"
         "    else: raise AssertionError(call)\n"
@@ -125,8 +124,8 @@ def test_the_surface_of_the_package(experiment: Experiment, tmp_path: Path) -> N
 
 
 def test_functions_stay_functions_although_modules_share_their_names() -> None:
-    import morphogen.evolve
-    import morphogen.inherit  # noqa: F401
+    import morphogen.inherit
+    import morphogen.run  # noqa: F401
 
     assert callable(mg.evolve)
     assert callable(mg.inherit)

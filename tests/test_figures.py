@@ -13,10 +13,10 @@ from morphogen.blueprint.yaml import read
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.checks import check_settings
 from morphogen.errors import InputError
-from morphogen.evolve import evolve
 from morphogen.experiment import Experiment
 from morphogen.figures import Figure, Ratio, declare, direction, figure_called, find, known
 from morphogen.report.tables import frontier_rows
+from morphogen.run import evolve
 from morphogen.selection.objectives import weighted_scores
 from morphogen.selection.parents import Pool, Rules, select_parent
 from tiny import write_config

@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from morphogen.evolve import evolve, load
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.run import evolve, load
 from morphogen.store.ledger import _digest
 from tiny import Cli, write_config
 

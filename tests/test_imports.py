@@ -15,11 +15,10 @@ FILES = sorted((SRC / "morphogen").rglob("*.py"))
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 #: Unit (module or sub-package) -> the units it may import; those of OPEN are open to all.
-OPEN = {"candidate", "documented", "errors", "escape", "figures", "modules", "offered", "paths", "plugins"}
+OPEN = {"candidate", "documented", "errors", "escape", "figures", "offered", "paths", "plugins"}
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "modules": set(),
     "escape": set(),
     "documented": set(),
     "candidate": set(),
@@ -52,21 +51,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 #: The joining layer: may import anything below, and from each other only downwards in this order.
 JOINING = [
-    "flags",
-    "options",
     "winners",
     "runfolder",
     "resuming",
-    "explain",
     "foresight",
     "checks",
     "notices",
     "retrain",
-    "evolve",
-    "status",
-    "doctor",
-    "console",
-    "launch",
+    "run",
     "cli",
 ]
 for position, name in enumerate(JOINING):
@@ -76,8 +68,7 @@ for position, name in enumerate(JOINING):
 HOMES = {
     "transformers": {"parts/foreign.py", "data/tokenizers.py"},
     "ray": {"execution/ray.py"},
-    "rich": {"console.py", "launch.py", "report/tables.py"},
-    "typer": {"cli.py", "flags.py", "launch.py"},
+    "rich": {"cli/console.py", "cli/launch.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
     "scipy": {"analysis/statistics.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
@@ -89,13 +80,11 @@ NO_TORCH = {
     "documented",
     "escape",
     "figures",
-    "modules",
     "paths",
     "plugins",
     "selection",
     "store",
     "report",
-    "console",
 }
 
 
@@ -151,7 +140,7 @@ def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
 def test_the_rule_notices_an_upward_import() -> None:
     assert violations(SRC / "morphogen/parts/ffn/mlp.py", {"network", "ops", "errors"}) == {"network"}
     assert violations(SRC / "morphogen/store/ledger.py", {"experiment", "candidate"}) == {"experiment"}
-    assert violations(SRC / "morphogen/evolve.py", {"cli", "search"}) == {"cli"}
+    assert violations(SRC / "morphogen/run.py", {"cli", "search"}) == {"cli"}
 
 
 def test_no_file_imports_itself_by_way_of_others() -> None:
@@ -178,21 +167,29 @@ def test_heavy_libraries_are_imported_only_at_home(library: str) -> None:
     assert users <= HOMES[library]
 
 
+def test_only_the_command_line_knows_typer() -> None:
+    users = {unit(path) for path in FILES if any(name.split(".")[0] == "typer" for name in imports(path))}
+    assert users == {"cli"}
+
+
 def test_records_files_and_pictures_know_no_torch() -> None:
     users = {
         str(path)
         for path in FILES
-        if unit(path) in NO_TORCH and any(name.split(".")[0] == "torch" for name in imports(path))
+        if (unit(path) in NO_TORCH or path.name == "console.py")
+        and any(name.split(".")[0] == "torch" for name in imports(path))
     }
     assert users == set()
 
 
 def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
-    light = ("__init__", "cli", "flags", "launch")
-    names = {name for file in light for name in top_level(SRC / f"morphogen/{file}.py")}
-    below = MODULES.keys() & names - {"morphogen"}
-    light_too = ("errors", "escape", "candidate", "modules", "paths", "plugins", "flags", "launch")
-    assert below <= {f"morphogen.{name}" for name in light_too}
+    front = SRC / "morphogen" / "cli"
+    light = {SRC / "morphogen" / "__init__.py", *(front / "commands").glob("*.py")}
+    light |= {front / f"{name}.py" for name in ("__init__", "app", "flags", "launch")}
+    names = {name for path in light for name in top_level(path)}
+    below = {path for name, path in MODULES.items() if name in names}
+    light |= {SRC / "morphogen" / f"{name}.py" for name in ("errors", "escape", "candidate", "paths", "plugins")}
+    assert below <= light
 
 
 HEAVY = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from morphogen.errors import InputError, MorphogenError, RunError
-from morphogen.evolve import Keep, evolve, load
+from morphogen.run import Keep, evolve, load
 from morphogen.runfolder import check_files
 from morphogen.store.ledger import Ledger
 from morphogen.store.outputs import check_output

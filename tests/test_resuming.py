@@ -12,13 +12,13 @@ import pytest
 from morphogen import resuming
 from morphogen.analysis.recorded import Recorded
 from morphogen.blueprint.record import understood
-from morphogen.console import Lines
+from morphogen.cli.console import Lines
+from morphogen.cli.doctor import examine
 from morphogen.differences import differences, words
-from morphogen.doctor import examine
 from morphogen.errors import RunError
-from morphogen.evolve import evolve, load
 from morphogen.experiment import Experiment
 from morphogen.reading import located
+from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Start
 from tiny import Cli, write_config
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from morphogen.errors import MorphogenError
 
 if TYPE_CHECKING:
-    from morphogen.evolve import evolve, load
     from morphogen.inherit.descent import inherit
     from morphogen.network import build
     from morphogen.plugins import allow_code
+    from morphogen.run import evolve, load
     from morphogen.variation.operator import describe_operators as operators
     from morphogen.variation.operator import edit as mutate
 
@@ -27,9 +27,9 @@ __all__ = ["MorphogenError", "allow_code", "build", "evolve", "inherit", "load",
 _HOMES = {
     "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),
-    "evolve": ("morphogen.evolve", "evolve"),
+    "evolve": ("morphogen.run", "evolve"),
     "inherit": ("morphogen.inherit.descent", "inherit"),
-    "load": ("morphogen.evolve", "load"),
+    "load": ("morphogen.run", "load"),
     "mutate": ("morphogen.variation.operator", "edit"),
     "operators": ("morphogen.variation.operator", "describe_operators"),
 }

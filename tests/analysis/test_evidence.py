@@ -22,12 +22,12 @@ from morphogen.candidate import Job, Report, Status
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, MorphogenError, RunError
-from morphogen.evolve import evolve, load
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble
+from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Start
 from morphogen.training.surrogate import run_surrogate
 from tiny import Cli, write_config

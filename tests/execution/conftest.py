@@ -2,7 +2,7 @@
 
 import pytest
 
-from morphogen.evolve import evolve, load
+from morphogen.run import evolve, load
 from tiny import write_config
 
 

@@ -13,10 +13,10 @@ import runners
 import torch
 
 from morphogen.candidate import Status
+from morphogen.cli.options import execution_of, size_bytes
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, InProcess, Limits, open_executor
 from morphogen.execution.pool import Pool
-from morphogen.options import execution_of, size_bytes
 from morphogen.plugins import allow_code
 
 

@@ -10,10 +10,10 @@ import pytest
 import runners
 
 from morphogen.candidate import moments_path
-from morphogen.doctor import examine
+from morphogen.cli.doctor import examine
 from morphogen.errors import InputError, RunError
-from morphogen.evolve import evolve, settle
 from morphogen.execution import Execution, Limits, open_executor
+from morphogen.run import evolve, settle
 from tiny import untimed
 
 

@@ -11,12 +11,12 @@ import pytest
 import runners
 
 from morphogen.candidate import Status, StopReason
-from morphogen.doctor import examine
+from morphogen.cli.doctor import examine
 from morphogen.errors import RunError
-from morphogen.evolve import Keep, evolve, settle
 from morphogen.execution import Execution, Limits
 from morphogen.execution.pool import Pool
 from morphogen.notices import Measured, Training
+from morphogen.run import Keep, evolve, settle
 from morphogen.store import ledger
 from tiny import untimed
 

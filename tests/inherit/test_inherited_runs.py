@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import MOMENTS_SUFFIX
-from morphogen.doctor import examine
-from morphogen.evolve import Keep, evolve
+from morphogen.cli.doctor import examine
+from morphogen.cli.status import ancestry
 from morphogen.experiment import Evolution, Experiment
-from morphogen.status import ancestry
+from morphogen.run import Keep, evolve
 from tiny import untimed, write_config
 
 #: Enough breeders, of several blocks each, that some pair of them gives a new child.

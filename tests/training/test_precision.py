@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from morphogen.evolve import evolve, load
 from morphogen.notices import Notice, Warned
+from morphogen.run import evolve, load
 from morphogen.training import precision
 from morphogen.training.precision import bf16_slowdown, bf16_warning
 from tiny import Cli, write_config

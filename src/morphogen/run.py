@@ -21,7 +21,6 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
-from morphogen.modules import called_as
 from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
 from morphogen.paths import user_path
 from morphogen.reading import found_again, local_paths, located, placed, read_experiment
@@ -500,6 +499,3 @@ def _name(experiment: Experiment, seed: int) -> str:
 
 def _plain(experiment: Experiment) -> dict[str, Any]:
     return experiment.model_dump(mode="json")
-
-
-called_as(__name__, __name__, "evolve")

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from morphogen.errors import MorphogenError, RunError
+from morphogen.errors import InputError, MorphogenError, RunError, unknown
 from morphogen.escape import visible, visible_lines
+from morphogen.paths import user_path
 
 if TYPE_CHECKING:
-    from morphogen.evolve import Keep
     from morphogen.execution import Execution
     from morphogen.experiment import Experiment
     from morphogen.notices import Notice
+    from morphogen.run import Keep
 
 INTERRUPTED = 130
 
@@ -31,6 +32,15 @@ def read_experiment(file: str) -> "Experiment":
     from morphogen import reading
 
     return reading.read_experiment(file)
+
+
+def run_folder(folder: str) -> Path:
+    """The folder of a run that exists; InputError with the nearest name where it does not."""
+    path = user_path(folder, "RUN")
+    if not path.is_dir():
+        names = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise InputError(unknown("run folder", path.name, names) if names else f"{folder}: no such run folder")
+    return path
 
 
 @contextmanager
@@ -65,8 +75,8 @@ def carry_out(
     that cannot be written. With `as_json` nothing but the run's notices goes to stdout."""
     from rich.console import Console
 
-    from morphogen.console import Live, observer_for
-    from morphogen.evolve import Mend, evolve
+    from morphogen.cli.console import Live, observer_for
+    from morphogen.run import Mend, evolve
 
     observer = observer_for(Console(), as_json, wide)
     go_on = f"the same command with --resume goes on (run folder {folder})"
@@ -102,11 +112,12 @@ def carry_out(
 
 def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
     """Checks all that a run would check before its first step, reads its text, and says what it would do."""
-    from morphogen import explain, runfolder
+    from morphogen import runfolder
     from morphogen.checks import check_possible, examined
-    from morphogen.console import show_facts
-    from morphogen.evolve import settle
+    from morphogen.cli import explain
+    from morphogen.cli.console import show_facts
     from morphogen.reading import located
+    from morphogen.run import settle
     from morphogen.search.engine import Engine
     from morphogen.training.loop import choose_device
     from morphogen.training.precision import bf16_warning

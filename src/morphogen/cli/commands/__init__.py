@@ -1,0 +1,9 @@
+"""The commands, one file a family; `--help` has them in the order of these imports. Loaded by `morphogen.cli.main`."""
+
+from morphogen.cli.app import app
+
+# isort: off
+from morphogen.cli.commands import run, experiments, known, runs, evidence  # noqa: F401
+# isort: on
+
+__all__ = ["app"]

@@ -1,0 +1,90 @@
+"""Commands that train anew, to tell whether a run found anything: `verify`, `fidelity`."""
+
+from typing import Annotated
+
+import typer
+
+from morphogen.cli import flags
+from morphogen.cli.app import app
+from morphogen.cli.launch import run_folder
+from morphogen.paths import user_path
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="a run's folder, or its frontier.json", metavar="RUN|FRONTIER")],
+    baseline: Annotated[str | None, typer.Option(help="a run to take the baseline's best from")] = None,
+    random: Annotated[
+        int | None, typer.Option(help="candidates of the random search; default as many as the run trained, 0 for none")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each blueprint")] = 3,
+    tokens: Annotated[int | None, typer.Option(help="of each training; default what the run gave a candidate")] = None,
+    finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
+    metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
+    device: flags.Device = "cpu",
+    workers: flags.Trainers = None,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
+    from morphogen.analysis.verify import verify as verified
+    from morphogen.cli.console import aside, show_measured
+    from morphogen.run import default_threads, threads
+
+    with threads(default_threads()):
+        found = verified(
+            user_path(run, "RUN"),
+            baseline=user_path(baseline, "--baseline") if baseline is not None else None,
+            random=random,
+            seeds=seeds,
+            tokens=tokens,
+            finalists=finalists,
+            metric=metric,
+            device=device,
+            workers=workers,
+            say=aside,
+        )
+    told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
+    show_measured(found, told, as_json, wide)
+
+
+@app.command()
+def fidelity(
+    run: flags.Folder,
+    short: Annotated[int | None, typer.Option(help="training tokens of the short rung; default rung 1's")] = None,
+    long: Annotated[
+        int | None, typer.Option(help="of the long one; default what the run gave a candidate in all")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="at most so many of the run's, evenly over it")] = 16,
+    seeds: Annotated[int, typer.Option(help="trainings of each candidate and length, of which the mean counts")] = 1,
+    top_k: Annotated[int, typer.Option(help="regret of taking the best of so many")] = 1,
+    bootstrap: Annotated[int, typer.Option(help="resamples for the intervals")] = 2000,
+    metric: Annotated[str, typer.Option(help="what is ranked by")] = "bpb",
+    device: flags.Device = "cpu",
+    workers: flags.Trainers = None,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
+    from morphogen.analysis.fidelity import fidelity as measured
+    from morphogen.cli.console import aside, show_measured
+    from morphogen.run import default_threads, threads
+
+    with threads(default_threads()):
+        found = measured(
+            run_folder(run),
+            short=short,
+            long=long,
+            candidates=candidates,
+            seeds=seeds,
+            top_k=top_k,
+            resamples=bootstrap,
+            metric=metric,
+            device=device,
+            workers=workers,
+            say=aside,
+        )
+    budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
+    show_measured(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json, wide)

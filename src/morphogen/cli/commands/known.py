@@ -1,0 +1,69 @@
+"""Commands that tell what morphogen knows: `schema`, `operators`."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from morphogen.cli import flags
+from morphogen.cli.app import app
+from morphogen.cli.launch import read_experiment
+from morphogen.errors import InputError, unknown
+from morphogen.escape import json_shown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
+
+
+@app.command()
+def schema(
+    which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
+) -> None:
+    """The JSON Schema of a file format, for editors and other programs."""
+    from morphogen.analysis.records import Fidelity, Verification
+    from morphogen.blueprint.schema import Blueprint
+    from morphogen.experiment import Experiment
+    from morphogen.store.frontier import Frontier
+    from morphogen.store.lineage import Lineage
+
+    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity)
+    models = dict(zip(SCHEMAS, kinds, strict=True))
+    if which not in models:
+        raise InputError(unknown("schema", which, SCHEMAS))
+    print(json.dumps(models[which].model_json_schema(), indent=2))
+
+
+@app.command()
+def operators(
+    config: Annotated[str | None, typer.Argument(help="say which apply to this experiment", metavar="FILE")] = None,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """Every mutation: its name, whether it keeps the function, what it does."""
+    from morphogen.cli.console import show_table
+    from morphogen.parts.contract.operator import OPERATORS, load_operators
+    from morphogen.variation.act import Around
+    from morphogen.variation.operator import describe_operators
+    from morphogen.variation.template import resolve_templates
+
+    if config is not None:
+        experiment = read_experiment(config)
+        templates = resolve_templates(experiment.evolution.templates)
+        around = Around(experiment.train, templates=templates)
+        rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
+    else:
+        load_operators()
+        rows = [
+            {"name": op.name, "summary": op.summary, "level": op.level, "preserves": op.declared, "weight": op.weight}
+            for op in (OPERATORS[name] for name in sorted(OPERATORS))
+        ]
+    if as_json:
+        print(json_shown(json.dumps(rows, indent=2)))
+        return
+    words = {True: "exact", False: "lossy", None: "depends"}
+    order = ("name", "level", "weight", "applies", "function", "summary")
+    shown = [{**row, "function": words[row["preserves"]]} for row in rows]
+    show_table([{name: row[name] for name in order if name in row} for row in shown], "operators", wide, ("summary",))
