@@ -1,0 +1,244 @@
+"""`evolution`: the search; who breeds, what is measured, what survives."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from morphogen import plugins
+from morphogen.blueprint.templates import Template
+from morphogen.experiment.values import Count, ScoreWeight, Share, list_tag
+from morphogen.figures import Bounds, Composite, Descriptor, Direction
+from morphogen.offered import Offered
+from morphogen.parts.contract.frozen import Frozen, PositiveWeight, Weight
+from morphogen.parts.contract.registry import TAG
+from morphogen.selection.parents import SELECTORS
+from morphogen.selection.survival import SURVIVAL
+
+#: The ways to cross two parents; variation/crossover.py says what they are.
+Crossing = Literal["one_point", "aligned_span", "uniform"]
+
+
+def _one_way(value: Any) -> Any:
+    """One name for that one alone."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+#: What is searched for unless the file says otherwise; with a recall probe in the data, `long_recall` too.
+OBJECTIVES: dict[str, Direction] = {"bpb": "min", "flops_per_token": "min", "train_memory_bytes": "min"}
+
+
+#: Edits of one child; after so many it has little of its parent.
+Edits = Annotated[int, Field(ge=1, le=100)]
+
+
+def _count(value: Any) -> Any:
+    """The older system took the share of its pool that may breed."""
+    if isinstance(value, float):
+        raise ValueError(f"got {value}: a share, but this is a count: how many survivors of a generation, such as 6")
+    return value
+
+
+def _threshold_tag(value: Any) -> str:
+    return TAG + ("bounds" if isinstance(value, Mapping | Bounds) else "number")
+
+
+#: From above where a number is given.
+Threshold = Annotated[
+    Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Bounds, Tag(TAG + "bounds")],
+    Discriminator(_threshold_tag),
+]
+
+
+class Evolution(Frozen):
+    """The search: who breeds, what is measured, what survives."""
+
+    generations: Annotated[int, Field(ge=0, le=1_000_000)] = 3
+    """Generations after the root's."""
+    population: Count = 8
+    """Offspring of a generation."""
+    topk_keep: Annotated[Count, BeforeValidator(_count)] = 6
+    """Survivors of a generation; only they breed."""
+    crossover_prob: Share = 0.2
+    """Share of children with two parents."""
+    crossover: Annotated[dict[Crossing, Weight], BeforeValidator(_one_way)] = {
+        "one_point": 1.0,
+        "aligned_span": 1.0,
+        "uniform": 1.0,
+    }
+    """Ways to cross two parents, with their weights; one name alone means that one only."""
+    baseline: Literal["none", "random", "control"] = "none"
+    """`random`: every candidate is a random walk of edits from the root; `control`: no edits at all."""
+    parent_selection: Annotated[str, Offered(plugins.SELECTORS, SELECTORS)] = "epsilon_lexicase"
+    """Who breeds among the survivors."""
+    lexicase_cases: tuple[str, ...] = ()
+    """Figures that the lexicase selections go by; empty: the objectives."""
+    downsample: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the cases drawn for each parent; for downsampled_lexicase."""
+    tournament_size: Count = 2
+    """Survivors that the best is taken of; for tournament."""
+    map_elites: Annotated[dict[str, Descriptor], Field(min_length=1)] = {
+        "flops_per_token": Descriptor(scale="log", width=1.5),
+        "layers": Descriptor(scale="linear", width=1.0),
+    }
+    """Axes of the grid of behaviours, by figure; for map_elites."""
+    archive_max_elites: Count = 32
+    """Cells kept at most; for map_elites."""
+    survival: Annotated[str, Offered(plugins.SURVIVAL, SURVIVAL)] = "rank_crowding"
+    """Who stays of the last survivors and the offspring."""
+    structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Survivors besides, the most novel of the others."""
+    objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
+    """Figures that the search is for, and which way; with a recall probe the default has `long_recall` too."""
+    composite_metrics: dict[str, Composite] = {}
+    """Figures made of others, by name."""
+    constraints: dict[str, Bounds] = {}
+    """Bounds by figure; a candidate outside of one ranks behind all that are inside."""
+    weights: dict[str, ScoreWeight] = {}
+    """Figure to weight; for weighted. A weight of w makes the best e^w times as likely as the worst."""
+    rung0_thresholds: dict[str, Threshold] = {}
+    """Costs outside of which nothing is trained; a number bounds from above."""
+    rung1_gates: dict[str, Bounds] = {}
+    """Bounds on what rung 1 measured, by figure; a candidate outside is gated."""
+    rung1_tokens: NonNegativeInt = 40_000
+    """Training tokens of rung 1; for fixed rungs."""
+    rung2_tokens: NonNegativeInt = 80_000
+    """Training tokens of rung 2; for fixed rungs."""
+    budget: Literal["tokens", "flops"] = "tokens"
+    """`flops`: each candidate trains on as many tokens as cost it the FLOPs that the root spends on those."""
+    rungs: Literal["fixed", "asha"] = "fixed"
+    """`fixed`: rungs 1 and 2 for all; `asha`: successive halving."""
+    eta: Annotated[int, Field(ge=2)] = 3
+    """One in so many goes on to so many times the tokens; for asha."""
+    min_tokens: PositiveInt = 10_000
+    """Training tokens of the first rung; for asha."""
+    max_tokens: PositiveInt = 90_000
+    """Training tokens of the last rung, at most; for asha."""
+    promotion_prob: Share = 0.0
+    """Probability of one more rung after the last; what follows is read where it is above 0."""
+    promotion_steps_multiplier: PositiveWeight = 1.0
+    """The extra rung's budget, as a multiple of the last rung's."""
+    promotion_tokens_multiplier: PositiveWeight = 1.0
+    """Multiplies the extra rung's budget as well."""
+    promotion_min_layers: NonNegativeInt = 0
+    """Fewest blocks of a promoted candidate."""
+    promotion_min_moe_blocks: NonNegativeInt = 0
+    """Fewest blocks with a mixture of experts of a promoted candidate."""
+    promotion_min_router_entropy: NonNegativeFloat | None = None
+    """Least `router_entropy` (nats) of a promoted candidate; null: any, or none."""
+    promotion_min_recurrence_gain: float | None = None
+    """Least `recurrence_gain` of a promoted candidate; null: any, or none."""
+    promotion_max_instability: NonNegativeFloat | None = None
+    """Largest `instability` of a promoted candidate; null: any."""
+    min_layers: PositiveInt = 1
+    """Structural gate: fewest blocks."""
+    min_recurrences: NonNegativeInt = 0
+    """Structural gate: fewest recurrences."""
+    min_moe_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks with a mixture of experts."""
+    min_selector_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks whose attention has a selector."""
+    min_memory_blocks: NonNegativeInt = 0
+    """Structural gate: fewest blocks with a memory."""
+    structural_gates: Literal["repair", "reject"] = "repair"
+    """`repair`: operators add to a child what it lacks, the root may lack it, and what cannot be mended is turned away;
+    `reject`: everything short of the gates is turned away, the root too."""
+    mutation_steps: Annotated[
+        Annotated[int, Field(ge=0, le=100), Tag(TAG + "count")] | Annotated[tuple[Edits, Edits], Tag(TAG + "range")],
+        Discriminator(list_tag("range", "count")),
+    ] = 2
+    """Edits of a child: 1 to a number, or as many as a range `[least, most]` allows; 0: none."""
+    mutation_weights: dict[str, Weight] = {}
+    """Operator to weight, 1 unless given (0 for edits of training); 0 switches it off."""
+    adaptive_mutation: bool = False
+    """Whether a generation multiplies the weight of each operator it used by exp(eta · (the share of its children that
+    survive - that of all children))."""
+    adaptive_mutation_eta: Annotated[float, Field(gt=0.0, le=100.0)] = 0.5
+    """How fast weights adapt."""
+    adaptive_mutation_min_weight: PositiveWeight = 0.1
+    """The least that an adapted weight falls to."""
+    adaptive_mutation_max_weight: PositiveWeight = 5.0
+    """The most that an adapted weight rises to."""
+    templates: Annotated[
+        Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
+        Discriminator(list_tag("list", "file")),
+    ] = ()
+    """Compound edits that `template_mutation` applies, or the YAML file they stand in."""
+    template_mutation_prob: Share = 0.25
+    """Probability that it tries a new one, made up or varied, which joins the others when its child survives."""
+    weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
+    """Where a child's weights come from: its parents, `train.init_checkpoint`, or nowhere."""
+    inherit_optimizer: bool = False
+    """Whether the optimizer's moments go on with the parents' weights."""
+
+    @model_validator(mode="after")
+    def _moments_of_parents(self) -> Self:
+        if self.inherit_optimizer and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
+                f"{self.weight_inheritance!r}, expected 'parent'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _some_crossover(self) -> Self:
+        if self.crossover_prob and not any(self.crossover.values()):
+            raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _budget(self) -> Self:
+        if self.rungs == "fixed" and self.rung1_tokens + self.rung2_tokens == 0:
+            raise ValueError("rung1_tokens and rung2_tokens are both 0, so nothing would be trained")
+        if self.rungs == "asha" and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        least, most = self.steps
+        if least > most:
+            raise ValueError(f"mutation_steps: got the range {least} to {most}, expected [least, most]")
+        low, high = self.adaptive_mutation_min_weight, self.adaptive_mutation_max_weight
+        if low > high:
+            raise ValueError(f"adaptive_mutation_min_weight is {low:g}, above adaptive_mutation_max_weight {high:g}")
+        return self
+
+    @property
+    def edits(self) -> bool:
+        """Whether children differ from their parents; not so in the control."""
+        return self.baseline != "control" and self.steps[1] > 0
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The fewest and the most edits of a child; (0, 0) in the control without edits."""
+        if isinstance(self.mutation_steps, int):
+            return min(1, self.mutation_steps), self.mutation_steps
+        return self.mutation_steps
+
+    @property
+    def directions(self) -> dict[str, Direction | None]:
+        """Which way figures are better where this file says so, as objectives or in composites; None for a composite
+        that leaves it open."""
+        return {**{name: made.better for name, made in self.composite_metrics.items()}, **self.objectives}
+
+    @property
+    def gates(self) -> dict[str, int]:
+        """The structural gates: name of the count (see `cost.structure`) -> the fewest allowed."""
+        return {
+            "layers": self.min_layers,
+            "recurrences": self.min_recurrences,
+            "moe_blocks": self.min_moe_blocks,
+            "selector_blocks": self.min_selector_blocks,
+            "memory_blocks": self.min_memory_blocks,
+        }

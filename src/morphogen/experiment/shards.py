@@ -1,0 +1,142 @@
+"""A shard: one source of text or a recall probe, as it stands in `data.shards`, and what its figures are called."""
+
+import hashlib
+import re
+import unicodedata
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from morphogen import plugins
+from morphogen.experiment.values import changed
+from morphogen.parts.contract.frozen import Frozen, PositiveWeight
+
+#: Sources that every Python carries.
+BUILT_IN = ("stdlib-code", "stdlib-docs")
+#: A recall probe; data/probes.py says what it is.
+_PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
+_PAIRS = 8
+
+
+def _metric_name(source: str) -> str:
+    """The source as it stands in metric names: letters, marks and digits of any script in lower case, `_` between them.
+
+    Where something that is not ASCII is lost by that (an emoji), or nothing is left, a hash keeps the name distinct.
+    """
+    text = unicodedata.normalize("NFC", source.rstrip("/").removeprefix("hf:"))
+    kept = "".join(sign if _in_a_name(sign) else "_" for sign in text)
+    name = re.sub("_+", "_", kept).strip("_").lower()
+    if name and not any(before != after and not before.isascii() for before, after in zip(text, kept, strict=True)):
+        return name
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+    return f"{name or 'source'}_{digest}"
+
+
+def _in_a_name(sign: str) -> bool:
+    return sign.isalnum() or unicodedata.category(sign)[0] == "M"
+
+
+def _given_name(name: str) -> str:
+    if not name.strip("_") or not all(sign == "_" or _in_a_name(sign) for sign in name):
+        raise ValueError(f"got {name!r}, expected letters, digits and _, such as {_metric_name(name)!r}")
+    return name
+
+
+def _source(source: str) -> str:
+    if not source.strip():
+        raise ValueError(
+            "empty, expected stdlib-code, stdlib-docs, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
+        )
+    if source.startswith("probe:") and not _PROBE.fullmatch(source):
+        raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
+    return source
+
+
+class Shard(Frozen):
+    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), `hf:NAME[:CONFIG]`, or
+    `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
+    recall over 8 pairs unless it says how many.
+
+    A probe has none of the fields below but a name and a weight.
+    """
+
+    source: Annotated[str, AfterValidator(_source)]
+    """`stdlib-code`, `stdlib-docs`, a file or folder, `hf:NAME[:CONFIG]`, `probe:mqar[:PAIRS]`, or a plug-in's
+    corpus."""
+    name: Annotated[str, AfterValidator(_given_name)] = ""
+    """What its figures are called after (`ppl_<name>`); empty: the source as it is written, in small letters."""
+    weight: PositiveWeight = 1.0
+    """Share of training sequences, or of the means over held-out shards, relative to the other shards'."""
+    split: str = "train"
+    """Of a Hugging Face data set."""
+    revision: str | None = None
+    """Of a Hugging Face data set; null stays at the version first fetched."""
+    cache_path: str | None = None
+    """Folder of its tokens; null: the common cache."""
+    max_documents: PositiveInt | None = None
+    """Documents taken from the head of the source, so that a large data set need not be fetched whole; null: all."""
+    text_field: Annotated[str, Field(min_length=1)] | None = None
+    """The column of records that holds the text; null: `text`, or the only one that may be it."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """`skip` leaves out records, texts and files that cannot be read, and counts them."""
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        for name in sorted(self._unread.keys() & changed(self)):
+            only = self._unread[name]
+            raise ValueError(f"{name} is {dict(self)[name]!r}, but the source is {self.source!r} and only {only} one")
+        return self
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            self.__dict__["name"] = self._name_of_source
+        return self
+
+    @model_serializer(mode="wrap")
+    def _name_where_it_says_more(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {key: value for key, value in found.items() if key != "name" or value != self._name_of_source}
+
+    @property
+    def _name_of_source(self) -> str:
+        return _metric_name(self.source)
+
+    @property
+    def _unread(self) -> dict[str, str]:
+        """Field that such a source has no use for -> which sources have one, as a message says it."""
+        of_the_hub = self.source.startswith("hf:")
+        unread = {} if of_the_hub else dict.fromkeys(("split", "revision"), "hf: sources have")
+        if not of_the_hub and not self.is_local:
+            unread |= dict.fromkeys(("text_field", "on_error"), "files and data sets have")
+        if self.pairs is not None:
+            unread |= dict.fromkeys(("cache_path", "max_documents"), "text has")
+        return unread
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the source is a file or folder of this machine."""
+        return self.corpus is None and self.pairs is None and not self._is_ours
+
+    @property
+    def _is_ours(self) -> bool:
+        return self.source.startswith(("hf:", "probe:")) or self.source in BUILT_IN
+
+    @property
+    def corpus(self) -> tuple[str, str] | None:
+        """The name of a corpus that an installed package offers, and what follows its colon; None for other sources."""
+        name, _, arguments = self.source.partition(":")
+        return None if self._is_ours or name not in plugins.names(plugins.CORPORA) else (name, arguments)
+
+    @property
+    def pairs(self) -> int | None:
+        """How many pairs a recall probe has; None for text."""
+        found = _PROBE.fullmatch(self.source)
+        return int(found[1] or _PAIRS) if found else None

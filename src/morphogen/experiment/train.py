@@ -1,0 +1,78 @@
+"""`train`: how a candidate is trained, and when that is stopped early."""
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from morphogen.experiment.values import Decay, changed
+from morphogen.parts.contract.frozen import Frozen
+
+
+class Optimizer(Frozen):
+    """The update rule and its settings."""
+
+    name: Literal["adamw", "lion", "muon"] = "adamw"
+    """The update rule."""
+    lr: PositiveFloat | None = None
+    """Learning rate; null: `train.lr`."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Share of the first and of the second moment that stays at each step."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment; lion has none."""
+    weight_decay: NonNegativeFloat | None = None
+    """Decoupled weight decay; null: `train.weight_decay`."""
+
+    @model_validator(mode="after")
+    def _eps_is_read(self) -> Self:
+        if self.name == "lion" and "eps" in changed(self):
+            raise ValueError(f"eps is {self.eps:g}, but lion has none; leave it out, or use adamw or muon")
+        return self
+
+
+class Train(Frozen):
+    """How a candidate is trained, and when training is stopped early."""
+
+    lr: PositiveFloat = 3e-3
+    """Highest learning rate; after the warm-up a cosine leads to a tenth of it."""
+    warmup: NonNegativeInt = 20
+    """Steps until the highest learning rate, at most half of a run."""
+    clip: PositiveFloat = 1.0
+    """Norm that gradients are clipped to."""
+    bf16: bool = False
+    """Whether to compute in bfloat16 by autocast; weights stay float32."""
+    grad_ckpt: bool = False
+    """Whether the backward pass computes activations again, to save memory."""
+    max_tokens: PositiveInt = 200_000
+    """Most tokens that one candidate may train on."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay."""
+    seed: NonNegativeInt = 0
+    """Of fresh weights and dropout; also the run's seed unless `--seed` is given."""
+    init_checkpoint: str | None = None
+    """Weights that the root starts from, and with `weight_inheritance: init` every candidate; null: fresh ones."""
+    init_tokenizer: Literal["same", "remap"] = "same"
+    """Whether the weights of `init_checkpoint` must be those of the same tokenizer, or are mapped token by token."""
+    router_lb_coeff: NonNegativeFloat = 1.0
+    """Multiplies the load-balance losses that the blueprint's routers ask for."""
+    router_entropy_coeff: NonNegativeFloat = 0.0
+    """Times the entropy of routing (nats), taken off the loss: spreads the choice."""
+    entropy_threshold: NonNegativeFloat = 0.5
+    """Mean entropy of predictions (nats) below which training ends: low_entropy."""
+    entropy_patience: PositiveInt = 3
+    """Checks in a row below `entropy_threshold` until it ends."""
+    instability_threshold: PositiveFloat = 5.0
+    """Median gradient norm, before clipping, above which training ends: high_grad."""
+    no_improve_patience: PositiveInt = 20
+    """Checks without a gain of the training loss until it ends: no_improve."""
+    improvement_tolerance: NonNegativeFloat = 1e-3
+    """The least relative fall of the training loss that is a gain."""
+    ppl_stop_threshold: PositiveFloat | None = None
+    """Held-out perplexity after rung 1 above which a candidate is gated; null: none is."""
+    optimizer: Optimizer = Optimizer()
+    """The update rule and its settings."""
+
+    @model_validator(mode="after")
+    def _remap_of_something(self) -> Self:
+        if self.init_tokenizer == "remap" and self.init_checkpoint is None:
+            raise ValueError("init_tokenizer is 'remap', but there is no init_checkpoint whose tokens to map")
+        return self
