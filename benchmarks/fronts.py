@@ -18,10 +18,8 @@ from pymoo.optimize import minimize
 from pymoo.problems import get_problem
 from pymoo.util.ref_dirs import get_reference_directions
 
-from morphogen.candidate import Report, Status
 from morphogen.experiment import Evolution
-from morphogen.search.machine import Search
-from morphogen.search.numeric import Vectors
+from morphogen.testing import Vectors, searched
 
 #: Problem -> (generations, population). DTLZ2 has 3 objectives and is for NSGA-III: 91 directions of 12 partitions.
 PROBLEMS = {
@@ -60,17 +58,12 @@ def ours(name, seed, generations, population):
     space = Vectors(
         problem.xl.astype(float), problem.xu.astype(float), population, crossover_eta=30.0 if many else 15.0
     )
-    search, asked = Search(evolution, space, seed=seed), 0
-    while not search.done:
-        search.ask()
-        pending = search.pending()
-        asked += len(pending)
-        values_nm = problem.evaluate(np.array([candidate.blueprint["x"] for candidate in pending]))
-        for candidate, row_m in zip(pending, values_nm, strict=True):
-            metrics = {f"f{i}": float(value) for i, value in enumerate(row_m)}
-            search.tell(Report(id=candidate.id, status=Status.TRAINED, metrics=metrics))
-        search.close_generation()
-    assert asked == generations * population
+
+    def measure(x_v):
+        return dict(zip(evolution.objectives, problem.evaluate(x_v).tolist(), strict=True))
+
+    search = searched(evolution, space, measure, seed)
+    assert len(search.candidates) == generations * population
     return np.array([[search.reports[id].metrics[f] for f in evolution.objectives] for id in search.survivors])
 
 

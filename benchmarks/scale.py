@@ -22,10 +22,10 @@ from morphogen.experiment import Evolution, Experiment
 from morphogen.runfolder import events_csv
 from morphogen.search.engine import Engine
 from morphogen.search.machine import Search
-from morphogen.search.numeric import Vectors
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import Ledger, Reported, Start
 from morphogen.store.lineage import build_lineage
+from morphogen.testing import Vectors
 
 MIB = 2**20
 

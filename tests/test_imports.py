@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data", "store"},
-    "testing": ARCHITECTURE | {"inherit", "variation"},
+    "testing": ARCHITECTURE | {"inherit", "search", "selection", "variation"},
     "analysis": ARCHITECTURE
     | {"data", "execution", "training", "search", "selection", "store", "variation", "reading"},
 }

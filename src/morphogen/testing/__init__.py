@@ -1,4 +1,5 @@
-"""For authors of plug-ins: the contract suite, its drawn blueprints and the numeric comparison, to run with pytest.
+"""For authors of plug-ins: the contract suite, its drawn blueprints and the numeric comparison, to run with pytest, and
+the search over vectors, to try a rule of selection on a known front.
 
     from morphogen.testing import contract_tests, operator_tests
 
@@ -13,8 +14,10 @@ from morphogen.testing.contract import contract_tests
 from morphogen.testing.models import ids_of, logits, loss_of, stirred
 from morphogen.testing.operators import operator_tests
 from morphogen.testing.strategies import around, blueprints
+from morphogen.testing.vectors import Vectors, searched
 
 __all__ = [
+    "Vectors",
     "around",
     "assert_agree",
     "blueprints",
@@ -25,5 +28,6 @@ __all__ = [
     "operator_tests",
     "outcome",
     "relative_error",
+    "searched",
     "stirred",
 ]

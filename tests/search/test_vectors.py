@@ -7,10 +7,9 @@ from pymoo.operators.crossover.sbx import cross_sbx
 from pymoo.operators.mutation.pm import mut_pm
 from pymoo.problems import get_problem
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate
 from morphogen.experiment import Evolution
-from morphogen.search.machine import Search
-from morphogen.search.numeric import Vectors
+from morphogen.testing import Vectors, searched
 
 LOW, HIGH = np.array([0.0, -2.0, 1.0]), np.array([1.0, 2.0, 4.0])
 SPACE = Vectors(LOW, HIGH, founders=5)
@@ -59,13 +58,10 @@ def evolved(generations, **settings):
     problem = get_problem("zdt1", n_var=6)
     objectives = {"f1": "min", "f2": "min"}
     evolution = Evolution(generations=generations, population=40, topk_keep=40, objectives=objectives, **settings)
-    search = Search(evolution, Vectors(problem.xl, problem.xu, founders=40), seed=0)
-    while not search.done:
-        search.ask()
-        for candidate in search.pending():
-            f1, f2 = problem.evaluate(np.array(candidate.blueprint["x"])).tolist()
-            search.tell(Report(id=candidate.id, status=Status.TRAINED, metrics={"f1": f1, "f2": f2}))
-        search.close_generation()
+    space = Vectors(problem.xl, problem.xu, founders=40)
+    search = searched(
+        evolution, space, lambda x_v: dict(zip(objectives, problem.evaluate(x_v).tolist(), strict=True)), 0
+    )
     return search, [[search.reports[id].metrics[f] for f in objectives] for id in search.survivors]
 
 

@@ -1,16 +1,18 @@
-"""Real vectors as genomes: the same search on problems whose best fronts are known.
+"""Real vectors as genomes: the same search on problems whose best fronts are known, for rules of selection to be tried.
 
 Children come of simulated binary crossover (Deb and Agrawal 1995) and polynomial mutation (Deb and Goyal 1996), both
 kept within bounds as in Deb's NSGA-II code, at its usual settings. Legend: v variables.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from morphogen.candidate import Candidate, Edit
+from morphogen.candidate import Candidate, Edit, Report, Status
+from morphogen.experiment import Evolution
+from morphogen.search.machine import Search
 from morphogen.search.space import Bred
 from morphogen.selection.objectives import Floats
 
@@ -110,3 +112,17 @@ class Vectors:
 
 def _edit(operator: str) -> Edit:
     return Edit(operator=operator, target="vector", preserves=False)
+
+
+def searched(
+    evolution: Evolution, space: Vectors, measure: Callable[[Floats], Mapping[str, float]], seed: int
+) -> Search[Floats, Floats]:
+    """A whole search over vectors. measure: the figures of one, by name."""
+    search = Search(evolution, space, seed=seed)
+    while not search.done:
+        search.ask()
+        for candidate in search.pending():
+            metrics = dict(measure(space.load(candidate)))
+            search.tell(Report(id=candidate.id, status=Status.TRAINED, metrics=metrics))
+        search.close_generation()
+    return search
