@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pydantic import ByteSize
+
 from morphogen import plugins
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
@@ -178,8 +180,4 @@ def _sizes(found: Mapping[str, float], step: Step) -> Iterator[Remark]:
 
 def _size(count: float) -> str:
     """Bytes as a person reads them."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} EiB"
+    return ByteSize(count).human_readable(separator=" ")

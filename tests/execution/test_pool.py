@@ -310,7 +310,28 @@ def test_options_without_meaning_are_refused(options, said):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("123", 123), ("2GB", 2 * 10**9), ("512MiB", 512 * 2**20), ("1.5 g", 1_500_000_000), ("3k", 3000)],
+    [
+        ("123", 123),
+        ("2GB", 2 * 10**9),
+        ("512MiB", 512 * 2**20),
+        ("1.5 g", 1_500_000_000),
+        ("3k", 3000),
+        ("1Ki", 1024),
+        (" 2 gib ", 2**31),
+        (".5k", 500),
+        ("7b", 7),
+    ],
 )
 def test_sizes_are_read(text, size):
     assert size_bytes("--disk-budget", text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "GB", "0", "0.4", "-1", "1.2.3GB", "2GB or so", "2 G B", "1e9", "2GB;3", "nan", "inf", "9" * 30,
+     "9" * 5000, "1_000", "2XB", "1..5k", "٣GB"],
+)  # fmt: skip
+def test_what_is_no_size_is_refused_with_what_one_looks_like(text):
+    with pytest.raises(InputError) as error:
+        size_bytes("--disk-budget", text)
+    assert str(error.value).startswith(f"--disk-budget: got {text!r}, expected a size such as 512MiB, 2GB")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from morphogen.blueprint.mistakes import what
 from morphogen.errors import InputError, unknown
@@ -14,8 +14,9 @@ from morphogen.experiment import Experiment
 from morphogen.parts.contract.registry import TAG
 
 EXECUTORS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
-#: Units of sizes in bytes, by the letter they begin with.
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+#: The whole of a size; ByteSize itself reads no further than the first unit.
+_SIZE = re.compile(r"[0-9]{0,20}\.?[0-9]{1,20}\s*[a-z]*", re.IGNORECASE)
+_BYTES = TypeAdapter(ByteSize)
 
 #: The longest time limit of a candidate: twenty days, about what the system can be asked to wait for.
 LONGEST_SECONDS = 20 * 86400.0
@@ -135,13 +136,14 @@ def execution_of(
 
 
 def size_bytes(flag: str, text: str) -> int:
-    """`512MiB`, `2GB`, `1.5g`, or a number of bytes; InputError for anything else."""
-    found = re.fullmatch(r"([0-9.]+)\s*((?:[kmgt]i?)?)b?", text.strip().lower())
+    """`512MiB`, `512Mi`, `2GB`, `1.5g`, or a number of bytes; InputError for anything else."""
+    size = text.strip()
+    size += "B" if size.lower().endswith("i") else ""
     try:
-        number = float(found[1]) * UNITS[found[2]] if found else 0.0
-    except ValueError:
-        number = 0.0
-    if not 1.0 <= number < 2**63:
+        number = _BYTES.validate_python(size) if _SIZE.fullmatch(size) else 0
+    except ValidationError:
+        number = 0
+    if not 1 <= number < 2**63:
         raise InputError(f"{flag}: got {text!r}, expected a size such as 512MiB, 2GB, or a number of bytes")
     return int(number)
 
