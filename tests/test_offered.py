@@ -113,7 +113,7 @@ def test_a_package_is_imported_only_when_it_is_named() -> None:
 
 def test_the_schema_lists_ours_and_those_of_packages() -> None:
     names = Evolution.model_json_schema()["properties"]["survival"]["enum"]
-    assert names == ["ageing", "nobody", "nsga3", "oldest", "rank_crowding"]
+    assert names == ["ageing", "nobody", "nsga3", "oldest", "rank_crowding", "smsemoa"]
 
 
 @pytest.mark.parametrize(

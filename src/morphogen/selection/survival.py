@@ -6,7 +6,6 @@ Only trained candidates can stay; those without a finite value of every objectiv
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from math import comb
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from morphogen import plugins
 from morphogen.candidate import Report
 from morphogen.errors import InputError
 from morphogen.figures import Bounds, Direction
+from morphogen.selection.contribution import partitions, smsemoa
 from morphogen.selection.objectives import Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
@@ -36,10 +36,9 @@ def reference_directions(objectives: int, keep: int) -> Floats:
     """Das and Dennis's directions, shape (r, m): as many partitions as give at most `keep` of them, at least one."""
     from pymoo.util.ref_dirs import get_reference_directions
 
-    partitions = 1
-    while objectives > 1 and comb(partitions + objectives, objectives - 1) <= keep:
-        partitions += 1
-    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions), dtype=np.float64)
+    return np.asarray(
+        get_reference_directions("das-dennis", objectives, n_partitions=partitions(objectives, keep)), dtype=np.float64
+    )
 
 
 def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
@@ -70,7 +69,12 @@ def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.ran
     return chosen
 
 
-SURVIVAL: Mapping[str, Survival] = {"rank_crowding": rank_crowding, "nsga3": nsga3, "ageing": ageing}
+SURVIVAL: Mapping[str, Survival] = {
+    "rank_crowding": rank_crowding,
+    "nsga3": nsga3,
+    "smsemoa": smsemoa,
+    "ageing": ageing,
+}
 
 
 def survive(
@@ -85,7 +89,7 @@ def survive(
 ) -> tuple[str, ...]:
     """Ids of at most `keep` survivors chosen by the rule called `name`, best first.
 
-    births: when each came to be. best: the run's frontier, which gives `nsga3` its scale.
+    births: when each came to be. best: the run's frontier, which gives `nsga3` and `smsemoa` their scale.
 
     Raises ValueError for a negative `keep`; InputError for an unknown rule, or for what it gives that are no survivors.
     """
