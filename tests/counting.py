@@ -26,7 +26,9 @@ from morphogen.parts.attention import selector_layer
 from morphogen.parts.attention.selector_layer import Selector
 from morphogen.parts.contract.part import Context
 from morphogen.parts.ffn.moe import MoE
-from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mixing.branch_router import BranchRouter
+from morphogen.parts.mixing.gated import Gated
+from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.parts.ssm.mamba import Mamba
 from morphogen.parts.ssm.mamba2 import Mamba2

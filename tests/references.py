@@ -28,8 +28,10 @@ from morphogen.parts.memory.chunk_memory import ChunkMemory
 from morphogen.parts.memory.memory_tokens import MemoryTokens
 from morphogen.parts.memory.readers import SlotReader
 from morphogen.parts.memory.retro import AGGREGATORS, Retro
+from morphogen.parts.mixing.branch_router import BranchRouter
 from morphogen.parts.mixing.custom import Custom
-from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mixing.gated import Gated
+from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.parts.ssm.mamba import Mamba
 from morphogen.parts.ssm.mamba2 import Mamba2

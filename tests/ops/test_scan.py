@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from morphogen.ops import naive_scan
 from morphogen.ops.causal_conv import causal_conv
-from morphogen.ops.scan import selective_scan, ssd
+from morphogen.ops.scan import selective_scan
+from morphogen.ops.ssd import ssd
 from morphogen.testing import assert_agree, outcome, relative_error
 
 LENGTHS = (1, 7, 63, 130)

@@ -12,7 +12,7 @@ from morphogen.inherit.plan import plan
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.contract.operator import OPERATORS, find_operator
 from morphogen.parts.ffn.mlp import MLP
-from morphogen.parts.mixing.gating import LayerScale
+from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.variation.operator import (
     apply_operator,
     describe_operators,

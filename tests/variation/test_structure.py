@@ -12,7 +12,7 @@ from morphogen.network import assemble, initial_state
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.ffn.mlp import MLP
-from morphogen.parts.mixing.gating import LayerScale
+from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.variation.operator import apply_operator
 from morphogen.variation.operator import edit as named_edit
 from morphogen.variation.structure import plain_attention, plain_ffn

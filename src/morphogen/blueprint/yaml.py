@@ -239,7 +239,8 @@ def _needed(model: Any, full: Any) -> Any:
         told = {name for name, field in type(model).model_fields.items() if values[name] != field.default}
         if isinstance(model, Part) and told & model.unread():
             told = set(values)
-        return {name: _needed(values[name], whole) for name, whole in full.items() if name in told or name == "kind"}
+        ordered = sorted(full, key=lambda name: name != "kind")  # what a part is comes before the rest of it
+        return {name: _needed(values[name], full[name]) for name in ordered if name in told or name == "kind"}
     if isinstance(model, dict):
         return {key: _needed(value, full[key]) for key, value in model.items()}
     if isinstance(model, list | tuple):

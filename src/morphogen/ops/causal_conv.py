@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from morphogen.ops.elementwise import silu_backward
+from morphogen.ops.function import call
 
 #: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**20
@@ -23,7 +24,7 @@ def causal_conv(x_BTF: Tensor, taps_FK: Tensor, bias_F: Tensor, *, silu: bool = 
 
     Before the first token come zeros. silu: the result goes through it.
     """
-    y_BTF = _CausalConv.apply(x_BTF, taps_FK, bias_F, silu)  # type: ignore[no-untyped-call]
+    y_BTF = call(_CausalConv, x_BTF, taps_FK, bias_F, silu)
     assert isinstance(y_BTF, Tensor)
     return y_BTF
 

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from morphogen.ops.autocast import no_autocast
 from morphogen.ops.elementwise import LOG2_E
+from morphogen.ops.function import call
 
 #: Bytes of one array worked on at a time: on a CPU what its L2 cache holds, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**20
@@ -20,7 +21,7 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
     Nothing the size of the logits is kept but the logits, in their own dtype, as is their gradient.
     """
-    nats_N = _CrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    nats_N = call(_CrossEntropy, logits_NV, targets_N)
     assert isinstance(nats_N, Tensor)
     return nats_N
 

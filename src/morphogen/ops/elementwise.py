@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from morphogen.errors import InputError, unknown
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.function import call
 
 RopeKind = Literal["standard", "partial", "yarn"]
 #: Those that turn all the channels they are given.
@@ -32,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     weight: (D,). eps: a 0-dim tensor, a constant without gradient. Statistics are at least fp32. The result has x's
     dtype; under autocast it has autocast's, so that nothing after it is promoted by an fp32 weight.
     """
-    y = _RMSNorm.apply(x, weight, eps, autocast_dtype(x.device) or x.dtype)  # type: ignore[no-untyped-call]
+    y = call(_RMSNorm, x, weight, eps, autocast_dtype(x.device) or x.dtype)
     assert isinstance(y, Tensor)
     return y
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.function import call
 from morphogen.ops.names import LINEAR_CHUNK, LinearFeature
 
 #: Tokens of a chunk in bf16, where large matmuls are the cheaper part (benchmarks).
@@ -202,7 +203,8 @@ def _read(q_BKNRE: Tensor, k_BKNCE: Tensor, u_BKNCV: Tensor, states_BKNEV: Tenso
 def _scan(decay: Tensor, given_BKNEV: Tensor, start_BKEV: Tensor | None) -> tuple[Tensor, Tensor]:
     """S_{n+1} = decay_n S_n + given_n: every S_n before its chunk, and the one after the last."""
     batch, heads, count, keys, values = given_BKNEV.shape
-    states_MNEV, last_MEV = _Scan.apply(  # type: ignore[no-untyped-call]
+    states_MNEV, last_MEV = call(
+        _Scan,
         decay.expand(batch, heads, count, 1, 1).flatten(0, 1),
         given_BKNEV.flatten(0, 1),
         _start(start_BKEV, given_BKNEV, keys),
@@ -215,7 +217,8 @@ def _delta_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u_n = write_n − erase_n S_n, S_{n+1} = decay_n S_n + keys_nᵀ u_n: every u, S before every chunk, the last S."""
     batch, heads, count, _, keys = erase_BKNCE.shape
-    u_MNCV, states_MNEV, last_MEV = _DeltaScan.apply(  # type: ignore[no-untyped-call]
+    u_MNCV, states_MNEV, last_MEV = call(
+        _DeltaScan,
         decay.expand(batch, heads, count, 1, 1).flatten(0, 1),
         write_BKNCV.flatten(0, 1),
         erase_BKNCE.flatten(0, 1),

@@ -1,4 +1,4 @@
-"""Slow references for `ops.scan`: one token after another, from the definitions alone.
+"""Slow references for `ops.ssd` and `ops.scan`: one token after another, from the definitions alone.
 
 B batch, T tokens, H heads, P head width, F channels, N state size, K taps of the convolution
 """

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.function import call
 
 #: Queries whose index scores are computed at once, at most and as far as the scores stay below this size.
 TILE_ROWS = 64
@@ -223,14 +224,14 @@ def attend_best(
 
 def dots(a_BHTE: Tensor, b_BKTE: Tensor, picks: Picks) -> Tensor:
     """scores_BHTS: a of every query times b of the tokens it reads; at least fp32. Undefined at hidden slots."""
-    out = _Dots.apply(a_BHTE, b_BKTE, picks)  # type: ignore[no-untyped-call]
+    out = call(_Dots, a_BHTE, b_BKTE, picks)
     assert isinstance(out, Tensor)
     return out
 
 
 def weighted_sums(w_BHTS: Tensor, b_BKTV: Tensor, picks: Picks) -> Tensor:
     """y_BHTV = Σ_s w[t, s] · b[token of s]; at least fp32. w must be 0 at hidden slots."""
-    out = _WeightedSums.apply(w_BHTS, b_BKTV, picks)  # type: ignore[no-untyped-call]
+    out = call(_WeightedSums, w_BHTS, b_BKTV, picks)
     assert isinstance(out, Tensor)
     return out
 

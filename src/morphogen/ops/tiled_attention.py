@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from morphogen.ops.autocast import no_autocast
+from morphogen.ops.function import call
 
 #: Bytes of scores computed at once: on a CPU what half its L2 cache holds, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**19
@@ -62,7 +63,8 @@ def tiled_attention(
     kv_heads = k_BKSE.shape[1]
     group = heads // kv_heads
     slopes_NG = None if slopes_BH is None else slopes_BH.expand(batch, heads).reshape(-1, group)
-    y_NGTV = _Tiled.apply(  # type: ignore[no-untyped-call]
+    y_NGTV = call(
+        _Tiled,
         (q_BHTE * settings.scale).reshape(batch * kv_heads, group, length, -1),
         k_BKSE.flatten(0, 1),
         v_BKSV.flatten(0, 1),

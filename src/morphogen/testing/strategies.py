@@ -24,7 +24,9 @@ from morphogen.parts.memory.associative_memory import AssocMemory
 from morphogen.parts.memory.chunk_memory import ChunkMemory
 from morphogen.parts.memory.memory_tokens import MemoryTokens
 from morphogen.parts.memory.retro import AGGREGATORS, Retro
-from morphogen.parts.mixing.gating import BranchRouter, Gated, LayerScale
+from morphogen.parts.mixing.branch_router import BranchRouter
+from morphogen.parts.mixing.gated import Gated
+from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.parts.ssm.mamba import Mamba

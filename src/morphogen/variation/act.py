@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import JsonValue, ValidationError
@@ -13,10 +13,13 @@ from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.candidate import Change, Edit
+from morphogen.errors import OperatorError
 from morphogen.experiment import Train
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import Operator, find_operator
 from morphogen.parts.contract.part import Context, Part
+
+T = TypeVar("T")
 
 #: Draws at one target before another is tried: an operator that applies may by chance pick what changes nothing.
 DRAWS = 4
@@ -132,7 +135,7 @@ def apply_operator(
     if op.level == "compound":
         return _compound(blueprint, op, rng, around)
     if op.level == "train":
-        after: Train | None = op.act(around.train, rng)
+        after = _made_by(op, Train, around.train, rng)
         if after is None or after == around.train:
             return None
         done = train_changes(around.train, after)
@@ -143,7 +146,7 @@ def apply_operator(
 def _compound(
     blueprint: Blueprint, op: Operator, rng: np.random.Generator, around: Around
 ) -> tuple[Blueprint, Edit] | None:
-    made: Made | None = op.act(blueprint, around, rng)
+    made = _made_by(op, Made, blueprint, around, rng)
     if made is None:
         return None
     after = trained(around.train, made.steps)
@@ -180,7 +183,7 @@ def _in_order(
     for target in places:
         subject = _subject(blueprint, target)
         for _ in range(DRAWS):
-            child = _put(blueprint, target, op.act(*subject, rng))
+            child = _child(blueprint, op, target, subject, rng)
             if child is not None and place.set:
                 child = _with_fields(blueprint, child, place.set)
             if child is not None and digest(child) != before:
@@ -201,7 +204,15 @@ def _context(blueprint: Blueprint) -> Context:
     return _known(blueprint).context()
 
 
-def _subject(blueprint: Blueprint, target: Target) -> tuple[Any, ...]:
+def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
+    """What the operator makes of a subject. OperatorError where that is nothing that an operator of its level gives."""
+    made = op.act(*subject)
+    if made is None or isinstance(made, kind):
+        return made
+    raise OperatorError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")
+
+
+def _subject(blueprint: Blueprint, target: Target) -> tuple[object, ...]:
     """What the operator is called on, less the generator."""
     if target.position is None:
         return (blueprint,)
@@ -211,13 +222,17 @@ def _subject(blueprint: Blueprint, target: Target) -> tuple[Any, ...]:
     return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint)
 
 
-def _put(blueprint: Blueprint, target: Target, made: Any) -> Blueprint | None:
-    """The blueprint with what an operator made in its place; None where it made nothing or that is not valid there."""
-    if made is None or target.position is None:
-        return made  # type: ignore[no-any-return]
-    block: Block | None = made
-    if target.path is not None:
-        block = _with_part(blueprint.blocks[target.position], target.path, made)
+def _child(
+    blueprint: Blueprint, op: Operator, target: Target, subject: Sequence[object], rng: np.random.Generator
+) -> Blueprint | None:
+    """The blueprint with what the operator makes of a target; None where it makes nothing, or nothing valid there."""
+    if target.position is None:
+        return _made_by(op, Blueprint, *subject, rng)
+    if target.path is None:
+        block = _made_by(op, Block, *subject, rng)
+    else:
+        part = _made_by(op, Part, *subject, rng)
+        block = None if part is None else _with_part(blueprint.blocks[target.position], target.path, part)
     return None if block is None else _with_block(blueprint, target.position, block)
 
 
@@ -227,7 +242,7 @@ def _with_block(blueprint: Blueprint, position: int, block: Block) -> Blueprint 
     return blueprint.evolve(blocks=tuple(blocks))
 
 
-def _with_part(block: Block, path: str, part: Any) -> Block | None:
+def _with_part(block: Block, path: str, part: Part) -> Block | None:
     slot, _, number = path.partition(".")
     if not number:
         return block.evolve(**{slot: part})

@@ -10,9 +10,16 @@ import numpy as np
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.contract.operator import block_operator, find_operator, model_operator, pick
+from morphogen.parts.contract.operator import block_operator, model_operator, pick
 from morphogen.parts.contract.part import Context, Modifier, Part
 from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.memory.associative_memory import insert_assoc_memory
+from morphogen.parts.memory.chunk_memory import insert_chunk_memory
+from morphogen.parts.memory.memory_tokens import insert_memory_tokens
+from morphogen.parts.memory.retro import insert_retro_module
+from morphogen.parts.mixing.layer_scale import insert_layer_scale
+from morphogen.parts.mixing.short_conv import insert_short_conv
 from morphogen.parts.ssm.mamba2 import Mamba2
 
 #: Widths that operators give are multiples of this.
@@ -153,6 +160,25 @@ def _alike(a: Block, b: Block) -> bool:
     return a.parallel == b.parallel and list(a.parts()) == list(b.parts())
 
 
+@model_operator(preserves=False)
+def shift_moe(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """A mixture moves to a block with a dense layer of another depth, which comes to its place."""
+    blocks = list(blueprint.blocks)
+    pairs = [
+        (i, source.ffn, j, target.ffn)
+        for i, source in enumerate(blocks)
+        for j, target in enumerate(blocks)
+        if isinstance(source.ffn, MoE) and isinstance(target.ffn, MLP)
+    ]
+    if (pair := pick(rng, pairs)) is None:
+        return None
+    i, moe, j, dense = pair
+    shifted = moe.evolve(hidden=dense.hidden, activation=dense.activation) or moe
+    blocks[i] = blocks[i].model_copy(update={"ffn": MLP(hidden=moe.hidden, activation=moe.activation)})
+    blocks[j] = blocks[j].model_copy(update={"ffn": shifted})
+    return blueprint.evolve(blocks=tuple(blocks))
+
+
 # ------------------------------------------------------------------------------------------- width, norm, head
 
 
@@ -269,12 +295,12 @@ def toggle_parallel(block: Block, ctx: Context, rng: np.random.Generator) -> Blo
 
 #: Operators that put one extra into a block, each exact.
 INSERTIONS = (
-    "insert_retro_module",
-    "insert_assoc_memory",
-    "insert_memory_tokens",
-    "insert_chunk_memory",
-    "insert_short_conv",
-    "insert_layer_scale",
+    insert_retro_module,
+    insert_assoc_memory,
+    insert_memory_tokens,
+    insert_chunk_memory,
+    insert_short_conv,
+    insert_layer_scale,
 )
 
 
@@ -283,7 +309,7 @@ def add_extra_combo(block: Block, ctx: Context, rng: np.random.Generator) -> Blo
     """Two different extras at once: memories, a convolution, a scale; all start without effect."""
     child: Block | None = block
     for i in rng.choice(len(INSERTIONS), size=2, replace=False):
-        child = child and find_operator(INSERTIONS[i]).act(child, ctx, rng)
+        child = child and INSERTIONS[i](child, ctx, rng)
     return child
 
 

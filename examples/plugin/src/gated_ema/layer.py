@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gated_ema.part import GatedEMA
-from morphogen.ops.scan import ssd
+from morphogen.ops.ssd import ssd
 from morphogen.parts.contract.branch import Branch, State
 from morphogen.parts.contract.layers import Linear, make_norm
 from morphogen.parts.contract.part import Context

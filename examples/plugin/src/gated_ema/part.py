@@ -3,12 +3,12 @@
 Nothing here imports torch: what a part is and costs is asked where nothing is trained.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
-from morphogen.parts.contract.operator import block_operator, operator
+from morphogen.parts.contract.operator import BlockT, block_operator, operator
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Init, Tensor
 
@@ -52,7 +52,7 @@ class GatedEMA(Part):
 
 
 @block_operator(preserves=True)
-def insert_gated_ema(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_gated_ema(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """A gated exponential moving average; its output starts at zero."""
     if any(isinstance(extra, GatedEMA) for extra in block.extras):
         return None

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -77,7 +77,7 @@ class Attention(Selective):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_kv_head(cls, data: Any) -> Any:
+    def _single_kv_head(cls, data: object) -> object:
         if isinstance(data, Mapping) and data.get("kind", data.get("type")) == "MQA" and "kv_groups" not in data:
             return {**data, "kv_groups": data.get("heads")}
         return data

@@ -1,7 +1,7 @@
 """What kinds with heads share: projections of query heads in groups, and edits of the number and width of heads."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol, Self, TypeVar
+from typing import Annotated, Protocol, Self, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -66,7 +66,7 @@ class Headed(Protocol):
         """Their width."""
         ...
 
-    def evolve(self, **changes: Any) -> Self | None:
+    def evolve(self, **changes: object) -> Self | None:
         """A changed, validated copy, or None."""
         ...
 

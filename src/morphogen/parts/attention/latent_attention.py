@@ -17,7 +17,7 @@ from morphogen.parts.attention.heads import fewer_heads, more_heads, wider_heads
 from morphogen.parts.attention.kv_policy import KVPolicy
 from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axis, Tensor
 
@@ -260,7 +260,7 @@ def tune_mla_rope(part: LatentAttention, ctx: Context, rng: np.random.Generator)
 
 
 @block_operator(preserves=False)
-def toggle_mla_attention(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def toggle_mla_attention(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """Attention through a latent by SVD of its keys and values, or back by multiplying out."""
     part = block.attn
     if isinstance(part, LatentAttention):

@@ -6,7 +6,7 @@ V width of v per head
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt, model_validator
@@ -15,7 +15,7 @@ from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearF
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes
 from morphogen.parts.contract.alignment import Alignment
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axis, Init, Tensor
 
@@ -176,7 +176,7 @@ def _spread(first: float, last: float, count: int) -> list[float]:
 
 
 @block_operator(preserves=True)
-def insert_linear_attention(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_linear_attention(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """Linear attention in a block without attention; its output starts at zero."""
     if block.attn is not None:
         return None
@@ -186,7 +186,7 @@ def insert_linear_attention(block: Any, ctx: Context, rng: np.random.Generator) 
 
 
 @block_operator(preserves=False)
-def toggle_linear_attention(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def toggle_linear_attention(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """Softmax attention becomes linear, or the other way round; q, k, v and o are carried. Ref: arXiv 2103.13076."""
     old = block.attn
     if isinstance(old, Attention):

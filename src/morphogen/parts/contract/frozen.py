@@ -1,6 +1,6 @@
 """Frozen, strict data: what parts, blueprints and experiments are made of."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,7 @@ class Frozen(Documented):
                 found |= {str(alias): name for alias in field.validation_alias.choices}
         return found
 
-    def evolve(self, **changes: Any) -> Self | None:
+    def evolve(self, **changes: object) -> Self | None:
         """A validated copy with `changes`; None where that would be invalid, or where nothing would differ.
 
         Raises TypeError for a field that does not exist: whoever wrote the call meant another.

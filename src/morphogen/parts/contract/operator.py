@@ -1,11 +1,11 @@
 """The registry of operators, which a mutation joins by being decorated."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,32 @@ from morphogen.parts.contract.registry import load_kinds
 class BlockLike(Protocol):
     """What a block-level operator sees of a block (`blueprint.schema.Block`)."""
 
-    attn: Part | None
-    ssm: Part | None
-    extras: tuple[Part, ...]
-    ffn: Part | None
-    parallel: bool
+    @property
+    def attn(self) -> Part | None:
+        """Attention."""
+        ...
 
-    def evolve(self, **changes: Any) -> Self | None:
+    @property
+    def ssm(self) -> Part | None:
+        """State-space layer."""
+        ...
+
+    @property
+    def extras(self) -> tuple[Part, ...]:
+        """Further branches, and what modifies branches."""
+        ...
+
+    @property
+    def ffn(self) -> Part | None:
+        """Feed-forward layer."""
+        ...
+
+    @property
+    def parallel(self) -> bool:
+        """Whether all branches read the block's input."""
+        ...
+
+    def evolve(self, **changes: object) -> Self | None:
         """A changed, validated copy, or None."""
         ...
 
@@ -45,7 +64,7 @@ class Operator:
     name: str
     summary: str
     level: Level
-    act: Callable[..., Any]
+    act: Callable[..., object]
     preserves: bool | Callable[..., bool] | None
     target: type[Part] | None = None
     weight: float = 1.0
@@ -55,7 +74,7 @@ class Operator:
         """`preserves` where it is the same everywhere; None where it depends."""
         return self.preserves if isinstance(self.preserves, bool) else None
 
-    def exact(self, *subject: Any) -> bool:
+    def exact(self, *subject: object) -> bool:
         """`preserves`, resolved for a subject: `(part, ctx)`, `(block, ctx)`, `(blueprint,)` or `(train,)`."""
         if self.preserves is None:
             raise TypeError(f"{self.name} is exact or not by what it did, not by what it is called on")
@@ -85,9 +104,11 @@ ALIASES: Mapping[str, str] = {
     "insert_retro": "insert_retro_module",
 }
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 P = TypeVar("P", bound=Part)
 T = TypeVar("T")
+#: The block that an operator is given, and gives back changed.
+BlockT = TypeVar("BlockT", bound=BlockLike)
 PartAct = Callable[[P, Context, np.random.Generator], Part | None]
 
 
@@ -124,12 +145,12 @@ def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool])
     return _add("part", preserves, target)
 
 
-def block_operator(*, preserves: bool | Callable[[Any, Context], bool]) -> Callable[[F], F]:
+def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool]) -> Callable[[F], F]:
     """Register a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply."""
     return _add("block", preserves)
 
 
-def model_operator(*, preserves: bool | Callable[[Any], bool]) -> Callable[[F], F]:
+def model_operator(*, preserves: bool | Callable[..., bool]) -> Callable[[F], F]:
     """Register a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply."""
     return _add("model", preserves)
 
@@ -142,11 +163,11 @@ def train_operator(*, preserves: bool) -> Callable[[F], F]:
     return _add("train", preserves, weight=0.0)
 
 
-def compound_operator(name: str, summary: str, act: Callable[..., Any]) -> None:
+def compound_operator(name: str, summary: str, act: Callable[..., object]) -> None:
     """Register a mutation by other operators: `(blueprint, around, rng) -> variation.act.Made`, or None."""
     OPERATORS[name] = Operator(name, summary, "compound", act, None)
 
 
-def pick(rng: np.random.Generator, choices: list[T] | tuple[T, ...]) -> T | None:
+def pick(rng: np.random.Generator, choices: Sequence[T]) -> T | None:
     """One of `choices` uniformly; None when there are none."""
     return choices[int(rng.integers(len(choices)))] if choices else None

@@ -9,7 +9,7 @@ of its slot (and one for its torch module).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -90,13 +90,13 @@ class Part(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _type_alias(cls, data: Any) -> Any:
+    def _type_alias(cls, data: object) -> object:
         if isinstance(data, Mapping) and "type" in data and "kind" not in data and "type" not in cls.model_fields:
             return {("kind" if key == "type" else key): value for key, value in data.items()}
         return data
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if "figures" in vars(cls):
             declare(*(figure if figure.needs else replace(figure, needs=(cls.__qualname__,)) for figure in cls.figures))
@@ -107,7 +107,7 @@ class Part(Frozen):
     @property
     def label(self) -> str:
         """The kind, as it stands in the blueprint."""
-        return str(cast(Any, self).kind)
+        return str(vars(self)["kind"])
 
     def inert(self) -> frozenset[str]:
         """Fields without effect at the present setting; digest and distance skip them."""
@@ -262,7 +262,7 @@ REGISTRY: dict[tuple[str, str], type[Part]] = {}
 
 def kinds_of(cls: type[Part]) -> tuple[str, ...]:
     """The values that `kind` may take in a class of parts."""
-    return tuple(cls.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
+    return get_args(cls.model_fields["kind"].annotation)
 
 
 def registered(slot: str) -> dict[str, type[Part]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
@@ -37,15 +37,15 @@ class PartIn:
         }
         return {kind: cls for kind, cls in (registered(self.slot) | more).items() if kind not in self.without}
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         own = self.choices()
         union = core_schema.tagged_union_schema({TAG + kind: handler.generate_schema(own[kind]) for kind in own}, _tag)
 
-        def read(value: Any, among_own: core_schema.ValidatorFunctionWrapHandler) -> Any:
+        def read(value: object, among_own: core_schema.ValidatorFunctionWrapHandler) -> object:
             wider = self._wider(own, _tag(value))
             return among_own(value) if wider is None else wider.validate_python(value)
 
-        def write(part: Any, among_own: core_schema.SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        def write(part: Part, among_own: core_schema.SerializerFunctionWrapHandler, info: SerializationInfo) -> object:
             if part.label in own:
                 return among_own(part)
             return part.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
@@ -54,12 +54,15 @@ class PartIn:
         return core_schema.no_info_wrap_validator_function(read, union, serialization=writing)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        own = cast(Any, schema)["schema"]["choices"]
+        assert schema["type"] == "function-wrap"
+        union = schema["schema"]
+        assert union["type"] == "tagged-union"  # as `__get_pydantic_core_schema__` has made them
+        own = union["choices"]
         load_kinds()
         more = [handler(cls.__pydantic_core_schema__) for kind, cls in self.choices().items() if TAG + kind not in own]
         return {"oneOf": [handler(schema), *more]} if more else handler(schema)
 
-    def _wider(self, own: Mapping[str, type[Part]], tag: str | None) -> "TypeAdapter[Any] | None":
+    def _wider(self, own: Mapping[str, type[Part]], tag: str | None) -> "TypeAdapter[Part] | None":
         """What reads a part that is of none of the `own` kinds: with those of installed packages, which are imported
         only now. None where there are no more. ValueError where the kind's package cannot be imported."""
         if tag is None or (kind := tag.removeprefix(TAG)) in own:
@@ -72,7 +75,7 @@ class PartIn:
         return None if choices.keys() == own.keys() else _union(self, tuple(choices))
 
 
-def _tag(value: Any) -> str | None:
+def _tag(value: object) -> str | None:
     """The tag by which a part, or the data of one, is told apart."""
     if isinstance(value, Part):
         return TAG + value.label
@@ -81,7 +84,7 @@ def _tag(value: Any) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _union(place: PartIn, kinds: tuple[str, ...]) -> TypeAdapter[Any]:
+def _union(place: PartIn, kinds: tuple[str, ...]) -> TypeAdapter[Part]:
     """Reads a part of any of the `kinds` that are registered for a place by now."""
     return TypeAdapter(Annotated[Part, place])
 

@@ -1,9 +1,8 @@
 """Mixture of experts as a part: its sizes, costs, and what it inherits. Its module is in `moe_layer`."""
 
 import math
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -13,7 +12,8 @@ from morphogen.ops.names import RouterKind
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.registry import PartIn
-from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Spec, Tensor
+from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Tensor
+from morphogen.parts.ffn.inner_parts import alignment_inside, axes_inside, bare, inside
 from morphogen.parts.ffn.mlp import GATED, MLP, Activation
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
-T = TypeVar("T")
 STACKED = ("up.weight", "gate.weight", "down.weight")
 
 
@@ -178,9 +177,9 @@ class MoE(Part):
             table |= {"shared_up.weight": rows, **({"shared_gate.weight": rows} if gated else {})}
             table["shared_down.weight"] = Tensor(("dim", units), fresh_zero=units, writes=True)
         for i, part in enumerate(self.experts):
-            for name, spec in _bare(part, ctx).items():  # what they inherit, `_with_others` says
+            for name, spec in bare(part, ctx).items():  # what they inherit, `_with_others` says
                 table[f"others.{i}.{name}"] = Tensor(
-                    _axes_inside(i, spec.axes), spec.init, writes=spec.writes, trained=spec.trained
+                    axes_inside(i, spec.axes), spec.init, writes=spec.writes, trained=spec.trained
                 )
         return table
 
@@ -197,7 +196,7 @@ class MoE(Part):
             "shared_hidden": self.shared_width,
         }
         for i, part in enumerate(self.experts):
-            sizes |= {_inside(i, axis): size for axis, size in part.sizes(ctx).items()}
+            sizes |= {inside(i, axis): size for axis, size in part.sizes(ctx).items()}
         return sizes
 
     def build(self, ctx: Context) -> "nn.Module":
@@ -309,8 +308,8 @@ class MoE(Part):
         for i, part in enumerate(self.experts):
             mine = part.align(parent.experts[i], ctx, parent_ctx) if i < len(parent.experts) else None
             if mine is None:
-                mine = Alignment(dict.fromkeys(_bare(part, ctx)), exact=False, note=f"experts[{i}] is new")
-            whole = whole.joined(_alignment_inside(i, mine, _bare(part, ctx)))
+                mine = Alignment(dict.fromkeys(bare(part, ctx)), exact=False, note=f"experts[{i}] is new")
+            whole = whole.joined(alignment_inside(i, mine, bare(part, ctx)))
         return whole
 
     def _upcycled(self, parent: MLP, ctx: Context, parent_ctx: Context) -> Alignment:
@@ -382,40 +381,3 @@ def _halves(parent: MoE) -> tuple[dict[str, Axes], dict[str, AxisMap]]:
 def _router_by_expert(child: MoE, parent: MoE) -> dict[str, Axes]:
     """Without twins a place is an expert, so that its row goes where the expert goes."""
     return {} if child.twins or parent.twins else {"router.weight": ("expert", "dim")}
-
-
-def _inside(i: int, axis: str) -> str:
-    """An axis of part i of `experts`; the residual width is the same for all."""
-    return axis if axis == "dim" else f"others.{i}.{axis}"
-
-
-def _axes_inside(i: int, axes: Axes) -> Axes:
-    return tuple(
-        _inside(i, axis) if isinstance(axis, str) else tuple(_inside(i, factor) for factor in axis) for axis in axes
-    )
-
-
-def _alignment_inside(i: int, aligned: Alignment, names: Iterable[str]) -> Alignment:
-    """How part i of `experts` aligns, in the mixture's names; `names`: those of its tensors that the mixture has."""
-
-    def inside(of: Mapping[str, T]) -> dict[str, T]:
-        return {f"others.{i}.{name}": value for name, value in of.items()}
-
-    sources = {name: aligned.sources[name] for name in names}
-    return Alignment(
-        sources=inside({name: None if of is None else f"others.{i}.{of}" for name, of in sources.items()}),
-        exact=aligned.exact,
-        note=aligned.note,
-        axes={name: _axes_inside(i, axes) for name, axes in inside(aligned.axes).items()},
-        parent_axes={name: _axes_inside(i, axes) for name, axes in inside(aligned.parent_axes).items()},
-        maps={_inside(i, axis): take for axis, take in aligned.maps.items()},
-        scales=inside(aligned.scales),
-        zero={name: tuple(_inside(i, axis) for axis in axes) for name, axes in inside(aligned.zero).items()},
-        mean={name: tuple(_inside(i, axis) for axis in axes) for name, axes in inside(aligned.mean).items()},
-        init=inside(aligned.init),
-    )
-
-
-def _bare(part: Part, ctx: Context) -> dict[str, Spec]:
-    """A part's tensors without those of the norm before it."""
-    return {name: spec for name, spec in part.specs(ctx).items() if not name.startswith("norm.")}

@@ -1,10 +1,8 @@
 """Operators on mixtures of experts: into and out of one, its experts, its router, its place."""
 
-from typing import Any
-
 import numpy as np
 
-from morphogen.parts.contract.operator import block_operator, model_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Part
 from morphogen.parts.ffn.mlp import MLP, scaled
 from morphogen.parts.ffn.moe import MoE
@@ -174,30 +172,8 @@ def tune_capacity(part: MoE, ctx: Context, rng: np.random.Generator) -> Part | N
     return part.evolve(capacity_factor=factor, drop_policy="none" if factor is None else "greedy")
 
 
-# -------------------------------------------------------------------------------------------------- place
-
-
-@model_operator(preserves=False)
-def shift_moe(blueprint: Any, rng: np.random.Generator) -> Any:
-    """A mixture moves to a block with a dense layer of another depth, which comes to its place."""
-    blocks = list(blueprint.blocks)
-    pairs = [
-        (i, j)
-        for i, source in enumerate(blocks)
-        for j, target in enumerate(blocks)
-        if isinstance(source.ffn, MoE) and isinstance(target.ffn, MLP)
-    ]
-    if (pair := pick(rng, pairs)) is None:
-        return None
-    i, j = pair
-    moe, dense = blocks[i].ffn, blocks[j].ffn
-    blocks[i] = blocks[i].evolve(ffn=MLP(hidden=moe.hidden, activation=moe.activation))
-    blocks[j] = blocks[j].evolve(ffn=moe.evolve(hidden=dense.hidden, activation=dense.activation) or moe)
-    return blueprint.evolve(blocks=tuple(blocks))
-
-
 @block_operator(preserves=True)
-def insert_moe(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_moe(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """A mixture of experts in a block without a feed-forward layer; its output starts at zero."""
     if block.ffn is not None:
         return None

@@ -1,13 +1,13 @@
 """Fast weights that every token writes. B batch, T tokens, D model dim, H heads, E head dim, F features of a key."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
 from morphogen.ops.names import MEMORY_CHUNK, MEMORY_FEATURES, MemoryFeature
 from morphogen.parts.attention.heads import fewer_heads, more_heads
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import ZEROS, Tensor
 from morphogen.parts.memory.readers import plain_heads
@@ -80,7 +80,7 @@ class AssocMemory(Part):
 
 
 @block_operator(preserves=True)
-def insert_assoc_memory(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_assoc_memory(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """Fast weights under the delta rule; their output starts at zero. Ref: arXiv 2102.11174."""
     if any(isinstance(extra, AssocMemory) for extra in block.extras):
         return None

@@ -1,12 +1,12 @@
 """Reading the whole past by summaries. B batch, T tokens, D model dim, S slots."""
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import PositiveInt, model_validator
 
 from morphogen.ops.slots import Slots
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context
 from morphogen.parts.memory.readers import SlotReader, plain_heads
 
@@ -48,7 +48,7 @@ class ChunkMemory(SlotReader):
 
 
 @block_operator(preserves=True)
-def insert_chunk_memory(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_chunk_memory(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """A memory of mean summaries of all the past; its output starts at zero. Ref: arXiv 1911.05507."""
     if any(isinstance(extra, ChunkMemory) for extra in block.extras):
         return None

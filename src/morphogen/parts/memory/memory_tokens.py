@@ -1,13 +1,13 @@
 """Reading keys and values that are learned. B batch, T tokens, D model dim, H heads, N memory tokens, E head dim."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
 from morphogen.parts.contract.alignment import Alignment
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Init, Tensor
 from morphogen.parts.memory.readers import Reader, plain_heads
@@ -70,7 +70,7 @@ class MemoryTokens(Reader):
 
 
 @block_operator(preserves=True)
-def insert_memory_tokens(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_memory_tokens(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """Learned keys and values that every token reads; their output starts at zero. Ref: arXiv 1907.01470."""
     if any(isinstance(extra, MemoryTokens) for extra in block.extras):
         return None

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
 
 from morphogen.ops.slots import Aggregator, Slots
 from morphogen.parts.contract.alignment import Alignment
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Part
 from morphogen.parts.contract.tensors import ZEROS, Init, Tensor
 from morphogen.parts.memory.readers import SlotReader, plain_heads
@@ -82,7 +82,7 @@ class Retro(SlotReader):
 
 
 @block_operator(preserves=True)
-def insert_retro_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_retro_module(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """A memory of past chunks, read by cross-attention; its output starts at zero. Ref: arXiv 2112.04426."""
     if any(isinstance(extra, Retro) for extra in block.extras):
         return None

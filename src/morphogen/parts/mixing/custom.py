@@ -4,7 +4,7 @@ B batch, T tokens, D model dim
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import JsonValue, PrivateAttr, ValidationError, field_validator, model_validator
@@ -13,7 +13,7 @@ from morphogen import plugins
 from morphogen.errors import InputError
 from morphogen.figures import Figure
 from morphogen.parts.contract.alignment import Alignment
-from morphogen.parts.contract.operator import block_operator, operator, pick
+from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import Axis, Tensor
 
@@ -164,7 +164,7 @@ def ready_made() -> list["Custom"]:
 
 
 @block_operator(preserves=True)
-def insert_custom_module(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_custom_module(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """An installed plug-in with its defaults; its output starts at zero."""
     present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
     new = pick(rng, [plugin for plugin in ready_made() if plugin.name not in present])

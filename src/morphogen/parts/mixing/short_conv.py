@@ -1,13 +1,13 @@
 """A gated short convolution. B batch, T tokens, D model dim, W channels, K taps."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
 from morphogen.parts.contract.alignment import Alignment, AxisMap
-from morphogen.parts.contract.operator import block_operator, operator
+from morphogen.parts.contract.operator import BlockT, block_operator, operator
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Tensor
 
@@ -70,7 +70,7 @@ class ShortConv(Part):
 
 
 @block_operator(preserves=True)
-def insert_short_conv(block: Any, ctx: Context, rng: np.random.Generator) -> Any:
+def insert_short_conv(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
     """A gated short convolution; its output starts at zero. Ref: arXiv 2511.23404."""
     if any(isinstance(extra, ShortConv) for extra in block.extras):
         return None

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from morphogen.ops.scan import ssd
+from morphogen.ops.ssd import ssd
 from morphogen.parts.contract.branch import State
 from morphogen.parts.contract.layers import Linear, RMSNorm
 from morphogen.parts.contract.part import Context
