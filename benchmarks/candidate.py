@@ -25,10 +25,11 @@ import torch
 
 from morphogen import runfolder
 from morphogen.experiment import Experiment
-from morphogen.run import evolve, settle, threads
+from morphogen.run import evolve, settle
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
 from morphogen.training import surrogate
+from morphogen.training.threads import threads
 
 #: CPU-seconds from the start of the process to here.
 IMPORTS = time.process_time()

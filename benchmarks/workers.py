@@ -24,7 +24,8 @@ from morphogen.data.prepare import PreparedData
 from morphogen.execution import Executor, InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
-from morphogen.run import settle, threads
+from morphogen.run import settle
+from morphogen.training.threads import threads
 
 SEQ_LEN, BATCH, VOCAB = 256, 8, 2048
 

@@ -20,8 +20,9 @@ from morphogen.execution import Execution
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
 from morphogen.notices import Training
-from morphogen.run import Keep, evolve, load
+from morphogen.run import evolve, load
 from morphogen.search.engine import Engine
+from morphogen.session import Keep
 from morphogen.store.ledger import Ledger
 
 #: Name -> (holder, attribute): killed before the N-th call goes on.

@@ -15,7 +15,8 @@ from morphogen.cli.doctor import examine
 from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Notice, Training
-from morphogen.run import Keep, evolve, load
+from morphogen.run import evolve, load
+from morphogen.session import Keep
 from morphogen.store.ledger import Generation, Ledger
 from tiny import write_config
 

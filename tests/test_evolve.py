@@ -23,7 +23,8 @@ from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
-from morphogen.run import Keep, evolve, load, settle
+from morphogen.run import evolve, load, settle
+from morphogen.session import Keep
 from morphogen.store.ledger import Ledger, Stop
 from morphogen.training.loop import Progress as StepProgress
 from morphogen.training.surrogate import run_surrogate

@@ -58,6 +58,7 @@ JOINING = [
     "checks",
     "notices",
     "retrain",
+    "session",
     "run",
     "cli",
 ]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from morphogen.errors import InputError, MorphogenError, RunError
-from morphogen.run import Keep, evolve, load
+from morphogen.run import evolve, load
 from morphogen.runfolder import check_files
+from morphogen.session import Keep
 from morphogen.store.ledger import Ledger
 from morphogen.store.outputs import check_output
 from tiny import Cli, run_live, write_config
@@ -91,7 +92,7 @@ def test_a_copy_may_be_written_again_and_stand_beside_its_own(place: Path) -> No
 def test_the_script_takes_no_foreign_json_for_the_frontier(place: Path) -> None:
     (place / "package.json").write_text("{}")
     with pytest.raises(MorphogenError, match=r"package\.json"):
-        run_live().run_live(str(place / "tiny.yaml"), out=str(place / "package.json"))
+        run_live().run(config=str(place / "tiny.yaml"), out=str(place / "package.json"))
     assert (place / "package.json").read_text() == "{}"
 
 

@@ -16,15 +16,31 @@ if TYPE_CHECKING:
     from morphogen.inherit.descent import inherit
     from morphogen.network import build
     from morphogen.plugins import allow_code
-    from morphogen.run import evolve, load
+    from morphogen.run import Run, evolve, load
+    from morphogen.session import Keep, Mend
     from morphogen.variation.operator import describe_operators as operators
     from morphogen.variation.operator import edit as mutate
 
 __version__ = "0.1.0"
-__all__ = ["MorphogenError", "allow_code", "build", "evolve", "inherit", "load", "mutate", "operators"]
+__all__ = [
+    "Keep",
+    "Mend",
+    "MorphogenError",
+    "Run",
+    "allow_code",
+    "build",
+    "evolve",
+    "inherit",
+    "load",
+    "mutate",
+    "operators",
+]
 
 #: Public name -> where it is defined.
 _HOMES = {
+    "Keep": ("morphogen.session", "Keep"),
+    "Mend": ("morphogen.session", "Mend"),
+    "Run": ("morphogen.run", "Run"),
     "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),
     "evolve": ("morphogen.run", "evolve"),

@@ -4,48 +4,29 @@ A run lives in one folder; its ledger is the one truth, and resuming is replayin
 and goes on with the same candidates, edits and repeatable metrics as if it had not been.
 """
 
-import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
 
 import torch
 
-from morphogen import resuming, runfolder
-from morphogen.candidate import Candidate, Report, Status
+from morphogen import runfolder
 from morphogen.checks import check_possible, examined
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import InputError, MorphogenError, RunError
+from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, nobody
+from morphogen.notices import Observer, nobody
 from morphogen.paths import user_path
 from morphogen.reading import found_again, local_paths, located, placed, read_experiment
-from morphogen.retrain import retrain_lost
-from morphogen.search.engine import Engine
-from morphogen.search.failures import common_reason, retry, worth_a_stop
-from morphogen.store.files import write_atomic
-from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
+from morphogen.session import KEEP_ALL, MEND_NOTHING, Hearing, Keep, Mend, Session
 from morphogen.store.lineage import Lineage
-from morphogen.store.ordinary import open_own
 from morphogen.store.outputs import Kind, check_output
-from morphogen.training.loop import StepInfo, choose_device
+from morphogen.training.loop import choose_device
 from morphogen.training.precision import bf16_warning
+from morphogen.training.threads import threads
 from morphogen.variation.template import resolve_templates
 from morphogen.winners import Winners
-
-
-@dataclass(frozen=True)
-class Mend:
-    """What to do again when a run is resumed. failed: train the failed candidates of its end again, and go on from them
-    (see `search.failures.retry`). lost: train checkpoints again that are needed, and missing or damaged.
-    """
-
-    failed: bool = False
-    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +53,7 @@ class Run:
         generations: int | None = None,
         execution: Execution = IN_PROCESS,
         observer: Observer = nobody,
-        mend: Mend = Mend(),
+        mend: Mend = MEND_NOTHING,
     ) -> "Run":
         """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
         return evolve(
@@ -86,22 +67,6 @@ class Run:
             observer=observer,
             mend=mend,
         )
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What to do with files. checkpoint_dir: where checkpoints lie, instead of the run folder. lineage_out,
-    frontier_out: where to put a copy. cleanup: drop checkpoints that neither survivors nor the frontier need, after
-    every generation. prune: at the end, drop all but the frontier's. disk_budget: bytes that checkpoints may
-    take when a generation is closed; beyond it, those that neither survivors nor the frontier need go, oldest first.
-    """
-
-    checkpoint_dir: Path | None = None
-    lineage_out: Path | None = None
-    frontier_out: Path | None = None
-    cleanup: bool = False
-    prune: bool = False
-    disk_budget: int | None = None
 
 
 def load(path: str | Path) -> Experiment:
@@ -136,11 +101,11 @@ def evolve(
     seed: int | None = None,
     device: str = "cpu",
     resume: bool = False,
-    keep: Keep = Keep(),
+    keep: Keep = KEEP_ALL,
     execution: Execution = IN_PROCESS,
     executor: Executor | None = None,
     observer: Observer = nobody,
-    mend: Mend = Mend(),
+    mend: Mend = MEND_NOTHING,
 ) -> Run:
     """Evolves `experiment` in folder `out` and returns when all its generations are closed.
 
@@ -153,7 +118,7 @@ def evolve(
     """
     folder = user_path(out, "out")
     runfolder.check_usable(folder, resume, keep.checkpoint_dir)
-    if mend != Mend() and not resume:
+    if mend != MEND_NOTHING and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
     if generations is not None:
@@ -166,13 +131,13 @@ def evolve(
     examined(experiment)
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
-    heard = _Hearing(observer)
+    heard = Hearing(observer)
     try:
         with ExitStack() as undo:
             if executor is None:
                 executor = undo.enter_context(closing(open_executor(execution, prepared)))
             session = undo.enter_context(
-                _Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
+                Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
             )
             undo.enter_context(threads(session.threads))
             remarks = prepared.remarks()
@@ -204,298 +169,3 @@ def _check_places(folder: Path, experiment: Experiment, keep: Keep) -> None:
         for flag, path in outputs if loc[-1] == "source" else ():
             if path.resolve().is_relative_to(Path(text).resolve()):
                 raise InputError(f"{flag}: {path}: lies in the text {text}, which it would change; put it elsewhere")
-
-
-def default_threads() -> int:
-    """Threads that torch computes with: one, unless OMP_NUM_THREADS says otherwise.
-
-    One is what every worker of a pool has, and how sums are split over threads changes their last bits. On a machine
-    that others use too, two threads took 2 to 9 times as long as one for models of this size.
-    """
-    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Torch computes with `count` threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Hearing:
-    """An observer, and what it raised: that is never the run's error, nor a candidate's."""
-
-    def __init__(self, observer: Observer) -> None:
-        self.observer = observer
-        self.raised: Exception | None = None
-
-    def __call__(self, notice: Notice) -> None:
-        try:
-            self.observer(notice)
-        except Exception as error:
-            self.raised = error
-            raise
-
-
-@dataclass
-class _Session:
-    """A run that is open for writing."""
-
-    folder: Path
-    experiment: Experiment
-    ledger: Ledger
-    engine: Engine
-    keep: Keep
-    observer: _Hearing
-    facts: dict[str, str]
-    log: IO[str]
-    finished: bool
-    threads: int
-    begun_on: str
-    mend: Mend
-    back: Retry | None
-    remarks: tuple[str, ...]
-    position: int = 0
-    total: int = 0
-
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        experiment: Experiment,
-        seed: int | None,
-        device: str,
-        prepared: PreparedData,
-        keep: Keep,
-        observer: _Hearing,
-        resume: bool,
-        mend: Mend,
-    ) -> Self:
-        """Opens the folder's ledger, starts the run or replays it. RunError when the ledger is another run's."""
-        with ExitStack() as undo:
-            begun = (folder / RESOLVED).exists()  # it is written before the first event
-            ledger = undo.enter_context(Ledger.open(folder, create=not begun, go_on=resume))
-            runfolder.remove_leftovers(folder)
-            runfolder.link_checkpoints(folder, keep.checkpoint_dir)
-            events = list(ledger.events())
-            seed, told, remarks = _begun(folder, events, experiment, seed, device, prepared)
-            engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
-            for event in events[1:]:  # nothing is written to a run that cannot be gone on with
-                engine.apply(event)
-            runfolder.write_environment(folder, told)
-            write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
-            if not events:
-                ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
-            if (back := retry(engine) if mend.failed else None) is not None:
-                ledger.append(back)
-                events = list(ledger.events())
-                engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
-                for event in events[1:]:
-                    engine.apply(event)
-            log = undo.enter_context(_open_log(folder))
-            version = told["commit"] or str(told["versions"].get("morphogen"))
-            devices = device if device == told["device"] else f"{told['device']}, later {device}"
-            facts = {"seed": str(seed), "device": devices, "morphogen": version}
-            finished = bool(events) and events[-1] == Stop(reason=FINISHED)
-            undo.pop_all()
-        return cls(
-            folder,
-            experiment,
-            ledger,
-            engine,
-            keep,
-            observer,
-            facts,
-            log,
-            finished,
-            threads=told["threads"],
-            begun_on=told["device"],
-            mend=mend,
-            back=back,
-            remarks=remarks,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        try:
-            with suppress(RunError, OSError):  # a full disk, of which `error` tells already
-                if kind is not None and issubclass(kind, KeyboardInterrupt):
-                    self._interrupted()
-                elif error is not None:
-                    self._write_log(f"stopped: {error}")
-        finally:
-            self.ledger.close()
-            with suppress(OSError):  # every line was flushed, or its error raised
-                self.log.close()
-
-    def note(self, lines: Iterable[str]) -> None:
-        """Puts lines into `run.log` that need not be shown."""
-        for line in sorted(lines):
-            self._write_log(line)
-
-    def loop(self, executor: Executor, warnings: Sequence[str] = ()) -> None:
-        """Generation after generation until the engine is done. On disk first, then in memory.
-
-        warnings: what the user should know before; empty ones are passed over.
-        """
-        engine, name = self.engine, _name(self.experiment, self.engine.seed)
-        done = sum(report.status is not Status.REJECTED for report in engine.reports.values())
-        self._tell(Began(name, self.folder, self.experiment, done, engine.device, self.begun_on))
-        for text in filter(None, (*self.remarks, *warnings)):
-            self._tell(Warned(text))
-        if self.back is not None:
-            failed = len(self.back.candidates)
-            self._write_log(
-                f"went back to generation {self.back.generation}, to train {failed} failed candidates again"
-            )
-        if self.mend.lost:
-            retrain_lost(engine, self.folder, executor, self._write_log)
-        while not engine.done:
-            told = False
-            if not engine.open:
-                self.ledger.append(engine.ask())
-            while pending := engine.pending():  # round after round: of the later ones only those that went on
-                self.total, again = engine.in_round, engine.round > 0
-                self.position = self.total - len(pending) + 1
-                for report in self._carried_out(executor, pending):
-                    self.ledger.append(Reported(report=report))
-                    engine.tell(report)
-                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
-                    self.position += 1
-                    told = True
-            if told:  # else this was said when it happened, and the run was resumed nevertheless
-                self._stop_where_all_failed()
-            generation = engine.close_generation()
-            self.ledger.append(generation)
-            self.finished = False
-            runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
-            self._export()
-            needed = {*engine.survivors, *engine.frontier_ids}
-            if self.keep.cleanup:
-                self._drop_checkpoints(needed)
-            if self.keep.disk_budget is not None:
-                self._keep_to_budget(needed, self.keep.disk_budget)
-            self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
-        if not self.finished:
-            self.ledger.append(Stop(reason=FINISHED))
-        self._export()
-        if self.keep.prune:
-            self._drop_checkpoints(set(engine.frontier_ids))
-        self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports)))
-
-    def _carried_out(self, executor: Executor, pending: list[Candidate]) -> Iterator[Report]:
-        """Their reports. RunError for what is no candidate's fault, which leaves the rest of them pending."""
-        try:
-            yield from executor.map([self.engine.job(candidate) for candidate in pending], self._progress)
-        except (MorphogenError, OSError) as error:
-            if error is self.observer.raised:
-                raise
-            place = f"{error.filename}: " if isinstance(error, OSError) and error.filename is not None else ""
-            text = f"{place}{error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-            raise RunError(f"{text}; the run stopped there, and --resume goes on once that is mended") from error
-
-    def _stop_where_all_failed(self) -> None:
-        """RunError where the open generation failed altogether: the cause is hardly in all of its candidates."""
-        if failures := worth_a_stop(self.engine):
-            raise RunError(
-                f"generation {self.engine.generation}: all of it failed ({len(failures)}), most often because of: "
-                f"{common_reason(failures)}; the run stopped there. --resume --retry-failed trains them again once the "
-                "cause is mended, --resume alone goes on without them"
-            )
-
-    def _progress(self, candidate: Candidate, step: StepInfo) -> None:
-        self.observer(Training(candidate, self.position, self.total, step))
-
-    def _tell(self, notice: Notice) -> None:
-        if line := log_line(notice):
-            self._write_log(line)
-        self.observer(notice)
-
-    def _export(self) -> None:
-        runfolder.export(
-            self.folder,
-            _name(self.experiment, self.engine.seed),
-            self.engine.candidates,
-            self.engine.reports,
-            self.engine.generations,
-            self.experiment.evolution.objectives,
-            self.facts,
-            {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
-        )
-
-    def _drop_checkpoints(self, keep: set[str]) -> None:
-        reports = self.engine.reports
-        gone = runfolder.remove_checkpoints(self.folder, [reports[id].checkpoint for id in keep])
-        self._write_log(f"removed {gone} checkpoints, kept {len(keep)}")
-
-    def _keep_to_budget(self, needed: set[str], budget_bytes: int) -> None:
-        reports = self.engine.reports
-        gone = runfolder.keep_to_budget(
-            self.folder,
-            [report.checkpoint for report in reports.values() if report.id not in needed],
-            [reports[id].checkpoint for id in needed],
-            budget_bytes,
-        )
-        if gone:
-            self._write_log(f"removed {gone} checkpoints to keep to the disk budget of {budget_bytes:,} bytes")
-
-    def _interrupted(self) -> None:
-        """An interrupt may come in the middle of a write, so that the ledger is opened anew to say so."""
-        self.ledger.close()
-        with Ledger.open(self.folder) as ledger:
-            ledger.append(Stop(reason=INTERRUPTED))
-        self._write_log("interrupted; --resume goes on from here")
-
-    def _write_log(self, line: str) -> None:
-        try:
-            self.log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            self.log.flush()
-        except OSError as error:
-            raise RunError(f"{self.folder / 'run.log'}: cannot be written: {error.strerror}") from None
-
-
-def _begun(
-    folder: Path,
-    events: Sequence[Event],
-    experiment: Experiment,
-    seed: int | None,
-    device: str,
-    prepared: PreparedData,
-) -> tuple[int, dict[str, Any], tuple[str, ...]]:
-    """The run's seed, its environment, and what is to be said of it: checked where it goes on.
-
-    A run that goes on has the seed it had unless another is asked for, which is refused.
-    """
-    if not events:
-        seed = experiment.train.seed if seed is None else seed
-        told = runfolder.environment(seed, device, default_threads(), prepared.environment())
-        told["read"] = prepared.read()
-        told |= {"paths": resuming.places(experiment, folder), "init_checkpoint": resuming.checksum(experiment)}
-        return seed, told, ()
-    if not isinstance(start := events[0], Start):
-        raise RunError(f"{folder}: the ledger does not begin with the start of a run")
-    seed = start.seed if seed is None else seed
-    told, remarks = resuming.begun(folder, start, experiment, seed, prepared.environment())
-    return seed, told, remarks
-
-
-def _open_log(folder: Path) -> IO[str]:
-    try:
-        return open_own(folder / "run.log", "a")
-    except OSError as error:
-        raise RunError(f"{folder / 'run.log'}: cannot be written: {error.strerror}") from None
-
-
-def _name(experiment: Experiment, seed: int) -> str:
-    """The run's name in files and pictures; two runs of the same experiment and seed write the same files."""
-    return f"{experiment.model.name}-{seed}"
-
-
-def _plain(experiment: Experiment) -> dict[str, Any]:
-    return experiment.model_dump(mode="json")

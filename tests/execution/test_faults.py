@@ -20,7 +20,8 @@ from morphogen.cli.doctor import examine
 from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, InProcess
 from morphogen.notices import Closed, Training
-from morphogen.run import Mend, evolve, settle
+from morphogen.run import evolve, settle
+from morphogen.session import Mend
 from morphogen.store.ledger import Ledger
 from tiny import events, untimed
 
@@ -234,7 +235,7 @@ def test_a_disk_that_is_full_for_the_log_stops_the_run_and_an_interrupt_stays_on
         evolve(experiment, folder, observer=after_a_generation(0, interrupt))
     monkeypatch.undo()
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["morphogen.run"], "_open_log", lambda folder: FullLog())
+        patch.setattr("morphogen.session._open_log", lambda folder: FullLog())
         with pytest.raises(RunError, match=r"run.log: cannot be written: No space left on device"):
             evolve(experiment, folder, resume=True)
     evolve(experiment, folder, resume=True)

@@ -16,7 +16,8 @@ from morphogen.errors import RunError
 from morphogen.execution import Execution, Limits
 from morphogen.execution.pool import Pool
 from morphogen.notices import Measured, Training
-from morphogen.run import Keep, evolve, settle
+from morphogen.run import evolve, settle
+from morphogen.session import Keep
 from morphogen.store import ledger
 from tiny import untimed
 

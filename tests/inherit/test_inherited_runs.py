@@ -11,7 +11,8 @@ from morphogen.candidate import MOMENTS_SUFFIX
 from morphogen.cli.doctor import examine
 from morphogen.cli.status import ancestry
 from morphogen.experiment import Evolution, Experiment
-from morphogen.run import Keep, evolve
+from morphogen.run import evolve
+from morphogen.session import Keep
 from tiny import untimed, write_config
 
 #: Enough breeders, of several blocks each, that some pair of them gives a new child.

@@ -1,10 +1,14 @@
 """The application that every command registers with, by `@app.command()`; what `morphogen` alone says."""
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, TypeVar, get_type_hints
 
 import typer
 
 from morphogen import __version__
+
+Options = TypeVar("Options")
 
 app = typer.Typer(
     name="morphogen",
@@ -28,3 +32,18 @@ def top(
     else:
         return
     raise typer.Exit
+
+
+def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Gives a command of one argument the fields of that argument's dataclass for its arguments and flags."""
+
+    def declared(command: Callable[[Options], None]) -> Callable[..., None]:
+        def called(**given: object) -> None:
+            command(options(**given))
+
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__annotations__ = get_type_hints(options, include_extras=True)
+        called.__dict__["__signature__"] = inspect.signature(options)  # which is what typer reads
+        return called
+
+    return declared

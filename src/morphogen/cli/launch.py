@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from morphogen.execution import Execution
     from morphogen.experiment import Experiment
     from morphogen.notices import Notice
-    from morphogen.run import Keep
+    from morphogen.session import Keep
 
 INTERRUPTED = 130
 
@@ -76,7 +76,8 @@ def carry_out(
     from rich.console import Console
 
     from morphogen.cli.console import Live, observer_for
-    from morphogen.run import Mend, evolve
+    from morphogen.run import evolve
+    from morphogen.session import Mend
 
     observer = observer_for(Console(), as_json, wide)
     go_on = f"the same command with --resume goes on (run folder {folder})"

@@ -30,7 +30,7 @@ def verify(
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
     from morphogen.analysis.verify import verify as verified
     from morphogen.cli.console import aside, show_measured
-    from morphogen.run import default_threads, threads
+    from morphogen.training.threads import default_threads, threads
 
     with threads(default_threads()):
         found = verified(
@@ -70,7 +70,7 @@ def fidelity(
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
     from morphogen.analysis.fidelity import fidelity as measured
     from morphogen.cli.console import aside, show_measured
-    from morphogen.run import default_threads, threads
+    from morphogen.training.threads import default_threads, threads
 
     with threads(default_threads()):
         found = measured(
