@@ -71,6 +71,8 @@ HOMES = {
     "ray": {"execution/ray.py"},
     "rich": {"cli/console.py", "cli/launch.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
+    "jinja2": {"report/html.py"},
+    "plotly": {"report/html.py"},
     "scipy": {"analysis/statistics.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
     "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},

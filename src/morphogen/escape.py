@@ -1,7 +1,7 @@
 """Text from data, made harmless for where it is shown: names, errors and plug-ins' words may hold anything.
 
 Every sink has its one function: a terminal (`visible`, `visible_lines`), JSON shown on one (`json_shown`), XML and HTML
-(`xml`), tables for spreadsheets (`csv_cell`), Graphviz (`dot`).
+(`xml`, or `harmless` where a template escapes), tables for spreadsheets (`csv_cell`), Graphviz (`dot`).
 """
 
 import re
@@ -33,9 +33,14 @@ def json_shown(text: str) -> str:
     return _CONTROL_BUT_NEWLINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def harmless(text: str) -> str:
+    """`text` with what XML forbids or a reader obeys as U+FFFD; escaping is left to whatever writes it out."""
+    return _NOT_IN_XML.sub("\ufffd", text)
+
+
 def xml(text: object) -> str:
-    """`text` escaped for XML and HTML, in text and in attributes; what XML forbids or a reader obeys becomes U+FFFD."""
-    return escape(_NOT_IN_XML.sub("\ufffd", str(text)))
+    """`text` escaped for XML and HTML, in text and in attributes, and made harmless."""
+    return escape(harmless(str(text)))
 
 
 def csv_cell(text: str) -> str:

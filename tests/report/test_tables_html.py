@@ -1,5 +1,7 @@
 """Tables in three forms, and the one-page report."""
 
+import base64
+import hashlib
 import io
 import json
 import math
@@ -11,8 +13,9 @@ from made_runs import make_run
 from rich.cells import cell_len
 from rich.console import Console
 
-from morphogen.candidate import Candidate, Report, Status
-from morphogen.report.html import _ticks, report_html
+from morphogen.candidate import Candidate, Edit, Report, Status
+from morphogen.report.charts import DRAWABLE, hypervolume_chart, objective_charts
+from morphogen.report.html import report_html
 from morphogen.report.tables import as_json, as_table, as_text, fit, frontier_rows, operator_rows, reason_rows
 from morphogen.report.wording import number, plain
 
@@ -142,74 +145,141 @@ def test_values_of_blueprints_are_short():
     assert len(plain("x" * 500)) == 60
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [-3.0, 5.0], [1e-9, 2e-9], [1e12, 1.1e12], [2.3, 2.31, 9.7]])
-def test_ticks_are_few_rising_and_enclose_the_values(values):
-    ticks = _ticks(values)
-    assert 2 <= len(ticks) <= 9
-    assert ticks == sorted(set(ticks))
-    slack = 1e-6 * (ticks[-1] - ticks[0])
-    assert ticks[0] <= min(values) + slack
-    assert ticks[-1] >= max(values) - slack
+class Page(HTMLParser):
+    """A page taken apart; fails on a tag that is not closed in order."""
 
-
-class Balance(HTMLParser):
-    """Fails on a tag that is not closed in order."""
-
-    def __init__(self):
+    def __init__(self, text):
         super().__init__()
-        self.open, self.seen = [], []
+        self.open, self.seen, self.outside, self.scripts, self.policy = [], [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.charts = json.loads(self.scripts[0], parse_constant=pytest.fail)
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
+        self.handle_startendtag(tag, attrs)
         self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
         self.seen.append(tag)
+        self.outside += [f"{tag} {name}" for name, _ in attrs if name in ("href", "src", "srcset", "data", "action")]
+        self.outside += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
+        if dict(attrs).get("http-equiv") == "Content-Security-Policy":
+            self.policy = dict(attrs)["content"]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+
+
+def points(charts):
+    return [trace["x"] for chart in charts if chart for trace in chart["data"]]
+
 
 def test_the_page_is_balanced_complete_and_self_contained(run):
     candidates, reports, finalists = run
-    page = report_html("run <1>", *run, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
-    checker = Balance()
-    checker.feed(page)
-    assert checker.open == []
-    assert checker.seen.count("svg") == 3  # hypervolume, one scatter, lineage
-    assert "script" not in checker.seen
-    assert not re.search(r"(href|src|url\(|@import)", page)
-    assert "&lt;stdlib&gt;" in page
-    assert "<stdlib>" not in page
-    assert all(page.count(id) >= 2 for id in finalists)
+    text = report_html("run <1>", *run, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
+    page = Page(text)
+    assert page.seen.count("svg") == 1  # the lineage
+    assert page.outside == []
+    assert not re.search(r"(url\(|@import)", text.replace(page.scripts[1], ""))
+    assert "&lt;stdlib&gt;" in text
+    assert "<stdlib>" not in text
+    assert all(text.count(id) >= 2 for id in finalists)
     trained = sum(report.status is Status.TRAINED for report in reports.values())
-    assert page.count('class="front"') + page.count('class="other"') == trained
-    assert page.count('class="dot"') == 3
+    assert [len(xs) for xs in points(page.charts)] == [3, trained - len(finalists), len(finalists)]
+    assert len(re.findall(r'<div id="chart-[01]">', text)) == 2
     backwards = (dict(reversed(candidates.items())), dict(reversed(reports.items())), finalists)
     again = report_html("run <1>", *backwards, OBJECTIVES, [0.1, 0.2, 0.2], {"seed": "0", "text": "<stdlib>"})
-    assert again == page
+    assert again == text
+
+
+def test_a_page_may_run_its_own_scripts_and_fetch_nothing(run):
+    page = Page(report_html("run", *run, OBJECTIVES, [0.1], {}))
+    rules = dict(rule.strip().split(" ", 1) for rule in page.policy.split(";"))
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts[1:]]
+    assert rules.pop("script-src") == " ".join(f"'sha256-{hash}'" for hash in hashes)
+    assert rules == {"default-src": "'none'", "img-src": "data: blob:", "style-src": "'unsafe-inline'"}
+    assert len(hashes) == 2
+
+
+def test_charts_are_such_as_plotly_knows(run):
+    from plotly.graph_objects import Figure
+
+    figures = [hypervolume_chart([0.1, 0.2]), *objective_charts(*run, {**OBJECTIVES, "params": "max"}).values()]
+    assert len(figures) == 4
+    for figure in figures:
+        assert Figure(figure).to_dict()["data"]
+
+
+def test_a_spot_says_which_candidate_it_is_and_what_made_it(run):
+    candidates, reports, finalists = run
+    (chart,) = objective_charts(*run, OBJECTIVES).values()
+    others, best = chart["data"]
+    assert best["mode"] == "lines+markers"
+    assert best["x"] == sorted(reports[id].metrics["bpb"] for id in finalists)
+    tips = others["text"] + best["text"]
+    for id in finalists:
+        (tip,) = (tip for tip in tips if tip.startswith(f"{id} "))
+        assert all(edit.operator in tip for edit in candidates[id].edits)
+        assert f"bpb {number(reports[id].metrics['bpb'])}" in tip
+
+
+def test_three_objectives_have_three_charts_whose_frontier_is_no_line(run):
+    charts = objective_charts(*run, {**OBJECTIVES, "params": "max"})
+    assert list(charts) == ["bpb against flops_per_token", "bpb against params", "flops_per_token against params"]
+    assert {trace["mode"] for chart in charts.values() for trace in chart["data"]} == {"markers"}
 
 
 def test_an_empty_run_still_makes_a_page():
     page = report_html("empty", {}, {}, [], {"bpb": "min", "a": "max", "b": "max"}, [], {})
+    assert Page(page).charts == [None] * 3
     assert page.count("nothing measured") == 3
     assert page.count(">none<") == 3
 
 
-def test_values_that_differ_in_their_last_bits_have_axes_too():
-    for low, high in ((8.0, 8.0 + 2e-15), (1e9, 1e9 + 2e-7), (-3.0 - 1e-15, -3.0)):
-        ticks = _ticks([low, high])
-        assert ticks[0] < ticks[-1]
-        assert len(set(ticks)) == len(ticks)
-
-
-@pytest.mark.parametrize("values", [(1.7e308, -1.7e308), (5e-324, 5e-324), (1e300, 1e-300), (0.0, -0.0)])
-def test_a_page_draws_whatever_finite_numbers_there_are(values):
+@pytest.mark.parametrize("values", [(1.7e308, -1.7e308), (5e-324, 5e-324), (1e300, 1e-300), (0.0, -0.0), (math.nan, 1)])
+def test_a_page_draws_whatever_numbers_there_are(values):
     candidates = {id: Candidate(id=id, index=i, generation=i, blueprint={}) for i, id in enumerate("ab")}
     reports = {
         id: Report(id=id, status=Status.TRAINED, metrics={"x": value, "y": 1.0})
         for id, value in zip("ab", values, strict=True)
     }
-    page = report_html("run", candidates, reports, ("a",), {"x": "min", "y": "max"}, [0.0, 1e300], {})
-    assert "nan" not in page
-    assert "inf" not in page
+    page = Page(report_html("run", candidates, reports, ("a",), {"x": "min", "y": "max"}, [0.0, 1e300], {}))
+    assert points(page.charts)[0] == [0]
+    shown = [x for xs in points(page.charts[1:]) for x in xs]
+    assert len(shown) == sum(abs(value) < DRAWABLE for value in values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "</script><script>alert(1)</script>",
+        "<!--<script>",
+        '"><img src=x onerror=alert(1)>',
+        '<a href="https://x.example">y</a>',
+        "{{ 7 * 7 }}{% raw %}",
+        "%{x}<br>&lt;b&gt;",
+        "\u2028\u202e\x00",
+    ],
+)
+def test_hostile_names_stay_text_in_the_page_and_in_its_charts(text):
+    edit = Edit(operator=text, target=text, preserves=False)
+    candidates = {"a": Candidate(id="a", index=0, generation=0, blueprint={}, edits=(edit,))}
+    reports = {"a": Report(id="a", status=Status.TRAINED, metrics={text: 1.0, "y": 1.0})}
+    page = report_html(text, candidates, reports, ("a",), {text: "min", "y": "max"}, [1.0], {text: text})
+    plain = Page(report_html("t", candidates, reports, ("a",), {"y": "min", text: "max"}, [1.0], {"t": "t"}))
+    shown = Page(page)
+    assert sorted(shown.seen) == sorted(plain.seen)
+    assert shown.outside == []
+    assert shown.scripts[1:] == plain.scripts[1:]
+    if "7 * 7" in text:
+        assert "7 * 7" in page
+    (told,) = shown.charts[1]["data"][0]["text"]
+    assert "<" not in told.replace("<br>", "")  # which Plotly would read as a tag
+    assert told.count("<br>") == 2
+    assert "<" not in shown.charts[1]["layout"]["xaxis"]["title"]["text"]
+    assert not re.search("[\u2028\u202e\x00]", page.replace(shown.scripts[1], ""))

@@ -120,7 +120,7 @@ def fit(rows: Sequence[Row], width: int | None, first: Sequence[str] = ()) -> Fi
     rows = [{visible(name): value for name, value in row.items()} for row in rows]
     names, first = headers(rows), [visible(name) for name in first]
     text = {name: [cell(row.get(name)) for row in rows] for name in names}
-    right = {name: _numeric(rows, name) for name in names}
+    right = {name: is_numeric(rows, name) for name in names}
     full = {name: max(map(cell_len, (name, *text[name]))) for name in names}
     least = {name: full[name] if right[name] else min(full[name], max(SHORTEST_TEXT, cell_len(name))) for name in names}
     shown = list(names)
@@ -198,6 +198,7 @@ def as_json(rows: Sequence[Row]) -> str:
     return json.dumps(strict, indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def _numeric(rows: Sequence[Row], name: str) -> bool:
+def is_numeric(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column holds numbers, and nothing else beside what is not known."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
