@@ -14,29 +14,24 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Fidelity, Predicted, Predictor, Ranked, Scope
 from morphogen.analysis.statistics import agreements, size_bands
 from morphogen.analysis.trials import (
-    FOLDER,
     MOST_DESIGNS,
     MOST_RESAMPLES,
     MOST_SEEDS,
     MOST_TOKENS,
     Say,
     Trial,
-    Workshop,
     check_range,
     drawn_seeds,
+    opened,
     run_trials,
     silent,
 )
 from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
-from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, RunError
-from morphogen.execution.base import MOST_WORKERS
 from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
-from morphogen.store.ordinary import check_own
-from morphogen.training.loop import choose_device
 from morphogen.variation.act import identity
 
 FILE = "fidelity.json"
@@ -68,16 +63,11 @@ def fidelity(
     """
     check_range({"candidates": (candidates, 3, MOST_DESIGNS), "seeds": (seeds, 1, MOST_SEEDS)})
     check_range({"top-k": (top_k, 1, MOST_DESIGNS), "bootstrap": (resamples, 1, MOST_RESAMPLES)})
-    check_range({"workers": (workers, 1, MOST_WORKERS)})
     check_range({"short": (short, 1, MOST_TOKENS), "long": (long, 1, MOST_TOKENS)})
-    device = str(choose_device(device))
-    run = Recorded.read(path)
-    check_own(run.folder, folders=[FOLDER])
+    run, shop = opened(path, device=device, workers=workers, say=say)
     chosen = _spread(run, candidates)
     run.check_metric(metric, chosen)
     short, long = _budgets(run, short, long)
-    prepared = prepare(run.experiment.data)
-    shop = Workshop(run.folder, run.experiment, prepared, "eval", device, workers, say)
     drawn = drawn_seeds(run.seed, seeds, "fidelity")
     trials = [
         Trial(f"{id} {tokens:,} tokens", design, seed, tokens)

@@ -11,17 +11,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from morphogen import __version__
+from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Split
 from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
-from morphogen.data.prepare import PreparedData, text_of
+from morphogen.data.prepare import PreparedData, prepare, text_of
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, Executor, open_executor
+from morphogen.execution.base import MOST_WORKERS
 from morphogen.experiment import Experiment
 from morphogen.reading import placeless
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic
-from morphogen.store.ordinary import read_ordinary
+from morphogen.store.ordinary import check_own, read_ordinary
+from morphogen.training.loop import choose_device
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"
@@ -91,6 +94,16 @@ class Workshop:
     device: str = "cpu"
     workers: int | None = None
     say: Say = silent
+
+
+def opened(path: Path, *, device: str, workers: int | None, say: Say) -> tuple[Recorded, Workshop]:
+    """The run in a folder (or of a frontier file), and what trials of its designs have in common, measured on the eval
+    split. InputError for what does not fit, RunError as `Recorded.read`."""
+    check_range({"workers": (workers, 1, MOST_WORKERS)})
+    device = str(choose_device(device))
+    run = Recorded.read(path)
+    check_own(run.folder, folders=[FOLDER])
+    return run, Workshop(run.folder, run.experiment, prepare(run.experiment.data), "eval", device, workers, say)
 
 
 def measurable(prepared: PreparedData, split: SplitName) -> bool:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from morphogen.analysis.recorded import Recorded
-from morphogen.analysis.records import Role, Split, Verification, Verified
+from morphogen.analysis.records import Role, Verification, Verified
 from morphogen.analysis.statistics import holm, t_interval, welch
 from morphogen.analysis.trials import (
-    FOLDER,
     MOST_DESIGNS,
     MOST_SEEDS,
     MOST_TOKENS,
@@ -27,6 +26,7 @@ from morphogen.analysis.trials import (
     check_tokens,
     drawn_seeds,
     measurable,
+    opened,
     run_trials,
     silent,
 )
@@ -34,12 +34,9 @@ from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare, text_of
 from morphogen.errors import InputError
-from morphogen.execution.base import MOST_WORKERS
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
-from morphogen.store.ordinary import check_own
-from morphogen.training.loop import choose_device
 from morphogen.variation.act import identity
 
 FILE = "verify.json"
@@ -78,16 +75,12 @@ def verify(
     repeated. InputError for what does not fit, RunError as `Recorded.read`, and where no training came to an end.
     """
     check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
-    check_range({"random": (random, 0, MOST_DESIGNS), "workers": (workers, 1, MOST_WORKERS)})
-    check_range({"tokens": (tokens, 1, MOST_TOKENS)})
-    device = str(choose_device(device))
-    run = Recorded.read(path)
-    check_own(run.folder, folders=[FOLDER])
-    prepared = prepare(run.experiment.data)
+    check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
+    run, shop = opened(path, device=device, workers=workers, say=say)
     tokens = run.budget_tokens if tokens is None else tokens
-    check_tokens(tokens, prepared)
-    split: Split = "test" if measurable(prepared, "test") else "eval"
-    shop = Workshop(run.folder, run.experiment, prepared, split, device, workers, say)
+    check_tokens(tokens, shop.prepared)
+    if measurable(shop.prepared, "test"):
+        shop = replace(shop, split="test")
     root = min(run.candidates, key=lambda id: run.candidates[id].index)
     run.check_metric(metric, [root, *run.frontier])
     chosen = [Contender("root", root, run.design(root))]
@@ -101,7 +94,7 @@ def verify(
         chosen += _random_best(run, shop, walked, metric)
     drawn = drawn_seeds(run.seed, seeds, "verify")
     trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
-    say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {split} split")
+    say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {shop.split} split")
     reports = run_trials(shop, trials)
     check_some_trained(shop, reports)
     by_design = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
@@ -109,7 +102,7 @@ def verify(
         run=run.name,
         metric=metric,
         direction=run.direction(metric),
-        split=split,
+        split=shop.split,
         tokens=tokens,
         seeds=drawn,
         level=LEVEL,
