@@ -1,11 +1,12 @@
 """Runs an experiment again and again, killing it (SIGKILL) at given moments, until one run comes through.
 
-usage: kills.py CONFIG OUT [tidy] MOMENT...   tidy: with clean-up and pruning of checkpoints. A moment is a share of the
-time that a whole run takes, or `NAME:N`: at the N-th call of a place in the loop. Every trial is a fork of this
-process, so that torch is imported once.
-Prints the exit code of each trial.
+usage: kills.py CONFIG OUT [tidy] MOMENT... [-- OUT [tidy] MOMENT...]   tidy: with clean-up and pruning of checkpoints.
+A moment is a share of the time that a whole run takes, or `NAME:N`: at the N-th call of a place in the loop. Every
+trial is a fork of this process, so that torch is imported once.
+Prints the run's folder, the moment and the exit code of each trial.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -86,16 +87,21 @@ def attempt(
 
 
 def main() -> None:
-    config, out, *moments = sys.argv[1:]
-    tidy, experiment = "tidy" in moments, load(config)
-    keep = Keep(cleanup=tidy, prune=tidy)
+    config, *rest = sys.argv[1:]
+    experiment, whole_seconds = load(config), 0.0
     with tempfile.TemporaryDirectory() as folder:
         evolve(experiment, Path(folder) / "first", generations=0)  # whatever torch imports only now, it imports once
-        began = time.perf_counter()
-        attempt(experiment, Path(folder) / "whole", None, 0.0)
-        whole_seconds = time.perf_counter() - began
-    for moment in [*(moment for moment in moments if moment != "tidy"), None]:
-        print(moment, attempt(experiment, Path(out), moment, whole_seconds, keep=keep), flush=True)
+        if any(word.startswith("0.") for word in rest):
+            began = time.perf_counter()
+            attempt(experiment, Path(folder) / "whole", None, 0.0)
+            whole_seconds = time.perf_counter() - began
+    for differs, words in itertools.groupby(rest, lambda word: word != "--"):
+        if differs:
+            out, *moments = words
+            tidy = "tidy" in moments
+            keep = Keep(cleanup=tidy, prune=tidy)
+            for moment in [*(moment for moment in moments if moment != "tidy"), None]:
+                print(out, moment, attempt(experiment, Path(out), moment, whole_seconds, keep=keep), flush=True)
 
 
 if __name__ == "__main__":

@@ -275,12 +275,17 @@ def test_what_nothing_measures_is_refused_before_training(experiment: Experiment
     assert not (tmp_path / "run").exists()
 
 
-def run_kills(config: Path, out: Path, moments: list[str]) -> list[list[str]]:
+def run_kills(config: Path, *runs: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Of each run, given as its folder and the moments at which to kill it: moments and exit codes, the last one's of
+    the trial that came through. All in one process, under another PYTHONHASHSEED than the runs compared with."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(config), str(out), *moments]
+    words = [word for run in runs for word in ("--", *run)][1:]
+    command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(config), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
+    told = [line.split() for line in done.stdout.splitlines()]
+    for out, *_ in runs:
+        yield [moment for where, moment, _ in told if where == out], [code for where, _, code in told if where == out]
 
 
 def no_leftovers(folder: Path) -> None:
@@ -288,28 +293,22 @@ def no_leftovers(folder: Path) -> None:
     assert all(path.name.endswith(".safetensors") for path in (folder / "checkpoints").iterdir())
 
 
-def test_a_run_killed_at_awkward_places_goes_on_as_if_it_had_not_been(
-    config: Path, whole: Path, tmp_path: Path
-) -> None:
-    """Also under another PYTHONHASHSEED than the run it is compared with."""
-    moments = ["append:1", "append:2", "step:2", "rename:7", "export:1", "tell:3", "checkpoint:2"]
-    ended = run_kills(config, tmp_path / "run", moments)
-    assert [code for _, code in ended] == ["-9"] * len(moments) + ["0"]
-    no_leftovers(tmp_path / "run")
-    same_run(tmp_path / "run", whole)
-
-
-def test_kills_in_clean_up_pruning_export_and_resuming_leave_what_an_undisturbed_run_leaves(
+def test_runs_killed_at_awkward_places_go_on_as_if_they_had_not_been(
     experiment: Experiment, config: Path, whole: Path, tmp_path: Path
 ) -> None:
-    evolve(experiment, tmp_path / "tidy", keep=Keep(cleanup=True, prune=True))
-    moments = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "export:1", "unlink:1", "apply:9"]
-    ended = run_kills(config, tmp_path / "run", ["tidy", *moments])
-    assert [code for _, code in ended].count("-9") >= 6
-    assert ended[-1] == ["None", "0"]
-    no_leftovers(tmp_path / "run")
-    same_run(tmp_path / "run", whole)
-    left, wanted = (sorted(p.name for p in (tmp_path / name / "checkpoints").iterdir()) for name in ("run", "tidy"))
+    """Also in clean-up, pruning, export and resuming, which leave what an undisturbed run leaves."""
+    plain, tidy = tmp_path / "plain", tmp_path / "tidy"
+    moments = ["append:1", "append:2", "step:2", "rename:7", "export:1", "tell:3", "checkpoint:2"]
+    tidying = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "export:1", "unlink:1", "apply:9"]
+    killed, killed_tidying = run_kills(config, [str(plain), *moments], [str(tidy), "tidy", *tidying])
+    assert killed == ([*moments, "None"], ["-9"] * len(moments) + ["0"])
+    assert killed_tidying[1].count("-9") >= 6
+    assert killed_tidying[1][-1] == "0"
+    evolve(experiment, tmp_path / "undisturbed", keep=Keep(cleanup=True, prune=True))
+    for run in (plain, tidy):
+        no_leftovers(run)
+        same_run(run, whole)
+    left, wanted = ({p.name for p in (run / "checkpoints").iterdir()} for run in (tidy, tmp_path / "undisturbed"))
     assert left == wanted
 
 
@@ -318,9 +317,10 @@ def test_a_run_killed_at_ten_random_moments_goes_on_as_if_it_had_not_been(
     config: Path, whole: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
-    ended = run_kills(config, tmp_path / "run", [f"{rng.uniform(0.0, 0.3):.3f}" for _ in range(10)])
-    assert sum(code == "-9" for _, code in ended) >= 5
-    assert ended[-1][1] == "0"
+    shares = [f"{rng.uniform(0.0, 0.2):.3f}" for _ in range(10)]
+    ((_, codes),) = run_kills(config, [str(tmp_path / "run"), *shares])
+    assert codes.count("-9") >= 5
+    assert codes[-1] == "0"
     no_leftovers(tmp_path / "run")
     same_run(tmp_path / "run", whole)
 

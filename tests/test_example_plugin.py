@@ -1,5 +1,6 @@
 """The example of a plug-in, installed and used as its readers would."""
 
+import json
 import os
 import subprocess
 import sys
@@ -45,14 +46,16 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     good, bad = PLUGIN / "experiment.yaml", tmp_path / "bad.yaml"
     text = good.read_text()
     bad.write_text(text.replace("width: 8", "widht: 8").replace("least_crowded", "least_crowdd"))
-    commands = [f"validate {bad}", f"validate {good}", "operators", f"run {good} --out {tmp_path / 'run'}"]
+    run = tmp_path / "run"
+    commands = [f"validate {bad}", f"validate {good}", "operators", "figures --json", f"run {good} --out {run}"]
+    commands += [f"verify {run} --metric ema_memory --seeds 2 --random 0 --finalists 1 --json"]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, *commands], env=installed, capture_output=True, text=True, check=False
     )
     told = done.stdout + done.stderr
     assert [line for line in done.stdout.splitlines() if line.startswith("exit code")] == [
         "exit code 2",
-        *["exit code 0"] * 3,
+        *["exit code 0"] * 5,
     ], told
     lines = text.splitlines()
     kind, rule = (1 + next(i for i, line in enumerate(lines) if what in line) for what in ("width: 8", "least_crowded"))
@@ -62,7 +65,22 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     assert "did you mean 'least_crowded'?" in told
     assert "insert_gated_ema" in told
     assert "widen_gated_ema" in told
-    assert "ema_memory" in next((tmp_path / "run").glob("*.csv")).read_text()
+    assert '"name": "ema_memory"' in done.stdout
+    check_figure_of_the_package(run)
+
+
+def check_figure_of_the_package(run: Path) -> None:
+    """It is an objective of the run, stands in every table and file, and is what finalists are verified by."""
+    frontier, lineage, verified = (
+        json.loads((run / f"{name}.json").read_text()) for name in ("frontier", "lineage", "verify")
+    )
+    assert frontier["objectives"] == {"bpb": "min", "ema_memory": "max"}
+    assert all(candidate["metrics"]["ema_memory"] > 1.0 for candidate in frontier["candidates"])
+    assert all(node["metrics"]["reach"] > 0.0 for node in lineage["nodes"])
+    assert "ema_memory" in (run / "events.csv").read_text()
+    assert "ema_memory" in (run / "report.html").read_text()
+    assert (verified["metric"], verified["direction"]) == ("ema_memory", "max")
+    assert all(one["mean"] > 1.0 for one in verified["candidates"])
 
 
 @pytest.mark.slow

@@ -236,28 +236,6 @@ def test_pages_of_mapped_files_are_not_a_candidates_memory(pool, tmp_path):
     assert found["mapped-0"].status is Status.TRAINED, found["mapped-0"].reason
 
 
-LONG_TEMPORARY = """
-import sys, runners
-from morphogen.execution.pool import Pool
-pool = Pool(None, 1, runner=runners.act)
-print([report.status for report in pool.map([runners.job("well-0", 0, sys.argv[1])], print)][0])
-"""
-
-
-def test_workers_start_where_the_temporary_folder_has_a_long_name(tmp_path):
-    folder = tmp_path / ("x" * 120)
-    folder.mkdir()
-    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", LONG_TEMPORARY, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1:] == ["trained"], done.stderr
-
-
 ORPHANS = """
 import sys, runners
 from morphogen.execution.pool import Pool
@@ -266,8 +244,10 @@ list(pool.map([runners.job(id, 0, sys.argv[1]) for id in ("hang-0", "hang-1")], 
 """
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+def test_workers_start_where_the_temporary_folder_has_a_long_name_and_end_with_a_parent_that_is_killed(tmp_path):
+    temporary = tmp_path / ("x" * 120)
+    temporary.mkdir()
+    env = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
     ids = ("hang-0", "hang-1")
     with subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], env=env, stderr=subprocess.PIPE) as parent:
         until = time.monotonic() + 300

@@ -1,4 +1,4 @@
-"""Commands that tell what morphogen knows: `schema`, `operators`."""
+"""Commands that tell what morphogen knows: `schema`, `operators`, `figures`."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,3 +67,20 @@ def operators(
     order = ("name", "level", "weight", "applies", "function", "summary")
     shown = [{**row, "function": words[row["preserves"]]} for row in rows]
     show_table([{name: row[name] for name in order if name in row} for row in shown], "operators", wide, ("summary",))
+
+
+@app.command()
+def figures(as_json: flags.AsJson = False, wide: flags.Wide = False) -> None:
+    """Every figure of a candidate: its unit, which way is better, what it is."""
+    from dataclasses import asdict
+
+    from morphogen.cli.console import show_table
+    from morphogen.figures import known
+
+    rows = [asdict(figure) for figure in known().values()]
+    if as_json:
+        print(json_shown(json.dumps(rows, indent=2)))
+        return
+    order = ("name", "unit", "better", "sort", "needs", "summary")
+    shown = [{**row, "needs": ", ".join(row["needs"])} for row in rows]
+    show_table([{name: row[name] for name in order} for row in shown], "figures", wide, ("summary",))
