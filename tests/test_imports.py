@@ -140,6 +140,13 @@ def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
     assert violations(path, internal(imports(path))) == set()
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_module_says_in_its_first_line_what_it_is_for(path: Path) -> None:
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said is not None
+    assert said.splitlines()[0]
+
+
 def test_the_rule_notices_an_upward_import() -> None:
     assert violations(SRC / "morphogen/parts/ffn/mlp.py", {"network", "ops", "errors"}) == {"network"}
     assert violations(SRC / "morphogen/store/ledger.py", {"experiment", "candidate"}) == {"experiment"}

@@ -1,4 +1,4 @@
-"""What is checked of an experiment before anything is trained: names that exist, and checkpoints that can be read."""
+"""What is checked of an experiment before it is trained: names, gates, checkpoints. Called by `run`, `validate`."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

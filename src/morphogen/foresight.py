@@ -1,5 +1,7 @@
-"""What can be known of an experiment before anything is read or trained: what is missing, what cannot be, what nothing
-reads. No network, no tokenizer is trained, no weight is read."""
+"""What an experiment's file alone tells that cannot be, is missing or is not read. Called by `checks`.
+
+No network, no tokenizer is trained, no weight is read.
+"""
 
 import json
 import os

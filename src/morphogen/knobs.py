@@ -1,4 +1,4 @@
-"""What stands in an experiment and has no effect as the rest of it stands.
+"""What stands in an experiment and has no effect as the rest of it stands. Called by `foresight`.
 
 A part says itself which of its fields nothing reads; what nothing reads of the other sections is listed here. A field
 at its default is never told of: a resolved experiment spells out every one.

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it, and how each of it reads in `run.log`."""
+"""What a run tells those who watch it (`cli.console` shows it), and how each of it reads in `run.log`."""
 
 from collections import Counter
 from collections.abc import Callable

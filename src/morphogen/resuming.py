@@ -1,4 +1,4 @@
-"""Going on with a run: what it was begun with against what is given now, told in words.
+"""Going on with a run: what it was begun with against what is given now. Called by `session`.
 
 Settings that an earlier version lacked had their defaults; those it had and this one lacks are told and left out. Where
 files lie may change, what stands in them may not.

@@ -1,4 +1,4 @@
-"""Checkpoints that are lost are trained again. A job is pure data, so that the ledger holds all that is needed."""
+"""Checkpoints that are lost are trained again, from the ledger alone: a job is pure data. Called by `session`."""
 
 from collections.abc import Callable
 from pathlib import Path

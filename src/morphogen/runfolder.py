@@ -1,4 +1,4 @@
-"""A run's folder: who may use it, what the run was started with, and the files that follow from its ledger.
+"""A run's folder: who may use it, and the files that follow from its ledger. Called by `session` and `doctor`.
 
 Every file is written whole or not at all. All but the ledger and the checkpoints can be made again from the ledger.
 """

@@ -1,0 +1,1 @@
+"""Text, tokens, batches and probes. Called by `run.settle`, which makes them ready, by training and metrics."""

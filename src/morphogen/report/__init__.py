@@ -1,0 +1,1 @@
+"""Tables, pictures and the page, from records alone. Called by `runfolder` and the command line."""

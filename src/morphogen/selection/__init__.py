@@ -1,0 +1,1 @@
+"""Who breeds, who stays: numbers alone, no torch. Called by the search."""

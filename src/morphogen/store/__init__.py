@@ -1,0 +1,1 @@
+"""Files: the ledger, the exports, and the one atomic writer. Called by everything that writes."""

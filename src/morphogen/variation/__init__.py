@@ -1,0 +1,1 @@
+"""Edits and crossovers, and what a run learns of them. Called by the search."""
