@@ -73,6 +73,7 @@ HOMES = {
     "datasets": {"data/hub.py"},
     "jinja2": {"report/html.py"},
     "plotly": {"report/html.py"},
+    "graphviz": {"report/subway.py"},
     "scipy": {"analysis/statistics.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
     "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},

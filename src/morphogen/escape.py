@@ -1,7 +1,7 @@
 """Text from data, made harmless for where it is shown: names, errors and plug-ins' words may hold anything.
 
 Every sink has its one function: a terminal (`visible`, `visible_lines`), JSON shown on one (`json_shown`), XML and HTML
-(`xml`, or `harmless` where a template escapes), tables for spreadsheets (`csv_cell`), Graphviz (`dot`).
+(`xml`, or `harmless` where a template escapes), tables for spreadsheets (`csv_cell`).
 """
 
 import re
@@ -47,12 +47,6 @@ def csv_cell(text: str) -> str:
     """`text` that no spreadsheet takes for a formula, without what is obeyed."""
     shown = visible(text)
     return f"'{shown}" if _FORMULA.match(text) else shown
-
-
-def dot(text: str) -> str:
-    """`text` as a quoted string of Graphviz's language; a backslash there begins an escape of its own."""
-    quoted = visible(text).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{quoted}"'
 
 
 def whole_characters(text: str) -> str:

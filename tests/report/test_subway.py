@@ -227,6 +227,6 @@ def test_a_picture_needs_nothing_from_outside_and_follows_the_theme():
 def test_dot_text_names_every_candidate_and_edge():
     candidates, reports, finalists = crossed()
     dot = lineage_dot(candidates, reports, finalists)
-    assert all(f'"{id}" [label="{id}"' in dot for id in candidates)
-    assert '"a" -> "x" [label="op_x"];' in dot
-    assert '"b" -> "x" [label="op_x", style=dashed];' in dot
+    assert all(f"\t{id} [label={id} " in dot for id in candidates)
+    assert "\ta -> x [label=op_x]\n" in dot
+    assert "\tb -> x [label=op_x style=dashed]\n" in dot

@@ -8,7 +8,7 @@ from colorsys import hls_to_rgb
 from typing import Literal
 
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.escape import dot, xml
+from morphogen.escape import visible, xml
 from morphogen.report.layout import LABEL_SIZE, Layout, Place, label, lay_out
 from morphogen.report.wording import edit_lines, edits_short, number, shorten, story
 
@@ -97,18 +97,22 @@ def lineage_svg(
 
 
 def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], finalists: Iterable[str]) -> str:
-    """The same lineage for Graphviz: `dot -Tsvg`."""
+    """The same lineage as text for Graphviz, for `dot -Tsvg`; the lines of finalists in black, all else in gray."""
+    from graphviz import Digraph, escape
+
     plan = lay_out(candidates, finalists)
-    lines = ["digraph lineage {", '  rankdir=LR; node [shape=box, style=rounded, fontname="Helvetica"];']
-    for id in sorted(candidates, key=lambda id: candidates[id].index):
-        place, status = plan.places[id], _status(reports, id)
-        look = "" if place.on_line else ", color=gray, fontcolor=gray"
-        lines.append(f"  {dot(id)} [label={dot(id)}, tooltip={dot(status)}{look}];")
-    for id in sorted(candidates, key=lambda id: candidates[id].index):
+    node = {"shape": "box", "style": "rounded", "fontname": "Helvetica"}
+    graph = Digraph("lineage", graph_attr={"rankdir": "LR"}, node_attr=node)
+    order = sorted(candidates, key=lambda id: candidates[id].index)
+    for id in order:
+        look = {} if plan.places[id].on_line else {"color": "gray", "fontcolor": "gray"}
+        graph.node(id, id, tooltip=_status(reports, id).value, **look)
+    for id in order:
         for position, parent in enumerate(parent for parent in candidates[id].parents if parent in candidates):
-            look = ", style=dashed" if position else ""
-            lines.append(f"  {dot(parent)} -> {dot(id)} [label={dot(edits_short(candidates[id]))}{look}];")
-    return "\n".join([*lines, "}"]) + "\n"
+            look = {"style": "dashed"} if position else {}
+            graph.edge(parent, id, escape(visible(edits_short(candidates[id]))), **look)
+    text: str = graph.source
+    return text
 
 
 def _status(reports: Mapping[str, Report], id: str) -> Status:
