@@ -28,7 +28,8 @@ from morphogen.experiment import Experiment
 from morphogen.run import evolve, settle
 from morphogen.search.engine import Engine
 from morphogen.store.ledger import Ledger
-from morphogen.training import surrogate
+from morphogen.training import trial
+from morphogen.training.measurement import Measurement
 from morphogen.training.threads import threads
 
 #: CPU-seconds from the start of the process to here.
@@ -108,14 +109,13 @@ def main() -> None:
     settled, _ = settle(experiment(args.eval_batches, 2 if args.quick else 5, 1 if args.quick else 3, args.bf16))
     preparing = time.process_time() - began
     spent: Counter[str] = Counter()
-    trial = surrogate._Trial
     for holder, name, label in (
-        (trial, "_train", "training"),
-        (trial, "_score", "evaluation"),
-        (trial, "_decode", "decoding"),
-        (trial, "_weights", "weights"),
-        (surrogate, "assemble", "building"),
-        (trial, "_save", "checkpoint"),
+        (trial.Trial, "_train", "training"),
+        (Measurement, "before_training", "evaluation"),
+        (Measurement, "take", "evaluation"),
+        (trial, "starting_weights", "weights"),
+        (trial, "assemble", "building"),
+        (trial.Trial, "_save", "checkpoint"),
         (Engine, "ask", "asking"),
         (Engine, "close_generation", "selection"),
         (Ledger, "append", "ledger"),

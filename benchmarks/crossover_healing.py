@@ -22,7 +22,7 @@ from morphogen.data.prepare import prepare
 from morphogen.experiment import Data, Train
 from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from morphogen.variation.crossover import CROSSOVERS
 from morphogen.variation.operator import mutate
 from warm_start import BATCH, PARENT, SEQ_LEN, held_out

@@ -41,7 +41,7 @@ from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import Plan, plan
 from morphogen.network import assemble, build, initial_state
 from morphogen.parts.contract.operator import OPERATORS
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from morphogen.variation.act import identity, trained
 from morphogen.variation.operator import apply_operator
 from strategies import blueprints

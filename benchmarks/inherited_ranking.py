@@ -32,7 +32,7 @@ from morphogen.experiment import Experiment
 from morphogen.report.tables import as_text
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, write_atomic
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trial import run_surrogate
 from morphogen.variation.operator import Proposal, mutate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
 from morphogen.network import build
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 
 DIM, LAYERS, EXPERTS, CHOICES, HIDDEN = 64, 3, 8, 2, 96
 BATCH, LENGTH, LAST = 8, 128, 50

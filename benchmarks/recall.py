@@ -26,7 +26,7 @@ from morphogen.data.probes import Probe, scored_only
 from morphogen.experiment import Train
 from morphogen.metrics.recall import recall
 from morphogen.network import build
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 
 DIM, VOCAB, BATCH = 64, 256, 64
 PROBE = Probe(pairs=8, weight=1.0, seq_len=64, vocab_size=VOCAB)

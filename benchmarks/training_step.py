@@ -30,7 +30,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
 from morphogen.network import build
 from morphogen.training.allocator import memory_kept
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 
 DIM, LAYERS, HEADS, VOCAB = 256, 6, 8, 4096
 LLAMA_HIDDEN, GPT2_HIDDEN = 688, 1024

@@ -28,7 +28,7 @@ from morphogen.experiment import Data, Train
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
 from morphogen.inherit.descent import Inherited, splice_job
 from morphogen.network import LanguageModel, assemble, build
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from morphogen.variation.operator import edit
 from splice import job_of
 

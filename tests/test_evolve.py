@@ -26,8 +26,8 @@ from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.run import evolve, load, settle
 from morphogen.session import Keep
 from morphogen.store.ledger import Ledger, Stop
-from morphogen.training.loop import Progress as StepProgress
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trace import Progress as StepProgress
+from morphogen.training.trial import run_surrogate
 from tiny import events, untimed, write_config
 
 FILES = {

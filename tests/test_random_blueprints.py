@@ -26,7 +26,7 @@ from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.memory.readers import SlotReader
 from morphogen.parts.memory.retro import AGGREGATORS
 from morphogen.testing.models import ids_of, stirred, uncut
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from strategies import VOCAB, blueprints, experts, moes
 
 #: Tokens: more than one tile of attention and one chunk of every scan.

@@ -7,7 +7,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
 from morphogen.experiment import Data, Experiment, Train
 from morphogen.network import build
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 
 #: The estimate is at most so many times too large or too small.
 FACTOR = 1.5

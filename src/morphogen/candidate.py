@@ -46,6 +46,10 @@ class Record(Documented):
         return type(self).model_validate({**dict(self), **changes})
 
 
+#: A blueprint where there is one to tell of; files leave out one that says nothing.
+OtherBlueprint = Annotated[dict[str, Any] | None, Field(exclude_if=lambda blueprint: blueprint is None)]
+
+
 class Status(StrEnum):
     """What became of a candidate."""
 
@@ -166,9 +170,15 @@ class Candidate(Record):
     edits: tuple[Edit, ...] = ()
     train: dict[str, Any] = {}
 
+    def as_trained(self, report: "Report | None") -> Self:
+        """Itself with the blueprint that its weights belong to, which is another than was asked for where it changed
+        in training. Whoever reads a trained candidate's blueprint reads this one."""
+        return self if report is None or report.blueprint is None else self.replace(blueprint=report.blueprint)
+
 
 class ParentRef(Record):
-    """A trained parent as a job needs it: its blueprint and where its weights lie (relative to the run folder)."""
+    """A trained parent as a job needs it: its blueprint as trained, and where its weights lie (relative to the run
+    folder)."""
 
     id: CandidateId
     blueprint: dict[str, Any]
@@ -194,9 +204,10 @@ class Report(Record):
     """What was measured of a candidate.
 
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
-    clock and memory. costs: computed from the blueprint. `figures` says what each is. flops: those of this candidate's
-    own training, by its blueprint (forward and backward).
-    rung: the highest rung finished (-1: none). checkpoint: path below the run folder.
+    clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. flops: those of this
+    candidate's own training (forward and backward), each step by the architecture that it had.
+    rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
+    is another than was asked for; `Candidate.as_trained` reads it.
     """
 
     id: CandidateId
@@ -211,6 +222,7 @@ class Report(Record):
     flops: float = 0.0
     inheritance: Inheritance | None = None
     checkpoint: CheckpointPath | None = None
+    blueprint: OtherBlueprint = None
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False

@@ -12,7 +12,7 @@ from morphogen.store.ledger import Generation
 
 if TYPE_CHECKING:
     from morphogen.experiment import Experiment
-    from morphogen.training.loop import StepInfo
+    from morphogen.training.trace import StepInfo
 
 
 @dataclass(frozen=True)

@@ -79,4 +79,5 @@ def _whole(engine: Engine, folder: Path, candidate: Candidate, report: Report) -
             load_moments(folder / report.checkpoint, blueprint)
     except InputError:
         return False
-    return extra.get("candidate") == report.id and blueprint == Blueprint.model_validate(candidate.blueprint)
+    wanted = Blueprint.model_validate(candidate.as_trained(report).blueprint)
+    return extra.get("candidate") == report.id and blueprint == wanted

@@ -22,7 +22,7 @@ from morphogen.reading import found_again, local_paths, located, placed, read_ex
 from morphogen.session import KEEP_ALL, MEND_NOTHING, Hearing, Keep, Mend, Session
 from morphogen.store.lineage import Lineage
 from morphogen.store.outputs import Kind, check_output
-from morphogen.training.loop import choose_device
+from morphogen.training.device import choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.training.threads import threads
 from morphogen.variation.template import resolve_templates

@@ -20,8 +20,8 @@ from morphogen.search.failures import common_reason, retry, worth_a_stop
 from morphogen.store.files import write_atomic
 from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
 from morphogen.store.ordinary import open_own
-from morphogen.training.loop import StepInfo
 from morphogen.training.threads import default_threads
+from morphogen.training.trace import StepInfo
 
 
 @dataclass(frozen=True)

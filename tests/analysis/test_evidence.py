@@ -29,7 +29,7 @@ from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble
 from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Start
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trial import run_surrogate
 from tiny import Cli, write_config
 
 SMALL: dict[str, Any] = {"seeds": 2, "random": 2, "finalists": 2}

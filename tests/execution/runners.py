@@ -15,8 +15,8 @@ import torch
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.errors import DeviceError, RunError
 from morphogen.plugins import code_allowed
-from morphogen.training.loop import StepInfo
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trace import StepInfo
+from morphogen.training.trial import run_surrogate
 
 GIB = 2**30
 

@@ -15,7 +15,7 @@ from morphogen.inherit.checkpoint import load_moments, save_checkpoint, save_mom
 from morphogen.inherit.descent import Inherited, splice_job
 from morphogen.network import assemble, build
 from morphogen.runfolder import keep_to_budget, remove_checkpoints
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from morphogen.variation.operator import edit as make_edit
 
 PARENT = Blueprint.model_validate(

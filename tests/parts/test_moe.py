@@ -22,7 +22,7 @@ from morphogen.parts.contract.part import Context, Part
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.ffn.moe_layer import BIAS_STEP, Experts
-from morphogen.training.loop import Trainer
+from morphogen.training.trainer import Trainer
 from morphogen.variation.operator import edit as named_edit
 from strategies import VOCAB
 

@@ -7,17 +7,21 @@ import sys
 
 import pytest
 import simulated
-from simulated import as_text, engine, experiment, measure, run, start
+from simulated import SEQ_LEN, as_text, engine, experiment, measure, run, start
 
 from morphogen.blueprint.diff import apply, digest, distance
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Report, Status
+from morphogen.cost import costs
 from morphogen.errors import InputError, RunError
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.machine import ID_LENGTH, candidate_id
 from morphogen.search.novelty import NEIGHBOURS
-from morphogen.store.ledger import Reported, Stop
+from morphogen.store.frontier import build_frontier
+from morphogen.store.ledger import Asked, Reported, Stop
+from morphogen.store.lineage import build_lineage
+from morphogen.variation.operator import edit as make_edit
 
 
 def blueprint(candidate):
@@ -475,3 +479,36 @@ def test_every_parent_selection_runs(selection):
     assert search.done
     parents = {parent for candidate in search.candidates.values() for parent in candidate.parents}
     assert len(parents) > 1
+
+
+def test_whoever_changed_in_training_breeds_and_inherits_as_what_it_became():
+    """Reported, not asked for: the parent's blueprint of a job, the genome that is varied, and the exports."""
+    search = engine(structural_elite_k=1)
+    search.ask()
+    (root,) = search.pending()
+    wider, _ = make_edit(Blueprint.model_validate(root.blueprint), "widen_ffn", 0)
+    search.tell(measure(root).replace(blueprint=wider.to_json(), costs=costs(wider, SEQ_LEN)))
+    search.close_generation()
+    search.ask()
+    for child in search.pending():
+        job = search.job(child)
+        assert job.parents[0].blueprint == wider.to_json()
+        before = wider
+        for edit in (step for whole in child.edits for step in whole.single()):
+            before = apply(before, edit.changes)
+        assert before == Blueprint.model_validate(child.blueprint) != wider
+    reports, candidates = search.reports, search.candidates
+    (entry,) = build_frontier("r", {"bpb": "min"}, 0.0, candidates, reports, [root.id]).candidates
+    assert entry.blueprint == wider.to_json()
+    node, *others = build_lineage("r", candidates, reports, [root.id]).nodes
+    assert node.blueprint == wider.to_json()
+    told = [other.model_dump(mode="json") for other in others]
+    assert told
+    assert not any("blueprint" in data for data in told)
+    events = [start(search), Asked(generation=0, candidates=(root,)), Reported(report=reports[root.id])]
+    again = Engine.replay(events, run_dir="run", device="cpu")
+    assert as_text([again.close_generation(), again.ask()]) == as_text([search.generations[0], asked_of(search)])
+
+
+def asked_of(search):
+    return Asked(generation=search.generation, candidates=tuple(search.candidates[id] for id in search.newborn))

@@ -19,7 +19,7 @@ from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import inherit, splice_job
 from morphogen.inherit.provenance import NO_TOKENS, Provenance
 from morphogen.training.start import from_checkpoint
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trial import run_surrogate
 
 STEP = 8 * 4
 Make = Callable[..., Job]

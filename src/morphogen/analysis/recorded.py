@@ -89,8 +89,8 @@ class Recorded:
         self.direction(metric)
 
     def design(self, id: str) -> Design:
-        """A candidate's blueprint, and how it is trained."""
-        return Architectures(self.experiment).load(self.candidates[id])
+        """A candidate's blueprint as trained, and how it is trained."""
+        return Architectures(self.experiment).load(self.candidates[id].as_trained(self.reports.get(id)))
 
     def direction(self, metric: str) -> Direction:
         """Which way the metric is better."""

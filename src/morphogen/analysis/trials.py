@@ -24,7 +24,7 @@ from morphogen.reading import placeless
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic
 from morphogen.store.ordinary import check_own, read_ordinary
-from morphogen.training.loop import choose_device
+from morphogen.training.device import choose_device
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"

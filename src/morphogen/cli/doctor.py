@@ -107,7 +107,7 @@ def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Findi
         path = folder / (report.checkpoint or "")
         if report.checkpoint is None or not path.is_file():
             continue
-        wanted = Blueprint.model_validate(engine.candidates[report.id].blueprint)
+        wanted = Blueprint.model_validate(engine.candidates[report.id].as_trained(report).blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
             if engine.experiment.evolution.inherit_optimizer:

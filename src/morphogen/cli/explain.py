@@ -18,7 +18,8 @@ from morphogen.metrics.recall import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.search.rungs import stages
-from morphogen.training.loop import Trainer, choose_device
+from morphogen.training.device import choose_device
+from morphogen.training.trainer import Trainer
 
 #: The probe takes about this many FLOPs a step: fewer sequences than a real batch, of a large model one shorter one.
 PROBE_FLOPS = 4e10

@@ -120,7 +120,7 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen.reading import located
     from morphogen.run import settle
     from morphogen.search.engine import Engine
-    from morphogen.training.loop import choose_device
+    from morphogen.training.device import choose_device
     from morphogen.training.precision import bf16_warning
 
     runfolder.check_usable(folder, resume)

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import RunError
-from morphogen.training.loop import StepInfo
+from morphogen.training.trace import StepInfo
 
 #: Called after every training step of a candidate.
 Progress = Callable[[Candidate, StepInfo], None]

@@ -6,8 +6,8 @@ from morphogen.candidate import Job, Report
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError
 from morphogen.execution.base import Progress, Runner, failure, from_outside, outside
-from morphogen.training.loop import StepInfo
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trace import StepInfo
+from morphogen.training.trial import run_surrogate
 
 
 class InProcess:

@@ -27,8 +27,8 @@ from morphogen.errors import DeviceError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
 from morphogen.plugins import VARIABLE, code_allowed
-from morphogen.training.loop import StepInfo
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trace import StepInfo
+from morphogen.training.trial import run_surrogate
 
 #: How often the memory of workers is looked at, where it is limited.
 WATCH_SECONDS = 0.1

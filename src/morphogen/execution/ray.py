@@ -30,7 +30,7 @@ from morphogen.plugins import allow_code, code_allowed
 from morphogen.store.files import scratch
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.outputs import OWNER
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training.trial import run_surrogate
 
 #: Ray's store for large objects. Jobs and reports are small, weights go through files.
 OBJECT_STORE_BYTES = 100 * 2**20

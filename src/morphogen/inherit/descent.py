@@ -28,6 +28,12 @@ class Moments:
     of: Mapping[str, State]
     fresh: Mapping[str, Tensor]
 
+    @classmethod
+    def carried(cls, spliced: Spliced) -> "Moments":
+        """Those that a splice has carried along with the weights."""
+        fresh = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
+        return cls(spliced.moments, fresh)
+
 
 @dataclass(frozen=True)
 class Inherited:
@@ -128,8 +134,7 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: st
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     if not with_moments:
         return Inherited(spliced.state, report, begun=begun)
-    fresh_of = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
-    return Inherited(spliced.state, report, Moments(spliced.moments, fresh_of), begun)
+    return Inherited(spliced.state, report, Moments.carried(spliced), begun)
 
 
 def splice_edits(

@@ -85,10 +85,11 @@ class Engine(Search[Design, Traits]):
         return tuple(stage.replace(budget_tokens=max(1, math.floor(stage.budget_tokens * factor))) for stage in planned)
 
     def _parent(self, candidate: Candidate, id: str) -> ParentRef:
-        checkpoint = self.reports[id].checkpoint
-        if checkpoint is None:
+        report = self.reports[id]
+        if report.checkpoint is None:
             raise RunError(f"candidate {candidate.id} inherits from {id}, which has no checkpoint")
-        return ParentRef(id=id, blueprint=self.candidates[id].blueprint, checkpoint=checkpoint)
+        trained = self.candidates[id].as_trained(report)
+        return ParentRef(id=id, blueprint=trained.blueprint, checkpoint=report.checkpoint)
 
     def _ancestors(self, candidate: Candidate) -> Iterator[Ancestor]:
         """Every distinct ancestor, in order of index."""

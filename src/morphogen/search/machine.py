@@ -205,8 +205,9 @@ class Search(Generic[G, T]):
         )
 
     def _genome(self, id: str) -> G:
+        """A candidate's genome, as trained where it is."""
         if id not in self._genomes:
-            self._genomes[id] = self.space.load(self.candidates[id])
+            self._genomes[id] = self.space.load(self.candidates[id].as_trained(self.reports.get(id)))
         return self._genomes[id]
 
     def _take_asked(self, event: Asked) -> None:
@@ -263,9 +264,20 @@ class Search(Generic[G, T]):
             self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason)
         else:
             self.reports[report.id] = self._with_composites(report)
+            self._take_trained(report)
         del self._due[report.id]
         if not self._due:
             self._end_round()
+
+    def _take_trained(self, report: Report) -> None:
+        """A candidate that changed in training is from then on what it became."""
+        if report.blueprint is None:
+            return
+        self._genomes.pop(report.id, None)
+        genome = self._genome(report.id)
+        self._identities.add(self.space.identity(genome))
+        if self._novelty is not None:
+            self._novelty.add(report.id, self.space.digest(genome), self.space.traits(genome))
 
     @property
     def _promoting(self) -> bool:

@@ -40,8 +40,11 @@ class Novelty(Generic[T]):
         self._known: dict[str, dict[str, float]] = {}
 
     def add(self, id: str, digest: str, traits: T) -> None:
-        """A candidate of the run. Its novelty can be asked for until `forget` leaves it out."""
+        """A candidate of the run, or what it has become. Its novelty can be asked for until `forget` leaves it out."""
         self._traits[id] = traits
+        self._known.pop(id, None)
+        for known in self._known.values():
+            known.pop(id, None)
         self._sample[id] = digest
         if len(self._sample) > SAMPLE:
             del self._sample[max(self._sample, key=lambda id: (self._sample[id], id))]

@@ -18,7 +18,8 @@ from morphogen.store.documents import Document
 
 
 class Entry(Record):
-    """One candidate of the frontier. `timed` holds what depends on the machine's clock and memory; all else repeats."""
+    """One candidate of the frontier, its blueprint as trained. `timed` holds what depends on the machine's clock and
+    memory; all else repeats."""
 
     id: CandidateId
     blueprint: dict[str, Any]
@@ -58,7 +59,7 @@ def build_frontier(
         entries.append(
             Entry(
                 id=candidate.id,
-                blueprint=candidate.blueprint,
+                blueprint=candidate.as_trained(report).blueprint,
                 parents=candidate.parents,
                 edits=candidate.edits,
                 metrics=report.metrics,

@@ -10,6 +10,7 @@ from morphogen.candidate import (
     CandidateId,
     Edit,
     Inheritance,
+    OtherBlueprint,
     Record,
     Report,
     Status,
@@ -23,7 +24,8 @@ Kind = Literal["mutation", "crossover", "copy"]
 
 
 class Node(Record):
-    """One candidate. `frontier`: it stands on the frontier. `timed`: what depends on the machine's clock and memory."""
+    """One candidate. `frontier`: it stands on the frontier. `timed`: what depends on the machine's clock and memory.
+    `blueprint`: as trained, where training changed it; else the edges' edits tell all of it."""
 
     id: CandidateId
     index: Whole
@@ -40,6 +42,7 @@ class Node(Record):
     tokens: Tokens
     flops: float
     inheritance: Inheritance | None
+    blueprint: OtherBlueprint = None
 
 
 class Edge(Record):
@@ -126,6 +129,7 @@ def build_lineage(
                 tokens=report.tokens,
                 flops=report.flops,
                 inheritance=report.inheritance,
+                blueprint=report.blueprint,
             )
         )
         kind: Kind = "crossover" if len(candidate.parents) > 1 else "mutation" if candidate.edits else "copy"

@@ -77,7 +77,7 @@ def explain(
         told["measured"] = None if as_json else f"not, for {why}"
         told |= {"not_measured": why} if as_json else {}
     elif measure:
-        from morphogen.training.loop import choose_device
+        from morphogen.training.device import choose_device
         from morphogen.training.precision import bf16_warning
 
         probe = explaining.probe(experiment, device)

@@ -11,17 +11,17 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError
 from morphogen.experiment import Optimizer, Train
-from morphogen.network import LanguageModel, build
+from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.plan import plan
+from morphogen.inherit.splice import splice
+from morphogen.network import LanguageModel, assemble, build
+from morphogen.training.device import choose_device
 from morphogen.training.guards import CHECK_EVERY
-from morphogen.training.loop import (
-    FINAL_SCALE,
-    StepInfo,
-    Trainer,
-    choose_device,
-    lr_scale,
-    sequence_losses,
-    warmup_steps,
-)
+from morphogen.training.losses import Forward, Loss, sequence_losses, token_ids, usual_loss
+from morphogen.training.schedule import FINAL_SCALE, Schedule
+from morphogen.training.trace import StepInfo
+from morphogen.training.trainer import Trainer
+from morphogen.variation.operator import edit as make_edit
 
 VOCAB, LENGTH, BATCH = 23, 16, 4
 
@@ -49,7 +49,7 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
 
 
 def test_the_schedule_warms_up_then_falls_to_a_tenth() -> None:
-    scales = [lr_scale(step, 100, 20) for step in range(100)]
+    scales = [Schedule(100, warmup=20).scale(step) for step in range(100)]
     assert scales[:21] == sorted(scales[:21])
     assert scales[20] == 1.0
     assert scales[20:] == sorted(scales[20:], reverse=True)
@@ -58,8 +58,8 @@ def test_the_schedule_warms_up_then_falls_to_a_tenth() -> None:
 
 
 def test_a_short_run_warms_up_for_at_most_half() -> None:
-    assert [warmup_steps(Train(warmup=20), steps) for steps in (1, 10, 100)] == [0, 5, 20]
-    assert lr_scale(0, 1, 0) == 1.0
+    assert [Schedule.of(Train(warmup=20), steps).warmup for steps in (1, 10, 100)] == [0, 5, 20]
+    assert Schedule(1, warmup=0).scale(0) == 1.0
 
 
 def test_training_learns_what_there_is_to_learn() -> None:
@@ -239,3 +239,77 @@ def test_the_trace_tells_the_loss_of_text_and_probes_train_too() -> None:
     assert probed.trace.grad_norms != pytest.approx(plain.trace.grad_norms, rel=1e-3)
     only.run(lambda step: with_probe(step)[:1], 1)
     assert math.isfinite(only.trace.losses[0])
+
+
+def loss_now(model: LanguageModel, step: int) -> float:
+    """The loss of a batch, in eval mode."""
+    ids_BT1 = torch.from_numpy(counting(step))
+    with torch.no_grad():
+        loss = float(sequence_losses(model.eval()(ids_BT1[:, :-1]), ids_BT1[:, 1:]).mean())
+    model.train()
+    return loss
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_a_model_that_grows_between_two_steps_computes_the_same_keeps_its_moments_and_trains_on(name: str) -> None:
+    train = Train.model_validate({"warmup": 4, "optimizer": {"name": name}, "instability_threshold": 1e9})
+    trainer = make(build(blueprint()), train, steps=20)
+    trainer.run(counting, 10)
+    before, theirs = loss_now(trainer.model, 99), trainer.updater.moments()
+    wider, _ = make_edit(blueprint(), "widen_ffn", 0)
+    state = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    grown = splice(plan(wider, [blueprint()]), [from_parent(state, moments=theirs)], seed=5)
+    trainer.change(assemble(wider, grown.state), Moments.carried(grown), warmup=4)
+    assert loss_now(trainer.model, 99) == pytest.approx(before, rel=1e-6)
+    for kind, of in trainer.updater.moments().items():
+        for key, tensor in of.items():
+            old = theirs[kind][key]
+            assert torch.equal(tensor[tuple(slice(size) for size in old.shape)], old), (kind, key)
+    start = weights(trainer.model)
+    trainer.run(counting, 20)
+    assert len(trainer.trace.losses) == trainer.step == 20
+    assert trainer.trace.losses[-1] < trainer.trace.losses[9]
+    young = {key: value for key, value in Moments.carried(grown).fresh.items() if bool(value.any())}
+    assert young
+    moved = [(weights(trainer.model)[key] != start[key])[new].float().mean() for key, new in young.items()]
+    assert min(float(share) for share in moved) > 0.9
+
+
+def test_a_change_may_bring_its_own_schedule() -> None:
+    trainer = make(model := build(blueprint()), steps=20)
+    trainer.run(counting, 10)
+    flat = Schedule(20, warmup=0)
+    trainer.change(model, Moments(of=trainer.updater.moments(), fresh={}), warmup=0, schedule=flat)
+    seen: list[StepInfo] = []
+    trainer.run(counting, 12, seen.append)
+    assert [info.lr_scale for info in seen] == [flat.scale(10), flat.scale(11)]
+
+
+def test_another_loss_changes_the_gradients_by_its_own_and_what_is_told_stays_the_text_s() -> None:
+    """Self-distillation: the usual loss and the divergence from a teacher's predictions."""
+    teacher, train = build(blueprint(), seed=7), Train(warmup=0, clip=1e9, optimizer=Optimizer(name="lion"))
+
+    def divergence(forward: Forward) -> torch.Tensor:
+        with torch.no_grad():
+            wanted_BTV = teacher(token_ids(forward.ids_BT1)[:, :-1]).log_softmax(-1)
+        return torch.nn.functional.kl_div(
+            forward.logits_BTV.log_softmax(-1), wanted_BTV, log_target=True, reduction="batchmean"
+        )
+
+    usual = usual_loss(train)
+
+    def gradient(loss: Loss) -> torch.Tensor:
+        """Of the head, which a hook on the weight sees before the optimizer drops it."""
+        model = build(blueprint())
+        found: list[torch.Tensor] = []
+        model.emb.weight.register_hook(lambda grad: found.append(grad.clone()))
+        trainer = Trainer(model, train, total_steps=4, tokens_per_step=BATCH * LENGTH, seed=0, loss=loss)
+        trainer.run(counting, 1)
+        told.append(trainer.trace.losses[0])
+        return sum(found)
+
+    told: list[float] = []
+    plain, kl, both = (gradient(loss) for loss in (usual, divergence, lambda it: usual(it) + 0.5 * divergence(it)))
+    assert told[0] == told[1] == told[2]
+    assert float(kl.abs().max()) > 1e-4
+    assert torch.allclose(both, plain + 0.5 * kl, atol=1e-6)

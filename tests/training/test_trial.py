@@ -35,11 +35,15 @@ from morphogen.errors import DeviceError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.figures import known
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.plan import plan
+from morphogen.inherit.splice import splice
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
-from morphogen.training import surrogate
-from morphogen.training.loop import StepInfo
-from morphogen.training.surrogate import run_surrogate
+from morphogen.training import trial
+from morphogen.training.trace import StepInfo
+from morphogen.training.trial import Trial, run_surrogate
+from morphogen.variation.operator import edit as make_edit
 
 SEQ, BATCH = 32, 4
 STEP = SEQ * BATCH
@@ -167,7 +171,7 @@ def test_the_same_report_in_another_process_under_another_hash_seed(make: Callab
     job = make()
     here = repeatable(run_surrogate(job))
     script = (
-        "import sys\nfrom morphogen.candidate import Job\nfrom morphogen.training.surrogate import run_surrogate\n"
+        "import sys\nfrom morphogen.candidate import Job\nfrom morphogen.training.trial import run_surrogate\n"
         "print(run_surrogate(Job.model_validate_json(sys.stdin.read())).model_dump_json(exclude={'timed'}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -311,7 +315,7 @@ def test_what_is_wrong_around_a_candidate_is_raised_and_no_failure_of_its_own(
     gone = {**job.candidate.blueprint, "blocks": [{"ffn": {"kind": "custom", "name": "gone"}}]}
     with pytest.raises(InputError, match="cannot be read where it is to be trained"):
         run_surrogate(job.replace(candidate=job.candidate.replace(blueprint=gone)))
-    monkeypatch.setattr(surrogate, "_answers", lambda device: False)
+    monkeypatch.setattr(trial, "answers", lambda device: False)
     with pytest.raises(RunError, match="device cpu does not answer"):
         run_surrogate(job)
 
@@ -319,8 +323,8 @@ def test_what_is_wrong_around_a_candidate_is_raised_and_no_failure_of_its_own(
 def test_a_device_that_stops_answering_in_training_is_told_from_a_mistake(
     make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter((True, False))
-    monkeypatch.setattr(surrogate, "_answers", lambda device: next(answers))
+    said = iter((True, False))
+    monkeypatch.setattr(trial, "answers", lambda device: next(said))
     with pytest.raises(DeviceError, match="device cpu no longer answers: CUDA error"):
         run_surrogate(make(), _raising(RuntimeError("CUDA error: unspecified launch failure")))
 
@@ -461,3 +465,40 @@ def test_a_rung_1_of_less_than_a_batch_has_one_where_gates_follow(make: Callable
     none = run_surrogate(in_tokens(make(evolution=lenient), STEP // 3, STEP // 3))
     assert none.status is Status.FAILED
     assert f"got {2 * (STEP // 3)} tokens in all for as many FLOPs as the root has" in none.reason
+
+
+def test_a_candidate_that_changes_in_training_is_told_as_what_it_became(
+    make: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Costs, FLOPs, checkpoint and children are those of the architecture that was trained, the first steps' apart."""
+    job = make(evolution={"inherit_optimizer": True})
+    asked = Blueprint.model_validate(job.candidate.blueprint)
+    grown = Trial(job, None)
+    wider, _ = make_edit(asked, "widen_ffn", 0)
+
+    def grow(step: StepInfo) -> None:
+        """After rung 1, as a rule for growth would."""
+        if step.step != 4:
+            return
+        parts = from_parent(grown.trainer.model.state_dict(), moments=grown.trainer.updater.moments())
+        spliced = splice(plan(wider, [asked]), [parts], seed=1)
+        grown.become(wider, spliced.state, Moments.carried(spliced))
+
+    report = grown.run(grow)
+    assert (report.status, report.steps) == (Status.TRAINED, 10)
+    assert report.blueprint == wider.to_json() != job.candidate.blueprint
+    assert report.flops == cost.train_flops(asked, SEQ, 4 * STEP) + cost.train_flops(wider, SEQ, 6 * STEP)
+    assert report.costs["params"] == cost.costs(wider, SEQ)["params"]
+    assert report.checkpoint is not None
+    assert load_checkpoint(tmp_path / report.checkpoint)[1] == wider
+    trained = job.candidate.as_trained(report)
+    assert trained.blueprint == wider.to_json()
+    child = run_surrogate(child_of(job.replace(candidate=trained), report, hidden=80))
+    assert child.inheritance is not None
+    assert child.inheritance.exact
+    assert child.metrics["bpb_inherited"] == pytest.approx(report.metrics["bpb_sample"], rel=1e-5)
+    on = job.replace(before=report, stages=(Stage(rung=3, budget_tokens=2 * STEP),))
+    later = run_surrogate(on)
+    assert later.blueprint == wider.to_json()
+    assert later.flops == pytest.approx(report.flops + cost.train_flops(wider, SEQ, 2 * STEP))
+    assert "blueprint" not in run_surrogate(make(index=2)).model_dump()

@@ -1,0 +1,45 @@
+"""What a candidate's training has taken: tokens, steps and FLOPs, over all architectures that it had meanwhile."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Tokens
+from morphogen.cost import train_flops
+from morphogen.data.mixture import Trained, unique_tokens
+from morphogen.training.assignment import Assignment
+
+
+class Segment(NamedTuple):
+    """Training of one architecture: which, and the step of the job that it begins with."""
+
+    blueprint: Blueprint
+    first_step: int
+
+
+def flops(assignment: Assignment, segments: Sequence[Segment], steps: int) -> float:
+    """FLOPs of a candidate's training so far: earlier jobs', and `steps` of this one, each by its own architecture."""
+    prepared = assignment.prepared
+    ends = [*(segment.first_step for segment in segments[1:]), steps]
+    return assignment.before.flops + sum(
+        train_flops(segment.blueprint, prepared.seq_len, (end - segment.first_step) * prepared.tokens_per_step)
+        for segment, end in zip(segments, ends, strict=True)
+    )
+
+
+def tokens(assignment: Assignment, steps: int, healing: int, begun: Tokens) -> Tokens:
+    """Own, lineage's and unique tokens after `steps` of this job, the first `healing` of them on healing text.
+
+    Ancestors count where their weights were inherited, and so do the tokens behind an `init_checkpoint` (`begun`);
+    which text those were nobody can tell, so that none of it counts as seen twice.
+    """
+    job, before, per_step = assignment.job, assignment.before, assignment.prepared.tokens_per_step
+    ancestors = job.ancestors if assignment.experiment.evolution.weight_inheritance == "parent" else ()
+    earlier, healed = before.steps, before.tokens.own // per_step - before.steps
+    mine = Trained(assignment.data_seed(job.candidate.index), earlier + steps - healing, healed + healing)
+    runs = [mine]
+    # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
+    runs += [Trained(assignment.data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]
+    own = before.tokens.own + steps * per_step
+    lineage = own + sum(ancestor.tokens for ancestor in ancestors) + begun.lineage
+    return Tokens(own=own, lineage=lineage, unique=unique_tokens(assignment.prepared, runs) + begun.unique)

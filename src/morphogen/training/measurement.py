@@ -1,0 +1,71 @@
+"""What is measured of a candidate in training, and the gates that its figures have to pass."""
+
+import math
+import time
+
+from morphogen.candidate import Report, StopReason
+from morphogen.data.mixture import Mixture
+from morphogen.experiment import Experiment
+from morphogen.metrics.measuring import Subject, measured
+from morphogen.metrics.perplexity import SAMPLE_BATCHES, held_out, sample_bpb
+from morphogen.network import LanguageModel
+from morphogen.training.trace import Trace
+
+#: What is measured before training, and stays on record however long that goes on.
+BEFORE_TRAINING = "bpb_inherited"
+
+
+class Measurement:
+    """Takes a candidate's figures. metrics: those that repeat. timed: those of the clock. seconds: that it took."""
+
+    def __init__(self, experiment: Experiment, mixture: Mixture, before: Report) -> None:
+        """before: what earlier jobs found of the candidate."""
+        self._experiment = experiment
+        self._mixture = mixture
+        self.metrics = {name: value for name, value in before.metrics.items() if name == BEFORE_TRAINING}
+        self.timed: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def before_training(self, model: LanguageModel) -> None:
+        """Bits per byte of inherited weights, on the first batches of every shard."""
+        start = time.perf_counter()
+        data, bf16 = self._experiment.data, self._experiment.train.bf16
+        scores = held_out(model, self._mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
+        self.metrics[BEFORE_TRAINING] = sample_bpb(scores, self._mixture.prepared.eval_weights)
+        self.seconds += time.perf_counter() - start
+
+    def take(self, model: LanguageModel, trace: Trace, first_step: int) -> None:
+        """Every figure of the model as it is now. first_step: from which on the trace tells of the training shards."""
+        start = time.perf_counter()
+        subject = Subject(
+            model=model,
+            device=model.emb.weight.device,
+            mixture=self._mixture,
+            eval_tokens=self._experiment.data.eval_tokens,
+            bf16=self._experiment.train.bf16,
+            losses=trace.losses[first_step:],
+            grad_norms=trace.grad_norms[first_step:],
+            recorded=trace.figures,
+        )
+        metrics, timed = measured(subject)
+        self.metrics |= metrics
+        self.timed |= timed
+        self.seconds += time.perf_counter() - start
+
+
+def turned_away(experiment: Experiment, report: Report) -> tuple[StopReason, str] | None:
+    """Why a candidate that was measured at rung 1 goes no further; None where it passes all gates.
+
+    A figure that it lacks is outside its gate.
+    """
+    threshold = experiment.train.ppl_stop_threshold
+    allowed = math.inf if threshold is None else threshold
+    if report.metrics["ppl"] > allowed:
+        reason = f"held-out perplexity {report.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
+        return StopReason.PPL_GATE, reason
+    complaints = []
+    for name, limits in experiment.evolution.rung1_gates.items():
+        value, place = report.value(name), f"rung1_gates.{name}"
+        complaints.append(f"{name} was not measured" if value is None else limits.complaint(name, value, place))
+    reason = "; ".join(complaint for complaint in complaints if complaint)
+    return (StopReason.METRIC_GATE, reason) if reason else None

@@ -1,0 +1,173 @@
+"""The training loop: steps of one model, which may change between two of them. A trial drives it.
+
+B sequences, T1 tokens of a sequence: one more than there are targets.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from morphogen.candidate import StopReason
+from morphogen.errors import InputError
+from morphogen.experiment import Train
+from morphogen.inherit.descent import Moments
+from morphogen.network import LanguageModel
+from morphogen.training.guards import CHECK_EVERY, Guards
+from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
+from morphogen.training.memory import PeakMemory
+from morphogen.training.optimizers import Updater, make_updater
+from morphogen.training.schedule import Schedule
+from morphogen.training.trace import Progress, StepInfo, Trace
+
+#: On an accelerator, losses are read back only every so many steps, so that the host runs ahead.
+READ_EVERY = 10
+#: The first step at which the optimizer's state is already there, so that its memory is typical.
+MEMORY_STEP = 1
+
+Batches = Callable[[int], NDArray[np.int64]]
+
+
+class Trainer:
+    """Trains one model over one schedule, in one or several calls of `run`. Between two steps it may `change`.
+
+    total_steps: of all calls together; the schedule spans them. seed: of dropout and of recurrences'
+    noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
+    moments: optimizer state to go on from; then only what is new warms up. loss: what a step descends on; None is
+    the `usual_loss`. The losses told and guarded are those of the text, whatever it is.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        train: Train,
+        *,
+        total_steps: int,
+        tokens_per_step: int,
+        seed: int,
+        moments: Moments | None = None,
+        loss: Loss | None = None,
+    ) -> None:
+        self.train = train
+        self.total_steps = total_steps
+        self.tokens_per_step = tokens_per_step
+        self.seed = seed
+        self.device = model.emb.weight.device
+        if train.bf16 and self.device.type == "mps":
+            raise InputError("train.bf16: not available on device 'mps', expected false")
+        self.loss = usual_loss(train) if loss is None else loss
+        whole = Schedule.of(train, total_steps)
+        self.schedule = whole if moments is None else Schedule(total_steps, warmup=0)
+        self.guards = Guards(train, whole.warmup)
+        self.memory = PeakMemory(self.device)
+        self.trace = Trace()
+        self.step = 0
+        self.model, self.updater = self._taken(model, moments, whole.warmup)
+        self._figures: tuple[str, ...] = ()
+        self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
+
+    def change(self, model: LanguageModel, moments: Moments, *, warmup: int, schedule: Schedule | None = None) -> None:
+        """Goes on with another model from the next step on: one grown out of the present one.
+
+        moments: of the present optimizer, carried to the new model's parameters. warmup: steps over which what is new
+        in it warms up on its own. schedule: of all steps from the first on; None goes on with the present one.
+        """
+        self.model, self.updater = self._taken(model, moments, warmup)
+        if schedule is not None:
+            self.schedule = schedule
+
+    def _taken(self, model: LanguageModel, moments: Moments | None, warmup: int) -> tuple[LanguageModel, Updater]:
+        """The model made ready, and an optimizer of its own, which has the moments."""
+        model.recompute = self.train.grad_ckpt
+        model.train()
+        updater = make_updater(model, self.train)
+        if moments is not None:
+            updater.adopt(moments, warmup)
+        # memory is measured where the recurrences take all their steps
+        risen = max((math.ceil(loop.ramp * self.total_steps) for loop in model.blueprint.recurrences), default=0)
+        self._memory_step = min(max(self.step + MEMORY_STEP, risen), self.total_steps - 1)
+        return model, updater
+
+    def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
+        """Train on `batches(step)`, of shape (B, T1), up to `until_step`; why a guard stopped it earlier, or None.
+
+        A negative id −1 − i is token i, which is read but not scored as a target.
+
+        On an accelerator a guard may be heard up to `READ_EVERY` − 1 steps late; those steps are counted like others.
+        """
+        cuda = [self.device] if self.device.type == "cuda" else []
+        unread: list[Tensor] = []
+        started = time.perf_counter()
+        self.model.train()
+        with torch.random.fork_rng(devices=cuda):
+            while self.step < until_step:
+                torch.manual_seed(_mix(self.seed, self.step))
+                self.model.set_progress(self.step / self.total_steps)
+                unread.append(self._step(self._on_device(batches(self.step))))
+                self.step += 1
+                if len(unread) == self._read_every or self.step == until_step:
+                    rows = torch.stack(unread).tolist()
+                    now = time.perf_counter()
+                    stop = self._read(rows, (now - started) / len(rows), progress)
+                    if stop is not None:
+                        return stop
+                    unread, started = [], now
+        return None
+
+    def _on_device(self, ids_BT1: NDArray[np.int64]) -> Tensor:
+        on_host = torch.from_numpy(ids_BT1)
+        if self.device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(self.device, non_blocking=True)
+
+    def _step(self, ids_BT1: Tensor) -> Tensor:
+        """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
+        if self.step == self._memory_step:
+            with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
+                return self._update(ids_BT1)
+        return self._update(ids_BT1)
+
+    def _update(self, ids_BT1: Tensor) -> Tensor:
+        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
+        with self.model.recording() as record:
+            with bf16:
+                logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
+                forward = Forward.of(ids_BT1, logits_BTV, record)
+            loss, nats_B = self.loss(forward), forward.nats_B.detach()
+        sampled = entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else nats_B.new_full((), math.nan)
+        del forward, logits_BTV  # the backward pass frees them early
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
+        self.updater.step(self.schedule.scale(self.step))
+        record.settle()
+        means = record.means()
+        self._figures = tuple(means)
+        return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, *means.values()])
+
+    def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
+        """Hand the steps just finished to the trace, the guards and whoever watches."""
+        stop: StopReason | None = None
+        for k, (loss, norm, sampled, *figures) in enumerate(rows):
+            step = self.step - len(rows) + k
+            in_nats = None if math.isnan(sampled) else sampled
+            self.trace.losses.append(loss)
+            self.trace.grad_norms.append(norm)
+            self.trace.seconds.append(seconds)
+            for name, value in zip(self._figures, figures, strict=True):
+                self.trace.figures.setdefault(name, []).append(value)
+            stop = stop or self.guards.observe(loss, norm, in_nats)
+            if progress is not None:
+                scale, tokens = self.schedule.scale(step), (step + 1) * self.tokens_per_step
+                progress(StepInfo(step + 1, self.total_steps, loss, norm, scale, tokens, seconds, in_nats))
+        return stop
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed for one step, unlike its neighbours'."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,232 @@
+"""Evaluating one candidate: a Job in, a Report out. Executors call `run_surrogate`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from morphogen import cost
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Job, Report, Status, StopReason, Tokens
+from morphogen.data.mixture import Mixture
+from morphogen.data.prepare import PreparedData
+from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
+from morphogen.inherit.checkpoint import save_checkpoint, save_moments
+from morphogen.inherit.descent import Moments
+from morphogen.inherit.provenance import Provenance
+from morphogen.inherit.splice import State
+from morphogen.metrics.throughput import tokens_per_second
+from morphogen.network import LanguageModel, assemble
+from morphogen.training import accounts
+from morphogen.training.allocator import memory_kept
+from morphogen.training.assignment import Assignment
+from morphogen.training.device import answers, choose_device, out_of_memory
+from morphogen.training.measurement import Measurement, turned_away
+from morphogen.training.schedule import Schedule
+from morphogen.training.start import starting_weights
+from morphogen.training.trace import Progress
+from morphogen.training.trainer import Trainer
+
+
+def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
+    """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it.
+
+    prepared: the experiment's data where the caller has it ready. Nothing depends on the clock or on global state but
+    `Report.timed`. What is the candidate's own fault (out of memory, numbers that are not finite, a blueprint or budget
+    that cannot be trained) makes a report with status FAILED and one line of reason; everything else is raised.
+    InputError or RunError for what is not its fault: text, weights or a device that cannot be used now.
+    """
+    trial = None
+    try:
+        with memory_kept():
+            trial = Trial(job, prepared)
+            with _its_own():
+                return trial.run(progress)
+    except DivergedError as error:
+        return _failed(job, trial, str(error), StopReason.NOT_FINITE)
+    except CandidateError as error:
+        return _failed(job, trial, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}")
+        if not answers(job.device):
+            raise DeviceError(f"device {job.device} no longer answers: {_first_line(error)}") from error
+        raise
+
+
+@contextmanager
+def _its_own() -> Iterator[None]:
+    """Bad input that comes up in here lies in the candidate itself."""
+    try:
+        yield
+    except InputError as error:
+        raise CandidateError(str(error)) from error
+
+
+def _failed(job: Job, trial: "Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
+    known = Report(id=job.candidate.id, status=Status.FAILED) if trial is None else trial.report(Status.FAILED)
+    diverged = stop_reason is StopReason.NOT_FINITE
+    return known.replace(reason=reason, stop_reason=stop_reason, nan_seen=known.nan_seen or diverged)
+
+
+class Trial:
+    """One candidate on its way from job to report.
+
+    Its architecture may change between two steps of its training (`become`). segments: those that it has had in this
+    job, the first of which it began with.
+    """
+
+    def __init__(self, job: Job, prepared: PreparedData | None) -> None:
+        """Built and given its weights. RunError where the device does not answer."""
+        self.started = time.perf_counter()
+        self.device = choose_device(job.device)
+        if not answers(job.device):
+            raise RunError(f"device {job.device} does not answer")
+        self.assignment = assignment = Assignment.of(job, prepared)
+        self.endings = assignment.endings()
+        start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, assignment.seed("weights"))
+        self.inheritance, self.begun = start.report, start.begun
+        self.vocabulary = assignment.prepared.vocabulary()
+        self.segments: list[accounts.Segment] = []
+        with _its_own():
+            model = self._begins(assignment.blueprint, start.state, 0)
+        self.mixture = Mixture(assignment.prepared, assignment.data_seed(job.candidate.index))
+        self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
+        self.healing_steps = self._healing()
+        self.trainer = Trainer(
+            model,
+            assignment.experiment.train,
+            total_steps=self.endings[-1].step,
+            tokens_per_step=assignment.prepared.tokens_per_step,
+            seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
+            moments=start.moments,
+        )
+        self.rung = -1
+        self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
+
+    def _healing(self) -> int:
+        """Steps on healing text that a child begins with whose splice was not exact."""
+        if not self.inherits or self.inheritance.exact:
+            return 0
+        data, per_step = self.assignment.experiment.data, self.assignment.prepared.tokens_per_step
+        return min(data.healing_tokens // per_step, self.endings[-1].step)
+
+    def _begins(self, blueprint: Blueprint, state: State, step: int) -> LanguageModel:
+        """The model of an architecture that is trained from `step` on, which is on record from now on."""
+        model = assemble(blueprint, state).to(self.device)
+        self.segments.append(accounts.Segment(blueprint, step))
+        return model
+
+    def become(self, blueprint: Blueprint, state: State, moments: Moments, schedule: Schedule | None = None) -> None:
+        """Goes on as `blueprint` from the next step on, with weights and moments spliced from the present ones.
+
+        What is new warms up on its own, over as many steps as a child's. schedule: as `Trainer.change`.
+        """
+        model = self._begins(blueprint, state, self.trainer.step)
+        self.trainer.change(model, moments, warmup=self.assignment.experiment.train.warmup, schedule=schedule)
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The architecture as it is now."""
+        return self.segments[-1].blueprint
+
+    def run(self, progress: Progress | None) -> Report:
+        """Train and measure, rung by rung. DivergedError when a number is not finite."""
+        if self.inherits:
+            self.measurement.before_training(self.trainer.model)
+        stop: StopReason | None = None
+        for rung, until_step in self.endings:
+            stop = self._train(until_step, progress)
+            at_gate = rung == 1 and self.assignment.gated
+            if at_gate or stop is not None or until_step == self.endings[-1].step:
+                self.measurement.take(self.trainer.model, self.trainer.trace, self.healing_steps)
+                self.rung = rung
+            if at_gate and (found := turned_away(self.assignment.experiment, self.report(Status.TRAINED))):
+                why, reason = found
+                return self.report(Status.GATED, reason, why)
+            if stop is not None:
+                break
+        return self.report(Status.TRAINED, stop_reason=stop or StopReason.FULL_RUN, checkpoint=self._save())
+
+    def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
+        """Up to `until_step`: healing text first where it is due, then the mixture."""
+        trainer, healing, mixture = self.trainer, self.healing_steps, self.mixture
+        stop = None
+        if trainer.step < healing:
+            stop = trainer.run(mixture.healing_batch, min(healing, until_step), progress)
+            if trainer.step == healing:
+                trainer.guards.new_text()
+        if stop is None and trainer.step < until_step:
+            first = self.assignment.before.steps - healing
+            stop = trainer.run(lambda step: mixture.batch(first + step), until_step, progress)
+        if stop is StopReason.NOT_FINITE:
+            loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
+            raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
+        return stop
+
+    def _save(self) -> str:
+        """Writes the checkpoint; where, below the run's folder."""
+        job, prepared = self.assignment.job, self.assignment.prepared
+        # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
+        name = job.candidate.id + ("" if job.before is None else f"-rung{self.rung}")
+        where = f"checkpoints/{name}.safetensors"
+        if self.assignment.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
+            save_moments(Path(job.run_dir) / where, self.trainer.updater.moments())
+        digest, called = prepared.tokenizer_digest, prepared.tokenizer
+        behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun)
+        extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
+        save_checkpoint(Path(job.run_dir) / where, self.trainer.model.state_dict(), self.blueprint, extra)
+        return where
+
+    def report(
+        self,
+        status: Status,
+        reason: str = "",
+        stop_reason: StopReason = StopReason.FULL_RUN,
+        checkpoint: str | None = None,
+    ) -> Report:
+        """What is known of the candidate. `steps` are those on the training shards, healing left out."""
+        trainer, job, before = self.trainer, self.assignment.job, self.assignment.before
+        experiment, seq_len = self.assignment.experiment, self.assignment.prepared.seq_len
+        tokens, as_trained = self._tokens(), self.blueprint.to_json()
+        return Report(
+            id=job.candidate.id,
+            status=status,
+            reason=reason,
+            rung=self.rung,
+            metrics={**self.measurement.metrics, **self._share(tokens)},
+            timed=self._timed(),
+            costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
+            tokens=tokens,
+            steps=before.steps + max(0, trainer.step - self.healing_steps),
+            flops=accounts.flops(self.assignment, self.segments, trainer.step),
+            inheritance=self.inheritance,
+            checkpoint=checkpoint,
+            blueprint=None if as_trained == job.candidate.blueprint else as_trained,
+            stop_reason=stop_reason,
+            nan_seen=trainer.guards.nan_seen,
+            loss_spike=trainer.guards.loss_spike,
+        )
+
+    def _timed(self) -> dict[str, float]:
+        """What the clock and the memory say."""
+        trainer, measurement = self.trainer, self.measurement
+        taken = {"train_seconds": sum(trainer.trace.seconds), "eval_seconds": measurement.seconds}
+        if trainer.trace.seconds:
+            taken["throughput"] = tokens_per_second(trainer.tokens_per_step, trainer.trace.seconds)
+        if trainer.memory.bytes:
+            taken["peak_memory_bytes"] = float(trainer.memory.bytes)
+        return {**measurement.timed, **taken, "seconds": time.perf_counter() - self.started}
+
+    def _tokens(self) -> Tokens:
+        steps = self.trainer.step
+        return accounts.tokens(self.assignment, steps, min(self.healing_steps, steps), self.begun)
+
+    def _share(self, tokens: Tokens) -> dict[str, float]:
+        """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""
+        budget = self.assignment.job.budget_tokens
+        return {"budget_share": tokens.own / budget} if budget else {}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
