@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from morphogen.parts.contract.part import REGISTRY
 from morphogen.parts.mixing.custom import Custom
 from morphogen.plugins import allow_code, looking
 from morphogen.variation.operator import check_weights, edit
+from plugins import Bottleneck
 
 PLAIN = {"emb": {"dim": 8, "vocab": 11}, "blocks": [{"ffn": {"kind": "dense", "hidden": 8}}]}
 
@@ -219,3 +221,38 @@ def test_a_plugin_in_place_of_another_carries_nothing_and_says_so(monkeypatch: p
     _, report = inherit(after, [(before, initial_state(before, 0))])
     assert not report.exact
     assert any("plugins:Bottleneck became plugins:Other" in note for note in report.notes)
+
+
+#: Operator -> the slot in which it puts one in, and a block where it may.
+PUTS_IN = {
+    "insert_attn": ("attn", {"ffn": {"kind": "dense", "hidden": 8}}),
+    "insert_ssm": ("ssm", {"ffn": {"kind": "dense", "hidden": 8}}),
+    "insert_ffn": ("ffn", {"ssm": {"kind": "mamba2", "head_dim": 8}}),
+    "insert_custom_module": ("extra", {"ffn": {"kind": "dense", "hidden": 8}}),
+    "add_extra_combo": ("extra", {"ffn": {"kind": "dense", "hidden": 8}}),
+    "insert_other_expert": ("ffn", {"ffn": {"kind": "moe", "hidden": 8, "n_experts": 2}}),
+    "toggle_ssm": ("ssm", {"attn": {"kind": "MHA", "heads": 1, "head_dim": 8}}),
+}
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A kind of this test's for the slot of an operator, gone after it."""
+    slot = PUTS_IN[request.param][0]
+    body = {"__annotations__": {"kind": Literal["seen_here"]}, "kind": "seen_here", "slot": slot}
+    type("SeenHere", (Bottleneck,), {**body, "__module__": __name__})
+    yield "seen_here"
+    del REGISTRY[slot, "seen_here"]
+
+
+@pytest.mark.parametrize(("kind", "operator"), [(name, name) for name in PUTS_IN], indirect=["kind"])
+def test_operators_choose_among_the_kinds_of_other_packages_too(kind: str, operator: str) -> None:
+    blueprint = Blueprint.model_validate({**PLAIN, "blocks": [PUTS_IN[operator][1]]})
+    children = [edit(blueprint, operator, seed) for seed in range(40)]
+    with_kind = [(child, done) for child, done in children if kind in child.model_dump_json()]
+    assert 0 < len(with_kind) <= len(children)
+    child, done = with_kind[0]
+    state = {name: tensor.double() for name, tensor in initial_state(blueprint, 0).items()}
+    after, report = inherit(child, [(blueprint, state)])
+    assert report.exact == done.preserves
+    assert assemble(child, after)(torch.arange(22).reshape(2, 11) % 11).isfinite().all()

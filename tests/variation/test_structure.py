@@ -13,37 +13,15 @@ from morphogen.parts.attention.attention import Attention
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.mixing.layer_scale import LayerScale
+from morphogen.variation import structure
 from morphogen.variation.operator import apply_operator
 from morphogen.variation.operator import edit as named_edit
 from morphogen.variation.structure import plain_attention, plain_ffn
 from strategies import VOCAB, blueprints, rngs
 
-EXACT = (
-    "insert_block",
-    "duplicate_block",
-    "duplicate_block_span",
-    "widen_dim",
-    "untie_head",
-    "insert_attn",
-    "insert_ssm",
-    "insert_ffn",
-    "add_extra_combo",
-)
-LOSSY = (
-    "delete_block",
-    "move_block",
-    "swap_blocks",
-    "narrow_dim",
-    "change_norm",
-    "tie_head",
-    "remove_branch",
-    "toggle_parallel",
-    "toggle_ssm",
-    "shuffle_block_span",
-    "remove_extra",
-)
-#: Exact or not by what they put in.
-EITHER = ("add_extra_combo",)
+HERE = {name: op for name, op in sorted(OPERATORS.items()) if op.act.__module__ == structure.__name__}
+EXACT = [name for name, op in HERE.items() if op.preserves is True]
+LOSSY = [name for name, op in HERE.items() if op.preserves is False]
 
 
 def trained_like(blueprint, seed):
@@ -79,11 +57,18 @@ def ids(blueprint):
     return [block.id for block in blueprint.blocks]
 
 
-def test_all_operators_of_this_file_are_told_apart():
-    here = {name for name, op in OPERATORS.items() if op.act.__module__ == "morphogen.variation.structure"}
-    assert here == {*EXACT, *LOSSY}
-    assert all(OPERATORS[name].preserves is True for name in EXACT)
-    assert all(OPERATORS[name].preserves is False for name in LOSSY)
+def starts():
+    """Blueprints at which every lossy operator of the file may act, at one or another."""
+    plain = three()
+    first, *rest = plain.blocks
+    scaled = first.evolve(extras=({"kind": "layer_scale", "init": 0.5},))
+    mixture = first.evolve(ffn={"kind": "moe", "hidden": 8, "n_experts": 4})
+    untied = plain.evolve(head={"tie_embeddings": False})
+    return [plain, untied, *(plain.evolve(blocks=(block, *rest)) for block in (scaled, mixture))]
+
+
+def test_all_operators_of_this_file_are_exact_or_lossy_everywhere():
+    assert {*EXACT, *LOSSY} == HERE.keys()
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -99,13 +84,8 @@ def test_exact_operators_leave_the_logits_alone(name, blueprint, rng, seed):
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_lossy_operators_move_the_logits(name):
-    start = three()
-    if name == "tie_head":
-        start = named_edit(start, "untie_head", 0)[0]
-    if name == "remove_extra":
-        blocks = (start.blocks[0].evolve(extras=({"kind": "layer_scale", "init": 0.5},)), *start.blocks[1:])
-        start = start.evolve(blocks=blocks)
-    child, _ = named_edit(start, name, 3)
+    made = [(start, apply_operator(start, name, np.random.default_rng(3))) for start in starts()]
+    start, (child, _) = next((start, found) for start, found in made if found is not None)
     moved, report = jump(start, child, 0)
     assert moved > 1e-4
     assert not report.exact

@@ -12,12 +12,14 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.contract.operator import block_operator, model_operator, pick
 from morphogen.parts.contract.part import Context, Modifier, Part
+from morphogen.parts.contract.registry import PartIn
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.memory.associative_memory import insert_assoc_memory
 from morphogen.parts.memory.chunk_memory import insert_chunk_memory
 from morphogen.parts.memory.memory_tokens import insert_memory_tokens
 from morphogen.parts.memory.retro import insert_retro_module
+from morphogen.parts.mixing.custom import insert_custom_module, offered_extras
 from morphogen.parts.mixing.layer_scale import insert_layer_scale
 from morphogen.parts.mixing.short_conv import insert_short_conv
 from morphogen.parts.ssm.mamba2 import Mamba2
@@ -41,6 +43,21 @@ def plain_ssm(dim: int) -> Mamba2:
 def plain_ffn(dim: int) -> MLP:
     """A SwiGLU layer of 8/3 of the residual width, as many parameters as an ungated one of 4."""
     return MLP(hidden=max(MULTIPLE, round(dim * 8 / 3 / MULTIPLE) * MULTIPLE))
+
+
+def attentions(ctx: Context) -> list[Part]:
+    """What comes where attention is put in: ours, and the kinds of other packages."""
+    return [plain_attention(ctx.dim), *PartIn("attn").newcomers(ctx)]
+
+
+def state_spaces(ctx: Context) -> list[Part]:
+    """Likewise for state-space layers."""
+    return [plain_ssm(ctx.dim), *PartIn("ssm").newcomers(ctx)]
+
+
+def feed_forwards(ctx: Context) -> list[Part]:
+    """Likewise for feed-forward layers."""
+    return [plain_ffn(ctx.dim), *PartIn("ffn").newcomers(ctx)]
 
 
 def with_blocks(blueprint: Blueprint, blocks: Sequence[Block]) -> Blueprint | None:
@@ -226,19 +243,19 @@ def tie_head(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None
 @block_operator(preserves=True)
 def insert_attn(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
     """Attention in a block that has none; its output starts at zero."""
-    return block.evolve(attn=plain_attention(ctx.dim)) if block.attn is None else None
+    return block.evolve(attn=pick(rng, attentions(ctx))) if block.attn is None else None
 
 
 @block_operator(preserves=True)
 def insert_ssm(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
     """A state-space layer in a block that has none; its output starts at zero."""
-    return block.evolve(ssm=plain_ssm(ctx.dim)) if block.ssm is None else None
+    return block.evolve(ssm=pick(rng, state_spaces(ctx))) if block.ssm is None else None
 
 
 @block_operator(preserves=True)
 def insert_ffn(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
     """A feed-forward layer in a block that has none; its output starts at zero."""
-    return block.evolve(ffn=plain_ffn(ctx.dim)) if block.ffn is None else None
+    return block.evolve(ffn=pick(rng, feed_forwards(ctx))) if block.ffn is None else None
 
 
 @block_operator(preserves=False)
@@ -260,9 +277,9 @@ def toggle_ssm(block: Block, ctx: Context, rng: np.random.Generator) -> Block | 
         return None
     parts = _slots(block)
     if block.ssm is None:
-        parts |= {"attn": None, "ssm": plain_ssm(ctx.dim)}
+        parts |= {"attn": None, "ssm": pick(rng, state_spaces(ctx))}
     else:
-        parts |= {"attn": plain_attention(ctx.dim), "ssm": None}
+        parts |= {"attn": pick(rng, attentions(ctx)), "ssm": None}
     return block.evolve(**parts, extras=_kept(block.extras, parts))
 
 
@@ -306,10 +323,11 @@ INSERTIONS = (
 
 @block_operator(preserves=True)
 def add_extra_combo(block: Block, ctx: Context, rng: np.random.Generator) -> Block | None:
-    """Two different extras at once: memories, a convolution, a scale; all start without effect."""
+    """Two different extras at once: memories, a convolution, a scale, a plug-in; all start without effect."""
     child: Block | None = block
-    for i in rng.choice(len(INSERTIONS), size=2, replace=False):
-        child = child and INSERTIONS[i](child, ctx, rng)
+    insertions = [*INSERTIONS, *([insert_custom_module] if offered_extras(ctx) else [])]
+    for i in rng.choice(len(insertions), size=2, replace=False):
+        child = child and insertions[i](child, ctx, rng)
     return child
 
 

@@ -28,6 +28,11 @@ class GatedEMA(Part):
     kind: Literal["gated_ema"] = "gated_ema"
     width: PositiveInt = 32
 
+    @classmethod
+    def anew(cls, kind: str, ctx: Context) -> "GatedEMA":
+        """Half as many channels as the residual stream, where evolution puts one in."""
+        return cls(width=max(8, ctx.dim // 2))
+
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """u and g by one map, the logit of a, and the output's projection, where new channels write zero."""
         return {
@@ -56,7 +61,7 @@ def insert_gated_ema(block: BlockT, ctx: Context, rng: np.random.Generator) -> B
     """A gated exponential moving average; its output starts at zero."""
     if any(isinstance(extra, GatedEMA) for extra in block.extras):
         return None
-    return block.evolve(extras=(*block.extras, GatedEMA(width=max(8, ctx.dim // 2))))
+    return block.evolve(extras=(*block.extras, GatedEMA.anew("gated_ema", ctx)))
 
 
 @operator(GatedEMA, preserves=True)

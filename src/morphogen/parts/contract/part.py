@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
@@ -108,6 +108,17 @@ class Part(Frozen):
     def label(self) -> str:
         """The kind, as it stands in the blueprint."""
         return str(vars(self)["kind"])
+
+    @classmethod
+    def anew(cls, kind: str, ctx: Context) -> "Part | None":
+        """The part of this kind that evolution puts where there is none, in a model of such sizes; None where it should
+        not. By default that of default fields, where every field has one. Asked only of kinds of other packages: those
+        of morphogen have operators that put them in.
+        """
+        try:
+            return cls.model_validate({"kind": kind})
+        except ValidationError:
+            return None
 
     def inert(self) -> frozenset[str]:
         """Fields without effect at the present setting; digest and distance skip them."""

@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from morphogen import plugins
 from morphogen.errors import InputError
-from morphogen.parts.contract.part import Modifier, Part, kinds_of, registered
+from morphogen.parts.contract.part import Context, Modifier, Part, kinds_of, registered
 
 #: How a union's tag looks in a pydantic error location, so that messages can leave it out.
 TAG = "kind="
@@ -36,6 +36,12 @@ class PartIn:
             kind: cls for slot in self.also for kind, cls in registered(slot).items() if not issubclass(cls, Modifier)
         }
         return {kind: cls for kind, cls in (registered(self.slot) | more).items() if kind not in self.without}
+
+    def newcomers(self, ctx: Context) -> list[Part]:
+        """A new part of every kind here that comes from another package and changes nothing when put in, by name."""
+        outside = sorted((kind, cls) for kind, cls in self.choices().items() if not _ours(cls))
+        made = (cls.anew(kind, ctx) for kind, cls in outside)
+        return [part for part in made if part is not None and part.neutral()]
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         own = self.choices()
@@ -72,7 +78,11 @@ class PartIn:
         else:
             load_kinds()  # the message lists them
         choices = self.choices()
-        return None if choices.keys() == own.keys() else _union(self, tuple(choices))
+        return None if choices.keys() == own.keys() else _union(self, tuple(choices.items()))
+
+
+def _ours(cls: type[Part]) -> bool:
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _tag(value: object) -> str | None:
@@ -84,7 +94,7 @@ def _tag(value: object) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _union(place: PartIn, kinds: tuple[str, ...]) -> TypeAdapter[Part]:
+def _union(place: PartIn, kinds: tuple[tuple[str, type[Part]], ...]) -> TypeAdapter[Part]:
     """Reads a part of any of the `kinds` that are registered for a place by now."""
     return TypeAdapter(Annotated[Part, place])
 

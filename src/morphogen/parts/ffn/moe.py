@@ -19,6 +19,8 @@ from morphogen.parts.ffn.mlp import GATED, MLP, Activation
 if TYPE_CHECKING:
     from torch import nn
 
+#: What may stand in for an expert.
+EXPERT = PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
 STACKED = ("up.weight", "gate.weight", "down.weight")
@@ -96,7 +98,7 @@ class MoE(Part):
     otherwise only the mark that `router_overflow` is measured by. null: no capacity."""
     drop_policy: Literal["none", "greedy"] = "none"
     """`greedy`: experts refuse tokens beyond their capacity."""
-    experts: tuple[Annotated[Part, PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))], ...] = ()
+    experts: tuple[Annotated[Part, EXPERT], ...] = ()
     """Parts that stand in for the last experts: feed-forward layers of other sizes, or kinds that mix tokens. Those
     read the whole sequence, and count where they are chosen."""
     twins: tuple[NonNegativeInt, ...] = ()

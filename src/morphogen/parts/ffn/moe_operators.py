@@ -5,7 +5,7 @@ import numpy as np
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Part
 from morphogen.parts.ffn.mlp import MLP, scaled
-from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.ffn.moe import EXPERT, MoE
 from morphogen.parts.mixing.custom import ready_made
 from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.parts.ssm.mamba2 import Mamba2
@@ -124,6 +124,7 @@ def insert_other_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Pa
         Mamba2(expand=1.0, head_dim=head_dim),
         ShortConv(),
         *ready_made(),
+        *EXPERT.newcomers(ctx),
     ]
     return part.evolve(n_experts=part.n_experts + 1, experts=(*part.experts, pick(rng, others)))
 

@@ -15,6 +15,7 @@ from morphogen.figures import Figure
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
+from morphogen.parts.contract.registry import PartIn
 from morphogen.parts.contract.tensors import Axis, Tensor
 
 if TYPE_CHECKING:
@@ -160,14 +161,24 @@ def ready_made() -> list["Custom"]:
     return found
 
 
+def offered_extras(ctx: Context) -> list[Part]:
+    """What other packages offer as extras: plug-ins, and kinds of their own."""
+    return [*ready_made(), *PartIn("extra").newcomers(ctx)]
+
+
+def _named(extra: Part) -> tuple[str, str]:
+    """What extras of a block are told apart by."""
+    return extra.label, extra.name if isinstance(extra, Custom) else ""
+
+
 # --------------------------------------------------------------------------------------------------- operators
 
 
 @block_operator(preserves=True)
 def insert_custom_module(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
-    """An installed plug-in with its defaults; its output starts at zero."""
-    present = {extra.name for extra in block.extras if isinstance(extra, Custom)}
-    new = pick(rng, [plugin for plugin in ready_made() if plugin.name not in present])
+    """An extra of an installed package, with its defaults; its output starts at zero."""
+    present = {_named(extra) for extra in block.extras}
+    new = pick(rng, [extra for extra in offered_extras(ctx) if _named(extra) not in present])
     return None if new is None else block.evolve(extras=(*block.extras, new))
 
 
