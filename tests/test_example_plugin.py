@@ -39,6 +39,10 @@ for line in sys.argv[1:]:
         main(line.split())
     except SystemExit as end:
         print(f"exit code {end.code}", flush=True)
+from morphogen.blueprint.schema import Blueprint
+from morphogen.variation.operator import edit
+plain = Blueprint.model_validate({"emb": {"dim": 32, "vocab": 11}, "blocks": [{"ffn": {"kind": "dense", "hidden": 8}}]})
+print("put in:", edit(plain, "insert_custom_module", 0)[0].blocks[0].extras)
 """
 
 
@@ -64,6 +68,7 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     assert f"bad.yaml:{rule}:3 evolution.parent_selection: got 'least_crowdd', expected one of" in told
     assert "did you mean 'least_crowded'?" in told
     assert "insert_gated_ema" in told
+    assert "put in: (GatedEMA(kind='gated_ema', width=16),)" in told
     assert "widen_gated_ema" in told
     assert '"name": "ema_memory"' in done.stdout
     check_figure_of_the_package(run)
