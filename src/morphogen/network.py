@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from morphogen.blueprint.tensors import specs
 from morphogen.errors import DivergedError, InputError
 from morphogen.parts.contract.branch import Branch, Modulation, Record, State
 from morphogen.parts.contract.initial import draw, stream
-from morphogen.parts.contract.layers import Linear, make_norm
+from morphogen.parts.contract.layers import Layer, Linear, make_norm
 from morphogen.parts.contract.part import Context
 from morphogen.parts.contract.tensors import Spec
 from morphogen.parts.recurrence.recurrence_layer import Loop
@@ -24,7 +23,7 @@ from morphogen.parts.recurrence.recurrence_layer import Loop
 Cache = dict[str, State]
 
 
-class Residual(nn.Module):
+class Residual(Layer):
     """One block: its branches in order, each added to the stream after the block's modifiers acted on its output."""
 
     def __init__(self, block: Block, ctx: Context) -> None:
@@ -42,11 +41,12 @@ class Residual(nn.Module):
             if isinstance(module, Modulation):
                 self.modifiers.append(module)
             else:
-                self.order.append((slot, path, cast(Branch, module)))
+                assert isinstance(module, Branch)
+                self.order.append((slot, path, module))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self._run(x_BTD, lambda path, branch, source_BTD: cast(Tensor, branch(source_BTD)))
+        return self._run(x_BTD, lambda path, branch, source_BTD: branch(source_BTD))
 
     def extend(self, x_BTD: Tensor, cache: Cache, prefix: str) -> Tensor:
         """`forward` for tokens that follow those `cache` remembers under `prefix`; updates it in place."""
@@ -102,12 +102,11 @@ class LanguageModel(nn.Module):
         """What share of training is done, from 0 to 1: recurrences take more steps as it rises. 1 until it is set."""
         self._progress = fraction
 
-    def _recomputed(self, block: nn.Module, x_BTD: Tensor) -> Tensor:
+    def _recomputed(self, block: Residual, x_BTD: Tensor) -> Tensor:
         """The block, run again in the backward pass. What it reports then goes to a record that nobody reads."""
-        if self.record is None:
-            return cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False))
-        contexts = (contextlib.nullcontext(), self.recording())
-        return cast(Tensor, checkpoint(block, x_BTD, use_reentrant=False, context_fn=lambda: contexts))
+        contexts = (contextlib.nullcontext(), contextlib.nullcontext() if self.record is None else self.recording())
+        y_BTD: Tensor = checkpoint(block, x_BTD, use_reentrant=False, context_fn=lambda: contexts)
+        return y_BTD
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Record]:
@@ -181,15 +180,20 @@ class LanguageModel(nn.Module):
     def _hidden_on(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         def run(position: int, step: int, x_BTD: Tensor) -> Tensor:
             prefix = f"blocks.{position}@{step}" if step else f"blocks.{position}"
-            return cast(Residual, self.blocks[position]).extend(x_BTD, cache, prefix)
+            return self._at(position).extend(x_BTD, cache, prefix)
 
         return self._through(ids_BT, run)
 
-    def _block(self, position: int, step: int, x_BTD: Tensor) -> Tensor:
+    def _at(self, position: int) -> Residual:
         block = self.blocks[position]
+        assert isinstance(block, Residual)
+        return block
+
+    def _block(self, position: int, step: int, x_BTD: Tensor) -> Tensor:
+        block = self._at(position)
         if self.recompute and self.training:
             return self._recomputed(block, x_BTD)
-        return cast(Tensor, block(x_BTD))
+        return block(x_BTD)
 
     def _through(self, ids_BT: Tensor, run: Runner) -> Tensor:
         """Normalised final hidden states: every block once and in order, those of a recurrence step after step."""
@@ -206,7 +210,7 @@ class LanguageModel(nn.Module):
             done = loop.part.end
         for position in range(done, len(self.blocks)):
             x_BTD = run(position, 0, x_BTD)
-        return cast(Tensor, self.norm(x_BTD))
+        return self.norm(x_BTD)
 
     def _steps(self, loop: Loop) -> int:
         if self.training:

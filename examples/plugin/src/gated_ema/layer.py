@@ -1,7 +1,5 @@
 """The module of `GatedEMA`. B batch, T tokens, D model dim, W channels"""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,4 +45,4 @@ class GatedEMABranch(Branch):
         """As `mix`, after what `state` remembers."""
         u_BTW, g_BTW = self.ug(x_BTD).chunk(2, -1)
         y_BTW, state["past"] = ema(u_BTW, self.logit, state.get("past"))
-        return cast(Tensor, self.o(torch.sigmoid(g_BTW) * y_BTW))
+        return self.o(torch.sigmoid(g_BTW) * y_BTW)

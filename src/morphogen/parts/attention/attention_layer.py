@@ -5,7 +5,6 @@ F heads times channels
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -106,4 +105,4 @@ class AttentionBranch(SelectiveBranch):
         y_BTF = y_BHTE.transpose(1, 2).flatten(2)
         if self.out_gate is not None:
             y_BTF = self.out_gate(x_BTD, y_BTF)
-        return cast(Tensor, self.o(y_BTF))
+        return self.o(y_BTF)

@@ -4,8 +4,6 @@ B batch, T tokens, S cached and new tokens, D model dim, H heads, E head dim (of
 values), R width of the rotated key that heads share, L latent dim
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -45,7 +43,7 @@ class LatentAttentionBranch(SelectiveBranch):
         q_BHTE = _joined(*self._queries(x_BTD, 0))
         k_BHTE, v_BHTE = self._expanded(*self._latent(x_BTD, 0))
         y_BHTE = self.attend(x_BTD, q_BHTE, k_BHTE, v_BHTE, Scoring(self.part.scale), dropout=self.part.dropout)
-        return cast(Tensor, self.o(y_BHTE.transpose(1, 2).flatten(2)))
+        return self.o(y_BHTE.transpose(1, 2).flatten(2))
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix` without dropout, over what `kv_policy` keeps.
@@ -68,7 +66,7 @@ class LatentAttentionBranch(SelectiveBranch):
         y_BHTV = self.attend_on(_joined(q_BHTE, q_BHTR), past, Scoring(part.scale))
         if not expanded:
             y_BHTV = torch.einsum("bhtl,hel->bhte", y_BHTV, self._by_head(self.v_up, y_BHTV))
-        return cast(Tensor, self.o(y_BHTV.transpose(1, 2).flatten(2)))
+        return self.o(y_BHTV.transpose(1, 2).flatten(2))
 
     def _queries(self, x_BTD: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
         """Queries q_BHTE and rotated ones q_BHTR."""

@@ -4,8 +4,6 @@ B batch, T tokens, D model dim, K kv heads, G query heads per kv head, H = K·G 
 V width of v per head, F heads times channels
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,7 +79,7 @@ class LinearAttentionBranch(Branch):
         y_BTF = y_BKGTV.movedim(3, 1).flatten(2)
         if self.gate is not None:
             y_BTF = y_BTF * F.silu(self.gate(x_BTD))
-        return cast(Tensor, self.o(y_BTF)), state_BKEV
+        return self.o(y_BTF), state_BKEV
 
     def _log_decay(self, x_BTD: Tensor) -> Tensor | None:
         """Logarithms of the decays, in fp32 at least: (1, K, 1) when fixed, (B, K, T) when they depend on the token."""

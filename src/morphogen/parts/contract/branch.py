@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from morphogen.parts.contract.layers import Layer
+
 #: What a branch remembers of a sequence while decoding, by name; empty at the start. Batch is the first dimension.
 State = dict[str, Tensor]
 
@@ -52,13 +54,13 @@ class Record:
             branch.settle(counts)
 
 
-class Branch(nn.Module):
+class Branch(Layer):
     """A residual branch's module: `forward` normalises and calls `mix`. B batch, T tokens, D residual width.
 
     record: where to report auxiliary losses and figures while a recording is open, else None.
     """
 
-    norm: nn.Module
+    norm: Layer
     record: Record | None = None
 
     def settle(self, counts: Tensor) -> None:

@@ -6,6 +6,7 @@ A norm's eps is a buffer, not a setting: growth in width changes it, so it is pa
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,15 @@ from morphogen.ops.elementwise import WholeRope, layer_norm, rms_norm, rope_rota
 from morphogen.parts.contract.part import NormKind
 
 
-class RMSNorm(nn.Module):
+class Layer(nn.Module):
+    """A module from one tensor to one tensor, typed so where torch lets calls take and return anything."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class RMSNorm(Layer):
     """x / √(mean(x²) + eps) · weight over the last axis. Ref: arXiv 1910.07467."""
 
     eps: Tensor
@@ -30,7 +39,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """(x − mean(x)) / √(var(x) + eps) · weight + bias over the last axis. Ref: arXiv 1607.06450."""
 
     eps: Tensor
@@ -51,7 +60,7 @@ def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
     return RMSNorm(size) if kind == "rmsnorm" else LayerNorm(size)
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """x Wᵀ with W of shape (out, in); no bias."""
 
     def __init__(self, size_in: int, size_out: int) -> None:

@@ -1,7 +1,5 @@
 """The module of `MLP`. B batch, T tokens, D model dim, F hidden."""
 
-from typing import cast
-
 from torch import Tensor
 
 from morphogen.ops.elementwise import ACTIVATIONS, gated_activation
@@ -33,4 +31,4 @@ class FeedForward(Branch):
             h_BTF = ACTIVATIONS[self.activation](up_BTF)
         else:
             h_BTF = gated_activation(self.activation, self.gate(x_BTD), up_BTF)
-        return cast(Tensor, self.down(h_BTF))
+        return self.down(h_BTF)

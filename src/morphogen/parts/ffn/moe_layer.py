@@ -7,7 +7,6 @@ W places that two experts share, H hidden units of an expert, A assignments of t
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -186,7 +185,8 @@ class Experts(Branch):
         of_stacked, *of_others = plan.divided(part.stacked)
         outputs = [self._stacked(of_stacked, weights_NK, x_ND)] if part.stacked else []
         for i, (its_plan, expert) in enumerate(zip(of_others, part.experts, strict=True)):
-            other = cast(Branch, self.others[i])
+            other = self.others[i]
+            assert isinstance(other, Branch)
             if expert.pointwise:
                 y_AD = other.mix(x_ND[its_plan.token_A][None])[0]
             else:

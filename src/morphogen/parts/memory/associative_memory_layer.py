@@ -1,7 +1,5 @@
 """The module of `AssocMemory`. B batch, T tokens, D model dim, H heads, E head dim, F features of a key."""
 
-from typing import cast
-
 from torch import Tensor
 
 from morphogen.ops.fast_weights import delta_memory, features
@@ -32,12 +30,12 @@ class AssocMemoryBranch(Branch):
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix`, after what `state` remembers."""
         q_BHTE, k_BHTE, v_BHTE = (
-            layer(x_BTD).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            layer(x_BTD).view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v)
         )
         q_BHTF, k_BHTF = features(q_BHTE, self.feature_map), features(k_BHTE, self.feature_map)
         beta_BHT = self.beta(x_BTD).to(q_BHTF.dtype).sigmoid().transpose(1, 2)
         y_BHTE, state["memory"] = delta_memory(q_BHTF, k_BHTF, v_BHTE, beta_BHT, state.get("memory"))
-        return cast(Tensor, self.o(y_BHTE.transpose(1, 2).flatten(2).to(x_BTD.dtype)))
+        return self.o(y_BHTE.transpose(1, 2).flatten(2).to(x_BTD.dtype))
 
 
 # --------------------------------------------------------------------------------------------------- operators

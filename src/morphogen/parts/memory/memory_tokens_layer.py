@@ -1,7 +1,5 @@
 """The module of `MemoryTokens`. B batch, T tokens, D model dim, H heads, E head dim, F heads times channels."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +24,8 @@ class MemoryTokensBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        q_BTHE = self.q(x_BTD).unflatten(2, (self.heads, -1))
-        return cast(Tensor, self.o(attend_learned(q_BTHE, self.keys, self.values).flatten(2)))
+        q_BTHE = self.q(x_BTD).view(*x_BTD.shape[:2], self.heads, -1)
+        return self.o(attend_learned(q_BTHE, self.keys, self.values).flatten(2))
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """Remembers nothing of the sequence."""

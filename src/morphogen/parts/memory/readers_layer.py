@@ -3,8 +3,6 @@
 B batch, T tokens, D model dim, H heads, E head dim, S slots, F heads times channels
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -54,7 +52,7 @@ class SlotBranch(Branch):
         gone = 0 if slots.keep is None else max(0, k_BHSE.shape[2] - slots.keep)
         state["k"], state["v"] = k_BHSE[:, :, gone:], v_BHSE[:, :, gone:]
         state["tail"] = recent_BTD[:, made * slots.stride :].clone()
-        return cast(Tensor, self.o(y_BHTE.transpose(1, 2).flatten(2)))
+        return self.o(y_BHTE.transpose(1, 2).flatten(2))
 
     def _split(self, x_BTF: Tensor) -> Tensor:
         batch, length, width = x_BTF.shape

@@ -25,7 +25,7 @@ class Router(Modulation):
 
     def look(self, x_BTD: Tensor) -> Tensor:
         """Shares of the targets, (B, T, n) or (n,), fp32 at least."""
-        logits = self.bias
+        logits: Tensor = self.bias
         if self.norm is not None and self.up is not None and self.out is not None:
             logits = logits + self.out(F.silu(self.up(self.norm(x_BTD))))
         return len(self.targets) * F.softmax(logits / self.temperature, -1)

@@ -1,7 +1,5 @@
 """The module of `ShortConv`. B batch, T tokens, D model dim, W channels, K taps."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +33,7 @@ class ShortConvBranch(Branch):
             known_BtW = torch.cat([state["past"], h_BTW], 1)
         y_BtW = causal_conv(known_BtW, self.taps.flip(1), self.taps.new_zeros(len(self.taps)))
         state["past"] = known_BtW[:, max(0, known_BtW.shape[1] - self.taps.shape[1] + 1) :].clone()
-        return cast(Tensor, self.o(c_BTW * y_BtW[:, known_BtW.shape[1] - h_BTW.shape[1] :]))
+        return self.o(c_BTW * y_BtW[:, known_BtW.shape[1] - h_BTW.shape[1] :])
 
 
 # --------------------------------------------------------------------------------------------------- operators

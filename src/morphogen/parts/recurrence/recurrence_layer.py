@@ -1,7 +1,5 @@
 """The module of `Recurrence`. B batch, T tokens, D model dim."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -45,4 +43,4 @@ class Loop(nn.Module):
             logit_BT = None if logit_BT is None else logit_BT + read_BTD @ self.gate_prelude
         if logit_BT is not None:
             mixed_BTD = mixed_BTD * (2.0 * torch.sigmoid(logit_BT))[..., None]
-        return cast(Tensor, prelude_BTD + mixed_BTD)
+        return prelude_BTD + mixed_BTD

@@ -3,8 +3,6 @@
 B batch, T tokens, D model dim, H heads, P head width, F = H·P inner channels, N state size, C channels convolved
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +47,7 @@ class Mamba2Branch(SSMBranch):
             state.get("state"),
             self.chunk,
         )
-        return cast(Tensor, self.out(self.out_norm(self.gated(y_BTHP.flatten(2), z_BTF))))
+        return self.out(self.out_norm(self.gated(y_BTHP.flatten(2), z_BTF)))
 
 
 # --------------------------------------------------------------------------------------------------- operators

@@ -3,8 +3,6 @@
 B batch, T tokens, D model dim, F inner channels, N state size, K taps, L rank of the step's projection
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +43,7 @@ class MambaBranch(SSMBranch):
             state.get("state"),
             self.chunk,
         )
-        return cast(Tensor, self.out(self.gated(y_BTF, z_BTF)))
+        return self.out(self.gated(y_BTF, z_BTF))
 
 
 # --------------------------------------------------------------------------------------------------- operators
