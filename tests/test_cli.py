@@ -19,7 +19,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cli.commands.known import SCHEMAS
 from morphogen.cli.console import Lines, Live, observer_for
-from morphogen.cli.explain import plan
+from morphogen.cli.explain import forecast
 from morphogen.cli.launch import execute
 from morphogen.cli.options import with_options
 from morphogen.cost import costs
@@ -129,7 +129,7 @@ def test_explain_counts_what_successive_halving_trains(cli: Cli, config: Path, t
     code, out, _ = cli("explain", halving, "--no-measure", "--json")
     assert code == 0
     assert json.loads(out)["tokens_each"] == 512
-    planned = plan(read(halving).parse(Experiment))
+    planned = forecast(read(halving).parse(Experiment))
     # the root alone, then 3, 1 and 1 of each of two generations' three offspring, on 128, 128 and 256 more tokens
     assert planned.tokens == 512 + 2 * (3 * 128 + 1 * 128 + 1 * 256)
     assert planned.measurements == 3 + 2 * 5

@@ -10,7 +10,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.experiment import Data, Train
 from morphogen.figures import Figure, declare
-from morphogen.parts.contract.part import TRAITS, Cost
+from morphogen.parts.contract.part import COUNTED, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
@@ -87,11 +87,11 @@ def total(blueprint: Blueprint, seq_len: int) -> Cost:
 
 def structure(blueprint: Blueprint) -> dict[str, float]:
     """How many blocks and recurrences there are, and how many blocks hold a mixture, a selector, a memory."""
-    held = [frozenset[str]().union(*(part.traits() for part in block.branches())) for block in blueprint.blocks]
+    held = [frozenset[str]().union(*(part.counts_as() for part in block.branches())) for block in blueprint.blocks]
     return {
         "layers": float(len(blueprint.blocks)),
         "recurrences": float(len(blueprint.recurrences)),
-        **{f"{trait}_blocks": float(sum(trait in traits for traits in held)) for trait in TRAITS},
+        **{f"{sort}_blocks": float(sum(sort in sorts for sorts in held)) for sort in COUNTED},
     }
 
 

@@ -115,8 +115,8 @@ def run_both(tokens: int, dim: int, hidden: int, activation: str, dtype: torch.d
     used = leaves if gated else leaves[:4]
 
     def fast() -> Tensor:
-        plan = routing.dispatch(experts_NK, n_experts, None if share_kept >= 1 else kept_NK)
-        return routing.expert_ffn(x, weights, plan, up, gate if gated else None, down, activation)
+        dispatch = routing.dispatch(experts_NK, n_experts, None if share_kept >= 1 else kept_NK)
+        return routing.expert_ffn(x, weights, dispatch, up, gate if gated else None, down, activation)
 
     def slow() -> Tensor:
         return naive_routing.experts(x, experts_NK, weights, kept_NK, up, gate if gated else None, down, activation)
@@ -153,9 +153,9 @@ def test_the_grouped_matmul_is_taken_where_torch_has_one_wherever_that_is_asked_
 def test_fp32_weights_are_cast_for_bf16_tokens_and_keep_fp32_gradients() -> None:
     x, weights = draw(63, 16, dtype=torch.bfloat16), draw(63, 2, seed=1, dtype=torch.float32).softmax(-1)
     stacks = [draw(5, 24, 16, seed=2 + i, dtype=torch.float32).requires_grad_() for i in range(3)]
-    plan, dy = routing.dispatch(draw(63, 5).topk(2).indices, 5), draw(63, 16, seed=9, dtype=torch.bfloat16)
-    got = routing.expert_ffn(x, weights, plan, *stacks, "swiglu")
-    want = routing.expert_ffn(x, weights, plan, *(stack.bfloat16() for stack in stacks), "swiglu")
+    dispatch, dy = routing.dispatch(draw(63, 5).topk(2).indices, 5), draw(63, 16, seed=9, dtype=torch.bfloat16)
+    got = routing.expert_ffn(x, weights, dispatch, *stacks, "swiglu")
+    want = routing.expert_ffn(x, weights, dispatch, *(stack.bfloat16() for stack in stacks), "swiglu")
     assert torch.equal(got, want)
     for a, b in zip(*(torch.autograd.grad(y, stacks, dy) for y in (got, want)), strict=True):
         assert a.dtype == torch.float32

@@ -224,7 +224,7 @@ def test_the_bias_moves_against_the_load_in_training_only(router_type: Any) -> N
         with model.recording() as record:
             model(ids(0))
         (load_E,) = record.tallies.values()
-        record.settle()
+        record.give_back()
         bias_E = torch.cat([experts.router.bias, experts.other_router.bias])  # type: ignore[list-item]
         want_E = BIAS_STEP[router_type] * torch.sign(load_E.mean() - load_E) * training
         torch.testing.assert_close(bias_E, want_E)

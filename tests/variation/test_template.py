@@ -17,7 +17,7 @@ from morphogen.network import initial_state
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
-from morphogen.variation.act import Around, apply_operator
+from morphogen.variation.act import Surroundings, apply_operator
 from morphogen.variation.compound import simple_operators
 from morphogen.variation.template import carry_out, check_templates, fits, made_up, mistakes, read_templates, varied
 from strategies import blueprints
@@ -38,7 +38,7 @@ def template(*actions, **rest):
 
 
 def carried(given, blueprint=None, seed=0, around=None):
-    return carry_out(given, blueprint or model(), around or Around(), np.random.default_rng(seed))
+    return carry_out(given, blueprint or model(), around or Surroundings(), np.random.default_rng(seed))
 
 
 def replayed(blueprint, steps):
@@ -230,7 +230,7 @@ def test_exact_after_exact_is_exact_where_the_plan_from_end_to_end_is_not():
 
 
 def drawn(templates, seed, novelty=0.0, blueprint=None):
-    around = Around(templates=templates, novelty=novelty)
+    around = Surroundings(templates=templates, novelty=novelty)
     return apply_operator(blueprint or model(), "template_mutation", np.random.default_rng(seed), around)
 
 
@@ -264,7 +264,7 @@ def test_without_templates_one_is_made_up_and_novelty_varies_those_there_are():
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_made_up_templates_are_valid_and_repeat_by_seed(blueprint, seed):
     usable = simple_operators({})
-    one, other = (list(made_up(blueprint, Around(), usable, np.random.default_rng(seed))) for _ in range(2))
+    one, other = (list(made_up(blueprint, Surroundings(), usable, np.random.default_rng(seed))) for _ in range(2))
     assert one == other
     (chain,) = one
     assert len(chain.actions) in (2, 3)
@@ -275,7 +275,7 @@ def test_made_up_templates_are_valid_and_repeat_by_seed(blueprint, seed):
         assert (chain.actions, chain.weight) != (before.actions, before.weight) or before.weight in (0.1, 10.0)
         assert Template.model_validate(chain.model_dump(mode="json")) == chain
         assert list(mistakes((chain,))) == []
-    made = carry_out(chain, blueprint, Around(), np.random.default_rng(seed))
+    made = carry_out(chain, blueprint, Surroundings(), np.random.default_rng(seed))
     if made is not None:
         assert replayed(blueprint, made.steps) == made.child
 
@@ -285,7 +285,7 @@ def test_made_up_templates_are_valid_and_repeat_by_seed(blueprint, seed):
 def test_operators_switched_off_are_in_no_jitter_and_in_no_new_template(blueprint, seed):
     weights = dict.fromkeys(simple_operators({}), 0.0) | {"widen_ffn": 1.0, "widen_dim": 2.0}
     for name in ("graph_jitter", "template_mutation"):
-        made = apply_operator(blueprint, name, np.random.default_rng(seed), Around(weights=weights))
+        made = apply_operator(blueprint, name, np.random.default_rng(seed), Surroundings(weights=weights))
         if made is not None:
             assert {step.operator for step in made[1].steps} <= {"widen_ffn", "widen_dim"}
             assert digest(made[0]) != digest(blueprint)

@@ -37,7 +37,7 @@ from morphogen.errors import InputError
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
-from morphogen.variation.act import identity
+from morphogen.variation.act import design_key
 
 FILE = "verify.json"
 #: Random walks drawn for one candidate of the baseline before it is given up.
@@ -124,7 +124,7 @@ def _distinct(chosen: Sequence[Contender]) -> list[Contender]:
     """The first of each design: the root may stand on the frontier, and a control's copies are its equals."""
     first: dict[str, Contender] = {}
     for one in chosen:
-        first.setdefault(identity(*one.design), one)
+        first.setdefault(design_key(*one.design), one)
     return list(first.values())
 
 

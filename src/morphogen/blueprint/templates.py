@@ -16,7 +16,7 @@ from pydantic import (
 import morphogen.blueprint.schema  # noqa: F401  (registers every kind)
 from morphogen.errors import unknown
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight
-from morphogen.parts.contract.part import REGISTRY, TRAITS
+from morphogen.parts.contract.part import COUNTED, REGISTRY
 from morphogen.parts.contract.registry import TAG
 
 #: A template of more edits would leave nothing of the parent.
@@ -26,7 +26,7 @@ MOST_ACTIONS = 32
 def features() -> frozenset[str]:
     """What a blueprint may have or lack: a slot, a kind, a trait, a recurrence."""
     places = [place for place in REGISTRY if place[0] != "stem"]
-    return frozenset({name for place in places for name in place} | {*TRAITS, "recurrence"})
+    return frozenset({name for place in places for name in place} | {*COUNTED, "recurrence"})
 
 
 def _feature(name: str) -> str:
@@ -50,8 +50,8 @@ class Conditions(Frozen):
     max_params: PositiveInt | None = None
     """Most trainable parameters; null: any number."""
     has: tuple[Feature, ...] = ()
-    """Slots (`attn`, `ssm`, `ffn`, `extra`), kinds (`GQA`, `moe`, ...) or traits (`moe`, `selector`, `memory`,
-    `recurrence`), each somewhere in it."""
+    """Slots (`attn`, `ssm`, `ffn`, `extra`), kinds (`GQA`, `moe`, ...) or what gates count (`moe`, `selector`,
+    `memory`, `recurrence`), each somewhere in it."""
     lacks: tuple[Feature, ...] = ()
     """The same, nowhere in it."""
 

@@ -45,7 +45,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Forecast:
     """What the search will train: candidates at most, training tokens each at most, held-out tokens measured each.
 
     tokens, measurements: of all candidates together. With successive halving most of them are stopped early, and each
@@ -93,7 +93,7 @@ def text_at_hand(data: Data) -> PreparedData | None:
         return None
 
 
-def plan(experiment: Experiment, prepared: PreparedData | None = None) -> Plan:
+def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Forecast:
     """The search in numbers, when no candidate is turned away or promoted.
 
     prepared: its text; without it held-out tokens are counted as if every shard had as many as are asked for.
@@ -112,7 +112,7 @@ def plan(experiment: Experiment, prepared: PreparedData | None = None) -> Plan:
                 left = max(1, left // evolution.eta)
     whole = max(1, data.eval_tokens // data.seq_len) * data.seq_len
     held_out = len(data.measured_shards) * whole if prepared is None else sum(prepared.measured_tokens().values())
-    return Plan(
+    return Forecast(
         candidates=candidates,
         tokens_each=tokens_each,
         eval_tokens_each=held_out + (SEQUENCES * data.seq_len if data.probe else 0),

@@ -129,14 +129,14 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
     root = Engine(experiment, seed=0, run_dir=str(folder), device=device).ask().candidates[0]
-    plan = explain.plan(experiment, prepared)
+    forecast = explain.forecast(experiment, prepared)
     told: dict[str, Any] = {
         "folder": str(folder),
         "root": root.id,
-        "candidates": plan.candidates,
-        "tokens_each": plan.tokens_each,
-        "steps_each": plan.tokens_each // prepared.tokens_per_step,
-        "eval_tokens_each": plan.eval_tokens_each,
+        "candidates": forecast.candidates,
+        "tokens_each": forecast.tokens_each,
+        "steps_each": forecast.tokens_each // prepared.tokens_per_step,
+        "eval_tokens_each": forecast.eval_tokens_each,
         "vocab": prepared.vocab_size,
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }

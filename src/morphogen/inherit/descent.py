@@ -13,7 +13,7 @@ from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
-from morphogen.inherit.splice import Marks, Spliced, State, splice
+from morphogen.inherit.splice import Marks, Spliced, StateDict, splice
 from morphogen.network import check_state, initial_state
 
 
@@ -25,7 +25,7 @@ class Moments:
     whole are not in it.
     """
 
-    of: Mapping[str, State]
+    of: Mapping[str, StateDict]
     fresh: Mapping[str, Tensor]
 
     @classmethod
@@ -42,7 +42,7 @@ class Inherited:
     begun: tokens behind the checkpoint that the lineage began with, from outside of the run.
     """
 
-    state: State
+    state: StateDict
     report: Inheritance
     moments: Moments | None = None
     begun: Tokens = NO_TOKENS
@@ -57,7 +57,7 @@ def inherit(
     names: Sequence[str] = ("0", "1"),
     tokenizers: Sequence[str | None] = (),
     seed: int = 0,
-) -> tuple[State, Inheritance]:
+) -> tuple[StateDict, Inheritance]:
     """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
 
     edits: those that made the child; weights are carried through them one by one, so that a chain of exact edits, and
@@ -83,14 +83,14 @@ def inherit(
 
 def spliced_at_once(
     drawn: Plan, child: Blueprint, states: Sequence[Mapping[str, Tensor]], names: Sequence[str], seed: int
-) -> tuple[State, Inheritance]:
+) -> tuple[StateDict, Inheritance]:
     """One plan carried out on its parents' states, which stay as they are, and the report."""
     spliced = splice(drawn, [from_parent(dict(state), which) for which, state in enumerate(states)], seed)
     return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
 
 
 def from_parent(
-    state: State, which: int = 0, moments: Mapping[str, State] | None = None, *, given: bool = False
+    state: StateDict, which: int = 0, moments: Mapping[str, StateDict] | None = None, *, given: bool = False
 ) -> Spliced:
     """The weights of parent number `which`, of which nothing has been spliced yet."""
     marks = {name: Marks(parent=which) for name in state}

@@ -54,7 +54,7 @@ class TensorPlan(Frozen):
     @property
     def verbatim(self) -> bool:
         """True when the tensor is carried over bit for bit."""
-        whole = all(planned.take.identity for dim in self.dims for planned in dim)
+        whole = all(planned.take.unchanged for dim in self.dims for planned in dim)
         return self.source is not None and whole and self.scale == 1.0 and not self.clear and not self.order
 
 

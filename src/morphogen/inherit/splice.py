@@ -18,7 +18,7 @@ from morphogen.parts.contract.initial import draw, draw_some, stream
 from morphogen.parts.contract.tensors import Init
 from morphogen.parts.contract.transforms import transform
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 #: The step count of an optimizer: one number for a whole tensor.
 STEP = "step"
@@ -61,9 +61,9 @@ class Spliced:
     may have the very tensors, as nobody else will use them.
     """
 
-    state: State
+    state: StateDict
     marks: dict[str, Marks] = field(default_factory=dict)
-    moments: dict[str, State] = field(default_factory=dict)
+    moments: dict[str, StateDict] = field(default_factory=dict)
     given: bool = False
 
     def report(
@@ -129,10 +129,10 @@ def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
 
 def _moments(
     items: Iterable[TensorPlan], kind: str, parents: Sequence[Spliced], kept: Mapping[str, tuple[int, ...]]
-) -> State:
+) -> StateDict:
     """One kind of moment of every parameter that has it in the parent it comes from."""
     theirs = [Spliced(parent.moments.get(kind, {})) for parent in parents]
-    out: State = {}
+    out: StateDict = {}
     for item in items:
         if item.source is None or item.parent is None or item.source not in theirs[item.parent].state or item.clear:
             continue

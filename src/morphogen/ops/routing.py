@@ -160,7 +160,7 @@ def dispatch(experts_NK: Tensor, n_experts: int, kept_NK: Tensor | None = None) 
 def expert_ffn(
     x_ND: Tensor,
     weights_NK: Tensor,
-    plan: Dispatch,
+    dispatch: Dispatch,
     up_EHD: Tensor,
     gate_EHD: Tensor | None,
     down_EHD: Tensor,
@@ -172,7 +172,7 @@ def expert_ffn(
     expert by expert elsewhere.
     """
     outputs = grouped_outputs if _groupable(x_ND, up_EHD) else sliced_outputs
-    return plan.combine(outputs(x_ND, plan, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
+    return dispatch.combine(outputs(x_ND, dispatch, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
 
 
 def _groupable(x_ND: Tensor, up_EHD: Tensor) -> bool:
@@ -183,10 +183,10 @@ def _groupable(x_ND: Tensor, up_EHD: Tensor) -> bool:
 
 
 def grouped_outputs(
-    x_ND: Tensor, plan: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+    x_ND: Tensor, dispatch: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
 ) -> Tensor:
     """Every assignment's output, y_AD, by three grouped matmuls."""
-    x_AD, ends_E = x_ND.index_select(0, plan.token_A), plan.counts_E.cumsum(0, dtype=torch.int32)
+    x_AD, ends_E = x_ND.index_select(0, dispatch.token_A), dispatch.counts_E.cumsum(0, dtype=torch.int32)
     up_AH = F.grouped_mm(x_AD, up_EHD.to(x_AD.dtype).mT, offs=ends_E)
     if gate_EHD is None:
         h_AH = ACTIVATIONS[activation](up_AH)
@@ -196,11 +196,11 @@ def grouped_outputs(
 
 
 def sliced_outputs(
-    x_ND: Tensor, plan: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+    x_ND: Tensor, dispatch: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
 ) -> Tensor:
     """Every assignment's output, y_AD, expert by expert; for sizes and dtypes that the grouped matmul does not take."""
-    dtype, counts = x_ND.dtype, plan.counts_E.tolist()
-    x_aD = torch.split(x_ND.index_select(0, plan.token_A), counts)
+    dtype, counts = x_ND.dtype, dispatch.counts_E.tolist()
+    x_aD = torch.split(x_ND.index_select(0, dispatch.token_A), counts)
     ups, downs = up_EHD.to(dtype).unbind(), down_EHD.to(dtype).unbind()
     if gate_EHD is None:
         hs = [ACTIVATIONS[activation](x @ up_HD.t()) for x, up_HD in zip(x_aD, ups, strict=True)]

@@ -58,7 +58,7 @@ class Column:
 
 @dataclass
 class Layout:
-    """The finished drawing plan. Paths are SVG path data; `lanes` is the y of each finalist's end."""
+    """The finished drawing layout. Paths are SVG path data; `lanes` is the y of each finalist's end."""
 
     scale: Scale
     finalists: tuple[str, ...]
@@ -86,24 +86,24 @@ def lay_out(candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> La
     family = _Family(candidates, finalists)
     many = len(family.on_line) > 90 or family.depth > 24
     scale = Scale(22.0, 9.0, 26.0, False, False) if many else Scale(54.0, 15.0, 44.0, True, len(candidates) <= 60)
-    plan = Layout(scale, family.finalists)
-    plan.gap = min(5.5, 150.0 / max(1, len(family.finalists)))
-    plan.lanes = [scale.pitch * lane for lane in range(len(family.finalists))]
-    rows = _rows(family, plan)
+    layout = Layout(scale, family.finalists)
+    layout.gap = min(5.5, 150.0 / max(1, len(family.finalists)))
+    layout.lanes = [scale.pitch * lane for lane in range(len(family.finalists))]
+    rows = _rows(family, layout)
     dead = [id for id in family.order if id not in family.on_line]
-    sub = _sub_columns(family, plan, dead)
-    _set_columns(family, plan, rows, sub)
+    sub = _sub_columns(family, layout, dead)
+    _set_columns(family, layout, rows, sub)
     for id, (y, half) in rows.items():
-        column = plan.columns[family.column[id]]
+        column = layout.columns[family.column[id]]
         count = len(candidates[id].edits)
         step = (column.x - column.before) / count if count else 0.0
         stops = tuple(column.x - step * back for back in range(count - 1, 0, -1))
-        plan.places[id] = Place(column.x, y, family.column[id], half, stops, True)
-    _place_dead(family, plan, dead, sub)
-    _route(family, plan)
-    ys = [place.y for place in plan.places.values()] + plan.lanes
-    plan.top, plan.bottom = min(ys, default=0.0), max(ys, default=0.0)
-    return plan
+        layout.places[id] = Place(column.x, y, family.column[id], half, stops, True)
+    _place_dead(family, layout, dead, sub)
+    _route(family, layout)
+    ys = [place.y for place in layout.places.values()] + layout.lanes
+    layout.top, layout.bottom = min(ys, default=0.0), max(ys, default=0.0)
+    return layout
 
 
 def _columns(generations: Iterable[int]) -> dict[int, int]:
@@ -184,36 +184,36 @@ class _Family:
         return found
 
 
-def _rows(family: _Family, plan: Layout) -> dict[str, tuple[float, float]]:
+def _rows(family: _Family, layout: Layout) -> dict[str, tuple[float, float]]:
     """(y, half height) of each candidate on a line: in the row of its middle child, if its bundle fits there."""
     rows: dict[str, tuple[float, float]] = {}
     for id in reversed([id for id in family.order if id in family.on_line]):
         low, high = family.span[id]
-        half = (high - low) / 2 * plan.gap
+        half = (high - low) / 2 * layout.gap
         middle = (low + high) // 2
-        y = plan.lanes[middle]
+        y = layout.lanes[middle]
         for child in family.children[id]:
             if family.span[child][0] <= middle <= family.span[child][1]:
                 y = rows[child][0]
-        room = plan.scale.pitch / 2
-        if y - half < plan.lanes[low] - room or y + half > plan.lanes[high] + room:
-            y = (plan.lanes[low] + plan.lanes[high]) / 2
+        room = layout.scale.pitch / 2
+        if y - half < layout.lanes[low] - room or y + half > layout.lanes[high] + room:
+            y = (layout.lanes[low] + layout.lanes[high]) / 2
         rows[id] = y, half
     return rows
 
 
-def _sub_columns(family: _Family, plan: Layout, dead: Sequence[str]) -> list[int]:
+def _sub_columns(family: _Family, layout: Layout, dead: Sequence[str]) -> list[int]:
     """Per column, how many stacks its dead ends need."""
     counts = [0] * family.depth
     for id in dead:
         counts[family.column[id]] += 1
-    height = max(40, int(len(plan.lanes) * plan.scale.pitch / plan.scale.slot * 0.7))
+    height = max(40, int(len(layout.lanes) * layout.scale.pitch / layout.scale.slot * 0.7))
     return [math.ceil(count / height) for count in counts]
 
 
-def _set_columns(family: _Family, plan: Layout, rows: Mapping[str, tuple[float, float]], sub: Sequence[int]) -> None:
+def _set_columns(family: _Family, layout: Layout, rows: Mapping[str, tuple[float, float]], sub: Sequence[int]) -> None:
     """Widths: room for names on both sides of a station, for its further edits, and for the change of rows after it."""
-    scale = plan.scale
+    scale = layout.scale
     wing, stops, climb = [8.0] * family.depth, [0.0] * family.depth, [0.0] * family.depth
     for id, (y, _) in rows.items():
         candidate, column = family.candidates[id], family.column[id]
@@ -232,31 +232,31 @@ def _set_columns(family: _Family, plan: Layout, rows: Mapping[str, tuple[float, 
         here = Column(before=x, generation=family.generations[number])
         here.x = x + wing[number] + stops[number]
         side = max(0, sub[number] - 1) * scale.slot + (90.0 if scale.faint_labels and sub[number] else 10.0)
-        here.after = here.x + max(wing[number], side) + plan.gap * len(plan.lanes) / 2
-        plan.columns.append(here)
+        here.after = here.x + max(wing[number], side) + layout.gap * len(layout.lanes) / 2
+        layout.columns.append(here)
         x = here.after + min(max(scale.fan, climb[number] * 0.7), 3.2 * scale.fan)
-    plan.end = x
+    layout.end = x
 
 
-def _place_dead(family: _Family, plan: Layout, dead: Sequence[str], sub: Sequence[int]) -> None:
+def _place_dead(family: _Family, layout: Layout, dead: Sequence[str], sub: Sequence[int]) -> None:
     """Each dead end goes to the free slot nearest to its parent's row, clear of lines and names."""
-    slot = plan.scale.slot
+    slot = layout.scale.slot
     blocked: list[list[tuple[float, float]]] = [[] for _ in range(family.depth)]
     for id in family.on_line:
-        place = plan.places[id]
-        name = 24.0 if plan.scale.labels else 7.0
+        place = layout.places[id]
+        name = 24.0 if layout.scale.labels else 7.0
         blocked[place.column].append((place.y, place.half + name))
         first = family.column[family.parents[id][0]] + 1 if family.parents[id] else place.column
         for column in range(first, place.column):
             blocked[column].append((place.y, place.half + 7.0))
     for lane, id in enumerate(family.finalists):
         for column in range(family.column[id] + 1, family.depth):
-            blocked[column].append((plan.lanes[lane], 7.0))
+            blocked[column].append((layout.lanes[lane], 7.0))
     members: dict[int, list[str]] = {}
     for id in dead:
         members.setdefault(family.column[id], []).append(id)
     for column in sorted(members):
-        reach = len(members[column]) + int((len(plan.lanes) + 1) * plan.scale.pitch / slot) + 4
+        reach = len(members[column]) + int((len(layout.lanes) + 1) * layout.scale.pitch / slot) + 4
         taken: set[int] = set()
         for y, clear in blocked[column]:
             taken.update(range(math.ceil((y - clear) / slot), math.floor((y + clear) / slot) + 1))
@@ -265,9 +265,9 @@ def _place_dead(family: _Family, plan: Layout, dead: Sequence[str], sub: Sequenc
         for count, id in enumerate(members[column]):
             number = count % sub[column]
             parent = family.parents[id]
-            wish = plan.places[parent[0]].y if parent else (plan.lanes[-1] / 2 if plan.lanes else 0.0)
+            wish = layout.places[parent[0]].y if parent else (layout.lanes[-1] / 2 if layout.lanes else 0.0)
             row = _nearest(stacks[number], wish / slot)
-            plan.places[id] = Place(plan.columns[column].x + number * slot, row * slot, column)
+            layout.places[id] = Place(layout.columns[column].x + number * slot, row * slot, column)
 
 
 def _nearest(free: list[int], wish: float) -> int:
@@ -277,42 +277,42 @@ def _nearest(free: list[int], wish: float) -> int:
     return free.pop(take)
 
 
-def _route(family: _Family, plan: Layout) -> None:
+def _route(family: _Family, layout: Layout) -> None:
     for lane, path in enumerate(family.paths):
-        start = plan.places[path[0]]
-        points = [(start.x, start.y + _offset(family, plan, path[0], lane))]
+        start = layout.places[path[0]]
+        points = [(start.x, start.y + _offset(family, layout, path[0], lane))]
         for parent, child in pairwise(path):
-            there = plan.places[child]
-            y = there.y + _offset(family, plan, child, lane)
-            points = [*_bend(plan, points, family.column[parent], y, plan.places[parent].y, there.y), (there.x, y)]
-        here = plan.places[path[-1]]
-        rest = _bend(plan, points[-1:], here.column, plan.lanes[lane], here.y, plan.lanes[lane])
-        plan.routes.append((_rounded(points), _rounded([*rest, (plan.end, plan.lanes[lane])])))
+            there = layout.places[child]
+            y = there.y + _offset(family, layout, child, lane)
+            points = [*_bend(layout, points, family.column[parent], y, layout.places[parent].y, there.y), (there.x, y)]
+        here = layout.places[path[-1]]
+        rest = _bend(layout, points[-1:], here.column, layout.lanes[lane], here.y, layout.lanes[lane])
+        layout.routes.append((_rounded(points), _rounded([*rest, (layout.end, layout.lanes[lane])])))
     for id in family.order:
-        place, parents = plan.places[id], family.parents[id]
+        place, parents = layout.places[id], family.parents[id]
         if parents and not place.on_line:
-            first = plan.places[parents[0]]
-            plan.twigs.append((id, id in family.givers, _curve(plan, first, place, first.y, place.y)))
+            first = layout.places[parents[0]]
+            layout.twigs.append((id, id in family.givers, _curve(layout, first, place, first.y, place.y)))
         if place.on_line or id in family.givers:
-            plan.transfers += [_transfer(family, plan, other, id) for other in parents[1:]]
+            layout.transfers += [_transfer(family, layout, other, id) for other in parents[1:]]
 
 
-def _transfer(family: _Family, plan: Layout, giver: str, child: str) -> tuple[str, str, int | None, str]:
+def _transfer(family: _Family, layout: Layout, giver: str, child: str) -> tuple[str, str, int | None, str]:
     """The route by which another parent's genes reach a crossover: from its nearest line to the child's edge."""
-    there, here = plan.places[giver], plan.places[child]
+    there, here = layout.places[giver], layout.places[child]
     side = 1.0 if there.y > here.y else -1.0
     lane = family.span[giver][0 if side > 0 else 1] if there.on_line else None
-    to = here.y + side * (here.half + plan.gap) if here.on_line else here.y
-    return giver, child, lane, _curve(plan, there, here, there.y - side * there.half, to)
+    to = here.y + side * (here.half + layout.gap) if here.on_line else here.y
+    return giver, child, lane, _curve(layout, there, here, there.y - side * there.half, to)
 
 
-def _offset(family: _Family, plan: Layout, id: str, lane: int) -> float:
+def _offset(family: _Family, layout: Layout, id: str, lane: int) -> float:
     low, high = family.span[id]
-    return (lane - (low + high) / 2) * plan.gap
+    return (lane - (low + high) / 2) * layout.gap
 
 
 def _bend(
-    plan: Layout, points: list[tuple[float, float]], column: int, y: float, base: float, target: float
+    layout: Layout, points: list[tuple[float, float]], column: int, y: float, base: float, target: float
 ) -> list[tuple[float, float]]:
     """Carries a line past `column` and over to row `y`, at 45 degrees or as steep as the room there asks for.
 
@@ -321,8 +321,8 @@ def _bend(
     from_y = points[-1][1]
     if abs(y - from_y) < 0.01:
         return points
-    leave = plan.columns[column].after
-    room = (plan.columns[column + 1].before if column + 1 < len(plan.columns) else plan.end) - leave
+    leave = layout.columns[column].after
+    room = (layout.columns[column + 1].before if column + 1 < len(layout.columns) else layout.end) - leave
     climb = abs(target - base)
     angle = math.atan2(climb, min(climb, room)) if climb else math.pi / 4
     shift = (from_y - base) * math.tan(angle / 2) * (1.0 if target > base else -1.0 if target < base else 0.0)
@@ -343,10 +343,10 @@ def _rounded(points: Sequence[tuple[float, float]], radius: float = 14.0) -> str
     return " ".join([*parts, f"L{points[-1][0]:.1f} {points[-1][1]:.1f}"])
 
 
-def _curve(plan: Layout, parent: Place, child: Place, y0: float, y1: float) -> str:
+def _curve(layout: Layout, parent: Place, child: Place, y0: float, y1: float) -> str:
     """Along the parent's row to the gap before the child's column, over in one S, and on to the child."""
-    left = plan.columns[child.column - 1].after
-    right = plan.columns[child.column].before
+    left = layout.columns[child.column - 1].after
+    right = layout.columns[child.column].before
     middle = (left + right) / 2
     start = f"M{parent.x:.1f} {y0:.1f} H{max(left, parent.x):.1f}"
     return f"{start} C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {right:.1f} {y1:.1f} H{child.x:.1f}"

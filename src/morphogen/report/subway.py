@@ -67,28 +67,28 @@ def lineage_svg(
     `finalists` get a line each; their `objectives` stand at its end. Hovering a station tells its operator with what
     it changed. Ids that are not among the candidates are left out.
     """
-    plan = lay_out(candidates, finalists)
+    layout = lay_out(candidates, finalists)
     pad = 30.0
     names = [*objectives]
-    id_width = 24 + max((len(id) for id in plan.finalists), default=0) * 6.9
+    id_width = 24 + max((len(id) for id in layout.finalists), default=0) * 6.9
     widths = [max(70.0, 8.0 * len(f"{name} ↓") + 14) for name in names]
-    width = LEFT + plan.end + 18 + id_width + sum(widths) + 24 if plan.finalists else LEFT + plan.end + 30
+    width = LEFT + layout.end + 18 + id_width + sum(widths) + 24 if layout.finalists else LEFT + layout.end + 30
     width = max(width, 760.0)
-    height = TOP + pad + (plan.bottom - plan.top) + pad + 74
+    height = TOP + pad + (layout.bottom - layout.top) + pad + 74
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="subway" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{xml(title)}: lineage">',
         f"<style>{STYLE}</style>",
         f'<rect class="bg" width="{width:.0f}" height="{height:.0f}" rx="10"/>',
         f'<text class="title" x="{LEFT:.0f}" y="40">{xml(title)}</text>',
-        f'<text class="dim" font-size="12.5" x="{LEFT:.0f}" y="61">{xml(_summary(candidates, reports, plan))}</text>',
-        *_stripes(plan, height - 66),
-        f'<g transform="translate({LEFT:.0f},{TOP + pad - plan.top:.1f})">',
-        *_background(plan),
-        *_lines(plan),
-        *_dead_ends(plan, candidates, reports),
-        *_stations(plan, candidates, reports),
-        *_terminals(plan, reports, objectives, id_width, widths),
+        f'<text class="dim" font-size="12.5" x="{LEFT:.0f}" y="61">{xml(_summary(candidates, reports, layout))}</text>',
+        *_stripes(layout, height - 66),
+        f'<g transform="translate({LEFT:.0f},{TOP + pad - layout.top:.1f})">',
+        *_background(layout),
+        *_lines(layout),
+        *_dead_ends(layout, candidates, reports),
+        *_stations(layout, candidates, reports),
+        *_terminals(layout, reports, objectives, id_width, widths),
         "</g>",
         *_legend(height - 30),
         "</svg>",
@@ -100,12 +100,12 @@ def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Repor
     """The same lineage as text for Graphviz, for `dot -Tsvg`; the lines of finalists in black, all else in gray."""
     from graphviz import Digraph, escape
 
-    plan = lay_out(candidates, finalists)
+    layout = lay_out(candidates, finalists)
     node = {"shape": "box", "style": "rounded", "fontname": "Helvetica"}
     graph = Digraph("lineage", graph_attr={"rankdir": "LR"}, node_attr=node)
     order = sorted(candidates, key=lambda id: candidates[id].index)
     for id in order:
-        look = {} if plan.places[id].on_line else {"color": "gray", "fontcolor": "gray"}
+        look = {} if layout.places[id].on_line else {"color": "gray", "fontcolor": "gray"}
         graph.node(id, id, tooltip=_status(reports, id).value, **look)
     for id in order:
         for position, parent in enumerate(parent for parent in candidates[id].parents if parent in candidates):
@@ -119,24 +119,24 @@ def _status(reports: Mapping[str, Report], id: str) -> Status:
     return reports[id].status if id in reports else Status.PROPOSED
 
 
-def _summary(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], plan: Layout) -> str:
+def _summary(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], layout: Layout) -> str:
     counts = dict.fromkeys(Status, 0)
     for id in candidates:
         counts[_status(reports, id)] += 1
     facts = [
         f"{len(candidates)} candidates",
-        f"{max(0, len(plan.columns) - 1)} generations",
-        f"{len(plan.finalists)} on the frontier",
+        f"{max(0, len(layout.columns) - 1)} generations",
+        f"{len(layout.finalists)} on the frontier",
     ]
     facts += [f"{counts[status]} {status}" for status in Status if counts[status] and status is not Status.TRAINED]
     return " · ".join(facts)
 
 
-def _stripes(plan: Layout, bottom: float) -> list[str]:
+def _stripes(layout: Layout, bottom: float) -> list[str]:
     parts = []
-    for number_, column in enumerate(plan.columns):
-        left = 0.0 if number_ == 0 else LEFT + (plan.columns[number_ - 1].after + column.before) / 2
-        after = plan.columns[number_ + 1].before if number_ + 1 < len(plan.columns) else plan.end
+    for number_, column in enumerate(layout.columns):
+        left = 0.0 if number_ == 0 else LEFT + (layout.columns[number_ - 1].after + column.before) / 2
+        after = layout.columns[number_ + 1].before if number_ + 1 < len(layout.columns) else layout.end
         right = LEFT + (column.after + after) / 2
         if number_ % 2:
             parts.append(
@@ -144,22 +144,22 @@ def _stripes(plan: Layout, bottom: float) -> list[str]:
                 f' height="{bottom - TOP + 34:.1f}"/>'
             )
         generation = "…" if column.generation is None else str(column.generation)
-        name = ("seed" if generation == "0" else f"gen {generation}") if plan.scale.labels else generation
+        name = ("seed" if generation == "0" else f"gen {generation}") if layout.scale.labels else generation
         parts.append(
             f'<text class="head" x="{LEFT + column.x:.1f}" y="{TOP - 14:.0f}" text-anchor="middle">{name}</text>'
         )
     return parts
 
 
-def _background(plan: Layout) -> list[str]:
-    return [f'<path class="twig{" giver" if giver else ""}" d="{path}"/>' for _, giver, path in plan.twigs]
+def _background(layout: Layout) -> list[str]:
+    return [f'<path class="twig{" giver" if giver else ""}" d="{path}"/>' for _, giver, path in layout.twigs]
 
 
-def _dead_ends(plan: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
+def _dead_ends(layout: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
     """Those that led to no finalist of their own: small marks, with a tooltip each."""
     parts = []
-    givers = {child for child, giver, _ in plan.twigs if giver}
-    for id, place in plan.places.items():
+    givers = {child for child, giver, _ in layout.twigs if giver}
+    for id, place in layout.places.items():
         if place.on_line:
             continue
         x, y, status = place.x, place.y, _status(reports, id)
@@ -171,21 +171,21 @@ def _dead_ends(plan: Layout, candidates: Mapping[str, Candidate], reports: Mappi
             shape = f'circle class="{"gated" if status is Status.GATED else "dead"}" cx="{x:.1f}" cy="{y:.1f}" r="3"'
         tip = xml(story(candidates[id], reports.get(id)))
         parts.append(f"<{shape}><title>{tip}</title></{shape.split()[0]}>")
-        if plan.scale.faint_labels:
+        if layout.scale.faint_labels:
             parts += _text("faint", x + 7, y + 3.2, shorten(edits_short(candidates[id]), 17), "start")
     return parts
 
 
-def _lines(plan: Layout) -> list[str]:
-    thick = plan.gap * 0.84
+def _lines(layout: Layout) -> list[str]:
+    thick = layout.gap * 0.84
     parts = []
-    for parent, child, lane, path in plan.transfers:
+    for parent, child, lane, path in layout.transfers:
         stroke = f'stroke="{color(lane)}"' if lane is not None else 'stroke="#8b949e"'
         tip = f"<title>{xml(f'genes of {parent} enter {child}')}</title>"
         parts.append(f'<path class="casing" stroke-width="{thick * 0.7 + 2:.2f}" d="{path}"/>')
         parts.append(f'<path fill="none" {stroke} stroke-width="{thick * 0.7:.2f}" d="{path}">{tip}</path>')
-    for lane, (path, tail) in enumerate(plan.routes):
-        tip = f"<title>{xml(plan.finalists[lane])}</title>"
+    for lane, (path, tail) in enumerate(layout.routes):
+        tip = f"<title>{xml(layout.finalists[lane])}</title>"
         dots = f'stroke-dasharray="0.1 {thick * 1.9:.2f}" stroke-opacity="0.75"'
         parts.append(f'<path class="casing" stroke-width="{thick + 1.6:.2f}" d="{path}"/>')
         parts.append(f'<path class="route" stroke="{color(lane)}" stroke-width="{thick:.2f}" d="{path}">{tip}</path>')
@@ -195,26 +195,26 @@ def _lines(plan: Layout) -> list[str]:
     return parts
 
 
-def _stations(plan: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
+def _stations(layout: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
     parts, texts = [], []
-    sides = {child: (1.0 if path_parent.y > plan.places[child].y else -1.0)
-             for parent, child, _, _ in plan.transfers
-             if (path_parent := plan.places[parent]) and plan.places[child].on_line}  # fmt: skip
-    for id, place in plan.places.items():
+    sides = {child: (1.0 if path_parent.y > layout.places[child].y else -1.0)
+             for parent, child, _, _ in layout.transfers
+             if (path_parent := layout.places[parent]) and layout.places[child].on_line}  # fmt: skip
+    for id, place in layout.places.items():
         if not place.on_line:
             continue
         candidate = candidates[id]
         for stop, edit in zip(place.stops, candidate.edits, strict=False):
             tip = xml("\n".join(edit_lines(edit)))
             parts.append(_station(place, stop, 3.2, not edit.preserves, tip, 0.0, 0.0, 1.5))
-        extra = sides[id] * plan.gap if id in sides else 0.0
+        extra = sides[id] * layout.gap if id in sides else 0.0
         lossy = bool(candidate.edits) and not candidate.edits[-1].preserves and id not in sides
-        size = (6.4 if id in sides else 5.2) if plan.scale.labels else (4.4 if id in sides else 3.6)
+        size = (6.4 if id in sides else 5.2) if layout.scale.labels else (4.4 if id in sides else 3.6)
         tip = xml(story(candidate, reports.get(id)))
         parts.append(
             _station(place, place.x, size, lossy, tip, min(0.0, extra), max(0.0, extra), 2.6 if id in sides else 2.0)
         )
-        if plan.scale.labels:
+        if layout.scale.labels:
             names = [edit.operator for edit in candidate.edits] or [edits_short(candidate)]
             for back, name in enumerate(reversed(names)):
                 x = place.x if back == 0 else place.stops[-back]
@@ -242,26 +242,26 @@ def _station(
 
 
 def _terminals(
-    plan: Layout, reports: Mapping[str, Report], objectives: Objectives, id_width: float, widths: list[float]
+    layout: Layout, reports: Mapping[str, Report], objectives: Objectives, id_width: float, widths: list[float]
 ) -> list[str]:
     """Line ends with the finalist's id and its objectives, as a table; the best value of a column is bold."""
     parts, best = [], {}
-    known = {id: reports[id] for id in plan.finalists if id in reports}
+    known = {id: reports[id] for id in layout.finalists if id in reports}
     for name, direction in objectives.items():
         values = [value for report in known.values() if (value := report.value(name)) is not None and value == value]
         best[name] = (min(values) if direction == "min" else max(values)) if values else None
-    left = plan.end + 18
-    if plan.finalists:
+    left = layout.end + 18
+    if layout.finalists:
         edge = left + id_width
         for (name, direction), width in zip(objectives.items(), widths, strict=True):
             edge += width
             arrow = "↓" if direction == "min" else "↑"
-            y = plan.top - 44
+            y = layout.top - 44
             parts.append(f'<text class="head" x="{edge:.1f}" y="{y:.1f}" text-anchor="end">{xml(name)} {arrow}</text>')
-    for lane, (id, y) in enumerate(zip(plan.finalists, plan.lanes, strict=True)):
-        size = min(6.5, plan.scale.pitch / 3)
+    for lane, (id, y) in enumerate(zip(layout.finalists, layout.lanes, strict=True)):
+        size = min(6.5, layout.scale.pitch / 3)
         parts.append(
-            f'<circle class="stop" cx="{plan.end:.1f}" cy="{y:.1f}" r="{size:.1f}" style="stroke:{color(lane)}"'
+            f'<circle class="stop" cx="{layout.end:.1f}" cy="{y:.1f}" r="{size:.1f}" style="stroke:{color(lane)}"'
             f' stroke-width="3.4"/><text class="end" x="{left:.1f}" y="{y + 4:.1f}">{xml(id)}</text>'
         )
         edge = left + id_width

@@ -18,7 +18,7 @@ class Available:
     def __init__(self, experiment: Experiment, model: Blueprint) -> None:
         parts = [part for block in model.blocks for part in block.branches()]
         recorded = {figure.name for part in parts for figure in part.recorded()}
-        has = frozenset[str]().union(*(part.traits() | {part.label} for part in parts))
+        has = frozenset[str]().union(*(part.counts_as() | {part.label} for part in parts))
         has |= {"recurrence"} if model.recurrences else set()
         has |= {"probe"} if experiment.data.probe is not None else set()
         has |= {"weights"} if experiment.train.init_checkpoint is not None else set()

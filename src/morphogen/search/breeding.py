@@ -33,11 +33,11 @@ class Breeding(Generic[G, T]):
     def propose(
         self, rng: np.random.Generator, is_new: Callable[[str], bool]
     ) -> tuple[Bred[G], tuple[str, ...]] | None:
-        """A child whose identity `is_new` (in the control any copy), and its parents; None when `TRIES` draws found
+        """A child whose key `is_new` (in the control any copy), and its parents; None when `TRIES` draws found
         none."""
         for _ in range(TRIES):
             drawn = self._draw(rng)
-            if drawn is not None and (not self.evolution.edits or is_new(self.space.identity(drawn[0][0]))):
+            if drawn is not None and (not self.evolution.edits or is_new(self.space.key(drawn[0][0]))):
                 return drawn
         return None
 

@@ -45,7 +45,7 @@ class _Known(NamedTuple, Generic[G]):
 
     genome: G
     digest: str
-    identity: str
+    key: str
     costs: dict[str, float]
     rejected: str
 
@@ -71,7 +71,7 @@ class Search(Generic[G, T]):
         self.round = 0
         self._in_round: tuple[str, ...] = ()
         self._due: dict[str, Candidate] = {}
-        self._identities: set[str] = set()
+        self._keys: set[str] = set()
         self._asked: dict[str, _Known[G]] = {}
         self._genomes: dict[str, G] = {}
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
@@ -161,8 +161,8 @@ class Search(Generic[G, T]):
         pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
 
-        def is_new(identity: str) -> bool:
-            return identity not in self._identities and identity not in made_now
+        def is_new(key: str) -> bool:
+            return key not in self._keys and key not in made_now
 
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
@@ -171,7 +171,7 @@ class Search(Generic[G, T]):
                 return
             (child, edits), parents = made
             known = self._examine(child, founder=False)
-            made_now.add(known.identity)
+            made_now.add(known.key)
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
@@ -182,7 +182,7 @@ class Search(Generic[G, T]):
         evolution, found = self.evolution, self.space.costs(genome)
         found |= composed(found, evolution)
         rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
-        return _Known(genome, self.space.digest(genome), self.space.identity(genome), found, rejected)
+        return _Known(genome, self.space.digest(genome), self.space.key(genome), found, rejected)
 
     def _candidate(
         self,
@@ -228,7 +228,7 @@ class Search(Generic[G, T]):
                 known = self._examine(self.space.load(candidate), founder=event.generation == 0)
             self.candidates[candidate.id] = candidate
             self._genomes[candidate.id] = known.genome
-            self._identities.add(known.identity)
+            self._keys.add(known.key)
             if self._novelty is not None:
                 self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
             if known.rejected:
@@ -275,7 +275,7 @@ class Search(Generic[G, T]):
             return
         self._genomes.pop(report.id, None)
         genome = self._genome(report.id)
-        self._identities.add(self.space.identity(genome))
+        self._keys.add(self.space.key(genome))
         if self._novelty is not None:
             self._novelty.add(report.id, self.space.digest(genome), self.space.traits(genome))
 

@@ -12,7 +12,7 @@ from morphogen.candidate import Candidate, Edit
 from morphogen.cost import Step, costs
 from morphogen.errors import OperatorError
 from morphogen.experiment import Experiment, Train
-from morphogen.variation.act import identity, trained
+from morphogen.variation.act import design_key, trained
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import Proposal
 from morphogen.variation.policy import Policy
@@ -42,7 +42,7 @@ class Space(Protocol[G, T]):
     def digest(self, genome: G) -> str:
         """Hexadecimal; ids show its beginning."""
 
-    def identity(self, genome: G) -> str:
+    def key(self, genome: G) -> str:
         """Equal only for genomes that are the same to the search."""
 
     def costs(self, genome: G) -> dict[str, float]:
@@ -98,9 +98,9 @@ class Architectures:
         """Equal digests mean the same architecture."""
         return digest(genome.blueprint)
 
-    def identity(self, genome: Design) -> str:
+    def key(self, genome: Design) -> str:
         """Equal for the same architecture trained alike."""
-        return identity(*genome)
+        return design_key(*genome)
 
     def costs(self, genome: Design) -> dict[str, float]:
         """Every cost by name."""

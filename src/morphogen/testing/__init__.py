@@ -13,14 +13,14 @@ from morphogen.testing.comparison import assert_agree, outcome, relative_error
 from morphogen.testing.contract import contract_tests
 from morphogen.testing.models import ids_of, logits, loss_of, stirred
 from morphogen.testing.operators import operator_tests
-from morphogen.testing.strategies import around, blueprints
+from morphogen.testing.strategies import blueprints, blueprints_with
 from morphogen.testing.vectors import Vectors, searched
 
 __all__ = [
     "Vectors",
-    "around",
     "assert_agree",
     "blueprints",
+    "blueprints_with",
     "contract_tests",
     "ids_of",
     "logits",

@@ -22,7 +22,7 @@ from morphogen.parts.contract.branch import Branch
 from morphogen.parts.contract.part import Part, kinds_of
 from morphogen.parts.contract.tensors import flat
 from morphogen.testing.models import TOKENS, ids_of, logits, loss_of, stirred, uncut
-from morphogen.testing.strategies import VOCAB, around
+from morphogen.testing.strategies import VOCAB, blueprints_with
 
 #: Drawn blueprints for each check of a kind.
 EXAMPLES = 8
@@ -42,7 +42,7 @@ def contract_tests(*kinds: type[Part] | tuple[str, str], examples: int = EXAMPLE
     @settings(max_examples=examples, deadline=None, suppress_health_check=TOLERATED)
     @given(data=st.data())
     def test_contract(slot: str, kind: str, check: Check, data: st.DataObject) -> None:
-        check(data.draw(around(slot, kind)), data)
+        check(data.draw(blueprints_with(slot, kind)), data)
 
     test: Callable[..., None] = test_contract
     return test

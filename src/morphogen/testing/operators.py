@@ -17,7 +17,7 @@ from morphogen.network import assemble, initial_state
 from morphogen.parts.contract.part import Part, kinds_of
 from morphogen.testing.contract import EXAMPLES, TOLERATED, without_dead_units
 from morphogen.testing.models import ids_of, logits, loss_of, stirred
-from morphogen.testing.strategies import around
+from morphogen.testing.strategies import blueprints_with
 from morphogen.variation.operator import apply_operator
 
 FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
@@ -30,7 +30,7 @@ def operator_tests(*names: str, on: type[Part], examples: int = EXAMPLES) -> Cal
     @pytest.mark.parametrize("check", [changes_and_is_exact_as_declared, new_weights_train])
     @pytest.mark.parametrize("name", names)
     @settings(max_examples=examples, deadline=None, suppress_health_check=TOLERATED)
-    @given(blueprint=around(on.slot, kinds_of(on)[0]), seed=st.integers(0, 2**31))
+    @given(blueprint=blueprints_with(on.slot, kinds_of(on)[0]), seed=st.integers(0, 2**31))
     def test_operators(name: str, check: Check, blueprint: Blueprint, seed: int) -> None:
         check(name, blueprint, seed)
 

@@ -375,7 +375,7 @@ def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab:
 
 
 @st.composite
-def around(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
+def blueprints_with(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
     """A two-block blueprint in which the first block holds a part of the given kind."""
     rest = draw(blueprints(min_blocks=1, max_blocks=1))
     part = draw(strategy(slot, kind))

@@ -50,7 +50,7 @@ class Vectors:
         """Equal for vectors that are equal bit for bit."""
         return hashlib.sha256(genome.tobytes()).hexdigest()
 
-    def identity(self, genome: Floats) -> str:
+    def key(self, genome: Floats) -> str:
         """Its digest."""
         return self.digest(genome)
 

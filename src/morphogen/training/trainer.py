@@ -145,7 +145,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
         self.updater.step(self.schedule.scale(self.step))
-        record.settle()
+        record.give_back()
         means = record.means()
         self._figures = tuple(means)
         return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, *means.values()])

@@ -14,7 +14,7 @@ from morphogen.errors import CandidateError, DeviceError, DivergedError, InputEr
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
 from morphogen.inherit.descent import Moments
 from morphogen.inherit.provenance import Provenance
-from morphogen.inherit.splice import State
+from morphogen.inherit.splice import StateDict
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import LanguageModel, assemble
 from morphogen.training import accounts
@@ -111,13 +111,15 @@ class Trial:
         data, per_step = self.assignment.experiment.data, self.assignment.prepared.tokens_per_step
         return min(data.healing_tokens // per_step, self.endings[-1].step)
 
-    def _begins(self, blueprint: Blueprint, state: State, step: int) -> LanguageModel:
+    def _begins(self, blueprint: Blueprint, state: StateDict, step: int) -> LanguageModel:
         """The model of an architecture that is trained from `step` on, which is on record from now on."""
         model = assemble(blueprint, state).to(self.device)
         self.segments.append(accounts.Segment(blueprint, step))
         return model
 
-    def become(self, blueprint: Blueprint, state: State, moments: Moments, schedule: Schedule | None = None) -> None:
+    def become(
+        self, blueprint: Blueprint, state: StateDict, moments: Moments, schedule: Schedule | None = None
+    ) -> None:
         """Goes on as `blueprint` from the next step on, with weights and moments spliced from the present ones.
 
         What is new warms up on its own, over as many steps as a child's. schedule: as `Trainer.change`.

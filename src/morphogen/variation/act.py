@@ -25,7 +25,7 @@ T = TypeVar("T")
 DRAWS = 4
 
 
-class Around(NamedTuple):
+class Surroundings(NamedTuple):
     """What an edit may depend on besides the blueprint.
 
     train: how the candidate is trained. weights: of the operators that compound ones draw from; none where all are as
@@ -38,10 +38,10 @@ class Around(NamedTuple):
     novelty: float = 0.25
 
 
-PLAIN = Around()
+PLAIN = Surroundings()
 
 
-class Made(NamedTuple):
+class CompoundEdit(NamedTuple):
     """What a compound operator did: the child, the edits that lead to it, and the template they come from, if any."""
 
     child: Blueprint
@@ -59,7 +59,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Place:
+class Aim:
     """Where among its targets an operator shall act, and what it shall make there.
 
     order: at a random one where it applies, the first or the last. block: only in the block of this id. set: fields of
@@ -71,7 +71,7 @@ class Place:
     set: Mapping[str, JsonValue] | None = None
 
 
-ANYWHERE = Place()
+ANYWHERE = Aim()
 
 
 def targets(blueprint: Blueprint, op: Operator) -> tuple[Target, ...]:
@@ -97,7 +97,7 @@ def _bracketed(path: str) -> str:
     return f"{slot}[{number}]" if number else slot
 
 
-def identity(blueprint: Blueprint, train: Train) -> str:
+def design_key(blueprint: Blueprint, train: Train) -> str:
     """Equal for equal architectures that are trained alike."""
     return f"{digest(blueprint)}/{train.model_dump_json()}"
 
@@ -124,7 +124,7 @@ def train_changes(before: Train, after: Train) -> tuple[Change, ...]:
 
 
 def apply_operator(
-    blueprint: Blueprint, name: str, rng: np.random.Generator, around: Around = PLAIN, place: Place = ANYWHERE
+    blueprint: Blueprint, name: str, rng: np.random.Generator, around: Surroundings = PLAIN, aim: Aim = ANYWHERE
 ) -> tuple[Blueprint, Edit] | None:
     """The child that operator `name` makes at a place where it applies, and the edit; None when there is none.
 
@@ -140,17 +140,17 @@ def apply_operator(
             return None
         done = train_changes(around.train, after)
         return blueprint, Edit(operator=op.name, target="train", preserves=op.exact(around.train), changes=done)
-    return _in_order(blueprint, op, _ordered(blueprint, targets(blueprint, op), place, rng), place, rng)
+    return _in_order(blueprint, op, _ordered(blueprint, targets(blueprint, op), aim, rng), aim, rng)
 
 
 def _compound(
-    blueprint: Blueprint, op: Operator, rng: np.random.Generator, around: Around
+    blueprint: Blueprint, op: Operator, rng: np.random.Generator, around: Surroundings
 ) -> tuple[Blueprint, Edit] | None:
-    made = _made_by(op, Made, blueprint, around, rng)
+    made = _made_by(op, CompoundEdit, blueprint, around, rng)
     if made is None:
         return None
     after = trained(around.train, made.steps)
-    if identity(made.child, after) == identity(blueprint, around.train):
+    if design_key(made.child, after) == design_key(blueprint, around.train):
         return None
     edit = Edit(
         operator=op.name,
@@ -163,20 +163,18 @@ def _compound(
     return made.child, edit
 
 
-def _ordered(
-    blueprint: Blueprint, places: Sequence[Target], place: Place, rng: np.random.Generator
-) -> Sequence[Target]:
+def _ordered(blueprint: Blueprint, places: Sequence[Target], aim: Aim, rng: np.random.Generator) -> Sequence[Target]:
     """The targets at which to try, in order."""
-    if place.block is not None:
-        position = {block.id: i for i, block in enumerate(blueprint.blocks)}.get(place.block)
+    if aim.block is not None:
+        position = {block.id: i for i, block in enumerate(blueprint.blocks)}.get(aim.block)
         places = [target for target in places if target.position is not None and target.position == position]
-    if place.order == "any":
+    if aim.order == "any":
         return [places[i] for i in rng.permutation(len(places))]
-    return places if place.order == "first" else places[::-1]
+    return places if aim.order == "first" else places[::-1]
 
 
 def _in_order(
-    blueprint: Blueprint, op: Operator, places: Sequence[Target], place: Place, rng: np.random.Generator
+    blueprint: Blueprint, op: Operator, places: Sequence[Target], aim: Aim, rng: np.random.Generator
 ) -> tuple[Blueprint, Edit] | None:
     """The operator at the first of `places` where it applies."""
     before = digest(blueprint)
@@ -184,11 +182,11 @@ def _in_order(
         subject = _subject(blueprint, target)
         for _ in range(DRAWS):
             child = _child(blueprint, op, target, subject, rng)
-            if child is not None and place.set:
-                child = _with_fields(blueprint, child, place.set)
+            if child is not None and aim.set:
+                child = _with_fields(blueprint, child, aim.set)
             if child is not None and digest(child) != before:
                 # fields of one's own choice may make an exact edit lossy, so that the plan is asked
-                exact = plan(_known(child), [_known(blueprint)]).exact if place.set else op.exact(*subject)
+                exact = plan(_known(child), [_known(blueprint)]).exact if aim.set else op.exact(*subject)
                 done = changes(blueprint, child)
                 return child, Edit(operator=op.name, target=target.name, preserves=exact, changes=done)
     return None

@@ -8,7 +8,7 @@ import morphogen.variation.training  # noqa: F401  (registers the operators on t
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.parts.contract.operator import OPERATORS, compound_operator
-from morphogen.variation.act import Around, Made, apply_operator, identity, trained
+from morphogen.variation.act import CompoundEdit, Surroundings, apply_operator, design_key, trained
 from morphogen.variation.template import carry_out, drawn_templates
 
 #: Operator -> what it does, and the operators of which it makes one edit, where one applies.
@@ -49,16 +49,20 @@ def by_weight(weights: Mapping[str, float], rng: np.random.Generator) -> Sequenc
     return [names[i] for i in rng.choice(len(names), size=len(names), replace=False, p=weight / weight.sum())]
 
 
-def one_of(blueprint: Blueprint, weights: Mapping[str, float], rng: np.random.Generator, around: Around) -> Made | None:
+def one_of(
+    blueprint: Blueprint, weights: Mapping[str, float], rng: np.random.Generator, around: Surroundings
+) -> CompoundEdit | None:
     """One edit by the first operator, in an order drawn by weight, that applies."""
     for name in by_weight(weights, rng):
         made = apply_operator(blueprint, name, rng, around)
         if made is not None:
-            return Made(made[0], (made[1],))
+            return CompoundEdit(made[0], (made[1],))
     return None
 
 
-def _family(members: Sequence[str], blueprint: Blueprint, around: Around, rng: np.random.Generator) -> Made | None:
+def _family(
+    members: Sequence[str], blueprint: Blueprint, around: Surroundings, rng: np.random.Generator
+) -> CompoundEdit | None:
     usable = simple_operators(around.weights)
     return one_of(blueprint, {name: usable[name] for name in members if name in usable}, rng, around)
 
@@ -69,24 +73,24 @@ for _name, (_summary, _members) in FAMILIES.items():
     )
 
 
-def graph_jitter(blueprint: Blueprint, around: Around, rng: np.random.Generator) -> Made | None:
+def graph_jitter(blueprint: Blueprint, around: Surroundings, rng: np.random.Generator) -> CompoundEdit | None:
     """From two to four edits anywhere, by operators on parts, blocks and models; fewer where no more apply."""
     usable = simple_operators(around.weights)
-    child, steps, seen = blueprint, list[Edit](), {identity(blueprint, around.train)}
+    child, steps, seen = blueprint, list[Edit](), {design_key(blueprint, around.train)}
     for _ in range(int(rng.integers(2, JITTERS + 1))):
         made = one_of(child, usable, rng, around)
-        if made is None or identity(made.child, around.train) in seen:
+        if made is None or design_key(made.child, around.train) in seen:
             continue
         child, steps = made.child, [*steps, *made.steps]
-        seen.add(identity(child, around.train))
-    return Made(child, tuple(steps)) if steps else None
+        seen.add(design_key(child, around.train))
+    return CompoundEdit(child, tuple(steps)) if steps else None
 
 
-def template_mutation(blueprint: Blueprint, around: Around, rng: np.random.Generator) -> Made | None:
+def template_mutation(blueprint: Blueprint, around: Surroundings, rng: np.random.Generator) -> CompoundEdit | None:
     """The edits of a template, all or none: one of the run's whose conditions hold, a variation of it, or a new one."""
     for template in drawn_templates(around, simple_operators(around.weights), blueprint, rng):
         made = carry_out(template, blueprint, around, rng)
-        if made is not None and identity(made.child, trained(around.train, made.steps)) != identity(
+        if made is not None and design_key(made.child, trained(around.train, made.steps)) != design_key(
             blueprint, around.train
         ):
             return made

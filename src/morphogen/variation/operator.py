@@ -13,7 +13,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
-from morphogen.variation.act import PLAIN, Around, apply_operator, identity, targets, trained
+from morphogen.variation.act import PLAIN, Surroundings, apply_operator, design_key, targets, trained
 from morphogen.variation.compound import by_weight
 
 __all__ = ["OperatorInfo", "Proposal", "apply_operator", "describe_operators", "edit", "mutate", "targets"]
@@ -84,7 +84,7 @@ def mutate(
     rng: np.random.Generator,
     steps: int | tuple[int, int],
     weights: Mapping[str, float],
-    around: Around = PLAIN,
+    around: Surroundings = PLAIN,
 ) -> Proposal:
     """A child by 1 to `steps` edits, or as many as a range allows, evenly; each operator is drawn by weight among those
     that apply. Compound operators draw by the same weights.
@@ -97,31 +97,31 @@ def mutate(
         raise InputError(f"evolution.mutation_steps: got {steps}, expected at least 1 to mutate")
     usable = operator_weights(weights)
     around = around._replace(weights={name: usable.get(name, 0.0) for name in OPERATORS})
-    child, edits, seen = blueprint, list[Edit](), {identity(blueprint, around.train)}
+    child, edits, seen = blueprint, list[Edit](), {design_key(blueprint, around.train)}
     for _ in range(int(rng.integers(least, most + 1))):
         made = _one_edit(child, rng, usable, seen, around)
         if made is None:
             break
         child, around = made[0], around._replace(train=trained(around.train, (made[1],)))
         edits.append(made[1])
-        seen.add(identity(child, around.train))
+        seen.add(design_key(child, around.train))
     if not edits:
         raise OperatorError(f"no operator of positive weight applies to blueprint {blueprint.name!r}")
     return Proposal(child, tuple(edits))
 
 
 def _one_edit(
-    blueprint: Blueprint, rng: np.random.Generator, usable: Mapping[str, float], seen: set[str], around: Around
+    blueprint: Blueprint, rng: np.random.Generator, usable: Mapping[str, float], seen: set[str], around: Surroundings
 ) -> tuple[Blueprint, Edit] | None:
     """One edit that leads to a candidate not in `seen`; operators are tried in an order drawn by weight."""
     for name in by_weight(usable, rng):
         made = apply_operator(blueprint, name, rng, around)
-        if made is not None and identity(made[0], trained(around.train, (made[1],))) not in seen:
+        if made is not None and design_key(made[0], trained(around.train, (made[1],))) not in seen:
             return made
     return None
 
 
-def describe_operators(blueprint: Blueprint, around: Around = PLAIN) -> list[OperatorInfo]:
+def describe_operators(blueprint: Blueprint, around: Surroundings = PLAIN) -> list[OperatorInfo]:
     """Every registered operator in order of name."""
     load_operators()
     return [

@@ -16,7 +16,7 @@ from morphogen.cost import structure
 from morphogen.errors import RunError
 from morphogen.experiment import Evolution, Train
 from morphogen.parts.contract.operator import OPERATORS
-from morphogen.variation.act import Around, apply_operator, trained
+from morphogen.variation.act import Surroundings, apply_operator, trained
 from morphogen.variation.operator import Proposal, check_weights, mutate, operator_weights
 from morphogen.variation.template import check_templates
 
@@ -98,9 +98,9 @@ class Policy(NamedTuple):
             weights[name] = _within(weights[name] * gain, evolution)
         return weights
 
-    def around(self, evolution: Evolution, train: Train) -> Around:
+    def around(self, evolution: Evolution, train: Train) -> Surroundings:
         """What the edits of a candidate may depend on."""
-        return Around(train, self.weights, (*self.given, *self.learned), evolution.template_mutation_prob)
+        return Surroundings(train, self.weights, (*self.given, *self.learned), evolution.template_mutation_prob)
 
     def mutated(self, evolution: Evolution, parent: Blueprint, train: Train, rng: np.random.Generator) -> Proposal:
         """A child by edits. OperatorError when nothing applies."""
@@ -123,7 +123,7 @@ class Policy(NamedTuple):
         return Proposal(child, tuple(edits))
 
     def _mended(
-        self, blueprint: Blueprint, gate: str, rng: np.random.Generator, around: Around
+        self, blueprint: Blueprint, gate: str, rng: np.random.Generator, around: Surroundings
     ) -> tuple[Blueprint, Edit] | None:
         """One edit nearer to a gate and no farther from any other; None where no operator gets there."""
         before = structure(blueprint)

@@ -18,7 +18,7 @@ from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Operator, find_operator, load_operators, pick
 from morphogen.parts.contract.part import REGISTRY, Part
 from morphogen.parts.recurrence.recurrence import Recurrence
-from morphogen.variation.act import Around, Made, Place, apply_operator, trained
+from morphogen.variation.act import Aim, CompoundEdit, Surroundings, apply_operator, trained
 
 #: Draws for one action, where it shall be another or one that applies.
 TRIES = 12
@@ -138,33 +138,35 @@ def features_of(blueprint: Blueprint) -> set[str]:
     return held | {name.removesuffix("_blocks").removesuffix("s") for name, count in counts.items() if count}
 
 
-def carry_out(template: Template, blueprint: Blueprint, around: Around, rng: np.random.Generator) -> Made | None:
+def carry_out(
+    template: Template, blueprint: Blueprint, around: Surroundings, rng: np.random.Generator
+) -> CompoundEdit | None:
     """All of the template's actions one after another; None where its conditions do not hold or an action fails."""
     if not fits(template.conditions, blueprint):
         return None
     child, steps, last = blueprint, list[Edit](), None
     for action in template.actions:
-        place = _place(action, child, last)
-        made = None if place is None else apply_operator(child, action.operator, rng, around, place)
+        aim = _aim(action, child, last)
+        made = None if aim is None else apply_operator(child, action.operator, rng, around, aim)
         if made is None:
             return None
         last = _acted_in(child, made[0])
         around = around._replace(train=trained(around.train, (made[1],)))
         child, steps = made[0], [*steps, made[1]]
-    return Made(child, tuple(steps), template)
+    return CompoundEdit(child, tuple(steps), template)
 
 
-def _place(action: Action, blueprint: Blueprint, last: str | None) -> Place | None:
+def _aim(action: Action, blueprint: Blueprint, last: str | None) -> Aim | None:
     """Where the action is to act; None where there is no such place."""
     match action.target:
         case "any" | "first" | "last":
-            return Place(order=action.target, set=action.set)
+            return Aim(order=action.target, set=action.set)
         case "same":
-            return None if last is None else Place(block=last, set=action.set)
+            return None if last is None else Aim(block=last, set=action.set)
         case position:
             blocks = blueprint.blocks
             inside = -len(blocks) <= position < len(blocks)
-            return Place(block=blocks[position].id, set=action.set) if inside else None
+            return Aim(block=blocks[position].id, set=action.set) if inside else None
 
 
 def _acted_in(before: Blueprint, after: Blueprint) -> str | None:
@@ -174,7 +176,7 @@ def _acted_in(before: Blueprint, after: Blueprint) -> str | None:
 
 
 def drawn_templates(
-    around: Around, usable: Mapping[str, float], blueprint: Blueprint, rng: np.random.Generator
+    around: Surroundings, usable: Mapping[str, float], blueprint: Blueprint, rng: np.random.Generator
 ) -> Iterator[Template]:
     """Templates to try: those of the run that fit, in an order drawn by weight, each varied, or another made up in its
     place, with the probability of a new one; where there are none, one that is made up."""
@@ -195,7 +197,7 @@ def drawn_templates(
 
 
 def made_up(
-    blueprint: Blueprint, around: Around, usable: Mapping[str, float], rng: np.random.Generator
+    blueprint: Blueprint, around: Surroundings, usable: Mapping[str, float], rng: np.random.Generator
 ) -> Iterator[Template]:
     """A new template of two or three actions that can be made on `blueprint` one after another; none where that fails.
 
@@ -205,8 +207,8 @@ def made_up(
     wanted = int(rng.integers(2, LONGEST))
     for _ in range(TRIES * wanted):
         action = _new_action(usable, rng, follows=bool(actions))
-        place = _place(action, child, last)
-        made = None if place is None else apply_operator(child, action.operator, rng, around, place)
+        aim = _aim(action, child, last)
+        made = None if aim is None else apply_operator(child, action.operator, rng, around, aim)
         if made is not None:
             last, child = _acted_in(child, made[0]), made[0]
             actions.append(action)

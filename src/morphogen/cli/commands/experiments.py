@@ -64,11 +64,15 @@ def explain(
     with reading.placed(config):
         found = explaining.blueprint_costs(experiment)
     prepared = explaining.text_at_hand(experiment.data)
-    plan = explaining.plan(experiment, prepared)
+    forecast = explaining.forecast(experiment, prepared)
     told: dict[str, Any] = {
         name: int(value) if value.is_integer() else round(value, 4) for name, value in found.items()
     }
-    told |= {"candidates": plan.candidates, "tokens_each": plan.tokens_each, "eval_tokens_each": plan.eval_tokens_each}
+    told |= {
+        "candidates": forecast.candidates,
+        "tokens_each": forecast.tokens_each,
+        "eval_tokens_each": forecast.eval_tokens_each,
+    }
     if not as_json:
         told |= {name: f"{told[name]:,} {known()[name].unit}" for name in found}
     if prepared is None:
@@ -81,7 +85,7 @@ def explain(
         from morphogen.training.precision import bf16_warning
 
         probe = explaining.probe(experiment, device)
-        seconds = plan.seconds(probe.tokens_per_second)
+        seconds = forecast.seconds(probe.tokens_per_second)
         told["measured"] = {
             "sequences": probe.sequences,
             "sequence_tokens": probe.sequence_tokens,

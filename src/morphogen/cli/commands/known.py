@@ -45,14 +45,14 @@ def operators(
     """Every mutation: its name, whether it keeps the function, what it does."""
     from morphogen.cli.console import show_table
     from morphogen.parts.contract.operator import OPERATORS, load_operators
-    from morphogen.variation.act import Around
+    from morphogen.variation.act import Surroundings
     from morphogen.variation.operator import describe_operators
     from morphogen.variation.template import resolve_templates
 
     if config is not None:
         experiment = read_experiment(config)
         templates = resolve_templates(experiment.evolution.templates)
-        around = Around(experiment.train, templates=templates)
+        around = Surroundings(experiment.train, templates=templates)
         rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
     else:
         load_operators()

@@ -58,7 +58,7 @@ class Selective(Sparse):
             raise ValueError(f"selector {self.selector} chooses among all past tokens, expected sparsity none")
         return self
 
-    def traits(self) -> frozenset[str]:
+    def counts_as(self) -> frozenset[str]:
         """A selector, where there is one."""
         return frozenset({"selector"} if self.selector != "none" else ())
 

@@ -23,7 +23,7 @@ class AxisMap(Frozen):
     groups: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def identity(self) -> bool:
+    def unchanged(self) -> bool:
         """True when the axis is carried over unchanged."""
         return self.how == "first" and self.size == self.parent_size
 

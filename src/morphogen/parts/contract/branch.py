@@ -48,10 +48,10 @@ class Record:
         """Every figure, the mean over branches, in order of name."""
         return {name: torch.stack(values).mean() for name, values in sorted(self.figures.items())}
 
-    def settle(self) -> None:
+    def give_back(self) -> None:
         """Give the branches their tallies; after the optimizer's step, once."""
         for branch, counts in self.tallies.items():
-            branch.settle(counts)
+            branch.take_back(counts)
 
 
 class Branch(Layer):
@@ -63,7 +63,7 @@ class Branch(Layer):
     norm: Layer
     record: Record | None = None
 
-    def settle(self, counts: Tensor) -> None:
+    def take_back(self, counts: Tensor) -> None:
         """Change buffers by what was tallied over a training step."""
         raise NotImplementedError  # only for kinds that tally
 

@@ -164,7 +164,7 @@ def train_operator(*, preserves: bool) -> Callable[[F], F]:
 
 
 def compound_operator(name: str, summary: str, act: Callable[..., object]) -> None:
-    """Register a mutation by other operators: `(blueprint, around, rng) -> variation.act.Made`, or None."""
+    """Register a mutation by other operators: `(blueprint, around, rng) -> variation.act.CompoundEdit`, or None."""
     OPERATORS[name] = Operator(name, summary, "compound", act, None)
 
 

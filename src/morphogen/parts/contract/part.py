@@ -25,7 +25,7 @@ NormKind = Literal["rmsnorm", "layernorm"]
 NORM_EPS = 1e-5
 
 #: What structural gates and the conditions of templates ask for: mixtures of experts, selectors, memories.
-TRAITS = ("moe", "selector", "memory")
+COUNTED = ("moe", "selector", "memory")
 
 #: The stable name of a block or a recurrence within a lineage.
 GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
@@ -128,8 +128,8 @@ class Part(Frozen):
         """Those of `inert` that nothing reads: they change no speed and no measurement either."""
         return self.inert()
 
-    def traits(self) -> frozenset[str]:
-        """What a block that holds this part counts as: of `TRAITS`."""
+    def counts_as(self) -> frozenset[str]:
+        """What a block that holds this part counts as: of `COUNTED`."""
         return frozenset()
 
     def recorded(self) -> tuple[Figure, ...]:

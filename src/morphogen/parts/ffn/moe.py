@@ -142,7 +142,7 @@ class MoE(Part):
         """Hidden units of one shared expert."""
         return self.shared_hidden or self.hidden
 
-    def traits(self) -> frozenset[str]:
+    def counts_as(self) -> frozenset[str]:
         """A mixture of experts."""
         return frozenset({"moe"})
 

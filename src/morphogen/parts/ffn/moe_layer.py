@@ -93,8 +93,8 @@ class Experts(Branch):
             kept_NK = self._kept(routed.experts_NK.view(*x_BTD.shape[:2], -1), state)
             self._report(routed, kept_NK)
         refused = kept_NK if part.drop_policy == "greedy" else None
-        plan = routing.dispatch(routed.experts_NK, part.n_experts, refused)
-        y_ND = self._outputs(plan, routed.weights_NK, x_BTD, state)
+        dispatch = routing.dispatch(routed.experts_NK, part.n_experts, refused)
+        y_ND = self._outputs(dispatch, routed.weights_NK, x_BTD, state)
         if self.shared_up is not None and self.shared_down is not None:
             up = self.shared_up(x_ND)
             if self.shared_gate is None:
@@ -177,30 +177,30 @@ class Experts(Branch):
 
     # ------------------------------------------------------------------------------------------------ outputs
 
-    def _outputs(self, plan: routing.Dispatch, weights_NK: Tensor, x_BTD: Tensor, state: State | None) -> Tensor:
+    def _outputs(self, dispatch: routing.Dispatch, weights_NK: Tensor, x_BTD: Tensor, state: State | None) -> Tensor:
         """Every token's outputs, times its weights, summed; y_ND."""
         part, x_ND = self.part, x_BTD.flatten(0, 1)
         if not self.others:
-            return self._stacked(plan, weights_NK, x_ND)
-        of_stacked, *of_others = plan.divided(part.stacked)
+            return self._stacked(dispatch, weights_NK, x_ND)
+        of_stacked, *of_others = dispatch.divided(part.stacked)
         outputs = [self._stacked(of_stacked, weights_NK, x_ND)] if part.stacked else []
-        for i, (its_plan, expert) in enumerate(zip(of_others, part.experts, strict=True)):
+        for i, (its_dispatch, expert) in enumerate(zip(of_others, part.experts, strict=True)):
             other = self.others[i]
             assert isinstance(other, Branch)
             if expert.pointwise:
-                y_AD = other.mix(x_ND[its_plan.token_A][None])[0]
+                y_AD = other.mix(x_ND[its_dispatch.token_A][None])[0]
             else:
                 y_BTD = other.mix(x_BTD) if state is None else _remembering(other, x_BTD, state, f"others.{i}.")
-                y_AD = y_BTD.flatten(0, 1)[its_plan.token_A]
-            outputs.append(its_plan.combine(y_AD, weights_NK))
+                y_AD = y_BTD.flatten(0, 1)[its_dispatch.token_A]
+            outputs.append(its_dispatch.combine(y_AD, weights_NK))
         return torch.stack(outputs).sum(0)
 
-    def _stacked(self, plan: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
+    def _stacked(self, dispatch: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
         assert self.up is not None
         assert self.down is not None
         gate_EHD = None if self.gate is None else self.gate.weight
         up_EHD, down_EHD = self.up.weight, self.down.weight
-        return routing.expert_ffn(x_ND, weights_NK, plan, up_EHD, gate_EHD, down_EHD, self.part.activation)
+        return routing.expert_ffn(x_ND, weights_NK, dispatch, up_EHD, gate_EHD, down_EHD, self.part.activation)
 
     # ---------------------------------------------------------------------------------------------- reporting
 
@@ -228,7 +228,7 @@ class Experts(Branch):
         self.record.add_tally(self, load_E)
 
     @torch.no_grad()
-    def settle(self, counts: Tensor) -> None:
+    def take_back(self, counts: Tensor) -> None:
         """Each expert's bias a step up or down, as its load in this training step was below or above the mean."""
         step_E = BIAS_STEP[self.part.router_type] * torch.sign(counts.mean() - counts)
         steps = torch.split(step_E, [self.part.stacked, len(self.part.experts)])

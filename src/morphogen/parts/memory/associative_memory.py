@@ -34,7 +34,7 @@ class AssocMemory(Part):
     feature_map: MemoryFeature = "elu"
     """φ of keys and queries, never negative and normalised: `elu` is elu(x) + 1, `dpfp` has twice the features."""
 
-    def traits(self) -> frozenset[str]:
+    def counts_as(self) -> frozenset[str]:
         """A memory."""
         return frozenset({"memory"})
 

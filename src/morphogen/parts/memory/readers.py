@@ -47,7 +47,7 @@ class Reader(Part):
         """Channels of all heads."""
         return self.heads * self.head_dim
 
-    def traits(self) -> frozenset[str]:
+    def counts_as(self) -> frozenset[str]:
         """A memory."""
         return frozenset({"memory"})
 
