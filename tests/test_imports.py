@@ -75,6 +75,7 @@ HOMES = {
     "plotly": {"report/html.py"},
     "graphviz": {"report/subway.py"},
     "scipy": {"analysis/statistics.py"},
+    "sklearn": {"search/screening.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
     "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},
 }

@@ -112,6 +112,8 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
             ("adaptive_mutation_eta", "adaptive_mutation_min_weight", "adaptive_mutation_max_weight"),
             "with adaptive_mutation false",
         ),
+        (evolution.screening == "model", ("screening_draws", "screening_share"), "with screening 'none'"),
+        (evolution.baseline == "none", ("screening",), f"with baseline {evolution.baseline!r}"),
         (evolution.crossover_prob > 0.0, ("crossover",), "with crossover_prob 0"),
         (
             evolution.edits,

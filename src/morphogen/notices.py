@@ -1,7 +1,7 @@
 """What a run tells those who watch it (`cli.console` shows it), and how each of it reads in `run.log`."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +85,19 @@ def nobody(notice: Notice) -> None:
     """The observer that looks away."""
 
 
+def switched_off(closed: Sequence[Generation]) -> str:
+    """That the last closed generation switched screening off, and why; empty where it did not."""
+    states = [generation.screening for generation in closed[-2:]]
+    now, before = states[-1], states[0] if len(states) > 1 else None
+    if now is None or now.on or (before is not None and not before.on):
+        return ""
+    return (
+        f"screening is switched off: Kendall's rank correlation of predictions with what was measured is "
+        f"{now.together:+.2f} over the {now.pairs} pairs of the last generations; children are trained as they are "
+        "drawn until it holds again"
+    )
+
+
 def log_line(notice: Notice) -> str:
     """What run.log says of a notice, in one line; empty for a single training step."""
     return visible(_told(notice))
@@ -107,7 +120,8 @@ def _told(notice: Notice) -> str:
         case Closed(generation):
             volume = f"hypervolume {generation.hypervolume:.6g}"
             left = f"{len(generation.frontier)} on the frontier, {volume}"
-            return f"generation {generation.generation} closed: {_nothing_trained(notice)}{left}"
+            judged = f"; {generation.screening.in_words}" if generation.screening else ""
+            return f"generation {generation.generation} closed: {_nothing_trained(notice)}{left}{judged}"
         case Ended():
             return f"finished with {len(notice.reports)} candidates"
         case Training():

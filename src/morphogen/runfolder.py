@@ -250,7 +250,8 @@ def export(
     files = records(run, candidates, reports, closed, objectives)
     if closed:
         volumes = [generation.hypervolume for generation in closed]
-        frontier = closed[-1].frontier
+        frontier, judged = closed[-1].frontier, closed[-1].screening
+        facts = {**facts, "screening": judged.in_words} if judged else facts
         files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
     for name, text in files.items():
         write_atomic(folder / name, text.encode())

@@ -13,7 +13,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
 from morphogen.experiment import Experiment
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
+from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, switched_off
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
@@ -210,6 +210,8 @@ class Session:
             if self.keep.disk_budget is not None:
                 self._keep_to_budget(needed, self.keep.disk_budget)
             self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
+            if lost := switched_off(engine.generations):
+                self._tell(Warned(lost))
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
         self._export()

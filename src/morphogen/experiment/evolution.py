@@ -96,6 +96,13 @@ class Evolution(Frozen):
     """Cells kept at most; for map_elites."""
     survival: Annotated[str, Offered(plugins.SURVIVAL, SURVIVAL)] = "rank_crowding"
     """Who stays of the last survivors and the offspring."""
+    screening: Literal["none", "model"] = "none"
+    """`model`: of several children drawn for each place, the one is trained that a cheap model likes best; it is fitted
+    to what the run has measured."""
+    screening_draws: Annotated[int, Field(ge=2, le=1000)] = 16
+    """Children drawn for each place; for screening by a model."""
+    screening_share: Share = 0.1
+    """Share of places that go to the first child drawn, whatever the model says; for screening by a model."""
     structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Survivors besides, the most novel of the others."""
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES

@@ -7,7 +7,7 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
     ask()  ->  while pending(): tell(report) for each of them  ->  close_generation()  ->  ask() ...
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, NamedTuple
 
 from morphogen.candidate import Candidate, Edit, Report, Status, stream
@@ -17,6 +17,7 @@ from morphogen.search.breeding import Breeding
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import composed, decide, rejection, rounds
+from morphogen.search.screening import Draw, Figures, Screen, Screening, asked_for
 from morphogen.search.space import G, Space, T
 from morphogen.selection.map_elites import elites
 from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
@@ -50,6 +51,14 @@ class _Known(NamedTuple, Generic[G]):
     rejected: str
 
 
+class _Child(NamedTuple, Generic[G]):
+    """A genome that may become a candidate, with the ids of its parents."""
+
+    known: _Known[G]
+    parents: tuple[str, ...]
+    edits: tuple[Edit, ...]
+
+
 class Search(Generic[G, T]):
     """The search of one run, for genomes of any kind.
 
@@ -75,6 +84,7 @@ class Search(Generic[G, T]):
         self._asked: dict[str, _Known[G]] = {}
         self._genomes: dict[str, G] = {}
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
+        self._screening = Screening(evolution, seed) if asked_for(evolution) else None
         self._rules = Rules(
             objectives=evolution.objectives,
             said=evolution.directions,
@@ -141,9 +151,14 @@ class Search(Generic[G, T]):
         if self.done:
             raise RunError(f"ask: all {self.evolution.generations} generations are done")
         number = self.generation + 1
-        candidates = tuple(self._offspring(number) if number else self._founders())
+        screen = self._screen(number) if number else None
+        candidates = tuple(self._offspring(number, screen) if number else self._founders())
         rejected = tuple(candidate.id for candidate in candidates if self._asked[candidate.id].rejected)
         event = Asked(generation=number, candidates=candidates, rejected=rejected)
+        if screen is not None:
+            places = {candidate.index: candidate.id for candidate in candidates}
+            predicted = {places[index]: figures for index, figures in screen.predicted.items()}
+            event = event.replace(predicted=predicted, screened=tuple(places[index] for index in screen.screened))
         self._take_asked(event)
         return event
 
@@ -156,25 +171,53 @@ class Search(Generic[G, T]):
         for index, known in enumerate(founders):
             yield self._candidate(index, 0, known, (), ["root"], ())
 
-    def _offspring(self, number: int) -> Iterator[Candidate]:
+    def _screen(self, number: int) -> Screen | None:
+        if self._screening is None:
+            return None
+        known = [self.reports[id] for id in dict.fromkeys((*self.survivors, *self.frontier_ids))]
+        return self._screening.screen(known, number)
+
+    def _offspring(self, number: int, screen: Screen | None) -> Iterator[Candidate]:
         evolution, made_now = self.evolution, set[str]()
         pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
-
-        def is_new(key: str) -> bool:
-            return key not in self._keys and key not in made_now
-
         wanted, first = evolution.population, len(self.candidates)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
-            made = breeding.propose(stream(self.seed, index, "variation"), is_new) if wanted else None
-            if made is None:
+            draws = screen.draws(index) if screen is not None else 1
+            children = self._children(breeding, index, draws, made_now) if wanted else []
+            if not children:
                 return
-            (child, edits), parents = made
-            known = self._examine(child, founder=False)
+            chosen = 0
+            if screen is not None:
+                chosen = screen.choose(index, [self._draw(known, parents) for known, parents, _ in children])
+            known, parents, edits = children[chosen]
             made_now.add(known.key)
             wanted -= not known.rejected
             operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
             yield self._candidate(index, number, known, parents, operators, edits)
+
+    def _children(
+        self, breeding: Breeding[G, T], index: int, count: int, made_now: Collection[str]
+    ) -> list["_Child[G]"]:
+        """At most `count` different children for one place, with their parents; none when nothing new was found."""
+        rng, found = stream(self.seed, index, "variation"), list[_Child[G]]()
+        seen: Collection[str] = ()
+
+        def is_new(key: str) -> bool:
+            return all(key not in known for known in (self._keys, made_now, seen))
+
+        while len(found) < count and (made := breeding.propose(rng, is_new)):
+            (child, edits), parents = made
+            found.append(_Child(self._examine(child, founder=False), parents, edits))
+            seen = {child.known.key for child in found}
+        return found
+
+    def _draw(self, known: _Known[G], parents: Iterable[str]) -> Draw:
+        """A child as a model sees it."""
+        assert self._screening is not None
+        features = self.space.features(known.genome)
+        found = self._screening.features(features, known.costs, [self.reports[id] for id in parents])
+        return Draw(found, known.costs, bool(known.rejected))
 
     def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
         """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended
@@ -216,6 +259,7 @@ class Search(Generic[G, T]):
             raise RunError(
                 f"generation {event.generation} was asked for, but {self.generation} is the last and {state}"
             )
+        born: dict[str, Figures] = {}
         for candidate in event.candidates:
             if candidate.id in self.candidates or candidate.index != len(self.candidates):
                 raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
@@ -231,12 +275,16 @@ class Search(Generic[G, T]):
             self._keys.add(known.key)
             if self._novelty is not None:
                 self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
+            if self._screening is not None:
+                born[candidate.id] = self._draw(known, candidate.parents).features
             if known.rejected:
                 self.reports[candidate.id] = Report(
                     id=candidate.id, status=Status.REJECTED, reason=known.rejected, rung=-1, costs=known.costs
                 )
             else:
                 self._due[candidate.id] = candidate
+        if self._screening is not None:
+            self._screening.asked(born, event.predicted)
         self._asked.clear()
         self.generation, self.round = event.generation, 0
         self.newborn, self._in_round = tuple(candidate.id for candidate in event.candidates), tuple(self._due)
@@ -333,6 +381,7 @@ class Search(Generic[G, T]):
             frontier=best.ids,
             hypervolume=hypervolume(best, reference),
             reference=reference,
+            screening=self._screening.judgement(self.reports) if self._screening is not None else None,
         )
         self._take_closed(event)
         return event
@@ -372,6 +421,8 @@ class Search(Generic[G, T]):
         if strangers := [id for id in (*event.survivors, *event.frontier) if id not in self.reports]:
             raise RunError(f"generation {event.generation} was closed with {strangers[0]}, which is no candidate")
         self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
+        if self._screening is not None and event.screening is not None:
+            self._screening.closed(self.reports, event.screening)
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}

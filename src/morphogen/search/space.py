@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 
 from morphogen.blueprint.diff import Traits, digest, trait_distance, traits
+from morphogen.blueprint.encoding import encoded, leaves
 from morphogen.blueprint.record import recorded
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Edit
@@ -59,6 +60,9 @@ class Space(Protocol[G, T]):
 
     def distance(self, first: T, second: T) -> float:
         """How unlike two genomes are; 0 for equal ones."""
+
+    def features(self, genome: G) -> dict[str, float]:
+        """The genome as named numbers, for a model to learn from; a name that is missing counts as 0."""
 
     def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> Self:
         """The space with what a closed generation has taught it of how to vary."""
@@ -131,6 +135,10 @@ class Architectures:
     def distance(self, first: Traits, second: Traits) -> float:
         """Edit distance over blocks."""
         return trait_distance(first, second)
+
+    def features(self, genome: Design) -> dict[str, float]:
+        """What stands where in the blueprint, and the settings of training."""
+        return {**encoded(genome.blueprint), **dict(leaves("train", genome.train.model_dump(mode="json")))}
 
     def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Architectures":
         """With what the policy learns from who survived."""

@@ -48,32 +48,57 @@ def least(U_nm: Floats, corner: float, drop: int, rng: np.random.Generator) -> I
     return np.array(gone, dtype=np.int64)
 
 
+def gains(U_nm: Floats, known_km: Floats, corner: float) -> Floats:
+    """What each row alone would add to the volume that the `known_km` dominate up to `corner` on every axis, shape
+    (n,). Where it would add nothing, how far it is from doing so, negated: by how much it must get better on every axis
+    at once."""
+    if U_nm.shape[1] <= EXACT:
+        before = _volume(known_km, corner)
+        added_n = np.array([_volume(np.vstack([known_km, row]), corner) - before for row in U_nm])
+    else:
+        both = np.concatenate([known_km, U_nm])
+        covered = _Sampled(both, corner, np.random.default_rng(0)).covered_sn
+        free_s = ~covered[:, : len(known_km)].any(axis=1)
+        added_n = covered[free_s, len(known_km) :].sum(axis=0) / SAMPLES
+    dominated_n = (U_nm[:, None] - known_km[None]).min(axis=2).max(axis=1, initial=0.0)
+    return np.where(added_n > 0.0, added_n, -np.maximum(dominated_n, (U_nm - corner).max(axis=1)))
+
+
+def _volume(U_nm: Floats, corner: float) -> float:
+    from moocore import hypervolume
+
+    return float(hypervolume(*_planar(U_nm, corner)))
+
+
+def _planar(U_nm: Floats, corner: float) -> tuple[Floats, Floats]:
+    """Points and corner of the same volumes with at least the two axes that moocore wants."""
+    corner_m = np.full(U_nm.shape[1], corner)
+    return (U_nm, corner_m) if len(corner_m) > 1 else (np.append(U_nm, 0.0 * U_nm, axis=1), np.append(corner_m, 1.0))
+
+
 class _Exact:
     def __init__(self, U_nm: Floats, corner: float) -> None:
-        self._U_nm, self._corner_m = U_nm, np.full(U_nm.shape[1], corner)
+        self._U_nm, self._corner_m = _planar(U_nm, corner)
 
     def contributions(self, rows: list[int]) -> Floats:
         """Of these rows among themselves; 0 for those that are dominated, equal to another, or beyond the corner."""
         from moocore import hv_contributions
 
-        U_nm = self._U_nm[rows]
-        if U_nm.shape[1] == 1:  # the two best alone count, and moocore needs two axes
-            best = np.sort(np.append(U_nm[:, 0], self._corner_m[0]))
-            return np.where(U_nm[:, 0] == best[0], best[1] - best[0], 0.0)
-        return np.asarray(hv_contributions(U_nm, ref=self._corner_m, ignore_dominated=False), dtype=np.float64)
+        volume_n = hv_contributions(self._U_nm[rows], ref=self._corner_m, ignore_dominated=False)
+        return np.asarray(volume_n, dtype=np.float64)
 
 
 class _Sampled:
     def __init__(self, U_nm: Floats, corner: float, rng: np.random.Generator) -> None:
         low_m = np.minimum(U_nm.min(axis=0), corner)
         point_sm = rng.uniform(low_m, corner, size=(SAMPLES, U_nm.shape[1]))
-        self._covered_sn = np.ones((SAMPLES, len(U_nm)), dtype=bool)
+        self.covered_sn = np.ones((SAMPLES, len(U_nm)), dtype=bool)
         for axis in range(U_nm.shape[1]):
-            self._covered_sn &= U_nm[:, axis] <= point_sm[:, axis, None]
+            self.covered_sn &= U_nm[:, axis] <= point_sm[:, axis, None]
 
     def contributions(self, rows: list[int]) -> Floats:
         """How many of the points each of these rows covers alone."""
-        covered_sn = self._covered_sn[:, rows]
+        covered_sn = self.covered_sn[:, rows]
         return np.asarray(covered_sn[covered_sn.sum(axis=1) == 1].sum(axis=0), dtype=np.float64)
 
 

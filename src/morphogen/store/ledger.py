@@ -54,12 +54,16 @@ class Start(Record):
 
 
 class Asked(Record):
-    """Candidates the engine proposed for one generation. rejected: ids of those that rung 0 turned away."""
+    """Candidates the engine proposed for one generation. rejected: ids of those that rung 0 turned away.
+
+    predicted: what a model predicted of each, by id, where there was one; screened: ids of those chosen by it."""
 
     kind: Literal["asked"] = "asked"
     generation: Whole
     candidates: tuple[Candidate, ...]
     rejected: tuple[str, ...] = ()
+    predicted: dict[str, dict[str, float]] = {}
+    screened: tuple[str, ...] = ()
 
 
 class Reported(Record):
@@ -69,8 +73,31 @@ class Reported(Record):
     report: Report
 
 
+class Screened(Record):
+    """How well the predictions of a generation's candidates ranked what was then measured of them.
+
+    correlation: Kendall's τ of the generation, by figure. together: the mean of the figures' τ over the pairs of the
+    last generations; 0 without any. pairs: how many those are. on: whether the next generation is screened.
+    """
+
+    correlation: dict[str, float]
+    together: float
+    pairs: Whole
+    on: bool
+
+    @property
+    def in_words(self) -> str:
+        """How well predictions hold, and what follows."""
+        if not self.pairs:
+            return "nothing was predicted yet"
+        each = "".join(f"{name} {tau:+.2f}, " for name, tau in self.correlation.items())
+        held = f"{self.together:+.2f} over the {self.pairs} pairs of the last generations"
+        return f"predictions rank with tau {each}{held}, screening is {'on' if self.on else 'OFF'}"
+
+
 class Generation(Record):
-    """A generation is closed. `reference` is the run's fixed reference point, per objective in its own units."""
+    """A generation is closed. `reference` is the run's fixed reference point, per objective in its own units.
+    screening: None without it."""
 
     kind: Literal["generation"] = "generation"
     generation: Whole
@@ -78,6 +105,7 @@ class Generation(Record):
     frontier: tuple[CandidateId, ...]
     hypervolume: float
     reference: dict[str, float]
+    screening: Screened | None = None
 
 
 class Retry(Record):

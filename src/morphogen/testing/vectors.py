@@ -66,6 +66,10 @@ class Vectors:
         """Euclidean."""
         return float(np.linalg.norm(first - second))
 
+    def features(self, genome: Floats) -> dict[str, float]:
+        """Its variables, by number."""
+        return {f"x{i}": value for i, value in enumerate(genome.tolist())}
+
     def after(self, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Vectors":
         """The same: there is nothing to learn."""
         return self
