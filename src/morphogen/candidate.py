@@ -4,9 +4,10 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -235,12 +236,38 @@ class Report(Record):
         return None
 
 
+class Difference(Record):
+    """What one figure of a finalist is against the root's that was trained as long, over repeats on other seeds.
+
+    value, root: means over the `pairs` of which both were measured. difference: of the first less the second. low,
+    high: its 95 % interval, by the t distribution of the paired differences; None where there are fewer than two.
+    shown: whether the interval lies on one side of zero, and on which; `no` where it does not, or where there is none.
+    """
+
+    figure: str
+    value: float
+    root: float
+    difference: float
+    low: float | None
+    high: float | None
+    pairs: Whole
+    shown: Literal["better", "worse", "no"]
+
+
+#: Of finalists, by id: how they differ from the root.
+AgainstRoot = Mapping[str, tuple[Difference, ...]]
+#: Where nobody was measured again.
+NOT_MEASURED: AgainstRoot = MappingProxyType({})
+
+
 class Job(Record):
     """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
 
     `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
     paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
     `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
+    `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
+    and which leaves no checkpoint.
     """
 
     experiment: dict[str, Any]
@@ -253,3 +280,4 @@ class Job(Record):
     device: str
     before: Report | None = None
     budget_tokens: Whole = 0
+    repeat: Whole = 0

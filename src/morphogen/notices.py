@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import AgainstRoot, Candidate, Report, Status
 from morphogen.escape import visible
 from morphogen.store.ledger import Generation
 
@@ -59,6 +59,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Again:
+    """A finalist was trained once more on another seed, or the root that it is compared with; `position` of `total`."""
+
+    candidate: Candidate
+    position: int
+    total: int
+    report: Report
+
+
+@dataclass(frozen=True)
 class Closed:
     """A generation is closed. All candidates and reports so far are given, to be read only."""
 
@@ -69,15 +79,17 @@ class Closed:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run is over: all its generations are closed."""
+    """The run is over: all its generations are closed. against_root: what finalists differ in from the root that was
+    trained as long, where that was measured, by id."""
 
     folder: Path
     closed: tuple[Generation, ...]
     candidates: dict[str, Candidate]
     reports: dict[str, Report]
+    against_root: AgainstRoot
 
 
-Notice = Began | Warned | Training | Measured | Closed | Ended
+Notice = Began | Warned | Training | Measured | Again | Closed | Ended
 Observer = Callable[[Notice], None]
 
 
@@ -113,10 +125,9 @@ def _told(notice: Notice) -> str:
             return f"warning: {text}"
         case Measured(candidate, position, total, report):
             place = f"generation {candidate.generation} [{position}/{total}]"
-            said = report.reason or ", ".join(
-                f"{name} {report.metrics[name]:.4g}" for name in ("bpb", "ppl") if name in report.metrics
-            )
-            return f"{place} {candidate.id} {report.status}: {said}"
+            return f"{place} {candidate.id} {report.status}: {_found(report)}"
+        case Again(candidate, position, total, report):
+            return f"again [{position}/{total}] {candidate.id} {report.status}: {_found(report)}"
         case Closed(generation):
             volume = f"hypervolume {generation.hypervolume:.6g}"
             left = f"{len(generation.frontier)} on the frontier, {volume}"
@@ -126,6 +137,12 @@ def _told(notice: Notice) -> str:
             return f"finished with {len(notice.reports)} candidates"
         case Training():
             return ""
+
+
+def _found(report: Report) -> str:
+    """Why a candidate was not measured, or the figures most looked for."""
+    names = (name for name in ("bpb", "ppl") if name in report.metrics)
+    return report.reason or ", ".join(f"{name} {report.metrics[name]:.4g}" for name in names)
 
 
 def _nothing_trained(closed: Closed) -> str:

@@ -9,6 +9,7 @@ from morphogen.errors import InputError, RunError
 from morphogen.execution import Executor
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.search.engine import Engine
+from morphogen.search.repeats import again, due
 from morphogen.search.rungs import rounds
 
 #: By how much, relative to what is on record, a checkpoint that was trained again may differ in bits per byte: other
@@ -19,7 +20,7 @@ TOLERANCE = 1e-3
 def needed(engine: Engine) -> list[str]:
     """Candidates whose checkpoints the run needs: the frontier, parents of those in training, those that a further
     round goes on from, and survivors unless all generations are done."""
-    waiting = engine.pending()
+    waiting = [*engine.pending(), *(job.candidate for job in due(engine))]
     parents = [parent for candidate in waiting for parent in candidate.parents]
     going_on = [candidate.id for candidate in waiting if engine.round]
     return [*engine.frontier_ids, *parents, *going_on, *(() if engine.done else engine.survivors)]
@@ -33,7 +34,7 @@ def lost(engine: Engine, folder: Path) -> list[Candidate]:
     kept = [id for id, report in engine.reports.items() if (folder / (report.checkpoint or "")).is_file()]
     left = [*needed(engine), *kept]
     while left:
-        candidate, report = engine.candidates[left[-1]], engine.reports[left.pop()]
+        candidate, report = engine.known(left.pop())
         if candidate.id not in found and not _whole(engine, folder, candidate, report):
             found[candidate.id] = candidate
             left += candidate.parents if inherits else ()
@@ -43,7 +44,7 @@ def lost(engine: Engine, folder: Path) -> list[Candidate]:
 def retrain_lost(engine: Engine, folder: Path, executor: Executor, say: Callable[[str], None]) -> None:
     """Trains what is `lost` again, as it was. RunError where that fails, or gives something else than is on record."""
     for candidate in lost(engine, folder):
-        recorded = engine.reports[candidate.id]
+        _, recorded = engine.known(candidate.id)
         made = _trained_again(engine, candidate, recorded, executor)
         new, old = made.metrics.get("bpb"), recorded.metrics.get("bpb")
         same = all(recorded.metrics.get(name) == value for name, value in made.metrics.items())
@@ -57,10 +58,12 @@ def retrain_lost(engine: Engine, folder: Path, executor: Executor, say: Callable
 
 
 def _trained_again(engine: Engine, candidate: Candidate, recorded: Report, executor: Executor) -> Report:
-    """Round after round, up to the one that left the recorded checkpoint."""
+    """Round after round, up to the one that left the recorded checkpoint; a control has one alone."""
     before = None
     for number in range(len(rounds(engine.evolution))):
-        (made,) = executor.map([engine.job_in(candidate, number, before)], lambda candidate, step: None)
+        control = candidate.id in engine.again
+        job = again(engine, candidate.id) if control else engine.job_in(candidate, number, before)
+        (made,) = executor.map([job], lambda candidate, step: None)
         if made.status is not Status.TRAINED:
             raise RunError(f"candidate {candidate.id} could not be trained again: {made.reason}")
         if made.checkpoint == recorded.checkpoint:

@@ -16,7 +16,7 @@ from typing import Any
 
 from morphogen import __version__
 from morphogen.blueprint.yaml import written
-from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
+from morphogen.candidate import MOMENTS_SUFFIX, NOT_MEASURED, AgainstRoot, Candidate, Report, moments_path
 from morphogen.errors import RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction
@@ -219,6 +219,7 @@ def records(
     reports: Mapping[str, Report],
     closed: Sequence[Generation],
     objectives: Mapping[str, Direction],
+    against_root: AgainstRoot = NOT_MEASURED,
 ) -> dict[str, str]:
     """File name -> text of what follows from the ledger alone, as of the last closed generation."""
     frontier: Sequence[str] = closed[-1].frontier if closed else ()
@@ -229,7 +230,8 @@ def records(
     }
     if closed:
         volume = closed[-1].hypervolume
-        files["frontier.json"] = build_frontier(run, objectives, volume, candidates, reports, frontier).to_json()
+        made = build_frontier(run, objectives, volume, candidates, reports, frontier, against_root)
+        files["frontier.json"] = made.to_json()
     return files
 
 
@@ -240,6 +242,7 @@ def export(
     reports: Mapping[str, Report],
     closed: Sequence[Generation],
     objectives: Mapping[str, Direction],
+    against_root: AgainstRoot,
     facts: Mapping[str, str],
     copies: Mapping[str, Path | None],
 ) -> None:
@@ -247,12 +250,12 @@ def export(
 
     copies: file name -> where else to put it.
     """
-    files = records(run, candidates, reports, closed, objectives)
+    files = records(run, candidates, reports, closed, objectives, against_root)
     if closed:
         volumes = [generation.hypervolume for generation in closed]
         frontier, judged = closed[-1].frontier, closed[-1].screening
         facts = {**facts, "screening": judged.in_words} if judged else facts
-        files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts)
+        files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts, against_root)
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
         if (copy := copies.get(name)) is not None:

@@ -8,17 +8,43 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from morphogen import resuming, runfolder
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.analysis.repeated import against_root
+from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
 from morphogen.experiment import Experiment
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line, switched_off
+from morphogen.notices import (
+    Again,
+    Began,
+    Closed,
+    Ended,
+    Measured,
+    Notice,
+    Observer,
+    Training,
+    Warned,
+    log_line,
+    switched_off,
+)
+from morphogen.report.wording import number, verdict
 from morphogen.retrain import retrain_lost
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
+from morphogen.search.repeats import bases, due
 from morphogen.store.files import write_atomic
-from morphogen.store.ledger import FINISHED, INTERRUPTED, RESOLVED, Event, Ledger, Reported, Retry, Start, Stop
+from morphogen.store.ledger import (
+    FINISHED,
+    INTERRUPTED,
+    RESOLVED,
+    Event,
+    Ledger,
+    Repeated,
+    Reported,
+    Retry,
+    Start,
+    Stop,
+)
 from morphogen.store.ordinary import open_own
 from morphogen.training.threads import default_threads
 from morphogen.training.trace import StepInfo
@@ -191,7 +217,7 @@ class Session:
             while pending := engine.pending():  # round after round: of the later ones only those that went on
                 self.total, again = engine.in_round, engine.round > 0
                 self.position = self.total - len(pending) + 1
-                for report in self._carried_out(executor, pending):
+                for report in self._carried_out(executor, [engine.job(candidate) for candidate in pending]):
                     self.ledger.append(Reported(report=report))
                     engine.tell(report)
                     self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
@@ -204,7 +230,7 @@ class Session:
             self.finished = False
             runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
             self._export()
-            needed = {*engine.survivors, *engine.frontier_ids}
+            needed = {*engine.survivors, *engine.frontier_ids, *bases(engine)}
             if self.keep.cleanup:
                 self._drop_checkpoints(needed)
             if self.keep.disk_budget is not None:
@@ -212,17 +238,33 @@ class Session:
             self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
             if lost := switched_off(engine.generations):
                 self._tell(Warned(lost))
+        self._measure_again(executor)
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
         self._export()
         if self.keep.prune:
             self._drop_checkpoints(set(engine.frontier_ids))
-        self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports)))
+        shown = against_root(engine)
+        if line := verdict(shown, engine.reports, engine.evolution.objectives):
+            self._write_log(line)
+        self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports), shown))
 
-    def _carried_out(self, executor: Executor, pending: list[Candidate]) -> Iterator[Report]:
-        """Their reports. RunError for what is no candidate's fault, which leaves the rest of them pending."""
+    def _measure_again(self, executor: Executor) -> None:
+        """Finalists on other seeds, beside the root trained as long, where the experiment asks for it."""
+        while jobs := due(self.engine):
+            self.position, self.total, self.finished = 1, len(jobs), False
+            candidates = {job.candidate.id: job.candidate for job in jobs}
+            for report in self._carried_out(executor, jobs):
+                repeated = Repeated(candidate=candidates[report.id], report=report)
+                self.ledger.append(repeated)
+                self.engine.apply(repeated)
+                self._tell(Again(repeated.candidate, self.position, self.total, report))
+                self.position += 1
+
+    def _carried_out(self, executor: Executor, jobs: list[Job]) -> Iterator[Report]:
+        """Their reports. RunError for what is no candidate's fault, which leaves the rest of them to be done."""
         try:
-            yield from executor.map([self.engine.job(candidate) for candidate in pending], self._progress)
+            yield from executor.map(jobs, self._progress)
         except (MorphogenError, OSError) as error:
             if error is self.observer.raised:
                 raise
@@ -255,13 +297,22 @@ class Session:
             self.engine.reports,
             self.engine.generations,
             self.experiment.evolution.objectives,
-            self.facts,
+            against_root(self.engine),
+            self.facts | self._measured_again(),
             {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
         )
 
+    def _measured_again(self) -> dict[str, str]:
+        """What the trainings beside the search have taken."""
+        reports = [repeated.report for repeated in self.engine.again.values()]
+        if not reports:
+            return {}
+        tokens, flops = sum(report.tokens.own for report in reports), sum(report.flops for report in reports)
+        told = f"{len(reports)} trainings, {number(tokens)} tokens, {number(flops)} FLOPs"
+        return {"to compare finalists with the root": told}
+
     def _drop_checkpoints(self, keep: set[str]) -> None:
-        reports = self.engine.reports
-        gone = runfolder.remove_checkpoints(self.folder, [reports[id].checkpoint for id in keep])
+        gone = runfolder.remove_checkpoints(self.folder, [self.engine.known(id)[1].checkpoint for id in keep])
         self._write_log(f"removed {gone} checkpoints, kept {len(keep)}")
 
     def _keep_to_budget(self, needed: set[str], budget_bytes: int) -> None:
@@ -269,7 +320,7 @@ class Session:
         gone = runfolder.keep_to_budget(
             self.folder,
             [report.checkpoint for report in reports.values() if report.id not in needed],
-            [reports[id].checkpoint for id in needed],
+            [self.engine.known(id)[1].checkpoint for id in needed],
             budget_bytes,
         )
         if gone:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from morphogen.candidate import Status
+from morphogen.candidate import NOT_MEASURED, Status
 from morphogen.escape import json_shown, visible, visible_lines
-from morphogen.notices import Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
+from morphogen.notices import Again, Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows
-from morphogen.report.wording import duration
+from morphogen.report.wording import duration, verdict
 
 if TYPE_CHECKING:
     from morphogen.analysis.records import Fidelity, Verification
@@ -81,12 +81,20 @@ class Lines:
                 self.done += not notice.again
                 self.last_line = self.clock()
                 self.say(f"{log_line(notice)}{self._left()}")
+            case Again():
+                self.last_line = self.clock()
+                self.say(log_line(notice))
             case Closed() | Warned():
                 self.say(log_line(notice))
             case Ended():
                 self.say(f"{log_line(notice)}\n")
                 self.say(as_text(*_frontier(notice, self.experiment, self.width)))
                 self.say(where(notice))
+                self._say_verdict(notice)
+
+    def _say_verdict(self, ended: Ended) -> None:
+        if line := _verdict(ended, self.experiment):
+            self.say(f"\n{line}")
 
     def _left(self) -> str:
         assert self.experiment is not None
@@ -149,6 +157,12 @@ class Live:
                     self.bars.reset(self.candidate, total=None)
                 style = "dim" if notice.report.status is Status.TRAINED else "yellow"
                 self.console.print(log_line(notice), style=style, highlight=False, markup=False)
+            case Again():
+                assert self.candidate is not None
+                if notice.candidate.id == self.shown:
+                    self.shown = ""
+                    self.bars.reset(self.candidate, total=None)
+                self.console.print(log_line(notice), style="dim", highlight=False, markup=False)
             case Closed():
                 self.console.print(log_line(notice), highlight=False, markup=False)
                 self._show_frontier(notice)
@@ -157,6 +171,8 @@ class Live:
                 self.console.print(log_line(notice), highlight=False, markup=False)
                 self._show_frontier(notice)
                 self.console.print(where(notice), highlight=False, markup=False)
+                if line := _verdict(notice, self.experiment):
+                    self.console.print(f"\n{line}", style="bold", highlight=False, markup=False)
 
     def _show_frontier(self, notice: Closed | Ended) -> None:
         rows, width, first = _frontier(notice, self.experiment, None if self.wide else self.console.width)
@@ -195,10 +211,15 @@ def as_record(notice: Notice) -> dict[str, Any]:
                 "generation": notice.candidate.generation,
                 **notice.report.model_dump(mode="json"),
             }
+        case Again():
+            told = {"event": "again", **notice.report.model_dump(mode="json")}
         case Closed(generation):
             told = {"event": "closed", **generation.model_dump(mode="json", exclude={"kind"})}
         case Ended():
             told = {"event": "ended", "folder": str(notice.folder), "frontier": list(notice.closed[-1].frontier)}
+            told["against_root"] = {
+                id: [one.model_dump(mode="json") for one in found] for id, found in notice.against_root.items()
+            }
     return finite(told)  # type: ignore[no-any-return]
 
 
@@ -218,7 +239,16 @@ def _frontier(
     assert experiment is not None
     ids = notice.generation.frontier if isinstance(notice, Closed) else notice.closed[-1].frontier
     objectives = experiment.evolution.objectives
-    return frontier_rows(notice.candidates, notice.reports, ids, objectives), width, ("id", *objectives)
+    measured = notice.against_root if isinstance(notice, Ended) else NOT_MEASURED
+    rows = frontier_rows(notice.candidates, notice.reports, ids, objectives, measured)
+    compared = [f"{name} - root's" for name in objectives]
+    return rows, width, ("id", *objectives, *compared)
+
+
+def _verdict(ended: Ended, experiment: "Experiment | None") -> str:
+    """The best against the root, in one line; empty where that was not measured."""
+    assert experiment is not None
+    return visible(verdict(ended.against_root, ended.reports, experiment.evolution.objectives))
 
 
 def show_rows(console: Console, rows: Sequence[Row], title: str, width: int | None, first: Sequence[str] = ()) -> None:

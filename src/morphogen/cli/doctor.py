@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from morphogen import runfolder
+from morphogen.analysis.repeated import against_root
 from morphogen.blueprint.record import understood
 from morphogen.blueprint.schema import Blueprint
 from morphogen.differences import words
@@ -63,8 +64,10 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def _replayed(events: list[Event], folder: Path) -> tuple[Engine, Engine]:
-    """The search as it stands, and as it stood when its last generation was closed, which is what exports show."""
+    """The search as it stands, and as it stood when its last generation was closed, which is what exports show until
+    the run is finished."""
     last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=0)
+    last = len(events) if events[-1] == Stop(reason=FINISHED) else last
     try:
         return tuple(  # type: ignore[return-value]
             Engine.replay(part, run_dir=str(folder), device="cpu") for part in (events, events[: last + 1])
@@ -132,7 +135,8 @@ def _failures(folder: Path, engine: Engine) -> Iterator[Finding]:
 def _exports(folder: Path, start: Event, settled: Engine) -> Iterator[Finding]:
     assert isinstance(start, Start)
     objectives = settled.experiment.evolution.objectives
-    files = runfolder.records(start.run, settled.candidates, settled.reports, settled.generations, objectives)
+    shown = against_root(settled)
+    files = runfolder.records(start.run, settled.candidates, settled.reports, settled.generations, objectives, shown)
     for name, text in files.items():
         path = folder / name
         if not path.is_file():

@@ -176,6 +176,10 @@ class Evolution(Frozen):
     """The least that an adapted weight falls to."""
     adaptive_mutation_max_weight: PositiveWeight = 5.0
     """The most that an adapted weight rises to."""
+    repeat: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often finalists are trained again on other seeds at the run's end, each beside the root trained as long: only
+    then is it known which of them are better than the root. 0: never; an interval needs 2, and is worth something from
+    3 on."""
     templates: Annotated[
         Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
         Discriminator(list_tag("list", "file")),

@@ -11,12 +11,12 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status
 from morphogen.escape import harmless
 from morphogen.report.charts import hypervolume_chart, objective_charts
 from morphogen.report.subway import lineage_svg
 from morphogen.report.tables import Row, cell, frontier_rows, headers, is_numeric, operator_rows, reason_rows
-from morphogen.report.wording import number
+from morphogen.report.wording import number, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -38,6 +38,7 @@ def report_html(
     objectives: Mapping[str, Literal["min", "max"]],
     hypervolumes: Sequence[float],
     facts: Mapping[str, str],
+    against_root: AgainstRoot = NOT_MEASURED,
 ) -> str:
     """The page: facts, frontier table, hypervolume per generation, Pareto scatters, lineage, operators, the lost ones.
 
@@ -49,6 +50,7 @@ def report_html(
         objectives: What the search is for, and which way.
         hypervolumes: One per closed generation, from generation 0.
         facts: What else to say of the run, name to text.
+        against_root: What repeats on other seeds found of the frontier.
 
     Returns:
         HTML that refers to nothing outside itself.
@@ -67,7 +69,8 @@ def report_html(
         run=run,
         facts=told,
         charts=charts | objective_charts(candidates, reports, frontier, objectives),
-        frontier=_shown(frontier_rows(candidates, reports, frontier, objectives)),
+        verdict=verdict(against_root, reports, objectives),
+        frontier=_shown(frontier_rows(candidates, reports, frontier, objectives, against_root)),
         lineage=Markup(lineage_svg(run, candidates, reports, frontier, objectives)),
         operators=_shown(operator_rows(candidates, reports, frontier)),
         lost=_shown(reason_rows(candidates, reports)),

@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status
 from morphogen.escape import visible
-from morphogen.report.wording import edits_short, finite, number
+from morphogen.report.wording import differs, edits_short, finite, number
 
 Row = dict[str, Any]
 
@@ -28,18 +28,24 @@ def frontier_rows(
     reports: Mapping[str, Report],
     ids: Iterable[str],
     objectives: Mapping[str, Literal["min", "max"]],
+    against_root: AgainstRoot = NOT_MEASURED,
 ) -> list[Row]:
-    """One row per candidate: id, generation, objectives, those of COSTS that are known, tokens, edits.
+    """One row per candidate: id, generation, objectives, what was measured against the root, those of COSTS that are
+    known, tokens, edits.
 
     Sorted by the first objective, best first; candidates without it come last.
     """
     ids = list(ids)
     known = [cost for cost in COSTS if any(reports[id].value(cost) is not None for id in ids)]
     names = list(dict.fromkeys([*objectives, *known]))
+    compared = list(dict.fromkeys(one.figure for id in ids for one in against_root.get(id, ())))
     rows = []
     for id in ids:
         candidate, report = candidates[id], reports[id]
         row: Row = {"id": id, "generation": candidate.generation}
+        row |= {name: report.value(name) for name in objectives}
+        told = {one.figure: differs(one) for one in against_root.get(id, ())}
+        row |= {f"{name} - root's": told.get(name, "not compared") for name in compared}
         row |= {name: report.value(name) for name in names}
         row |= {"tokens": report.tokens.own, "lineage_tokens": report.tokens.lineage, "edits": edits_short(candidate)}
         rows.append(row)

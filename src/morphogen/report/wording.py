@@ -2,9 +2,10 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from morphogen.candidate import Candidate, Edit, Report
+from morphogen.candidate import AgainstRoot, Candidate, Difference, Edit, Report
 
 
 def number(value: float | None) -> str:
@@ -73,6 +74,41 @@ def edits_short(candidate: Candidate) -> str:
     if candidate.edits:
         return " + ".join(edit.operator for edit in candidate.edits)
     return "copy" if candidate.parents else "seed"
+
+
+def differs(one: Difference) -> str:
+    """A difference from the root with its interval, and whether it is shown: `-0.0312 ± 0.0094 better`."""
+    if one.low is None or one.high is None:
+        return f"{one.difference:+.4g}, too few repeats"
+    word = "not shown" if one.shown == "no" else one.shown
+    return f"{one.difference:+.4f} ± {(one.high - one.low) / 2:.4f} {word}"
+
+
+def verdict(
+    against_root: AgainstRoot, reports: Mapping[str, Report], objectives: Mapping[str, Literal["min", "max"]]
+) -> str:
+    """In one line, what the best finalist is against the root that was trained the same way, by the first objective
+    that was compared; empty where none was.
+
+    Args:
+        against_root: What was measured of the finalists.
+        reports: What the search measured of them, by which the best is the best: repeats have no say in that.
+        objectives: What the search is for, and which way.
+    """
+    known = {(one.figure, id): one for id, found in against_root.items() for one in found}
+    first = next((name for name in objectives if any(figure == name for figure, _ in known)), None)
+    if first is None:
+        return ""
+    sign = 1.0 if objectives[first] == "min" else -1.0
+    ids = [id for figure, id in known if figure == first]
+    best = min(ids, key=lambda id: (sign * (reports[id].value(first) or 0.0), id))
+    one = known[first, best]
+    told = f"best: {best}, {first} {one.value:.4f}, against the root's {one.root:.4f} after the same training: "
+    if one.low is None or one.high is None:
+        return f"{told}{one.difference:+.4f}, not shown ({one.pairs} pair of trainings gives no interval)"
+    interval = f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}], {one.pairs} pairs, 95 %"
+    shown = {"better": "shown to be better", "worse": "shown to be worse", "no": "not shown to differ"}
+    return f"{told}{interval}: {shown[one.shown]}"
 
 
 def story(candidate: Candidate, report: Report | None) -> str:

@@ -60,21 +60,42 @@ class Engine(Search[Design, Traits]):
 
     def job_in(self, candidate: Candidate, number: int, before: Report | None) -> Job:
         """As `job`, in a round of training; before: what the round before it gave."""
+        budget_tokens = sum(stage.budget_tokens for stage in self.scaled(candidate, stages(self.evolution)))
+        planned = self.scaled(candidate, rounds(self.evolution)[number])
+        return self.job_of(candidate, planned, before=before, budget_tokens=budget_tokens)
+
+    def job_of(
+        self,
+        candidate: Candidate,
+        planned: tuple[Stage, ...],
+        *,
+        before: Report | None = None,
+        repeat: int = 0,
+        budget_tokens: int = 0,
+    ) -> Job:
+        """All that training a candidate over these stages needs; it may be one of which the search knows nothing, a
+        child of those that it knows."""
         inherits = self.evolution.weight_inheritance == "parent"
         return Job(
             experiment=self.experiment.model_dump(mode="json"),
             candidate=candidate,
             parents=tuple(self._parent(candidate, id) for id in candidate.parents) if inherits and not before else (),
             ancestors=tuple(self._ancestors(candidate)) if inherits else (),
-            stages=self._scaled(candidate, rounds(self.evolution)[number]),
+            stages=planned,
             seed=self.seed,
             run_dir=self.run_dir,
             device=self.device,
             before=before,
-            budget_tokens=sum(stage.budget_tokens for stage in self._scaled(candidate, stages(self.evolution))),
+            repeat=repeat,
+            budget_tokens=budget_tokens,
         )
 
-    def _scaled(self, candidate: Candidate, planned: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def line(self, id: str) -> tuple[str, ...]:
+        """Ids of the distinct ancestors whose training a candidate's weights have behind them, oldest first."""
+        inherits = self.evolution.weight_inheritance == "parent"
+        return tuple(one.id for one, _ in self._behind(self.candidates[id])) if inherits else ()
+
+    def scaled(self, candidate: Candidate, planned: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """The stages as planned; under `budget: flops` each with as many tokens as take the candidate the FLOPs that
         the experiment's own model takes for those planned."""
         if self.evolution.budget == "tokens":
@@ -85,21 +106,28 @@ class Engine(Search[Design, Traits]):
         return tuple(stage.replace(budget_tokens=max(1, math.floor(stage.budget_tokens * factor))) for stage in planned)
 
     def _parent(self, candidate: Candidate, id: str) -> ParentRef:
-        report = self.reports[id]
+        parent, report = self.known(id)
         if report.checkpoint is None:
             raise RunError(f"candidate {candidate.id} inherits from {id}, which has no checkpoint")
-        trained = self.candidates[id].as_trained(report)
-        return ParentRef(id=id, blueprint=trained.blueprint, checkpoint=report.checkpoint)
+        return ParentRef(id=id, blueprint=parent.as_trained(report).blueprint, checkpoint=report.checkpoint)
 
     def _ancestors(self, candidate: Candidate) -> Iterator[Ancestor]:
+        for one, report in self._behind(candidate):
+            yield Ancestor(index=one.index, steps=report.steps, tokens=report.tokens.own)
+
+    def _behind(self, candidate: Candidate) -> list[tuple[Candidate, Report]]:
         """Every distinct ancestor, in order of index."""
-        found: set[str] = set()
+        found: dict[str, tuple[Candidate, Report]] = {}
         left = list(candidate.parents)
         while left:
             id = left.pop()
             if id not in found:
-                found.add(id)
-                left += self.candidates[id].parents
-        for id in sorted(found, key=lambda id: self.candidates[id].index):
-            report = self.reports[id]
-            yield Ancestor(index=self.candidates[id].index, steps=report.steps, tokens=report.tokens.own)
+                found[id] = self.known(id)
+                left += found[id][0].parents
+        return sorted(found.values(), key=lambda known: known[0].index)
+
+    def known(self, id: str) -> tuple[Candidate, Report]:
+        """A candidate, or a control of one, and what was measured of it."""
+        if (repeated := self.again.get(id)) is not None:
+            return repeated.candidate, repeated.report
+        return self.candidates[id], self.reports[id]

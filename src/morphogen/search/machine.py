@@ -23,7 +23,7 @@ from morphogen.selection.map_elites import elites
 from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
 from morphogen.selection.parents import Pool, Rules
 from morphogen.selection.survival import front, survive
-from morphogen.store.ledger import Asked, Event, Generation, Reported, Retry, Start, Stop
+from morphogen.store.ledger import Asked, Event, Generation, Repeated, Reported, Retry, Start, Stop
 
 #: Candidates that rung 0 may turn away in one generation, per offspring wanted.
 REJECTIONS = 8
@@ -65,7 +65,7 @@ class Search(Generic[G, T]):
     candidates, reports: everything asked for and everything known of it, by id. survivors: those that may breed, best
     first. frontier_ids: the non-dominated among all trained candidates of the run, as of the last closed generation.
     generations: the events of the closed ones. generation: the last one asked for, -1 before the first. newborn: its
-    candidates. round: of its training.
+    candidates. round: of its training. again: what `search.repeats` measured besides, by id.
     """
 
     def __init__(self, evolution: Evolution, space: Space[G, T], *, seed: int) -> None:
@@ -78,6 +78,7 @@ class Search(Generic[G, T]):
         self.generation = -1
         self.newborn: tuple[str, ...] = ()
         self.round = 0
+        self.again: dict[str, Repeated] = {}
         self._in_round: tuple[str, ...] = ()
         self._due: dict[str, Candidate] = {}
         self._keys: set[str] = set()
@@ -106,6 +107,8 @@ class Search(Generic[G, T]):
                 self.tell(event.report)
             case Generation():
                 self._take_closed(event)
+            case Repeated():
+                self._take_repeated(event)
             case Stop():
                 pass  # says why a process ended, nothing about the search
             case Start() | Retry():  # a ledger's events are given without what a retry took back
@@ -355,6 +358,12 @@ class Search(Generic[G, T]):
 
     def _promotion_draw(self, id: str) -> float:
         return float(stream(self.seed, self.candidates[id].index, "promotion").random())
+
+    def _take_repeated(self, event: Repeated) -> None:
+        id = event.candidate.id
+        if id in self.again or id in self.candidates:
+            raise RunError(f"{id} was measured again, but there is one of that name")
+        self.again[id] = event.model_copy(update={"report": self._with_composites(event.report)})
 
     # ------------------------------------------------------------------------------------------------- close
 

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from morphogen.candidate import (
+    NOT_MEASURED,
+    AgainstRoot,
     Candidate,
     CandidateId,
     CheckpointPath,
+    Difference,
     Edit,
     Inheritance,
     Record,
@@ -19,7 +22,7 @@ from morphogen.store.documents import Document
 
 class Entry(Record):
     """One candidate of the frontier, its blueprint as trained. `timed` holds what depends on the machine's clock and
-    memory; all else repeats."""
+    memory; all else repeats. against_root: what repeats on other seeds found, where there were any."""
 
     id: CandidateId
     blueprint: dict[str, Any]
@@ -33,6 +36,7 @@ class Entry(Record):
     inheritance: Inheritance | None
     checkpoint: CheckpointPath | None
     status: Status
+    against_root: tuple[Difference, ...] = ()
 
 
 class Frontier(Document):
@@ -51,6 +55,7 @@ def build_frontier(
     candidates: Mapping[str, Candidate],
     reports: Mapping[str, Report],
     ids: Sequence[str],
+    against_root: AgainstRoot = NOT_MEASURED,
 ) -> Frontier:
     """The frontier of the candidates named by `ids`, in order of candidate index. Each of them must have a report."""
     entries = []
@@ -70,6 +75,7 @@ def build_frontier(
                 inheritance=report.inheritance,
                 checkpoint=report.checkpoint,
                 status=report.status,
+                against_root=against_root.get(candidate.id, ()),
             )
         )
     return Frontier(run=run, objectives=dict(objectives), hypervolume=hypervolume, candidates=tuple(entries))

@@ -95,6 +95,15 @@ class Screened(Record):
         return f"predictions rank with tau {each}{held}, screening is {'on' if self.on else 'OFF'}"
 
 
+class Repeated(Record):
+    """One measurement beside the search: a finalist's on another seed, or one of the root without edits that finalists
+    are compared with."""
+
+    kind: Literal["repeat"] = "repeat"
+    candidate: Candidate
+    report: Report
+
+
 class Generation(Record):
     """A generation is closed. `reference` is the run's fixed reference point, per objective in its own units.
     screening: None without it."""
@@ -124,7 +133,7 @@ class Stop(Record):
     reason: str
 
 
-Event = Annotated[Start | Asked | Reported | Generation | Retry | Stop, Field(discriminator="kind")]
+Event = Annotated[Start | Asked | Reported | Repeated | Generation | Retry | Stop, Field(discriminator="kind")]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 

@@ -36,7 +36,7 @@ def tokens(assignment: Assignment, steps: int, healing: int, begun: Tokens) -> T
     job, before, per_step = assignment.job, assignment.before, assignment.prepared.tokens_per_step
     ancestors = job.ancestors if assignment.experiment.evolution.weight_inheritance == "parent" else ()
     earlier, healed = before.steps, before.tokens.own // per_step - before.steps
-    mine = Trained(assignment.data_seed(job.candidate.index), earlier + steps - healing, healed + healing)
+    mine = Trained(assignment.own_data_seed, earlier + steps - healing, healed + healing)
     runs = [mine]
     # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
     runs += [Trained(assignment.data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]

@@ -78,9 +78,20 @@ class Assignment(NamedTuple):
         """Of the order in which candidate number `index` reads the text."""
         return int(stream(self.job.seed, index, "data").integers(2**63))
 
+    @property
+    def own_data_seed(self) -> int:
+        """Of the order in which this candidate reads it; in a repeat that of all which are repeated."""
+        if self.job.repeat:
+            return int(stream(self.job.seed, self.job.repeat, "data/repeat").integers(2**63))
+        return self.data_seed(self.job.candidate.index)
+
     def seed(self, purpose: str) -> int:
-        """Of one purpose of this candidate; `train.seed` gives other repeats of the same search."""
-        rng = stream(self.job.seed, self.job.candidate.index, f"{purpose}/{self.experiment.train.seed}")
+        """Of one purpose of this candidate; `train.seed` gives other repeats of the same search. A repeat begins with
+        the weights that it began with, and shares all else with what is repeated beside it."""
+        index, repeat = self.job.candidate.index, self.job.repeat
+        if repeat and purpose != "weights":
+            index, purpose = repeat, f"{purpose}/repeat"
+        rng = stream(self.job.seed, index, f"{purpose}/{self.experiment.train.seed}")
         return int(rng.integers(2**31))
 
 

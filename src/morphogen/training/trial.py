@@ -90,7 +90,7 @@ class Trial:
         self.segments: list[accounts.Segment] = []
         with _its_own():
             model = self._begins(assignment.blueprint, start.state, 0)
-        self.mixture = Mixture(assignment.prepared, assignment.data_seed(job.candidate.index))
+        self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         self.healing_steps = self._healing()
         self.trainer = Trainer(
@@ -148,7 +148,11 @@ class Trial:
                 return self.report(Status.GATED, reason, why)
             if stop is not None:
                 break
-        return self.report(Status.TRAINED, stop_reason=stop or StopReason.FULL_RUN, checkpoint=self._save())
+        return self.report(
+            Status.TRAINED,
+            stop_reason=stop or StopReason.FULL_RUN,
+            checkpoint=None if self.assignment.job.repeat else self._save(),
+        )
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
