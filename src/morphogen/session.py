@@ -211,33 +211,7 @@ class Session:
         if self.mend.lost:
             retrain_lost(engine, self.folder, executor, self._write_log)
         while not engine.done:
-            told = False
-            if not engine.open:
-                self.ledger.append(engine.ask())
-            while pending := engine.pending():  # round after round: of the later ones only those that went on
-                self.total, again = engine.in_round, engine.round > 0
-                self.position = self.total - len(pending) + 1
-                for report in self._carried_out(executor, [engine.job(candidate) for candidate in pending]):
-                    self.ledger.append(Reported(report=report))
-                    engine.tell(report)
-                    self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
-                    self.position += 1
-                    told = True
-            if told:  # else this was said when it happened, and the run was resumed nevertheless
-                self._stop_where_all_failed()
-            generation = engine.close_generation()
-            self.ledger.append(generation)
-            self.finished = False
-            runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
-            self._export()
-            needed = {*engine.survivors, *engine.frontier_ids, *bases(engine)}
-            if self.keep.cleanup:
-                self._drop_checkpoints(needed)
-            if self.keep.disk_budget is not None:
-                self._keep_to_budget(needed, self.keep.disk_budget)
-            self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
-            if lost := switched_off(engine.generations):
-                self._tell(Warned(lost))
+            self._generation(executor)
         self._measure_again(executor)
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
@@ -248,6 +222,37 @@ class Session:
         if line := verdict(shown, engine.reports, engine.evolution.objectives):
             self._write_log(line)
         self._tell(Ended(self.folder, tuple(engine.generations), dict(engine.candidates), dict(engine.reports), shown))
+
+    def _generation(self, executor: Executor) -> None:
+        """Asks for the next one, or goes on with the open one, until it is closed and all that follows is written."""
+        engine = self.engine
+        told = False
+        if not engine.open:
+            self.ledger.append(engine.ask())
+        while pending := engine.pending():  # round after round: of the later ones only those that went on
+            self.total, again = engine.in_round, engine.round > 0
+            self.position = self.total - len(pending) + 1
+            for report in self._carried_out(executor, [engine.job(candidate) for candidate in pending]):
+                self.ledger.append(Reported(report=report))
+                engine.tell(report)
+                self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
+                self.position += 1
+                told = True
+        if told:  # else this was said when it happened, and the run was resumed nevertheless
+            self._stop_where_all_failed()
+        generation = engine.close_generation()
+        self.ledger.append(generation)
+        self.finished = False
+        runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
+        self._export()
+        needed = {*engine.survivors, *engine.frontier_ids, *bases(engine)}
+        if self.keep.cleanup:
+            self._drop_checkpoints(needed)
+        if self.keep.disk_budget is not None:
+            self._keep_to_budget(needed, self.keep.disk_budget)
+        self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
+        if lost := switched_off(engine.generations):
+            self._tell(Warned(lost))
 
     def _measure_again(self, executor: Executor) -> None:
         """Finalists on other seeds, beside the root trained as long, where the experiment asks for it."""
