@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from morphogen.documented import Documented
 from morphogen.escape import whole_characters
+from morphogen.estimates import Estimate, Floats, can_be_unpacked, unpacked
 
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
 MOMENTS_SUFFIX = ".optimizer.safetensors"
@@ -33,6 +34,8 @@ CheckpointPath = Annotated[
 ]
 #: Words, which may tell of names that are no text.
 Words = Annotated[str, AfterValidator(whole_characters)]
+#: Packed as `estimates.packed` does.
+Influence = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$"), AfterValidator(can_be_unpacked)]
 #: A number that files and tables can hold.
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -205,8 +208,10 @@ class Report(Record):
     """What was measured of a candidate.
 
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
-    clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. flops: those of this
-    candidate's own training (forward and backward), each step by the architecture that it had.
+    clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. errors: standard
+    errors of metrics, among texts like the measured one. influence: how far every part of that text pushes such a
+    metric (see `estimates`), for errors of differences. flops: those of this candidate's own training (forward and
+    backward), each step by the architecture that it had.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it.
     """
@@ -216,6 +221,8 @@ class Report(Record):
     reason: Words = ""
     rung: Whole = -1
     metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    influence: dict[str, Influence] = {}
     timed: dict[str, float] = {}
     costs: dict[str, float] = {}
     tokens: Tokens = Tokens(own=0, lineage=0, unique=0)
@@ -227,6 +234,17 @@ class Report(Record):
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False
+
+    def influence_of(self, name: str) -> Floats | None:
+        """How far every part of the measured text pushes the metric called `name`, shape (U,); None where nobody
+        knows."""
+        return unpacked(self.influence[name]) if name in self.influence else None
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """The metrics, those with errors as `Estimate`."""
+        known = {name: Estimate(self.metrics[name], unpacked(text)) for name, text in self.influence.items()}
+        return {**self.metrics, **known}
 
     def value(self, name: str) -> float | None:
         """The metric, timed metric or cost called `name`; None when this candidate has none."""

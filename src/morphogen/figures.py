@@ -46,7 +46,8 @@ class Figure:
     model and repeats; `timed` depends on the machine's clock or memory; `cost` follows from the blueprint; `search` is
     of a candidate among others, and a training from scratch has none. needs: of the root's experiment, as in `NEEDS`;
     without it the figure is not there. score: what a weight may call it besides its name. column: whether tables show
-    it beside the objectives.
+    it beside the objectives. chance: the figure that says what a model without the ability gets; a value that is not
+    shown to be better counts as that one.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Figure:
     needs: tuple[str, ...] = ()
     score: str = ""
     column: bool = False
+    chance: str = ""
 
     def covers(self, name: str) -> bool:
         """Whether `name` is this figure's, or one of its family."""
@@ -140,6 +142,17 @@ def direction(name: str, said: Said, place: str) -> Direction:
     return better
 
 
+class Noise(Record):
+    """Which differences of measured figures count."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    z: Annotated[float, Field(ge=0.0, le=100.0)] = 1.96
+    """A difference within so many standard errors is a tie; 0: every difference counts."""
+    training: Annotated[float, Field(ge=0.0, le=1.0)] = 0.001
+    """Standard deviation of such a figure between trainings that differ by luck alone, as a share of its value."""
+
+
 #: Of a linear axis, the last bin.
 FARTHEST = 2.0**62
 
@@ -162,17 +175,19 @@ class Bounds(Record):
             raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
 
-    def violation(self, value: float) -> float:
-        """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside."""
-        below = 0.0 if self.min is None else (self.min - value) / (abs(self.min) or 1.0)
-        above = 0.0 if self.max is None else (value - self.max) / (abs(self.max) or 1.0)
+    def violation(self, value: float, within: float = 0.0) -> float:
+        """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside, and where it is
+        outside `within` what its error allows."""
+        below = 0.0 if self.min is None else (self.min - value - within) / (abs(self.min) or 1.0)
+        above = 0.0 if self.max is None else (value - self.max - within) / (abs(self.max) or 1.0)
         return max(0.0, below, above)
 
-    def complaint(self, name: str, value: float, place: str) -> str:
-        """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is."""
-        if self.min is not None and value < self.min:
+    def complaint(self, name: str, value: float, place: str, within: float = 0.0) -> str:
+        """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is, or
+        no more than its error allows."""
+        if self.min is not None and value < self.min - within:
             return f"{name} is {value:.12g}, below {place} {self.min:.12g}"
-        if self.max is not None and value > self.max:
+        if self.max is not None and value > self.max + within:
             return f"{name} is {value:.12g}, above {place} {self.max:.12g}"
         return ""
 

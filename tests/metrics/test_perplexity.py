@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from morphogen.data.mixture import EvalBatch, Mixture
+from morphogen.data.mixture import FEW_DOCUMENTS, EvalBatch, Mixture
 from morphogen.data.prepare import prepare
 from morphogen.errors import DivergedError, InputError
+from morphogen.estimates import Estimate, ratio
 from morphogen.experiment import Data, Shard, Split
 from morphogen.metrics.perplexity import Score, evaluate, held_out, score_batches, shard_metrics
 
@@ -75,7 +76,7 @@ def mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mixture:
     monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text"
     text.mkdir()
-    for k in range(40):
+    for k in range(80):
         (text / f"{k}.txt").write_text(f"{k} " + "abcdefghij" * 20)
     split = Split(train=0.5, eval=0.3)
     return Mixture(prepare(Data(shards=(Shard(source=str(text)),), split=split, seq_len=16, batch_size=4)), seed=0)
@@ -104,3 +105,29 @@ def test_no_eval_batches_is_an_error_and_never_perplexity_one(mixture: Mixture) 
         evaluate(Constant([1 / 257] * 257), mixture, eval_tokens=1000, limit_batches=0)
     with pytest.raises(InputError, match="got 0 batches"):
         shard_metrics({"a": []}, {"a": 1.0})
+
+
+def test_the_parts_of_a_score_are_its_documents(mixture: Mixture) -> None:
+    """What each costs adds up to the whole, and the error of bits per byte is that of a ratio over them."""
+    torch.manual_seed(0)
+    model = Constant(torch.rand(257).softmax(0).tolist())
+    (scores,) = held_out(model, mixture, 10**9).values()
+    whole = sum(scores[1:], scores[0])
+    assert whole.parts is not None
+    parts = whole.parts.merged()
+    (shard,) = mixture.prepared.eval_shards
+    assert FEW_DOCUMENTS <= len(parts.part_P) <= shard.files["eval"].documents
+    assert parts.nats_P.sum() == pytest.approx(whole.nats)
+    assert (parts.tokens_P.sum(), parts.bytes_P.sum()) == (whole.tokens, whole.n_bytes)
+    assert isinstance(whole.bpb, Estimate)
+    wanted = ratio(parts.nats_P, parts.bytes_P)
+    assert whole.bpb == pytest.approx(wanted / math.log(2.0))
+    assert whole.bpb.influence_U == pytest.approx(wanted.influence_U / math.log(2.0))
+    assert whole.bpb.influence_U.sum() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_of_few_documents_the_parts_are_sequences(mixture: Mixture) -> None:
+    (scores,) = held_out(Constant([1 / 257] * 257), mixture, 8 * mixture.prepared.seq_len).values()
+    whole = sum(scores[1:], scores[0])
+    assert whole.parts is not None
+    assert set(whole.parts.merged().tokens_P) == {float(mixture.prepared.seq_len)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from morphogen.data.probes import Probe
 from morphogen.errors import DivergedError
+from morphogen.estimates import Estimate, standard_error
 from morphogen.metrics.recall import SEQUENCES, recall
 
 PROBE = Probe(pairs=4, weight=0.0, seq_len=47, vocab_size=40)
@@ -65,3 +66,16 @@ def test_the_batch_size_changes_nothing_and_the_mode_is_kept() -> None:
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(DivergedError, match="probe:mqar is nan"):
         recall(Answering(lambda *_: torch.full((40,), math.nan)), PROBE, batch_size=64)
+
+
+def test_the_error_of_recall_is_that_over_sequences() -> None:
+    """Of questions that are answered by chance alone the error is the binomial's, or about."""
+    generator = torch.Generator().manual_seed(0)
+    half = recall(Answering(lambda *_: torch.rand(40, generator=generator)), PROBE, batch_size=64)
+    found = half["long_recall"]
+    assert isinstance(found, Estimate)
+    assert len(found.influence_U) == SEQUENCES
+    questions = SEQUENCES * PROBE.pairs
+    least = math.sqrt(found * (1.0 - found) / questions)
+    assert least * 0.8 < (standard_error(found.influence_U) or 0.0) < least * 3.0  # buckets are of unequal size
+    assert found.influence_U.sum() == pytest.approx(0.0, abs=1e-9)

@@ -24,15 +24,23 @@ from morphogen.errors import InputError
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 BLOCK: Final = 4096
+#: Of fewer documents than these a text's parts are its sequences: errors of so few tell little.
+FEW_DOCUMENTS: Final = 16
 #: Which stream a permutation belongs to.
 _TRAIN, _HEALING, _EVAL = 0, 1, 2
 
 
 class EvalBatch(NamedTuple):
-    """`ids` of shape (B, T1), and how many bytes of text its targets (all but the first column) stand for."""
+    """`ids` of shape (B, T1), and how many bytes of text its targets (all but the first column) stand for.
+
+    n_bytes_BT: of each target. part_BT: which part of the text it is of: the number of its document, or of its sequence
+    where there are few documents.
+    """
 
     ids: Ids
     n_bytes: int
+    n_bytes_BT: Ids | None = None
+    part_BT: Ids | None = None
 
 
 class Trained(NamedTuple):
@@ -116,6 +124,7 @@ class Mixture:
         self._healing_tokens = [shard.files["train"].open() for shard in prepared.healing_shards]
         self._bytes_V = prepared.bytes_per_token()
         self._held_out: dict[tuple[str, str], tuple[Tokens, Tokens | None]] = {}
+        self._document_ends: dict[tuple[str, str], Ids] = {}
 
     def batch(self, step: int) -> Ids:
         """ids_BT1 of a training step: inputs are all but the last column, targets all but the first.
@@ -160,11 +169,15 @@ class Mixture:
         if limit_batches is not None:
             chosen_S = chosen_S[: limit_batches * size]
         offsets_T1 = np.arange(length + 1)
+        ends = self._ends(shard, split)
+        few = len(np.unique(np.searchsorted(ends, chosen_S * length))) < FEW_DOCUMENTS
         for first in range(0, len(chosen_S), size):
-            places_BT1 = chosen_S[first : first + size, None] * length + offsets_T1
+            rows_B = chosen_S[first : first + size]
+            places_BT1 = rows_B[:, None] * length + offsets_T1
             ids_BT1 = tokens[places_BT1].astype(np.int64)
-            bytes_BT = self._bytes_V[ids_BT1[:, 1:]] if counts is None else counts[places_BT1[:, 1:]]
-            yield EvalBatch(ids_BT1, int(bytes_BT.sum(dtype=np.int64)))
+            bytes_BT = self._bytes_V[ids_BT1[:, 1:]] if counts is None else counts[places_BT1[:, 1:]].astype(np.int64)
+            part_BT = np.repeat(rows_B[:, None], length, 1) if few else np.searchsorted(ends, places_BT1[:, 1:])
+            yield EvalBatch(ids_BT1, int(bytes_BT.sum(dtype=np.int64)), bytes_BT, part_BT)
 
     def _opened(self, shard: PreparedShard, split: Literal["eval", "test"]) -> tuple[Tokens, Tokens | None]:
         """A held-out split's tokens, and the bytes of each where the vocabulary does not tell."""
@@ -172,6 +185,14 @@ class Mixture:
         if found is None:
             file = shard.files[split]
             found = self._held_out[shard.name, split] = file.open(), file.open_counts() if file.counted else None
+        return found
+
+    def _ends(self, shard: PreparedShard, split: Literal["eval", "test"]) -> Ids:
+        """Where the documents of a held-out split end: the places of their ends of text."""
+        found = self._document_ends.get((shard.name, split))
+        if found is None:
+            tokens, _ = self._opened(shard, split)
+            found = self._document_ends[shard.name, split] = np.flatnonzero(tokens == self.prepared.eot)
         return found
 
 

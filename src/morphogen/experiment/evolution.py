@@ -18,7 +18,7 @@ from pydantic import (
 from morphogen import plugins
 from morphogen.blueprint.templates import Template
 from morphogen.experiment.values import Count, ScoreWeight, Share, list_tag
-from morphogen.figures import Bounds, Composite, Descriptor, Direction
+from morphogen.figures import Bounds, Composite, Descriptor, Direction, Noise
 from morphogen.offered import Offered
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight, Weight
 from morphogen.parts.contract.registry import TAG
@@ -107,6 +107,8 @@ class Evolution(Frozen):
     """Survivors besides, the most novel of the others."""
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     """Figures that the search is for, and which way; with a recall probe the default has `long_recall` too."""
+    noise: Noise = Noise()
+    """Which differences of measured figures count in dominance, lexicase, gates and constraints."""
     composite_metrics: dict[str, Composite] = {}
     """Figures made of others, by name."""
     constraints: dict[str, Bounds] = {}

@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
+from morphogen.data.spelling import Ids
 from morphogen.errors import DivergedError, InputError
+from morphogen.estimates import Estimate, Floats, mean, ratio, summed
 from morphogen.figures import Figure, declare
 from morphogen.metrics.measuring import Subject, measures
 
@@ -22,16 +26,42 @@ SAMPLE_BATCHES = 2
 _MOST_NATS = 700.0
 
 
+class Parts(NamedTuple):
+    """Sums over pieces of parts of a text: which part each is of, and its nats, target tokens and bytes."""
+
+    part_P: Ids
+    nats_P: Floats
+    tokens_P: Floats
+    bytes_P: Floats
+
+    def __or__(self, other: "Parts") -> "Parts":
+        return Parts(
+            np.concatenate([self.part_P, other.part_P]),
+            np.concatenate([self.nats_P, other.nats_P]),
+            np.concatenate([self.tokens_P, other.tokens_P]),
+            np.concatenate([self.bytes_P, other.bytes_P]),
+        )
+
+    def merged(self) -> "Parts":
+        """One piece of each part."""
+        part_U, place_P = np.unique(self.part_P, return_inverse=True)
+        nats_U, tokens_U, bytes_U = (summed(sums_P, place_P) for sums_P in (self.nats_P, self.tokens_P, self.bytes_P))
+        return Parts(part_U, nats_U, tokens_U, bytes_U)
+
+
 @dataclass(frozen=True)
 class Score:
-    """Summed loss over held-out text: nats, over how many target tokens, that stand for how many bytes."""
+    """Summed loss over held-out text: nats, over how many target tokens, that stand for how many bytes; of each of its
+    parts too, where these are known."""
 
     nats: float
     tokens: int
     n_bytes: int
+    parts: Parts | None = field(default=None, compare=False)
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(self.nats + other.nats, self.tokens + other.tokens, self.n_bytes + other.n_bytes)
+        parts = None if self.parts is None or other.parts is None else self.parts | other.parts
+        return Score(self.nats + other.nats, self.tokens + other.tokens, self.n_bytes + other.n_bytes, parts)
 
     @property
     def ppl(self) -> float:
@@ -39,12 +69,20 @@ class Score:
         mean = self.nats / self.tokens
         if not mean < _MOST_NATS:
             raise DivergedError(f"held-out loss is {mean} nats per token, which gives no perplexity")
-        return math.exp(mean)
+        value = math.exp(mean)
+        if self.parts is None:
+            return value
+        parts = self.parts.merged()
+        return Estimate(value, value * ratio(parts.nats_P, parts.tokens_P).influence_U)
 
     @property
     def bpb(self) -> float:
         """Bits per byte of text."""
-        return self.nats / math.log(2.0) / self.n_bytes
+        value = self.nats / math.log(2.0) / self.n_bytes
+        if self.parts is None:
+            return value
+        parts = self.parts.merged()
+        return Estimate(value, ratio(parts.nats_P, parts.bytes_P).influence_U / math.log(2.0))
 
 
 def score_batches(model: "nn.Module", batches: "Iterable[EvalBatch]", *, bf16: bool = False) -> list[Score]:
@@ -53,21 +91,34 @@ def score_batches(model: "nn.Module", batches: "Iterable[EvalBatch]", *, bf16: b
     from torch.nn import functional as F
 
     device = next(model.parameters()).device
-    sizes, nats = [], []
+    nats, each, scored = [], [], []
     training = model.training
     model.eval()
     # no_grad, not inference_mode: tables that parts cache on first use must still serve in training
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for ids_BT1, n_bytes in batches:
-            on_device_BT1 = torch.from_numpy(ids_BT1).to(device, non_blocking=True)
+        for batch in batches:
+            on_device_BT1 = torch.from_numpy(batch.ids).to(device, non_blocking=True)
             logits_BTV = model(on_device_BT1[:, :-1])
             logits_NV = logits_BTV.flatten(0, 1).to(torch.promote_types(logits_BTV.dtype, torch.float32))
-            loss = F.cross_entropy(logits_NV, on_device_BT1[:, 1:].flatten(), reduction="sum")
-            nats.append(loss)
-            sizes.append((ids_BT1[:, 1:].size, n_bytes))
+            logp_NV, target_N = F.log_softmax(logits_NV, -1), on_device_BT1[:, 1:].flatten()
+            nats.append(F.nll_loss(logp_NV, target_N, reduction="sum"))
+            each.append(F.nll_loss(logp_NV, target_N, reduction="none"))
+            scored.append(batch)
     model.train(training)
     sums = torch.stack(nats).double().tolist() if nats else []
-    return [Score(total, tokens, n_bytes) for total, (tokens, n_bytes) in zip(sums, sizes, strict=True)]
+    return [
+        Score(total, batch.ids[:, 1:].size, batch.n_bytes, _parts(batch, nats_N.double().cpu().numpy()))
+        for total, nats_N, batch in zip(sums, each, scored, strict=True)
+    ]
+
+
+def _parts(batch: "EvalBatch", nats_N: Floats) -> Parts | None:
+    """Of one batch, whose targets cost so many nats."""
+    if batch.part_BT is None or batch.n_bytes_BT is None:
+        return None
+    return Parts(
+        batch.part_BT.ravel(), nats_N, np.ones_like(nats_N), batch.n_bytes_BT.ravel().astype(np.float64)
+    ).merged()
 
 
 def held_out(
@@ -101,8 +152,7 @@ def shard_metrics(scores: Mapping[str, Sequence[Score]], weights: Mapping[str, f
         whole = sum(parts[1:], parts[0])
         metrics[f"ppl_{shard}"], metrics[f"bpb_{shard}"] = whole.ppl, whole.bpb
     for kind in ("ppl", "bpb"):
-        total = math.fsum(weights[shard] * metrics[f"{kind}_{shard}"] for shard in scores)
-        metrics[kind] = total / math.fsum(weights[shard] for shard in scores)
+        metrics[kind] = mean({shard: metrics[f"{kind}_{shard}"] for shard in scores}, weights)
     return metrics
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from morphogen.errors import DivergedError
+from morphogen.estimates import Estimate, Floats
 from morphogen.figures import Figure
 from morphogen.metrics.measuring import Subject, measures
 
@@ -57,7 +59,21 @@ def recall(model: "nn.Module", probe: "Probe", *, batch_size: int, bf16: bool = 
     accuracy, loss = np.mean([np.mean(bucket, axis=0) for bucket in buckets.values()], axis=0).tolist()
     if not math.isfinite(loss):
         raise DivergedError(f"the loss on probe:mqar is {loss} nats per question")
-    return {"long_recall": accuracy, "recall_nll": loss, "recall_chance": probe.chance}
+    bucket_N = np.array([distance.bit_length() for distance in distances])
+    right_N, nats_N = torch.cat(right).cpu().numpy(), torch.cat(nats).cpu().numpy()
+    return {
+        "long_recall": Estimate(accuracy, _influence(right_N, bucket_N)),
+        "recall_nll": Estimate(loss, _influence(nats_N, bucket_N)),
+        "recall_chance": probe.chance,
+    }
+
+
+def _influence(values_N: NDArray[Any], bucket_N: NDArray[np.int64]) -> Floats:
+    """How far every sequence pushes the mean over buckets of their mean values; N questions, as many a sequence."""
+    _, place_N, count_K = np.unique(bucket_N, return_inverse=True, return_counts=True)
+    mean_K = np.bincount(place_N, weights=values_N) / count_K
+    pushes_N = (values_N - mean_K[place_N]) / count_K[place_N] / len(count_K)
+    return np.asarray(pushes_N.reshape(SEQUENCES, -1).sum(axis=1), dtype=np.float64)
 
 
 @measures(
@@ -68,6 +84,7 @@ def recall(model: "nn.Module", probe: "Probe", *, batch_size: int, bf16: bool = 
         sort="metric",
         needs=("probe",),
         summary="Questions of the recall probe that are answered rightly: the mean over distances, by powers of two.",
+        chance="recall_chance",
     ),
     Figure(
         "recall_nll",

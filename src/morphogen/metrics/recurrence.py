@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from morphogen.errors import DivergedError
+from morphogen.estimates import derived
 from morphogen.figures import Figure
 from morphogen.metrics.measuring import Subject, measures
 from morphogen.metrics.perplexity import Score, shard_metrics
@@ -28,7 +29,7 @@ def recurrence_metrics(
     """
     loops = model.blueprint.recurrences
     metrics: dict[str, float] = {}
-    means: dict[int, float] = {}
+    means: dict[str, float] = {}
     for steps in sorted({1, *(n for loop in loops for n in loop.test_recurrences)} if loops else ()):
         as_it_is = all(loop.steps(1.0) == steps for loop in loops)
         model.eval_steps = steps
@@ -38,11 +39,15 @@ def recurrence_metrics(
             continue
         finally:
             model.eval_steps = None
-        means[steps] = found["ppl"]
+        means[str(steps)] = found["ppl"]
         metrics |= {f"{name}_rec_{steps}": value for name, value in found.items() if not name.startswith("bpb")}
     if not loops:
         return {"recurrence_gain": 0.0}
-    return {**metrics, "recurrence_gain": 1.0 - min(means.values()) / means[1]} if 1 in means else metrics
+    return {**metrics, "recurrence_gain": derived(_gain, means)} if "1" in means else metrics
+
+
+def _gain(ppl: Mapping[str, float]) -> float:
+    return 1.0 - min(ppl.values()) / ppl["1"]
 
 
 @measures(

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple
 
 from morphogen.candidate import Candidate, Edit, Report, Status, stream
 from morphogen.errors import RunError, nearest
+from morphogen.estimates import known_of
 from morphogen.experiment import Evolution
 from morphogen.search.breeding import Breeding
 from morphogen.search.novelty import NAME as NOVELTY
@@ -95,6 +96,7 @@ class Search(Generic[G, T]):
             downsample=evolution.downsample,
             tournament_size=evolution.tournament_size,
             descriptors=evolution.map_elites,
+            noise=evolution.noise,
             strict=False,  # names were checked before the run; survivors may lose what others had
         )
 
@@ -336,8 +338,8 @@ class Search(Generic[G, T]):
         return self.evolution.promotion_prob > 0.0 and self.round == len(rounds(self.evolution)) - 1
 
     def _with_composites(self, report: Report) -> Report:
-        made = composed({**report.timed, **report.costs, **report.metrics}, self.evolution)
-        return report.replace(metrics={**report.metrics, **made}) if made else report
+        made = composed({**report.timed, **report.costs, **report.estimates}, self.evolution)
+        return report.replace(**known_of({**report.estimates, **made})) if made else report
 
     def _end_round(self) -> None:
         """All reports of a round are in: novelty is measured, and some go on to the next round."""
@@ -382,7 +384,7 @@ class Search(Generic[G, T]):
             self._check_founders()
         objectives, limits = evolution.objectives, evolution.constraints
         known = [self.reports[id] for id in dict.fromkeys((*self.frontier_ids, *self.newborn))]
-        best = front(known, objectives, limits)
+        best = front(known, objectives, limits, evolution.noise)
         reference = (self.generations[-1].reference if self.generations else {}) or reference_point(best)
         event = Generation(
             generation=number,
@@ -399,16 +401,17 @@ class Search(Generic[G, T]):
         """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them. best: the
         run's frontier."""
         evolution = self.evolution
-        objectives, limits = evolution.objectives, evolution.constraints
+        objectives, limits, noise = evolution.objectives, evolution.constraints, evolution.noise
         if evolution.baseline == "random" and number:
             return self.survivors  # the founders, from whom all walks begin
         pool = [self.reports[id] for id in dict.fromkeys((*self.survivors, *self.newborn))]
         if evolution.parent_selection == "map_elites":
-            kept = elites(pool, objectives, limits, evolution.map_elites, evolution.archive_max_elites)
+            kept = elites(pool, objectives, limits, evolution.map_elites, evolution.archive_max_elites, noise)
         else:
             births = {report.id: self.candidates[report.id].index for report in pool}
             rng = stream(self.seed, number, "survival")
-            kept = survive(evolution.survival, pool, objectives, limits, evolution.topk_keep, births, rng, best)
+            keep = evolution.topk_keep
+            kept = survive(evolution.survival, pool, objectives, limits, keep, births, rng, best, noise)
         if evolution.structural_elite_k:
             others = [report for report in pool if report.id not in kept]
             usable = set(matrix(others, objectives, limits, strict=False).complete.ids)
@@ -435,5 +438,9 @@ class Search(Generic[G, T]):
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}
+        compared = {*self.survivors, *self.frontier_ids}
+        for id in self.newborn:
+            if id not in compared:  # it is compared with nobody any more, and its parts would fill the memory
+                self.reports[id] = self.reports[id].replace(influence={})
         if self._novelty is not None:
             self._novelty.forget({*self.survivors, *self.frontier_ids})

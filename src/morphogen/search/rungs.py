@@ -13,6 +13,7 @@ import numpy as np
 
 from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
+from morphogen.estimates import derived
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
@@ -23,7 +24,8 @@ def composed(figures: Mapping[str, float], evolution: Evolution) -> dict[str, fl
     """The composite metrics that can be made of `figures` and of one another, each of those named before it."""
     known = dict(figures)
     for name, composite in evolution.composite_metrics.items():
-        value = composite.value(known) if all(part in known for part in composite.names) else math.nan
+        parts = {part: known[part] for part in composite.names if part in known}
+        value = derived(composite.value, parts) if parts.keys() == set(composite.names) else math.nan
         if math.isfinite(value):
             known[name] = value
     return {name: known[name] for name in evolution.composite_metrics if name in known}
@@ -109,7 +111,7 @@ def decide(evolution: Evolution, round: int, reports: Iterable[Report], draws: M
         return Decision(
             tuple(r.id for r in trained if draws[r.id] < evolution.promotion_prob and promotable(r, evolution)), {}
         )
-    scored = matrix(trained, evolution.objectives, evolution.constraints, strict=False)
+    scored = matrix(trained, evolution.objectives, evolution.constraints, noise=evolution.noise, strict=False)
     keep = max(1, len(trained) // evolution.eta)
     placed = [scored.ids[row] for row in order(scored)]
     places = {id: place for place, id in enumerate(placed, start=1)}

@@ -113,8 +113,9 @@ def smsemoa(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.r
     feasible = np.flatnonzero(scored.violation_n == 0.0)
     if len(feasible) <= keep or keep == 0:
         return order(scored)[:keep]
-    F_nm = scored.F_nm[feasible]
-    rank_n = ranks(F_nm)
+    able = scored.rows(feasible)
+    F_nm = able.F_nm
+    rank_n = ranks(F_nm, able.tie_mnn)
     splitting = int(np.sort(rank_n)[keep - 1])
     whole, last = np.flatnonzero(rank_n < splitting), np.flatnonzero(rank_n == splitting)
     U_nm = scaled(F_nm[last], np.concatenate([F_nm[last], best_km]))

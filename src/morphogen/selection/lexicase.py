@@ -20,16 +20,21 @@ def deviations(F_nc: Floats) -> Floats:
         return np.array([np.median(np.abs(x - np.median(x))) if len(x) else 0.0 for x in found], dtype=np.float64)
 
 
-def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator) -> int:
+def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator, tie_cnn: Floats | None = None) -> int:
     """The row number of a parent within `epsilon_c` of the best of those left at every case: 0 for plain lexicase,
-    `deviations` for epsilon-lexicase. ValueError when there are no rows."""
+    `deviations` for epsilon-lexicase. tie_cnn: how far two rows may be apart by noise alone; whoever is within that of
+    the best goes on too. ValueError when there are no rows."""
     if len(F_nc) == 0:
         raise ValueError("lexicase: there are no candidates to select from")
     pool = np.arange(len(F_nc))
     for case in rng.permutation(F_nc.shape[1]):
         values = F_nc[pool, case]
         with np.errstate(over="ignore"):
-            pool = pool[values <= values.min() + epsilon_c[case]]
+            near_n = values <= values.min() + epsilon_c[case]
+            if tie_cnn is not None:
+                best = int(values.argmin())
+                near_n |= values <= values[best] + tie_cnn[case, pool[best], pool]
+            pool = pool[near_n]
         if len(pool) == 1:
             break
     return int(rng.choice(pool))

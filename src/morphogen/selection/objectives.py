@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, unknown
-from morphogen.figures import Bounds, Direction, Said, direction, figure_called
+from morphogen.figures import Bounds, Direction, Noise, Said, direction, figure_called
+from morphogen.selection.noise import NO_NOISE, shown, tolerances
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,7 +33,8 @@ class Matrix:
 
     signs_m is -1 where a "max" objective was negated, else 1. violation_n: sum over the constraints, 0 within all, and
     infinite for a candidate without a finite value of every objective and constrained figure: it ranks behind all
-    others. What it lacks stands in F_nm as the worst value that anyone has.
+    others. What it lacks stands in F_nm as the worst value that anyone has. tie_mnn: how far apart two candidates may
+    be in an objective by noise alone; None where nothing has any.
     """
 
     ids: tuple[str, ...]
@@ -40,11 +42,13 @@ class Matrix:
     signs_m: Floats
     F_nm: Floats
     violation_n: Floats
+    tie_mnn: Floats | None = None
 
     def rows(self, kept: Ints) -> "Matrix":
         """The rows of these numbers, or of this mask."""
         ids = tuple(np.array(self.ids, dtype=object)[kept])
-        return replace(self, ids=ids, F_nm=self.F_nm[kept], violation_n=self.violation_n[kept])
+        tie_mnn = None if self.tie_mnn is None else self.tie_mnn[:, kept][:, :, kept]
+        return replace(self, ids=ids, F_nm=self.F_nm[kept], violation_n=self.violation_n[kept], tie_mnn=tie_mnn)
 
     @property
     def feasible(self) -> "Matrix":
@@ -76,10 +80,13 @@ def matrix(
     objectives: Mapping[str, Direction],
     constraints: Mapping[str, Bounds] = {},
     *,
+    noise: Noise = NO_NOISE,
     strict: bool = True,
 ) -> Matrix:
     """The objective matrix of the trained candidates; those failed, gated or rejected are left out.
 
+    noise: a value that is not shown to be better than chance counts as chance, and one that is outside a constraint by
+    no more than its error allows is inside.
     strict: InputError for an objective or a constraint that no trained report has. A search has checked the names
     before it began; that nobody has a value of one is then no mistake. Without trained reports there are no rows.
     """
@@ -90,13 +97,15 @@ def matrix(
     signs_m = np.array([-1.0 if direction == "max" else 1.0 for direction in objectives.values()])
     rows = [[_finite(report.value(name)) for name in wanted] for report in trained]
     all_nk = np.array(rows, dtype=np.float64).reshape(len(rows), len(wanted))
-    F_nm = all_nk[:, :count] * signs_m
-    violation_n = np.array([_violation(row[count:], constraints.values()) for row in rows], dtype=np.float64)
+    columns = [shown(trained, name, direction, noise) for name, direction in objectives.items()]
+    F_nm = np.array(columns, dtype=np.float64).reshape(count, len(rows)).T * signs_m
+    violation_n = np.array([_violation(report, constraints, noise) for report in trained], dtype=np.float64)
     violation_n[np.isnan(all_nk).any(axis=1)] = np.inf
     for column in F_nm.T:  # views
         lacking = np.isnan(column)
         column[lacking] = column[~lacking].max(initial=-np.inf) if not lacking.all() else 0.0
-    return Matrix(tuple(report.id for report in trained), tuple(objectives), signs_m, F_nm, violation_n)
+    tie_mnn = tolerances(trained, tuple(objectives), noise)
+    return Matrix(tuple(report.id for report in trained), tuple(objectives), signs_m, F_nm, violation_n, tie_mnn)
 
 
 def _finite(value: float | None) -> float:
@@ -104,9 +113,12 @@ def _finite(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) else math.nan
 
 
-def _violation(values: Sequence[float], limits: Iterable[Bounds]) -> float:
-    """By how much the values are outside, in all; finite for finite values."""
-    outside = sum(limit.violation(value) for limit, value in zip(limits, values, strict=True))
+def _violation(report: Report, constraints: Mapping[str, Bounds], noise: Noise) -> float:
+    """By how much the report's values are outside, in all; finite for finite values."""
+    outside = 0.0
+    for name, limit in constraints.items():
+        value = _finite(report.value(name))
+        outside += limit.violation(value, noise.z * report.errors.get(name, 0.0))
     return min(outside, sys.float_info.max)
 
 

@@ -16,9 +16,10 @@ import numpy as np
 from morphogen import plugins
 from morphogen.candidate import Report
 from morphogen.errors import InputError, RunError, unknown
-from morphogen.figures import Bounds, Descriptor, Direction, Said, direction, figure_called
+from morphogen.figures import Bounds, Descriptor, Direction, Noise, Said, direction, figure_called
 from morphogen.selection.lexicase import choose, deviations
 from morphogen.selection.map_elites import cells
+from morphogen.selection.noise import NO_NOISE, shown, tolerances
 from morphogen.selection.objectives import (
     Floats,
     Ints,
@@ -36,8 +37,9 @@ class Rules:
 
     said: which way other figures are better, where the experiment says so. cases: figures that lexicase goes through
     instead of the objectives. downsample: the share of cases that down-sampled lexicase looks at. tournament_size:
-    candidates drawn for a tournament. descriptors: the axes of MAP-Elites' cells. strict: whether a case or a weight
-    that nobody in the pool has a figure for is a mistake; else it tells nobody from the others.
+    candidates drawn for a tournament. descriptors: the axes of MAP-Elites' cells. noise: which differences count.
+    strict: whether a case or a weight that nobody in the pool has a figure for is a mistake; else it tells nobody from
+    the others.
     """
 
     objectives: Mapping[str, Direction]
@@ -48,6 +50,7 @@ class Rules:
     downsample: float = 0.5
     tournament_size: int = 2
     descriptors: Mapping[str, Descriptor] = field(default_factory=dict)
+    noise: Noise = NO_NOISE
     strict: bool = True
 
     @property
@@ -70,6 +73,8 @@ class Pool:
     score_n: Floats
     cell_n: Ints
     rules: Rules
+    tie_mnn: Floats | None = None
+    tie_cnn: Floats | None = None
     deck: list[int] = field(default_factory=list)
 
     @classmethod
@@ -79,7 +84,7 @@ class Pool:
         ordered = in_order(reports)
         if rules.strict:
             check_weights(ordered, rules.weights, rules.directions)
-        scored = matrix(ordered, rules.objectives, rules.constraints, strict=rules.strict)
+        scored = matrix(ordered, rules.objectives, rules.constraints, noise=rules.noise, strict=rules.strict)
         if not scored.ids:
             raise RunError(f"no parent to select: none of {len(ordered)} candidates was trained")
         best = next(part for part in (scored.feasible, scored.complete, scored) if part.ids)
@@ -90,8 +95,8 @@ class Pool:
             F_n1 = best.violation_n[:, None]
             return cls(best.ids, F_n1, F_n1, -best.violation_n, cell_n, rules)
         score_n = weighted_scores(able, rules.weights, rules.objectives, rules.directions, strict=False)
-        F_nc = _cases(able, rules) if rules.cases else best.F_nm
-        return cls(best.ids, best.F_nm, F_nc, score_n, cell_n, rules)
+        F_nc, tie_cnn = _cases(able, rules) if rules.cases else (best.F_nm, best.tie_mnn)
+        return cls(best.ids, best.F_nm, F_nc, score_n, cell_n, rules, best.tie_mnn, tie_cnn)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,6 +111,8 @@ class Pool:
             F_nc=self.F_nc[kept],
             score_n=self.score_n[kept],
             cell_n=self.cell_n[kept],
+            tie_mnn=None if self.tie_mnn is None else self.tie_mnn[:, kept][:, :, kept],
+            tie_cnn=None if self.tie_cnn is None else self.tie_cnn[:, kept][:, :, kept],
             deck=[],
         )
         made.__dict__.update(rank_n=self.rank_n[kept], crowding_n=self.crowding_n[kept], epsilon_c=self.epsilon_c)
@@ -114,7 +121,7 @@ class Pool:
     @cached_property
     def rank_n(self) -> Ints:
         """The non-dominated front of each row."""
-        return ranks(self.F_nm)
+        return ranks(self.F_nm, self.tie_mnn)
 
     @cached_property
     def crowding_n(self) -> Floats:
@@ -127,19 +134,22 @@ class Pool:
         return deviations(self.F_nc)
 
 
-def _cases(reports: Sequence[Report], rules: Rules) -> Floats:
-    """The figures that lexicase goes through, minimised, shape (n, c); a missing or non-finite one is infinitely bad.
-    InputError for one that no report has, where the rules are strict."""
+def _cases(reports: Sequence[Report], rules: Rules) -> tuple[Floats, Floats | None]:
+    """The figures that lexicase goes through, minimised, shape (n, c), a missing or non-finite one being infinitely
+    bad; and how far two rows may be apart by noise alone, shape (c, n, n), where there is any. InputError for a figure
+    that no report has, where the rules are strict."""
     columns = []
     for name in rules.cases:
         place, figure = f"evolution.lexicase_cases: {name}", figure_called(name)
-        found = [report.value(figure) for report in reports]
-        if rules.strict and all(value is None for value in found):
+        if rules.strict and all(report.value(figure) is None for report in reports):
             known = {known for report in reports for known in (*report.metrics, *report.costs, *report.timed)}
             raise InputError(unknown(place, name, known))
-        sign = -1.0 if direction(figure, rules.directions, place) == "max" else 1.0
-        columns.append([sign * value if value is not None and np.isfinite(value) else np.inf for value in found])
-    return np.array(columns, dtype=np.float64).T
+        better = direction(figure, rules.directions, place)
+        sign = -1.0 if better == "max" else 1.0
+        found = shown(reports, figure, better, rules.noise)
+        columns.append([sign * value if np.isfinite(value) else np.inf for value in found])
+    figures = [figure_called(name) for name in rules.cases]
+    return np.array(columns, dtype=np.float64).T, tolerances(reports, figures, rules.noise)
 
 
 #: (pool, generator) -> row number
@@ -167,19 +177,20 @@ def pareto_uniform(pool: Pool, rng: np.random.Generator) -> int:
 
 def plain_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Lexicase over the cases: specialists breed too."""
-    return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng)
+    return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng, pool.tie_cnn)
 
 
 def epsilon_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Epsilon-lexicase over the cases."""
-    return choose(pool.F_nc, pool.epsilon_c, rng)
+    return choose(pool.F_nc, pool.epsilon_c, rng, pool.tie_cnn)
 
 
 def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Epsilon-lexicase over a fresh sample of the cases for every parent."""
     count = pool.F_nc.shape[1]
     cases = rng.permutation(count)[: max(1, round(pool.rules.downsample * count))]
-    return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng)
+    tie_cnn = None if pool.tie_cnn is None else pool.tie_cnn[cases]
+    return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng, tie_cnn)
 
 
 def tournament(pool: Pool, rng: np.random.Generator) -> int:

@@ -5,22 +5,61 @@ the one that is less far outside comes first.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from morphogen.selection.objectives import LARGEST, Floats, Ints, Matrix
 
+Bools = NDArray[np.bool_]
 
-def ranks(F_nm: Floats) -> Ints:
+
+def ranks(F_nm: Floats, tie_mnn: Floats | None = None) -> Ints:
     """The front of each row, shape (n,): 0 for those no other row dominates. Equal rows share a front.
 
-    Raises ValueError for a value that is not finite: sorting can put a NaN row in front 0.
+    tie_mnn: differences that are ties (`Matrix.tie_mnn`); fronts are then those of `dominance`. Raises ValueError for a
+    value that is not finite: sorting can put a NaN row in front 0.
     """
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting  # takes a second to load
 
     if not np.isfinite(F_nm).all():
         raise ValueError("ranks: the objective matrix holds values that are not finite")
+    if tie_mnn is not None and tie_mnn.any():
+        return _ranks_within_noise(F_nm, tie_mnn)
     rank_n = np.zeros(len(F_nm), dtype=np.int64)
     for number, front in enumerate(NonDominatedSorting().do(F_nm)):
         rank_n[front] = number
+    return rank_n
+
+
+def dominance(F_nm: Floats, tie_mnn: Floats | None = None) -> Bools:
+    """Whether row i dominates row j, shape (n, n): plainly, or by what counts beyond the ties alone.
+
+    Plainly: nowhere worse and somewhere better. Beyond the ties: nowhere shown to be worse, and somewhere shown to be
+    better. Whoever is ahead of a cheaper one by a difference within the noise is dominated; of two that tie
+    everywhere, one that is plainly ahead stays ahead, so that ties alone fill no front.
+    """
+    less_mnn = F_nm.T[:, :, None] - F_nm.T[:, None, :]
+    plainly_nn = (less_mnn <= 0.0).all(axis=0) & (less_mnn < 0.0).any(axis=0)
+    if tie_mnn is None:
+        return np.asarray(plainly_nn)
+    shown_nn = (less_mnn <= tie_mnn).all(axis=0) & (less_mnn < -tie_mnn).any(axis=0)
+    return np.asarray(plainly_nn | shown_nn)
+
+
+def _ranks_within_noise(F_nm: Floats, tie_mnn: Floats) -> Ints:
+    """The first front is of those whom nobody dominates, the next of those whom nobody left dominates, and so on.
+
+    As ties are not transitive, all that are left may stand in circles, each dominated by another: then that front is of
+    those whom nobody left dominates plainly, of whom there always are some.
+    """
+    over_nn, plainly_over_nn = dominance(F_nm, tie_mnn), dominance(F_nm)
+    rank_n, left = np.zeros(len(F_nm), dtype=np.int64), np.arange(len(F_nm))
+    number = 0
+    while len(left):
+        free = ~over_nn[np.ix_(left, left)].any(axis=0)
+        if not free.any():
+            free = ~plainly_over_nn[np.ix_(left, left)].any(axis=0)
+        rank_n[left[free]] = number
+        left, number = left[~free], number + 1
     return rank_n
 
 
@@ -47,11 +86,12 @@ def constrained_ranks(scored: Matrix) -> Ints:
     for every violation, in its order; last the fronts of the rows that lack a value."""
     feasible_n = scored.violation_n == 0.0
     if feasible_n.all():
-        return ranks(scored.F_nm)
+        return ranks(scored.F_nm, scored.tie_mnn)
     complete_n = np.isfinite(scored.violation_n)
     outside_n = complete_n & ~feasible_n
     rank_n = np.zeros(len(scored.ids), dtype=np.int64)
-    rank_n[feasible_n] = ranks(scored.F_nm[feasible_n])
+    feasible = scored.rows(np.flatnonzero(feasible_n))
+    rank_n[feasible_n] = ranks(feasible.F_nm, feasible.tie_mnn)
     rank_n[outside_n] = np.unique(scored.violation_n[outside_n], return_inverse=True)[1]
     rank_n[~complete_n] = ranks(scored.F_nm[~complete_n])
     first = 0

@@ -12,8 +12,9 @@ import numpy as np
 from morphogen import plugins
 from morphogen.candidate import Report
 from morphogen.errors import InputError
-from morphogen.figures import Bounds, Direction
+from morphogen.figures import Bounds, Direction, Noise
 from morphogen.selection.contribution import partitions, smsemoa
+from morphogen.selection.noise import NO_NOISE
 from morphogen.selection.objectives import Floats, Ints, Matrix, matrix
 from morphogen.selection.pareto import constrained_ranks, order, ranks
 
@@ -51,10 +52,11 @@ def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.ran
     feasible = np.flatnonzero(scored.violation_n == 0.0)
     if len(feasible) <= keep:
         return order(scored)[:keep]
-    F_nm = scored.F_nm[feasible]
+    able = scored.rows(feasible)
+    F_nm = able.F_nm
     from pymoo.algorithms.moo.nsga3 import HyperplaneNormalization, associate_to_niches, calc_niche_count, niching
 
-    rank_n = ranks(F_nm)
+    rank_n = ranks(F_nm, able.tie_mnn)
     splitting = int(np.sort(rank_n)[keep - 1]) if keep else 0
     whole, last = np.flatnonzero(rank_n < splitting), np.flatnonzero(rank_n == splitting)
     scale = HyperplaneNormalization(F_nm.shape[1])
@@ -86,6 +88,7 @@ def survive(
     births: Mapping[str, int],
     rng: np.random.Generator,
     best: Matrix,
+    noise: Noise = NO_NOISE,
 ) -> tuple[str, ...]:
     """Ids of at most `keep` survivors chosen by the rule called `name`, best first.
 
@@ -96,7 +99,7 @@ def survive(
     if keep < 0:
         raise ValueError(f"survive: keep is {keep}, expected at least 0")
     rule = plugins.choose(plugins.SURVIVAL, SURVIVAL, name)
-    scored = matrix(reports, objectives, constraints, strict=False)
+    scored = matrix(reports, objectives, constraints, noise=noise, strict=False)
     birth_n = np.array([births[id] for id in scored.ids], dtype=np.int64)
     chosen = np.unique(rule(scored, birth_n, best.F_nm, keep, rng)).astype(np.int64)
     count = len(scored.ids)
@@ -109,10 +112,13 @@ def survive(
 
 
 def front(
-    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds] = {}
+    reports: Iterable[Report],
+    objectives: Mapping[str, Direction],
+    constraints: Mapping[str, Bounds] = {},
+    noise: Noise = NO_NOISE,
 ) -> Matrix:
-    """The Pareto frontier in order of id: the trained candidates that no other one dominates. While none keeps the
-    constraints, those that are least far outside; while none has a value of every objective, the best by those that
-    they have."""
-    scored = matrix(reports, objectives, constraints, strict=False)
+    """The Pareto frontier in order of id: the trained candidates that no other one dominates, be it by what is more
+    than noise alone. While none keeps the constraints, those that are least far outside; while none has a value of
+    every objective, the best by those that they have."""
+    scored = matrix(reports, objectives, constraints, noise=noise, strict=False)
     return scored.rows(np.flatnonzero(constrained_ranks(scored) == 0))

@@ -29,6 +29,7 @@ class Entry(Record):
     parents: tuple[CandidateId, ...]
     edits: tuple[Edit, ...]
     metrics: dict[str, float]
+    errors: dict[str, float] = {}
     timed: dict[str, float]
     costs: dict[str, float]
     tokens: Tokens
@@ -68,6 +69,7 @@ def build_frontier(
                 parents=candidate.parents,
                 edits=candidate.edits,
                 metrics=report.metrics,
+                errors=report.errors,
                 timed=report.timed,
                 costs=report.costs,
                 tokens=report.tokens,

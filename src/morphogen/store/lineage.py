@@ -37,6 +37,7 @@ class Node(Record):
     steps: Whole
     stop_reason: StopReason
     metrics: dict[str, float]
+    errors: dict[str, float] = {}
     timed: dict[str, float]
     costs: dict[str, float]
     tokens: Tokens
@@ -124,6 +125,7 @@ def build_lineage(
                 steps=report.steps,
                 stop_reason=report.stop_reason,
                 metrics=report.metrics,
+                errors=report.errors,
                 timed=report.timed,
                 costs=report.costs,
                 tokens=report.tokens,

@@ -56,16 +56,18 @@ class Measurement:
 def turned_away(experiment: Experiment, report: Report) -> tuple[StopReason, str] | None:
     """Why a candidate that was measured at rung 1 goes no further; None where it passes all gates.
 
-    A figure that it lacks is outside its gate.
+    A figure that it lacks is outside its gate; one that is no further outside than its error allows is not.
     """
+    z = experiment.evolution.noise.z
     threshold = experiment.train.ppl_stop_threshold
     allowed = math.inf if threshold is None else threshold
-    if report.metrics["ppl"] > allowed:
+    if report.metrics["ppl"] - z * report.errors.get("ppl", 0.0) > allowed:
         reason = f"held-out perplexity {report.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
         return StopReason.PPL_GATE, reason
     complaints = []
     for name, limits in experiment.evolution.rung1_gates.items():
         value, place = report.value(name), f"rung1_gates.{name}"
-        complaints.append(f"{name} was not measured" if value is None else limits.complaint(name, value, place))
+        within = z * report.errors.get(name, 0.0)
+        complaints.append(f"{name} was not measured" if value is None else limits.complaint(name, value, place, within))
     reason = "; ".join(complaint for complaint in complaints if complaint)
     return (StopReason.METRIC_GATE, reason) if reason else None

@@ -11,6 +11,7 @@ from morphogen.candidate import Job, Report, Status, StopReason, Tokens
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
+from morphogen.estimates import known_of
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
 from morphogen.inherit.descent import Moments
 from morphogen.inherit.provenance import Provenance
@@ -200,7 +201,7 @@ class Trial:
             status=status,
             reason=reason,
             rung=self.rung,
-            metrics={**self.measurement.metrics, **self._share(tokens)},
+            **known_of(self.measurement.metrics | self._share(tokens)),
             timed=self._timed(),
             costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
             tokens=tokens,
