@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from morphogen.candidate import (
     NOT_MEASURED,
     AgainstRoot,
@@ -38,6 +40,11 @@ class Entry(Record):
     checkpoint: CheckpointPath | None
     status: Status
     against_root: tuple[Difference, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_repeats_as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {name: value for name, value in found.items() if name != "against_root" or value}
 
 
 class Frontier(Document):
