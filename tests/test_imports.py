@@ -59,6 +59,7 @@ JOINING = [
     "checks",
     "notices",
     "retrain",
+    "proposers",
     "session",
     "run",
     "cli",

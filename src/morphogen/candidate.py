@@ -32,6 +32,8 @@ CandidateId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", 
 CheckpointPath = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.+~=-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=300)
 ]
+#: What a program that proposes candidates may be called.
+ProposerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=60)]
 #: Words, which may tell of names that are no text.
 Words = Annotated[str, AfterValidator(whole_characters)]
 #: Packed as `estimates.packed` does.
@@ -164,6 +166,7 @@ class Candidate(Record):
     """A blueprint, where it came from, and the edits that made it.
 
     train: fields of the experiment's `train` that edits have changed for this candidate, with their values.
+    proposer: the program from outside that proposed it; empty where the run bred it.
     """
 
     id: CandidateId
@@ -173,6 +176,7 @@ class Candidate(Record):
     parents: tuple[CandidateId, ...] = ()
     edits: tuple[Edit, ...] = ()
     train: dict[str, Any] = {}
+    proposer: str = ""
 
     def as_trained(self, report: "Report | None") -> Self:
         """Itself with the blueprint that its weights belong to, which is another than was asked for where it changed

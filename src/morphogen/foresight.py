@@ -5,6 +5,7 @@ No network, no tokenizer is trained, no weight is read.
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError
-from morphogen.experiment import BPE, Data, Experiment, Shard
+from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
 from morphogen.knobs import Remark, knobs
 from morphogen.search.rungs import composed, rejection, stages
 from morphogen.store.ordinary import open_ordinary
@@ -100,6 +101,17 @@ def _missing(experiment: Experiment) -> Iterator[Remark]:
         yield Remark(("evolution", "weight_inheritance"), said, True)
     if isinstance(evolution.templates, str) and (said := _absent(evolution.templates)):
         yield Remark(("evolution", "templates"), f"{evolution.templates}: {said}", True)
+    if evolution.proposer is not None:
+        yield from _of_proposer(evolution.proposer)
+
+
+def _of_proposer(proposer: Proposer) -> Iterator[Remark]:
+    loc, program = ("evolution", "proposer", "command"), proposer.command[0]
+    if not plugins.code_allowed():
+        said = "names a program, which no file may run unasked; where you trust it, allow it with --allow-code or"
+        yield Remark(loc, f"{said} {plugins.VARIABLE}=1", True)
+    elif shutil.which(program) is None:
+        yield Remark(loc, f"{program}: no such program, or it may not be run", True)
 
 
 def _absent(path: str) -> str:

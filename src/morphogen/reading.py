@@ -187,6 +187,10 @@ def with_paths(experiment: Experiment, path: Change, name: Change) -> Experiment
         changes["train"]["init_checkpoint"] = path(("train", "init_checkpoint"), train.init_checkpoint)
     if isinstance(evolution.templates, str):
         changes["evolution"]["templates"] = path(("evolution", "templates"), evolution.templates)
+    if (proposer := evolution.proposer) is not None:
+        place: Loc = ("evolution", "proposer", "command")
+        words = tuple(name((*place, i), word) for i, word in enumerate(proposer.command))
+        changes["evolution"]["proposer"] = proposer.model_copy(update={"command": words})
     return experiment.model_copy(
         update={
             "data": data.model_copy(update=changes["data"]),

@@ -25,11 +25,12 @@ from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
 
-#: Settings of the experiment that may differ when a run is resumed: generations may be added to it, and repeats.
-MAY_DIFFER = frozenset({"evolution.generations", "evolution.repeat"})
+#: Settings of the experiment that may differ when a run is resumed: generations may be added to it, and repeats; and
+#: who proposes candidates, which is recorded with each.
+MAY_DIFFER = frozenset({"evolution.generations", "evolution.repeat", "evolution.proposer"})
 MAY_CHANGE = (
-    "--generations, evolution.repeat, --device, --executor, --workers, --timeout, --memory-limit, --disk-budget, which "
-    "checkpoints are kept, and where files lie"
+    "--generations, evolution.repeat, evolution.proposer, --device, --executor, --workers, --timeout, --memory-limit, "
+    "--disk-budget, which checkpoints are kept, and where files lie"
 )
 #: A message names at most so many differences.
 SHOWN = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from morphogen import resuming, runfolder
+from morphogen import proposers, resuming, runfolder
 from morphogen.analysis.repeated import against_root
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
@@ -44,8 +44,10 @@ from morphogen.store.ledger import (
     Retry,
     Start,
     Stop,
+    last_stop,
 )
 from morphogen.store.ordinary import open_own
+from morphogen.store.proposals import Refused
 from morphogen.training.threads import default_threads
 from morphogen.training.trace import StepInfo
 
@@ -113,6 +115,7 @@ class Session:
     mend: Mend
     back: Retry | None
     remarks: tuple[str, ...]
+    refused: tuple[Refused, ...]
     position: int = 0
     total: int = 0
 
@@ -154,7 +157,7 @@ class Session:
             version = told["commit"] or str(told["versions"].get("morphogen"))
             devices = device if device == told["device"] else f"{told['device']}, later {device}"
             facts = {"seed": str(seed), "device": devices, "morphogen": version}
-            finished = bool(events) and events[-1] == Stop(reason=FINISHED)
+            finished = last_stop(events) == FINISHED
             undo.pop_all()
         return cls(
             folder,
@@ -171,6 +174,7 @@ class Session:
             mend=mend,
             back=back,
             remarks=remarks,
+            refused=tuple(proposers.refusals(events)),
         )
 
     def __enter__(self) -> Self:
@@ -228,7 +232,7 @@ class Session:
         engine = self.engine
         told = False
         if not engine.open:
-            self.ledger.append(engine.ask())
+            self._ask()
         while pending := engine.pending():  # round after round: of the later ones only those that went on
             self.total, again = engine.in_round, engine.round > 0
             self.position = self.total - len(pending) + 1
@@ -253,6 +257,15 @@ class Session:
         self._tell(Closed(generation, dict(engine.candidates), dict(engine.reports)))
         if lost := switched_off(engine.generations):
             self._tell(Warned(lost))
+
+    def _ask(self) -> None:
+        """The next generation's candidates: what was told, what the proposer answers, and the rest bred."""
+        answers = proposers.consult(_name(self.experiment, self.engine.seed), self.engine, self.refused)
+        asked = self.engine.ask(answers)
+        self.ledger.append(asked)
+        self.refused += asked.refused
+        for refused in asked.refused:
+            self._tell(Warned(f"proposer {refused.proposer}: a place is lost: {refused.reason}"))
 
     def _measure_again(self, executor: Executor) -> None:
         """Finalists on other seeds, beside the root trained as long, where the experiment asks for it."""

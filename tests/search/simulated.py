@@ -55,12 +55,18 @@ def run(search, generations=None, evaluate=measure):
     events = []
     while not search.done and generations != 0:
         events.append(search.ask())
-        for candidate in search.pending():
-            events.append(Reported(report=evaluate(candidate)))
-            search.tell(events[-1].report)
-        events.append(search.close_generation())
+        events += run_on(search, evaluate)
         generations = None if generations is None else generations - 1
     return events
+
+
+def run_on(search, evaluate=measure):
+    """The events that close the open generation."""
+    events = []
+    for candidate in search.pending():
+        events.append(Reported(report=evaluate(candidate)))
+        search.tell(events[-1].report)
+    return [*events, search.close_generation()]
 
 
 def start(search):

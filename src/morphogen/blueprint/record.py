@@ -38,9 +38,12 @@ def recorded(cls: type[M], data: Any, place: str) -> M:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        details = error.errors(include_url=False)
+        # a field that is missing may only be mistyped, which the unknown one tells
+        first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
         path = _dotted(step for step in first["loc"] if not str(step).startswith(TAG))
-        raise InputError(f"{place}: {path}: {what(cls, first, first['loc'])}") from None
+        said = what(cls, first, first["loc"])
+        raise InputError(f"{place}: {path}: {said}" if path else f"{place}: {said}") from None
 
 
 def _dotted(steps: Iterable[int | str]) -> str:

@@ -18,7 +18,7 @@ from morphogen.reading import read_experiment
 from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, failed_alike, retry
-from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use
+from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, in_use, last_stop
 
 RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
 RETRY = "once the cause is mended, the run's command with --resume --retry-failed trains them again"
@@ -58,7 +58,7 @@ def examine(folder: Path) -> list[Finding]:
     except MorphogenError as error:
         return [Finding(str(folder), str(error), "it was made by another version of morphogen, or changed by hand")]
     running = bool(in_use(folder))
-    finished = events[-1] == Stop(reason=FINISHED)
+    finished = last_stop(events) == FINISHED
     found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished), *_failures(folder, engine)]
     return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]
 
@@ -67,7 +67,7 @@ def _replayed(events: list[Event], folder: Path) -> tuple[Engine, Engine]:
     """The search as it stands, and as it stood when its last generation was closed, which is what exports show until
     the run is finished."""
     last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=0)
-    last = len(events) if events[-1] == Stop(reason=FINISHED) else last
+    last = len(events) if last_stop(events) == FINISHED else last
     try:
         return tuple(  # type: ignore[return-value]
             Engine.replay(part, run_dir=str(folder), device="cpu") for part in (events, events[: last + 1])

@@ -20,13 +20,12 @@ from morphogen.store.ledger import (
     FINISHED,
     RESOLVED,
     Asked,
-    Event,
     Generation,
     Ledger,
     Reported,
     Start,
-    Stop,
     in_use,
+    last_stop,
 )
 from morphogen.store.lineage import Lineage
 from morphogen.store.ordinary import read_ordinary
@@ -53,12 +52,12 @@ def standing(folder: Path) -> dict[str, Any]:
     if rejected := sum(len(event.rejected) for event in asked):
         counts[str(Status.REJECTED)] = rejected
     pending = sum(len(event.candidates) for event in asked) - rejected - len(reports)
-    evolution = _evolution(folder, events[0])
+    evolution = evolution_of(folder, events[0])
     holder = in_use(folder)
     told: dict[str, Any] = {
         "run": events[0].run,
         "seed": events[0].seed,
-        "state": _state(events[-1], holder),
+        "state": _state(last_stop(events), holder),
         "generation": asked[-1].generation if asked else -1,
         "generations": evolution.generations,
         "candidates": dict(sorted(counts.items())) | {"pending": pending},
@@ -68,6 +67,8 @@ def standing(folder: Path) -> dict[str, Any]:
     if holder and seconds and sum(seconds):
         to_come = (evolution.generations + 1 - len(asked)) * evolution.population
         told["seconds_left"] = round(sum(seconds) / len(seconds) * (pending + max(0, to_come)), 1)
+    if refused := sum(len(event.refused) for event in asked):
+        told["refused_answers"] = refused
     if closed:
         told["hypervolume"] = round(closed[-1].hypervolume, 6)
         told["frontier"] = len(closed[-1].frontier)
@@ -78,26 +79,26 @@ def standing(folder: Path) -> dict[str, Any]:
     return told
 
 
-class _Evolution(BaseModel):
-    """What is told of a run's settings."""
+class Settings(BaseModel):
+    """What is told of a run's settings of evolution."""
 
     generations: NonNegativeInt
     population: PositiveInt
     objectives: dict[str, Literal["min", "max"]]
 
 
-def _evolution(folder: Path, start: Start) -> _Evolution:
+def evolution_of(folder: Path, start: Start) -> Settings:
     """The run's settings of evolution as they are now: a resumed run may have been given more generations."""
     begun_with = start.experiment.get("evolution")
     try:
-        first = _Evolution.model_validate(begun_with)
+        first = Settings.model_validate(begun_with)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         place = ".".join(map(str, wrong["loc"]))
         raise RunError(f"{folder / LEDGER}: the recorded experiment: evolution.{place}: {wrong['msg']}") from None
     try:
         now = YAML(typ="safe").load(read_ordinary(folder / RESOLVED))["evolution"]
-        return _Evolution.model_validate(first.model_dump() | now)
+        return Settings.model_validate(first.model_dump() | now)
     except (OSError, YAMLError, ValueError, RecursionError, KeyError, TypeError):
         return first  # what is wrong with the file, `doctor` tells
 
@@ -113,12 +114,12 @@ def _best(objectives: Mapping[str, str], frontier: Sequence[Report]) -> dict[str
     return best
 
 
-def _state(last: Event, holder: str) -> str:
+def _state(stopped: str | None, holder: str) -> str:
     if holder:
         return f"running ({holder})"
-    if isinstance(last, Stop):
-        return f"{last.reason}{'' if last.reason == FINISHED else '; --resume goes on'}"
-    return "killed; --resume goes on"
+    if stopped is None:
+        return "killed; --resume goes on"
+    return f"{stopped}{'' if stopped == FINISHED else '; --resume goes on'}"
 
 
 def in_words(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,8 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
         report = reports[candidate.id]
         bpb = f", bpb {report.metrics['bpb']:.4f}" if "bpb" in report.metrics else ""
         also = "".join(f", also from {parent}" for parent in candidate.parents[1:])
-        text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}")
+        by = f", proposed by {candidate.proposer}" if candidate.proposer else ""
+        text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}{by}")
         text += [f"    {row}" for edit in candidate.edits for row in edit_lines(edit)]
         text += [f"    {row}" for row in (origin_lines(report) if candidate.parents else [])]
     return "\n".join(visible(line) for line in text)

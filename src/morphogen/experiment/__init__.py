@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment.data import BPE, Data, Split
-from morphogen.experiment.evolution import OBJECTIVES, Crossing, Evolution
+from morphogen.experiment.evolution import OBJECTIVES, Crossing, Evolution, Proposer
 from morphogen.experiment.shards import BUILT_IN, Shard
 from morphogen.experiment.train import Optimizer, Train
 from morphogen.figures import Direction
@@ -24,6 +24,7 @@ __all__ = [
     "Evolution",
     "Experiment",
     "Optimizer",
+    "Proposer",
     "Shard",
     "Split",
     "Train",

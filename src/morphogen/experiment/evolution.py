@@ -17,6 +17,7 @@ from pydantic import (
 
 from morphogen import plugins
 from morphogen.blueprint.templates import Template
+from morphogen.candidate import ProposerName
 from morphogen.experiment.values import Count, ScoreWeight, Share, list_tag
 from morphogen.figures import Bounds, Composite, Descriptor, Direction, Noise
 from morphogen.offered import Offered
@@ -58,6 +59,20 @@ Threshold = Annotated[
     Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Bounds, Tag(TAG + "bounds")],
     Discriminator(_threshold_tag),
 ]
+
+
+class Proposer(Frozen):
+    """A program that is asked for candidates in every generation. It is code: only `--allow-code` runs it."""
+
+    command: Annotated[tuple[Annotated[str, Field(pattern=r"^[^\x00]+$")], ...], Field(min_length=1)]
+    """The program and its arguments; words that are files beside the experiment are meant so. It reads the state of the
+    run on standard input and answers on standard output, both JSON; docs/proposers.md says more."""
+    name: ProposerName = "proposer"
+    """What it is called in the lineage, unless its answer says otherwise."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Its share of a generation's places, one at least."""
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
+    """After so long it is ended, which costs one place."""
 
 
 class Evolution(Frozen):
@@ -189,6 +204,8 @@ class Evolution(Frozen):
     """Compound edits that `template_mutation` applies, or the YAML file they stand in."""
     template_mutation_prob: Share = 0.25
     """Probability that it tries a new one, made up or varied, which joins the others when its child survives."""
+    proposer: Proposer | None = None
+    """A program from outside that proposes some of the candidates; null: the run breeds all."""
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
     """Where a child's weights come from: its parents, `train.init_checkpoint`, or nowhere."""
     inherit_optimizer: bool = False
@@ -201,6 +218,12 @@ class Evolution(Frozen):
                 f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
                 f"{self.weight_inheritance!r}, expected 'parent'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_proposes_to_a_baseline(self) -> Self:
+        if self.proposer is not None and (self.baseline != "none" or not self.edits):
+            raise ValueError("proposer: a baseline, and a run without edits, has only candidates of its own kind")
         return self
 
     @model_validator(mode="after")

@@ -116,6 +116,8 @@ def story(candidate: Candidate, report: Report | None) -> str:
     lines = [f"{candidate.id} · generation {candidate.generation}"]
     if candidate.parents:
         lines.append("from " + " and ".join(candidate.parents))
+    if candidate.proposer:
+        lines.append(f"proposed by {candidate.proposer}")
     for edit in candidate.edits:
         lines += edit_lines(edit)
     if report is not None:

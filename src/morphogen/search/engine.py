@@ -4,7 +4,7 @@ ask()  ->  while pending(): tell(report of job(candidate)) for each of them  -> 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 from morphogen.blueprint.diff import Traits
@@ -14,9 +14,11 @@ from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import Experiment
 from morphogen.search.machine import Search
+from morphogen.search.outside import Outside
 from morphogen.search.rungs import check_thresholds, rounds, stages
-from morphogen.search.space import Architectures, Design
+from morphogen.search.space import Architectures, Design, Placed
 from morphogen.store.ledger import Event, Start
+from morphogen.store.proposals import Proposed, Refused
 
 
 class Engine(Search[Design, Traits]):
@@ -49,6 +51,20 @@ class Engine(Search[Design, Traits]):
         for event in rest:
             engine.apply(event)
         return engine
+
+    def placed(self, answers: Sequence[Proposed | Refused]) -> tuple[list[Placed[Design]], list[Refused]]:
+        """As `Search.placed`: what was told has its places first, and there are no more than `population`."""
+        taken = [*self.told, *answers][: self.evolution.population]
+        return self.outside.placed(taken, self._keys) if taken else ([], [])
+
+    @property
+    def outside(self) -> Outside:
+        """By what proposals for the next generation are understood: survivors and frontier may be parents."""
+        assert isinstance(self.space, Architectures)
+        ids = dict.fromkeys((*self.survivors, *self.frontier_ids))
+        parents = {id: self._genome(id) for id in ids if self.reports[id].checkpoint is not None}
+        survivors = sum(id in self.survivors for id in parents)
+        return Outside(self.space, self.evolution, parents, survivors)
 
     def job(self, candidate: Candidate) -> Job:
         """All that evaluating a candidate needs: in this round where it is pending, else in its first one.

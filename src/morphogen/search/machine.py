@@ -7,7 +7,7 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
     ask()  ->  while pending(): tell(report) for each of them  ->  close_generation()  ->  ask() ...
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple
 
 from morphogen.candidate import Candidate, Edit, Report, Status, stream
@@ -19,12 +19,13 @@ from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import composed, decide, rejection, rounds
 from morphogen.search.screening import Draw, Figures, Screen, Screening, asked_for
-from morphogen.search.space import G, Space, T
+from morphogen.search.space import G, Placed, Space, T
 from morphogen.selection.map_elites import elites
 from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
 from morphogen.selection.parents import Pool, Rules
 from morphogen.selection.survival import front, survive
-from morphogen.store.ledger import Asked, Event, Generation, Repeated, Reported, Retry, Start, Stop
+from morphogen.store.ledger import Asked, Event, Generation, Repeated, Reported, Retry, Start, Stop, Told
+from morphogen.store.proposals import Proposed, Refused
 
 #: Candidates that rung 0 may turn away in one generation, per offspring wanted.
 REJECTIONS = 8
@@ -66,7 +67,8 @@ class Search(Generic[G, T]):
     candidates, reports: everything asked for and everything known of it, by id. survivors: those that may breed, best
     first. frontier_ids: the non-dominated among all trained candidates of the run, as of the last closed generation.
     generations: the events of the closed ones. generation: the last one asked for, -1 before the first. newborn: its
-    candidates. round: of its training. again: what `search.repeats` measured besides, by id.
+    candidates. round: of its training. again: what `search.repeats` measured besides, by id. told: proposals from
+    outside that wait for the next generation.
     """
 
     def __init__(self, evolution: Evolution, space: Space[G, T], *, seed: int) -> None:
@@ -85,6 +87,7 @@ class Search(Generic[G, T]):
         self._keys: set[str] = set()
         self._asked: dict[str, _Known[G]] = {}
         self._genomes: dict[str, G] = {}
+        self.told: tuple[Proposed, ...] = ()
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
         self._screening = Screening(evolution, seed) if asked_for(evolution) else None
         self._rules = Rules(
@@ -103,6 +106,8 @@ class Search(Generic[G, T]):
     def apply(self, event: Event) -> None:
         """Take a recorded event into account. RunError where it does not follow the state."""
         match event:
+            case Told():
+                self.told += event.proposed
             case Asked():
                 self._take_asked(event)
             case Reported():
@@ -144,8 +149,11 @@ class Search(Generic[G, T]):
 
     # --------------------------------------------------------------------------------------------------- ask
 
-    def ask(self) -> Asked:
+    def ask(self, answers: Sequence[Proposed | Refused] = ()) -> Asked:
         """The next generation's candidates: the founders, then `population` offspring a generation.
+
+        answers: from outside, for places after those that were told have theirs. One that makes no candidate takes its
+        place all the same. The rest is bred.
 
         Offspring differ from everything in the run, save for the copies of the control without edits. Those that rung 0
         turns away stand among the candidates too, in `reports` as rejected. RunError when a generation is open, when
@@ -156,16 +164,21 @@ class Search(Generic[G, T]):
         if self.done:
             raise RunError(f"ask: all {self.evolution.generations} generations are done")
         number = self.generation + 1
+        placed, refused = self.placed(answers) if number else ([], [])
         screen = self._screen(number) if number else None
-        candidates = tuple(self._offspring(number, screen) if number else self._founders())
+        candidates = tuple(self._offspring(number, screen, placed, len(refused)) if number else self._founders())
         rejected = tuple(candidate.id for candidate in candidates if self._asked[candidate.id].rejected)
-        event = Asked(generation=number, candidates=candidates, rejected=rejected)
+        event = Asked(generation=number, candidates=candidates, rejected=rejected, refused=tuple(refused))
         if screen is not None:
             places = {candidate.index: candidate.id for candidate in candidates}
             predicted = {places[index]: figures for index, figures in screen.predicted.items()}
             event = event.replace(predicted=predicted, screened=tuple(places[index] for index in screen.screened))
         self._take_asked(event)
         return event
+
+    def placed(self, answers: Sequence[Proposed | Refused]) -> tuple[list[Placed[G]], list[Refused]]:
+        """What was told and answered from outside, as children and refusals. A space that cannot read it has none."""
+        return [], []
 
     def _founders(self) -> Iterator[Candidate]:
         founders = [
@@ -182,11 +195,18 @@ class Search(Generic[G, T]):
         known = [self.reports[id] for id in dict.fromkeys((*self.survivors, *self.frontier_ids))]
         return self._screening.screen(known, number)
 
-    def _offspring(self, number: int, screen: Screen | None) -> Iterator[Candidate]:
+    def _offspring(
+        self, number: int, screen: Screen | None, placed: Sequence[Placed[G]], refused: int
+    ) -> Iterator[Candidate]:
         evolution, made_now = self.evolution, set[str]()
         pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
-        wanted, first = evolution.population, len(self.candidates)
+        wanted, first = max(0, evolution.population - len(placed) - refused), len(self.candidates)
+        for index, ((child, edits), parents, proposer) in enumerate(placed, start=first):
+            known = self._examine(child, founder=False)
+            made_now.add(known.key)
+            yield self._candidate(index, number, known, parents, [edit.operator for edit in edits], edits, proposer)
+        first += len(placed)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
             draws = screen.draws(index) if screen is not None else 1
             children = self._children(breeding, index, draws, made_now) if wanted else []
@@ -240,6 +260,7 @@ class Search(Generic[G, T]):
         parents: tuple[str, ...],
         operators: list[str],
         edits: tuple[Edit, ...],
+        proposer: str = "",
     ) -> Candidate:
         id = candidate_id(operators, index, known.digest)
         self._asked[id] = known
@@ -249,6 +270,7 @@ class Search(Generic[G, T]):
             generation=generation,
             parents=parents,
             edits=edits,
+            proposer=proposer,
             **self.space.record(known.genome),
         )
 
@@ -291,6 +313,7 @@ class Search(Generic[G, T]):
         if self._screening is not None:
             self._screening.asked(born, event.predicted)
         self._asked.clear()
+        self.told = self.told[self.evolution.population :] if event.generation else self.told
         self.generation, self.round = event.generation, 0
         self.newborn, self._in_round = tuple(candidate.id for candidate in event.candidates), tuple(self._due)
         if not self._due:

@@ -1,7 +1,7 @@
 """What is searched: the engine knows genomes only through a `Space`. Architectures are one, vectors another."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,14 @@ T = TypeVar("T")
 
 #: A child and the edits that lead to it from its parents, in order.
 Bred = tuple[G, tuple[Edit, ...]]
+
+
+class Placed(NamedTuple, Generic[G]):
+    """A child from outside that has a place in a generation, its parents, and who proposed it."""
+
+    bred: Bred[G]
+    parents: tuple[str, ...]
+    proposer: str
 
 
 class Space(Protocol[G, T]):

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Annotated, Any, Literal, Self
@@ -25,6 +25,7 @@ from morphogen.candidate import Candidate, CandidateId, Record, Report, Whole
 from morphogen.errors import RunError
 from morphogen.store.files import canonical_json, parsed_json, sync_folder
 from morphogen.store.ordinary import check_own, open_own
+from morphogen.store.proposals import Proposed, Refused
 
 FILE = "ledger.sqlite"
 LOCK = "ledger.lock"
@@ -53,10 +54,18 @@ class Start(Record):
     experiment: dict[str, Any]
 
 
+class Told(Record):
+    """Proposals from outside, for the places of the next generation; they wait until it is asked for."""
+
+    kind: Literal["told"] = "told"
+    proposed: tuple[Proposed, ...]
+
+
 class Asked(Record):
     """Candidates the engine proposed for one generation. rejected: ids of those that rung 0 turned away.
 
-    predicted: what a model predicted of each, by id, where there was one; screened: ids of those chosen by it."""
+    predicted: what a model predicted of each, by id, where there was one; screened: ids of those chosen by it.
+    refused: answers from outside that made no candidate, each in the place of one."""
 
     kind: Literal["asked"] = "asked"
     generation: Whole
@@ -64,6 +73,7 @@ class Asked(Record):
     rejected: tuple[str, ...] = ()
     predicted: dict[str, dict[str, float]] = {}
     screened: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
 
 
 class Reported(Record):
@@ -133,7 +143,7 @@ class Stop(Record):
     reason: str
 
 
-Event = Annotated[Start | Asked | Reported | Repeated | Generation | Retry | Stop, Field(discriminator="kind")]
+Event = Annotated[Start | Told | Asked | Reported | Repeated | Generation | Retry | Stop, Field(discriminator="kind")]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -255,7 +265,7 @@ class Ledger:
 
 def _before_retry(events: list[Event], retry: Retry) -> list[Event]:
     """The events that still count after a retry. Of rounds of training the first alone is kept: who went on to the next
-    depended on all."""
+    depended on all. What was told from outside waits again."""
     places = [k for k, event in enumerate(events) if isinstance(event, Asked) and event.generation == retry.generation]
     if not places:
         raise RunError(f"a retry of generation {retry.generation}, which was never asked for")
@@ -267,7 +277,14 @@ def _before_retry(events: list[Event], retry: Retry) -> list[Event]:
     for event in events[place + 1 :]:
         if isinstance(event, Reported) and event.report.id in kept:
             first.setdefault(event.report.id, event)
-    return [*events[: place + 1], *first.values()]
+    told = [event for event in events[place + 1 :] if isinstance(event, Told)]
+    return [*events[: place + 1], *told, *first.values()]
+
+
+def last_stop(events: Sequence[Event]) -> str | None:
+    """Why the last process that ran the run ended, where it could say so; what was told since says nothing of it."""
+    last = next((event for event in reversed(events) if not isinstance(event, Told)), None)
+    return last.reason if isinstance(last, Stop) else None
 
 
 def in_use(folder: Path) -> str:

@@ -44,6 +44,8 @@ class Node(Record):
     flops: float
     inheritance: Inheritance | None
     blueprint: OtherBlueprint = None
+    proposer: str = ""
+    """The program from outside that proposed it; empty: bred by the run."""
 
 
 class Edge(Record):
@@ -93,6 +95,7 @@ class Lineage(Document):
                 blueprint={},
                 parents=tuple(parents[node.id]),
                 edits=edits.get(node.id, ()),
+                proposer=node.proposer,
             )
             for node in self.nodes
         }
@@ -132,6 +135,7 @@ def build_lineage(
                 flops=report.flops,
                 inheritance=report.inheritance,
                 blueprint=report.blueprint,
+                proposer=candidate.proposer,
             )
         )
         kind: Kind = "crossover" if len(candidate.parents) > 1 else "mutation" if candidate.edits else "copy"

@@ -62,12 +62,13 @@ class Target:
 class Aim:
     """Where among its targets an operator shall act, and what it shall make there.
 
-    order: at a random one where it applies, the first or the last. block: only in the block of this id. set: fields of
-    the one part that it puts in or changes.
+    order: at a random one where it applies, the first or the last. block: only in the block of this id. target: only at
+    the target of this name. set: fields of the one part that it puts in or changes.
     """
 
     order: Literal["any", "first", "last"] = "any"
     block: str | None = None
+    target: str | None = None
     set: Mapping[str, JsonValue] | None = None
 
 
@@ -168,6 +169,8 @@ def _ordered(blueprint: Blueprint, places: Sequence[Target], aim: Aim, rng: np.r
     if aim.block is not None:
         position = {block.id: i for i, block in enumerate(blueprint.blocks)}.get(aim.block)
         places = [target for target in places if target.position is not None and target.position == position]
+    if aim.target is not None:
+        places = [target for target in places if target.name == aim.target]
     if aim.order == "any":
         return [places[i] for i in rng.permutation(len(places))]
     return places if aim.order == "first" else places[::-1]

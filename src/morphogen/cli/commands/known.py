@@ -14,7 +14,7 @@ from morphogen.escape import json_shown
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity")
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity", "state", "answer")
 
 
 @app.command()
@@ -27,8 +27,12 @@ def schema(
     from morphogen.experiment import Experiment
     from morphogen.store.frontier import Frontier
     from morphogen.store.lineage import Lineage
+    from morphogen.store.proposals import Answer, State
 
-    kinds: tuple[type[BaseModel], ...] = (Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity)
+    kinds: tuple[type[BaseModel], ...] = (
+        *(Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity),
+        *(State, Answer),
+    )
     models = dict(zip(SCHEMAS, kinds, strict=True))
     if which not in models:
         raise InputError(unknown("schema", which, SCHEMAS))
