@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from morphogen.analysis import fidelity as fidelity_module
@@ -26,13 +27,13 @@ from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.metrics.perplexity import evaluate
-from morphogen.network import assemble
+from morphogen.network import assemble, build
 from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Start
 from morphogen.training.trial import run_surrogate
 from tiny import Cli, write_config
 
-SMALL: dict[str, Any] = {"seeds": 2, "random": 2, "finalists": 2}
+SMALL: dict[str, Any] = {"seeds": 2, "random": 2, "finalists": 2, "times": (1,)}
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -192,6 +193,40 @@ def test_verify_compares_finalists_and_the_random_best_with_the_root(run: Path) 
     assert Verification.read(run / "verify.json") == found
 
 
+def test_verify_compares_seed_by_seed_and_at_several_lengths(run: Path) -> None:
+    found = verify(run, **{**SMALL, "random": 0, "finalists": 1, "times": (3, 1)})
+    assert found.times == (1, 3)
+    assert [(one.role, one.tokens) for one in found.candidates] == [
+        (role, factor * found.tokens) for factor in (1, 3) for role in ("root", "finalist")
+    ]
+    for root, one in (found.candidates[:2], found.candidates[2:]):
+        assert root.paired is None
+        assert one.paired is not None
+        differences = np.subtract(one.values, root.values)
+        assert one.paired.difference == pytest.approx(differences.mean())
+        assert one.paired.p == pytest.approx(stats.ttest_rel(one.values, root.values).pvalue)
+        assert one.paired.p_holm is not None
+        assert one.paired.p <= one.paired.p_holm <= min(1.0, 2.0 * one.paired.p)
+        assert one.paired.low is not None
+        assert one.paired.high is not None
+        assert one.paired.low < one.paired.difference < one.paired.high
+        assert one.paired.text_error is not None
+        assert 0.0 < one.paired.text_error < 0.1
+
+
+def test_trainings_of_one_seed_begin_with_the_same_weights_where_designs_have_them_in_common(run: Path) -> None:
+    """What verify's docstring says: equal seeds give equal tensors for shared genes."""
+    recorded = Recorded.read(run)
+    root = recorded.design(min(recorded.candidates, key=lambda id: recorded.candidates[id].index)).blueprint
+    wider = root.evolve(blocks=(root.blocks[0].evolve(ffn=root.blocks[0].ffn.evolve(hidden=48)),))
+    one, other = (build(blueprint.with_vocab(257), seed=5).state_dict() for blueprint in (root, wider))
+    assert one.keys() == other.keys()
+    alike = {name for name in one if one[name].shape == other[name].shape}
+    assert {"emb.weight", "blocks.0.attn.q.weight"} <= alike
+    assert not any("ffn" in name and "norm" not in name for name in alike)
+    assert all(torch.equal(one[name], other[name]) for name in alike)
+
+
 def test_verify_repeats_nothing_and_gives_the_same_file(run: Path) -> None:
     said: list[str] = []
     verify(run, **SMALL)
@@ -207,7 +242,7 @@ def test_verify_repeats_nothing_and_gives_the_same_file(run: Path) -> None:
 def test_verify_takes_a_frontier_file_and_a_baseline_run(run: Path, finished: Path) -> None:
     beside = run.parent / f"{run.name}.json"
     shutil.copy(run / "frontier.json", beside)
-    found = verify(beside, seeds=2, finalists=1, tokens=128, baseline=finished)
+    found = verify(beside, seeds=2, finalists=1, tokens=128, times=(1,), baseline=finished)
     assert found.random == 0
     assert found.tokens == 128
     assert [one.role for one in found.candidates][-1] == "baseline"
@@ -228,11 +263,11 @@ def test_a_training_that_diverges_is_named_and_leaves_nothing_to_compare(run: Pa
         path.write_text(lost.model_dump_json())
     before = (run / "verify.json").read_bytes()
     with pytest.raises(RunError, match=r"none of \d+ trainings came to an end: training diverged at step 1"):
-        verify(run, seeds=2, random=0, finalists=2)
+        verify(run, **{**SMALL, "random": 0})
     assert (run / "verify.json").read_bytes() == before
     finished = sorted((run / FOLDER).iterdir())[0]
     finished.unlink()
-    found = verify(run, seeds=2, random=0, finalists=2)
+    found = verify(run, **{**SMALL, "random": 0})
     assert sorted(len(one.values) for one in found.candidates)[-1] == 1
     assert all(one.p_holm is None for one in found.candidates)
 
@@ -297,13 +332,13 @@ def test_candidates_that_cannot_be_trained_are_named(run: Path) -> None:
 
 
 def test_the_commands_print_tables_and_json(cli: Cli, run: Path) -> None:
-    code, out, aside = cli("verify", run, "--seeds", 2, "--random", 1, "--finalists", 1)
+    code, out, aside = cli("verify", run, "--seeds", 2, "--random", 1, "--finalists", 1, "--times", 1)
     assert code == 0
     assert out.splitlines()[0].startswith("bpb on the test split after 384 tokens")
     assert "finalist" in out
     assert "trainings" not in out
     assert "[1/" in aside
-    code, out, _ = cli("verify", run, "--seeds", 2, "--random", 1, "--finalists", 1, "--json")
+    code, out, _ = cli("verify", run, "--seeds", 2, "--random", 1, "--finalists", 1, "--times", 1, "--json")
     assert json.loads(out) == json.loads((run / "verify.json").read_bytes())
     code, out, _ = cli("fidelity", run, "--bootstrap", 20, "--top-k", 2)
     assert code == 0

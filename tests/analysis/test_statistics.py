@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from morphogen.analysis.statistics import agreement, agreements, holm, size_bands, t_interval, welch
+from morphogen.analysis.statistics import agreement, agreements, holm, paired, size_bands, t_interval, welch
 
 small = st.integers(0, 6).map(float)
 rankings = st.integers(2, 9).flatmap(lambda n: st.tuples(*[st.lists(small, min_size=n, max_size=n)] * 2))
@@ -26,6 +26,13 @@ def test_a_t_interval_is_students() -> None:
 def test_one_value_has_a_mean_but_no_interval_and_none_has_neither() -> None:
     assert t_interval([7.0]) == (7.0, None, None)
     assert t_interval([]) == (None, None, None)
+
+
+def test_the_paired_test_is_the_formula_and_knows_no_spread() -> None:
+    differences = np.array([0.3, -0.1, 0.4, 0.2])
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(4))
+    assert paired(differences.tolist()) == pytest.approx(2 * stats.t.sf(abs(t), 3))
+    assert (paired([0.5]), paired([0.0, 0.0]), paired([0.5, 0.5])) == (None, 1.0, 0.0)
 
 
 def test_welch_is_the_formula() -> None:

@@ -21,16 +21,35 @@ class Interval(NamedTuple):
     high: float | None
 
 
+class Paired(Record):
+    """A design against the root, seed by seed: trainings of one seed share text, order, and first weights.
+
+    pairs: seeds of which both have a value. difference: mean over them. low, high: its t interval over seeds. p: that
+    there is none, two-sided; p_holm: corrected for all comparisons of the file. text_error: the standard error of the
+    difference over the documents of the measured text, which the seeds have in common and the interval does not hold.
+    """
+
+    pairs: int
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    text_error: float | None
+
+
 class Verified(Record):
-    """One design, trained from scratch once per seed. train: its settings, of which guards and `max_tokens` had no say.
+    """One design, trained from scratch on so many `tokens`, once per seed. train: its settings, of which guards
+    and `max_tokens` had no say.
 
     values: the metric by seed, without trainings that failed. low, high: the mean's t interval. difference: the mean
     less the root's. p: Welch's, two-sided, that there is none; p_holm: corrected for all comparisons of the file. None
-    where there are too few values.
+    where there are too few values. paired: the same seed by seed; None for the root.
     """
 
     id: str
     role: Role
+    tokens: int = 0
     blueprint: dict[str, Any]
     train: dict[str, Any]
     params: float
@@ -43,17 +62,20 @@ class Verified(Record):
     difference: float | None
     p: float | None
     p_holm: float | None
+    paired: Paired | None = None
 
 
 class Verification(Document):
-    """The file. tokens: training tokens of each training. split: of the documents measured on. searched: candidates
-    that the run trained, random: those the random baseline chose from (0: it is the best of another run)."""
+    """The file. tokens: training tokens of the shortest trainings. times: how often as many the others had. split: of
+    the documents measured on. searched: candidates that the run trained, random: those the random baseline chose from
+    (0: it is the best of another run)."""
 
     title: ClassVar[str] = "verification"
     metric: str
     direction: Direction
     split: Split
     tokens: int
+    times: tuple[int, ...] = (1,)
     seeds: tuple[int, ...]
     level: float
     searched: int
@@ -61,10 +83,21 @@ class Verification(Document):
     candidates: tuple[Verified, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per blueprint."""
-        shown = ("id", "role", "params", "flops_per_token", "mean", "low", "high", "difference", "p", "p_holm")
+        """The table: one row per blueprint and number of tokens; the interval is the paired difference's."""
         return [
-            {"trained": f"{len(one.values)}/{len(self.seeds)}"} | {name: dict(one)[name] for name in shown}
+            {
+                "tokens": one.tokens,
+                "trained": f"{len(one.values)}/{len(self.seeds)}",
+                "id": one.id,
+                "role": one.role,
+                "flops_per_token": one.flops_per_token,
+                "mean": one.mean,
+                "difference": one.difference,
+                "low": one.paired and one.paired.low,
+                "high": one.paired and one.paired.high,
+                "paired p_holm": one.paired and one.paired.p_holm,
+                "Welch p_holm": one.p_holm,
+            }
             for one in self.candidates
         ]
 

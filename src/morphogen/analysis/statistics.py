@@ -40,6 +40,18 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
+def paired(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the t-test that paired differences are zero on average; None for fewer than two of them.
+
+    Differences without any spread are none (p = 1) or one (p = 0). Ref: Student 1908, Biometrika 6.
+    """
+    if len(differences) < 2:
+        return None
+    if np.ptp(differences) == 0.0:
+        return 1.0 if differences[0] == 0.0 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction: the k-th smallest of m (from 0) becomes the largest so far of (m − k)·p, at most 1.
 

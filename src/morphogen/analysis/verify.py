@@ -1,9 +1,11 @@
 """Verification: are the finalists better than the root when all are trained from scratch alike?
 
-Finalists, the root and the best of a random search are trained anew on equal tokens with several seeds, and measured on
-the test split, which no search has seen. Each is compared with the root by Welch's t-test, corrected after Holm. Not
-paired by seed: trainings of one seed share the order of the text but no weights, so that pairing would halve the
-degrees of freedom for little; what correlation there is makes Welch's test the more careful one.
+Finalists, the root and the best of a random search are trained anew by one schedule with several seeds, on equal tokens
+and on several times as many, since signs depend on the budget; and measured on the test split, which no search has
+seen. Each is compared with the root trained as long, corrected after Holm, in two ways. *Paired*, seed by seed:
+trainings of one seed read the same text in the same order, and every tensor that two designs have in common, by gene,
+name and shape, begins with the same weights; what luck that brings cancels. By *Welch's* t-test, which takes them for
+independent, and is the more careful one where pairs have little in common.
 """
 
 from collections.abc import Sequence
@@ -11,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from morphogen.analysis.recorded import Recorded
-from morphogen.analysis.records import Role, Verification, Verified
-from morphogen.analysis.statistics import holm, t_interval, welch
+from morphogen.analysis.records import Paired, Role, Verification, Verified
+from morphogen.analysis.statistics import holm, paired, t_interval, welch
 from morphogen.analysis.trials import (
     MOST_DESIGNS,
     MOST_SEEDS,
@@ -34,6 +38,7 @@ from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare, text_of
 from morphogen.errors import InputError
+from morphogen.estimates import standard_error
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
@@ -43,6 +48,9 @@ FILE = "verify.json"
 #: Random walks drawn for one candidate of the baseline before it is given up.
 TRIES = 50
 LEVEL = 0.95
+#: A design is trained on so many times the tokens: what starts fast may end behind.
+TIMES = (1, 4)
+MOST_TIMES = 10_000
 
 
 class Contender(NamedTuple):
@@ -60,6 +68,7 @@ def verify(
     random: int | None = None,
     seeds: int = 3,
     tokens: int | None = None,
+    times: Sequence[int] = TIMES,
     finalists: int = 5,
     metric: str = "bpb",
     device: str = "cpu",
@@ -70,11 +79,14 @@ def verify(
 
     baseline: another run on the same text, whose best takes the place of a random search's. random: candidates of that
     search (default: as many as the run trained, on as many tokens each; 0 for none, as for a run without edits).
-    tokens: of each training (default: the run's for one candidate). finalists: at most so many, the best by `metric`.
+    tokens: of each training (default: the run's for one candidate). times: every design is trained on so many times
+    these tokens, each of them anew. finalists: at most so many, the best by `metric`.
     workers: processes that train; None is this one alone. Finished trainings are kept below the run folder and not
     repeated. InputError for what does not fit, RunError as `Recorded.read`, and where no training came to an end.
     """
     check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
+    for factor in times:
+        check_range({"times": (factor, 1, MOST_TIMES)})
     check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
     run, shop = opened(path, device=device, workers=workers, say=say)
     tokens = run.budget_tokens if tokens is None else tokens
@@ -93,22 +105,35 @@ def verify(
         walked = random or len(run.trained)
         chosen += _random_best(run, shop, walked, metric)
     drawn = drawn_seeds(run.seed, seeds, "verify")
-    trials = [Trial(f"{role} {id}", design, seed, tokens) for role, id, design in chosen for seed in drawn]
-    say(f"{len(chosen)} designs x {seeds} seeds x {tokens:,} tokens, measured on the {shop.split} split")
+    lengths = [factor * tokens for factor in sorted(set(times))]
+    trials = [
+        Trial(f"{role} {id} {length:,} tokens", design, seed, length)
+        for length in lengths
+        for role, id, design in chosen
+        for seed in drawn
+    ]
+    several = " and ".join(f"{length:,}" for length in lengths)
+    say(f"{len(chosen)} designs x {seeds} seeds x {several} tokens, measured on the {shop.split} split")
     reports = run_trials(shop, trials)
     check_some_trained(shop, reports)
-    by_design = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
+    groups = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
+    compared = [
+        one
+        for i, length in enumerate(lengths)
+        for one in _compared(chosen, groups[i * len(chosen) : (i + 1) * len(chosen)], metric, length, run)
+    ]
     found = Verification(
         run=run.name,
         metric=metric,
         direction=run.direction(metric),
         split=shop.split,
         tokens=tokens,
+        times=tuple(sorted(set(times))),
         seeds=drawn,
         level=LEVEL,
         searched=len(run.trained),
         random=walked,
-        candidates=tuple(_compared(chosen, by_design, metric, run.experiment.data.seq_len)),
+        candidates=tuple(_corrected(compared)),
     )
     found.write(run.folder / FILE)
     return found
@@ -180,20 +205,20 @@ def _value(report: Report, metric: str) -> float | None:
 
 
 def _compared(
-    chosen: Sequence[Contender], reports: Sequence[Sequence[Report]], metric: str, seq_len: int
+    chosen: Sequence[Contender], reports: Sequence[Sequence[Report]], metric: str, tokens: int, run: Recorded
 ) -> list[Verified]:
-    """Every design against the first, which is the root."""
+    """Every design against the first, which is the root, after so many tokens; not corrected yet."""
     values = [[value for one in group if (value := _value(one, metric)) is not None] for group in reports]
-    intervals = [t_interval(group, LEVEL) for group in values]
-    p_values = [None, *(welch(group, values[0]) for group in values[1:])]
     found = []
-    for i, (p, p_holm) in enumerate(zip(p_values, holm(p_values), strict=True)):
-        (role, id, design), mean, root = chosen[i], intervals[i].value, intervals[0].value
-        known = costs(design.blueprint, seq_len)
+    for i, (role, id, design) in enumerate(chosen):
+        mean, low, high = t_interval(values[i], LEVEL)
+        root = t_interval(values[0], LEVEL).value
+        known = costs(design.blueprint, run.experiment.data.seq_len)
         found.append(
             Verified(
                 id=id,
                 role=role,
+                tokens=tokens,
                 blueprint=design.blueprint.to_json(),
                 train=design.train.model_dump(mode="json"),
                 params=known["params"],
@@ -201,11 +226,41 @@ def _compared(
                 values=tuple(values[i]),
                 failures=tuple(report.reason for report in reports[i] if report.status is not Status.TRAINED),
                 mean=mean,
-                low=intervals[i].low,
-                high=intervals[i].high,
+                low=low,
+                high=high,
                 difference=mean - root if i and mean is not None and root is not None else None,
-                p=p,
-                p_holm=p_holm,
+                p=welch(values[i], values[0]) if i else None,
+                p_holm=None,
+                paired=_paired(reports[i], reports[0], metric) if i else None,
             )
         )
     return found
+
+
+def _paired(reports: Sequence[Report], roots: Sequence[Report], metric: str) -> Paired:
+    """A design against the root, seed by seed; not corrected yet."""
+    pairs = [
+        (one, other)
+        for one, other in zip(reports, roots, strict=True)
+        if _value(one, metric) is not None and _value(other, metric) is not None
+    ]
+    differences = [one.metrics[metric] - other.metrics[metric] for one, other in pairs]
+    mean, low, high = t_interval(differences, LEVEL)
+    pushes = [
+        z_U - root_U
+        for one, other in pairs
+        if (z_U := one.influence_of(metric)) is not None and (root_U := other.influence_of(metric)) is not None
+    ]
+    error = standard_error(np.mean(pushes, axis=0)) if pushes else None
+    p = paired(differences)
+    return Paired(pairs=len(pairs), difference=mean, low=low, high=high, p=p, p_holm=None, text_error=error)
+
+
+def _corrected(compared: Sequence[Verified]) -> list[Verified]:
+    """With p-values corrected for all comparisons, Welch's and the paired ones each for themselves."""
+    welchs = holm([one.p for one in compared])
+    pairs = holm([one.paired.p if one.paired is not None else None for one in compared])
+    return [
+        one.replace(p_holm=p, paired=one.paired and one.paired.replace(p_holm=pair))
+        for one, p, pair in zip(compared, welchs, pairs, strict=True)
+    ]

@@ -19,6 +19,10 @@ def verify(
     ] = None,
     seeds: Annotated[int, typer.Option(help="trainings of each blueprint")] = 3,
     tokens: Annotated[int | None, typer.Option(help="of each training; default what the run gave a candidate")] = None,
+    times: Annotated[
+        list[int] | None,
+        typer.Option(help="train on so many times these tokens, too; give it once for each; default 1 and 4"),
+    ] = None,
     finalists: Annotated[int, typer.Option(help="at most so many of the frontier, the best by --metric")] = 5,
     metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
     device: flags.Device = "cpu",
@@ -28,6 +32,7 @@ def verify(
     wide: flags.Wide = False,
 ) -> None:
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
+    from morphogen.analysis.verify import TIMES
     from morphogen.analysis.verify import verify as verified
     from morphogen.cli.console import aside, show_measured
     from morphogen.training.threads import default_threads, threads
@@ -39,13 +44,15 @@ def verify(
             random=random,
             seeds=seeds,
             tokens=tokens,
+            times=times or TIMES,
             finalists=finalists,
             metric=metric,
             device=device,
             workers=workers,
             say=aside,
         )
-    told = f"{found.metric} on the {found.split} split after {found.tokens:,} tokens from scratch, p against the root"
+    lengths = " and ".join(f"{factor * found.tokens:,}" for factor in found.times)
+    told = f"{found.metric} on the {found.split} split after {lengths} tokens from scratch, against the root as long"
     show_measured(found, told, as_json, wide)
 
 
