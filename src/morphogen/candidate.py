@@ -262,7 +262,7 @@ class Difference(Record):
     """What one figure of a finalist is against the root's that was trained as long, over repeats on other seeds.
 
     value, root: means over the `pairs` of which both were measured. difference: of the first less the second. low,
-    high: its 95 % interval, by the t distribution of the paired differences; None where there are fewer than two.
+    high: its 95 % interval, among other seeds and other texts like this one; None where there are fewer than two pairs.
     shown: whether the interval lies on one side of zero, and on which; `no` where it does not, or where there is none.
     """
 

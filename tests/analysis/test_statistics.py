@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from morphogen.analysis.statistics import agreement, agreements, holm, paired, size_bands, t_interval, welch
+from morphogen.analysis.statistics import (
+    agreement,
+    agreements,
+    holm,
+    over_seeds_and_texts,
+    paired,
+    size_bands,
+    t_interval,
+    welch,
+)
 
 small = st.integers(0, 6).map(float)
 rankings = st.integers(2, 9).flatmap(lambda n: st.tuples(*[st.lists(small, min_size=n, max_size=n)] * 2))
@@ -21,6 +30,26 @@ def test_a_t_interval_is_students() -> None:
     assert found.value == 2.5
     assert found.high == pytest.approx(2.5 + 3.18245 * 1.29099 / 2.0, abs=1e-4)
     assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 3, 2.5, stats.sem([1.0, 2.0, 3.0, 4.0])))
+
+
+def test_an_interval_over_seeds_and_texts_holds_what_it_says() -> None:
+    rng, effect, seeds, parts, tries = np.random.default_rng(0), 0.3, 3, 40, 2000
+    held = alone = 0
+    for _ in range(tries):
+        of_texts_U = rng.normal(0.0, 0.2, parts)
+        found = [effect + of_texts_U.mean() + rng.normal(0.0, 0.02) for _ in range(seeds)]
+        influence_U = (of_texts_U - of_texts_U.mean()) / parts
+        low, high = over_seeds_and_texts(found, influence_U)[1:]
+        assert low is not None
+        assert high is not None
+        held += low <= effect <= high
+        low, high = t_interval(found)[1:]
+        alone += low is not None and high is not None and low <= effect <= high
+    assert 0.93 <= held / tries <= 0.97
+    assert alone / tries < 0.85
+    assert over_seeds_and_texts([1.0, 2.0]) == t_interval([1.0, 2.0])
+    assert over_seeds_and_texts([1.0], np.ones(3)) == (1.0, None, None)
+    assert over_seeds_and_texts([]) == (None, None, None)
 
 
 def test_one_value_has_a_mean_but_no_interval_and_none_has_neither() -> None:

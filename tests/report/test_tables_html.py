@@ -13,7 +13,7 @@ from made_runs import make_run
 from rich.cells import cell_len
 from rich.console import Console
 
-from morphogen.candidate import Candidate, Edit, Report, Status
+from morphogen.candidate import Candidate, Difference, Edit, Report, Status
 from morphogen.report.charts import DRAWABLE, hypervolume_chart, objective_charts
 from morphogen.report.html import report_html
 from morphogen.report.tables import as_json, as_table, as_text, fit, frontier_rows, operator_rows, reason_rows
@@ -226,6 +226,37 @@ def test_a_spot_says_which_candidate_it_is_and_what_made_it(run):
         (tip,) = (tip for tip in tips if tip.startswith(f"{id} "))
         assert all(edit.operator in tip for edit in candidates[id].edits)
         assert f"bpb {number(reports[id].metrics['bpb'])}" in tip
+
+
+def test_standard_errors_stand_beside_their_figures_and_as_bars(run):
+    candidates, reports, finalists = run
+    sure, *others = finalists
+    known = {**reports, **{id: reports[id].replace(errors={"bpb": 0.01}) for id in others}}
+    rows = frontier_rows(candidates, known, finalists, OBJECTIVES)
+    assert list(rows[0])[2:5] == ["bpb", "bpb ±", "flops_per_token"]
+    assert {row["id"]: row["bpb ±"] for row in rows} == dict.fromkeys(others, 0.01) | {sure: None}
+    (chart,) = objective_charts(candidates, known, finalists, OBJECTIVES).values()
+    assert sorted(chart["data"][1]["error_x"]["array"]) == [0.0, *[0.01] * len(others)]
+    assert "error_y" not in chart["data"][1]
+    assert "error_x" not in chart["data"][0]
+
+
+def test_what_repeats_show_stands_beside_every_finalist(run):
+    candidates, reports, finalists = run
+    shown = {"better": (-0.03, -0.01), "worse": (0.01, 0.03), "no": (-0.01, 0.02)}
+    means = {"figure": "bpb", "value": 1.0, "root": 1.1, "pairs": 3}
+    against = {
+        id: (Difference(**means, difference=(low + high) / 2, low=low, high=high, shown=word),)
+        for id, (word, (low, high)) in zip(finalists, shown.items(), strict=False)
+    }
+    table = frontier_rows(candidates, reports, finalists, OBJECTIVES, against)
+    rows = {row["id"]: row["bpb - root's"] for row in table}
+    told = ["-0.0200 ± 0.0100 better", "+0.0200 ± 0.0100 worse", "+0.0050 ± 0.0150 not shown"]
+    assert [rows[id] for id in finalists] == [*told, *["not compared"] * (len(finalists) - 3)]
+    page = report_html("run", candidates, reports, finalists, OBJECTIVES, [0.1], {}, against)
+    best = min(against, key=lambda id: (reports[id].metrics["bpb"], id))
+    assert f"best: {best}, bpb 1.0000, against the root&#39;s 1.1000 after the same training: " in page
+    assert all(text in page for text in told)
 
 
 def test_three_objectives_have_three_charts_whose_frontier_is_no_line(run):

@@ -1,8 +1,12 @@
 """What repeats of finalists on other seeds show: each figure's difference from the root that was trained as long."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from morphogen.candidate import Difference, Report, Status
+from morphogen.estimates import Floats
 from morphogen.figures import Direction
 from morphogen.search.engine import Engine
 from morphogen.search.repeats import finalists, pairs
@@ -24,29 +28,38 @@ def against_root(engine: Engine) -> dict[str, tuple[Difference, ...]]:
 
 
 def _difference(engine: Engine, id: str, name: str, better: Direction) -> Difference | None:
-    from morphogen.analysis.statistics import t_interval  # brings scipy
+    from morphogen.analysis.statistics import over_seeds_and_texts  # brings scipy
 
-    values = []
-    known = {key: one.report.metrics[name] for key, one in engine.again.items() if _has(one.report, name)}
-    for one, other in pairs(engine, id, len(engine.again)):
-        if one in known and other in known:
-            values.append((known[one], known[other]))
-    if not values:
+    known = {key: one.report for key, one in engine.again.items() if _has(one.report, name)}
+    measured = [
+        (known[one], known[other])
+        for one, other in pairs(engine, id, len(engine.again))
+        if one in known and other in known
+    ]
+    if not measured:
         return None
-    mean, low, high = t_interval([one - other for one, other in values])
+    values = [(one.metrics[name], other.metrics[name]) for one, other in measured]
+    mean, low, high = over_seeds_and_texts([one - other for one, other in values], _of_texts(measured, name))
     assert mean is not None
     sign = 1.0 if better == "min" else -1.0
     ends = [] if low is None or high is None else sorted((sign * low, sign * high))
     return Difference(
         figure=name,
-        value=sum(one for one, _ in values) / len(values),
-        root=sum(other for _, other in values) / len(values),
+        value=math.fsum(one for one, _ in values) / len(values),
+        root=math.fsum(other for _, other in values) / len(values),
         difference=mean,
         low=low,
         high=high,
         pairs=len(values),
         shown="better" if ends and ends[1] < 0.0 else "worse" if ends and ends[0] > 0.0 else "no",
     )
+
+
+def _of_texts(measured: Sequence[tuple[Report, Report]], name: str) -> Floats | None:
+    """How far every part of the text pushes the mean difference; None where that is not known of all."""
+    found = [(one.influence_of(name), other.influence_of(name)) for one, other in measured]
+    moved = [one - other for one, other in found if one is not None and other is not None and len(one) == len(other)]
+    return np.mean(moved, axis=0) if len(moved) == len(found) else None
 
 
 def _has(report: Report, name: str) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from morphogen.analysis.records import Interval
+from morphogen.estimates import standard_error
 
 Floats = NDArray[np.float64]
 
@@ -26,6 +27,25 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         return Interval(mean, None, None)
     half = float(stats.t.ppf(0.5 + level / 2.0, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
+
+
+def over_seeds_and_texts(
+    differences: Sequence[float], influence_U: Floats | None = None, level: float = 0.95
+) -> Interval:
+    """The mean of paired differences, one a seed, with an interval among other seeds and other texts like this one.
+
+    influence_U: how far every part of the text pushes the mean (see `estimates`), whose error e adds to that of the
+    seeds, s/√n: mean ± t·√(s²/n + e²), with the degrees of freedom of Welch and Satterthwaite; None where nobody knows,
+    which leaves the seeds. Without ends where n < 2.
+    """
+    alone, count = t_interval(differences, level), len(differences)
+    error = None if influence_U is None else standard_error(influence_U)
+    if alone.value is None or alone.low is None or influence_U is None or not error:
+        return alone
+    of_seeds, of_texts = float(np.var(differences, ddof=1)) / count, error**2
+    freedom = (of_seeds + of_texts) ** 2 / (of_seeds**2 / (count - 1) + of_texts**2 / (len(influence_U) - 1))
+    half = float(stats.t.ppf(0.5 + level / 2.0, freedom)) * math.sqrt(of_seeds + of_texts)
+    return Interval(alone.value, alone.value - half, alone.value + half)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -91,11 +91,22 @@ def _scatter(
             "hoverinfo": "text",
             "line": {"color": color, "width": 1.4},
             "marker": {"color": color, "size": size, "opacity": 0.6 if ids is others else 1.0},
+            **({} if ids is others else _error_bars(axes, [reports[id] for id in ids], color)),
         }
 
     titles = [f"{name} {'↓' if objectives[name] == 'min' else '↑'}" for name in axes]
     traces = [trace(others, "trained", GREY, 7), trace(best, "frontier", RED, 10)]
     return _figure([one for one in traces if one["x"]], *titles)
+
+
+def _error_bars(axes: tuple[str, str], reports: Sequence[Report], color: str) -> Figure:
+    """Of the figures that have a standard error, one of it each way."""
+    bars = {}
+    for side, name in zip(("error_x", "error_y"), axes, strict=True):
+        if any(name in report.errors for report in reports):
+            array = [_drawn(report.errors.get(name, 0.0)) for report in reports]
+            bars[side] = {"type": "data", "array": array, "color": color, "thickness": 1.2, "width": 3}
+    return bars
 
 
 def _figure(traces: list[Figure], x_title: str, y_title: str) -> Figure:

@@ -30,20 +30,24 @@ def frontier_rows(
     objectives: Mapping[str, Literal["min", "max"]],
     against_root: AgainstRoot = NOT_MEASURED,
 ) -> list[Row]:
-    """One row per candidate: id, generation, objectives, what was measured against the root, those of COSTS that are
-    known, tokens, edits.
+    """One row per candidate: id, generation, objectives with their standard errors, what was measured against the root,
+    those of COSTS that are known, tokens, edits.
 
     Sorted by the first objective, best first; candidates without it come last.
     """
     ids = list(ids)
     known = [cost for cost in COSTS if any(reports[id].value(cost) is not None for id in ids)]
     names = list(dict.fromkeys([*objectives, *known]))
+    uncertain = {name for id in ids for name in reports[id].errors}
     compared = list(dict.fromkeys(one.figure for id in ids for one in against_root.get(id, ())))
     rows = []
     for id in ids:
         candidate, report = candidates[id], reports[id]
         row: Row = {"id": id, "generation": candidate.generation}
-        row |= {name: report.value(name) for name in objectives}
+        for name in objectives:
+            row[name] = report.value(name)
+            if name in uncertain:
+                row[f"{name} ±"] = report.errors.get(name)
         told = {one.figure: differs(one) for one in against_root.get(id, ())}
         row |= {f"{name} - root's": told.get(name, "not compared") for name in compared}
         row |= {name: report.value(name) for name in names}

@@ -42,9 +42,9 @@ class Entry(Record):
     against_root: tuple[Difference, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _without_repeats_as_ever(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_nobody_measured(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        return {name: value for name, value in found.items() if name != "against_root" or value}
+        return {name: value for name, value in found.items() if name not in ("errors", "against_root") or value}
 
 
 class Frontier(Document):
