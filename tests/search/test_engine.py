@@ -15,8 +15,8 @@ from morphogen.candidate import Report, Status
 from morphogen.cost import costs
 from morphogen.errors import InputError, RunError
 from morphogen.parts.contract.operator import OPERATORS
+from morphogen.search.births import ID_LENGTH, candidate_id
 from morphogen.search.engine import Engine
-from morphogen.search.machine import ID_LENGTH, candidate_id
 from morphogen.search.novelty import NEIGHBOURS
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import Asked, Reported, Stop

@@ -145,3 +145,14 @@ def test_a_share_of_places_is_not_screened():
     assert any(event.predicted for event in all_of_them if isinstance(event, Asked))
     none = [event for event in run(engine(**SETTINGS, screening_share=0.0)) if isinstance(event, Asked)]
     assert any(event.predicted.keys() == {*event.screened} != set() for event in none)
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 1e308, -1e308], [5e-324, 1.0, 1e300], [1.0, 1.0, 1.0, 1.0, 7.0]])
+def test_no_value_that_a_figure_may_take_ends_a_screened_search(values):
+    def evaluate(candidate):
+        return measure(candidate, bpb=values[candidate.index % len(values)], long_recall=0.0)
+
+    objectives = {"bpb": "min", "long_recall": "max", "flops_per_token": "min"}
+    limits = {"bpb": {"max": 1e200}}
+    search = engine(**SETTINGS | {"generations": 5, "objectives": objectives, "constraints": limits})
+    assert any(event.predicted for event in run(search, evaluate=evaluate) if isinstance(event, Asked))

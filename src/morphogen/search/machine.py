@@ -8,16 +8,17 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple
+from typing import Generic
 
-from morphogen.candidate import Candidate, Edit, Report, Status, stream
+from morphogen.candidate import Candidate, Report, Status, stream
 from morphogen.errors import RunError, nearest
 from morphogen.estimates import known_of
 from morphogen.experiment import Evolution
+from morphogen.search.births import Child, Known, born, examined
 from morphogen.search.breeding import Breeding
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
-from morphogen.search.rungs import composed, decide, rejection, rounds
+from morphogen.search.rungs import composed, decide, rounds
 from morphogen.search.screening import Draw, Figures, Screen, Screening, asked_for
 from morphogen.search.space import G, Placed, Space, T
 from morphogen.selection.map_elites import elites
@@ -29,36 +30,6 @@ from morphogen.store.proposals import Proposed, Refused
 
 #: Candidates that rung 0 may turn away in one generation, per offspring wanted.
 REJECTIONS = 8
-#: Operator names in a candidate's id take at most this many characters.
-ID_LENGTH = 60
-
-
-def candidate_id(operators: Iterable[str], index: int, digest: str) -> str:
-    """`<operators joined by +>-<index>-<digest4>`; of many operators those that fit are named, the others counted."""
-    names = list(operators)
-    shown = len(names)
-    while shown > 1 and len("+".join(names[:shown])) > ID_LENGTH:
-        shown -= 1
-    rest = [f"{len(names) - shown}more"] if shown < len(names) else []
-    return f"{'+'.join([*names[:shown], *rest])}-{index}-{digest[:4]}"
-
-
-class _Known(NamedTuple, Generic[G]):
-    """What a genome says of itself. rejected: why rung 0 turns it away; empty when it does not."""
-
-    genome: G
-    digest: str
-    key: str
-    costs: dict[str, float]
-    rejected: str
-
-
-class _Child(NamedTuple, Generic[G]):
-    """A genome that may become a candidate, with the ids of its parents."""
-
-    known: _Known[G]
-    parents: tuple[str, ...]
-    edits: tuple[Edit, ...]
 
 
 class Search(Generic[G, T]):
@@ -85,7 +56,7 @@ class Search(Generic[G, T]):
         self._in_round: tuple[str, ...] = ()
         self._due: dict[str, Candidate] = {}
         self._keys: set[str] = set()
-        self._asked: dict[str, _Known[G]] = {}
+        self._asked: dict[str, Known[G]] = {}
         self._genomes: dict[str, G] = {}
         self.told: tuple[Proposed, ...] = ()
         self._novelty = Novelty(space.distance) if wanted(evolution) else None
@@ -181,13 +152,12 @@ class Search(Generic[G, T]):
         return [], []
 
     def _founders(self) -> Iterator[Candidate]:
-        founders = [
-            self._examine(genome, founder=True) for genome in self.space.founders(stream(self.seed, 0, "founders"))
-        ]
+        genomes = self.space.founders(stream(self.seed, 0, "founders"))
+        founders = [examined(self.evolution, self.space, genome, founder=True) for genome in genomes]
         if all(known.rejected for known in founders):
             raise RunError(f"the root is rejected by rung 0: {founders[0].rejected}")
         for index, known in enumerate(founders):
-            yield self._candidate(index, 0, known, (), ["root"], ())
+            yield self._candidate(Child(known), index, 0)
 
     def _screen(self, number: int) -> Screen | None:
         if self._screening is None:
@@ -202,77 +172,47 @@ class Search(Generic[G, T]):
         pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
         wanted, first = max(0, evolution.population - len(placed) - refused), len(self.candidates)
-        for index, ((child, edits), parents, proposer) in enumerate(placed, start=first):
-            known = self._examine(child, founder=False)
-            made_now.add(known.key)
-            yield self._candidate(index, number, known, parents, [edit.operator for edit in edits], edits, proposer)
+        for index, ((genome, edits), parents, proposer) in enumerate(placed, start=first):
+            child = Child(examined(evolution, self.space, genome), parents, edits, proposer)
+            made_now.add(child.known.key)
+            yield self._candidate(child, index, number)
         first += len(placed)
         for index in range(first, first + (1 + REJECTIONS) * evolution.population):
             draws = screen.draws(index) if screen is not None else 1
             children = self._children(breeding, index, draws, made_now) if wanted else []
             if not children:
                 return
-            chosen = 0
-            if screen is not None:
-                chosen = screen.choose(index, [self._draw(known, parents) for known, parents, _ in children])
-            known, parents, edits = children[chosen]
-            made_now.add(known.key)
-            wanted -= not known.rejected
-            operators = ["xover"] if len(parents) > 1 else [edit.operator for edit in edits] or ["copy"]
-            yield self._candidate(index, number, known, parents, operators, edits)
+            draws_of = [self._draw(child.known, child.parents) for child in children] if screen is not None else []
+            child = children[screen.choose(index, draws_of) if screen is not None else 0]
+            made_now.add(child.known.key)
+            wanted -= not child.known.rejected
+            yield self._candidate(child, index, number)
 
-    def _children(
-        self, breeding: Breeding[G, T], index: int, count: int, made_now: Collection[str]
-    ) -> list["_Child[G]"]:
+    def _children(self, breeding: Breeding[G, T], index: int, count: int, made_now: Collection[str]) -> list[Child[G]]:
         """At most `count` different children for one place, with their parents; none when nothing new was found."""
-        rng, found = stream(self.seed, index, "variation"), list[_Child[G]]()
+        rng, found = stream(self.seed, index, "variation"), list[Child[G]]()
         seen: Collection[str] = ()
 
         def is_new(key: str) -> bool:
             return all(key not in known for known in (self._keys, made_now, seen))
 
         while len(found) < count and (made := breeding.propose(rng, is_new)):
-            (child, edits), parents = made
-            found.append(_Child(self._examine(child, founder=False), parents, edits))
+            (genome, edits), parents = made
+            found.append(Child(examined(self.evolution, self.space, genome), parents, edits))
             seen = {child.known.key for child in found}
         return found
 
-    def _draw(self, known: _Known[G], parents: Iterable[str]) -> Draw:
+    def _draw(self, known: Known[G], parents: Iterable[str]) -> Draw:
         """A child as a model sees it."""
         assert self._screening is not None
         features = self.space.features(known.genome)
         found = self._screening.features(features, known.costs, [self.reports[id] for id in parents])
         return Draw(found, known.costs, bool(known.rejected))
 
-    def _examine(self, genome: G, *, founder: bool) -> _Known[G]:
-        """What rung 0 and the search need to know of a genome. Founders need not pass gates that children are mended
-        for."""
-        evolution, found = self.evolution, self.space.costs(genome)
-        found |= composed(found, evolution)
-        rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
-        return _Known(genome, self.space.digest(genome), self.space.key(genome), found, rejected)
-
-    def _candidate(
-        self,
-        index: int,
-        generation: int,
-        known: _Known[G],
-        parents: tuple[str, ...],
-        operators: list[str],
-        edits: tuple[Edit, ...],
-        proposer: str = "",
-    ) -> Candidate:
-        id = candidate_id(operators, index, known.digest)
-        self._asked[id] = known
-        return Candidate(
-            id=id,
-            index=index,
-            generation=generation,
-            parents=parents,
-            edits=edits,
-            proposer=proposer,
-            **self.space.record(known.genome),
-        )
+    def _candidate(self, child: Child[G], index: int, generation: int) -> Candidate:
+        candidate = born(self.space, child, index, generation)
+        self._asked[candidate.id] = child.known
+        return candidate
 
     def _genome(self, id: str) -> G:
         """A candidate's genome, as trained where it is."""
@@ -286,7 +226,7 @@ class Search(Generic[G, T]):
             raise RunError(
                 f"generation {event.generation} was asked for, but {self.generation} is the last and {state}"
             )
-        born: dict[str, Figures] = {}
+        features: dict[str, Figures] = {}
         for candidate in event.candidates:
             if candidate.id in self.candidates or candidate.index != len(self.candidates):
                 raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
@@ -296,14 +236,15 @@ class Search(Generic[G, T]):
                 )
             known = self._asked.get(candidate.id)
             if known is None:
-                known = self._examine(self.space.load(candidate), founder=event.generation == 0)
+                genome = self.space.load(candidate)
+                known = examined(self.evolution, self.space, genome, founder=event.generation == 0)
             self.candidates[candidate.id] = candidate
             self._genomes[candidate.id] = known.genome
             self._keys.add(known.key)
             if self._novelty is not None:
                 self._novelty.add(candidate.id, known.digest, self.space.traits(known.genome))
             if self._screening is not None:
-                born[candidate.id] = self._draw(known, candidate.parents).features
+                features[candidate.id] = self._draw(known, candidate.parents).features
             if known.rejected:
                 self.reports[candidate.id] = Report(
                     id=candidate.id, status=Status.REJECTED, reason=known.rejected, rung=-1, costs=known.costs
@@ -311,7 +252,7 @@ class Search(Generic[G, T]):
             else:
                 self._due[candidate.id] = candidate
         if self._screening is not None:
-            self._screening.asked(born, event.predicted)
+            self._screening.asked(features, event.predicted)
         self._asked.clear()
         self.told = self.told[self.evolution.population :] if event.generation else self.told
         self.generation, self.round = event.generation, 0

@@ -26,6 +26,8 @@ LEAST, MOST = 10, 400
 #: The rule of when predictions hold: Kendall's τ over the pairs of one generation, of the last so many generations
 #: together, is above the bound, or there are not yet so many pairs.
 GENERATIONS, BOUND, PAIRS = 5, 0.1, 30
+#: Numbers are cut to this size, so that squares of them are numbers; places, in units of the frontier, to that.
+LARGEST, FAR = 1e100, 1e6
 #: Trees of the model, and the corner of its volumes beyond the frontier's scale.
 TREES, CORNER = 50, 1.5
 
@@ -44,9 +46,9 @@ class Model:
         self._low_f = X_nf.min(axis=0)
         size_f = X_nf.max(axis=0) - self._low_f
         self._size_f = np.where(size_f > 0.0, size_f, np.inf)  # what never varied tells nothing
-        y_nt = np.array([list(figures.values()) for figures in wanted])
+        y_nt = np.clip([list(figures.values()) for figures in wanted], -LARGEST, LARGEST)
         first_t, third_t = np.percentile(y_nt, [25.0, 75.0], axis=0)
-        reach_t = 3.0 * (third_t - first_t)  # further out is an accident, not a slope
+        reach_t = np.where(third_t > first_t, 3.0 * (third_t - first_t), np.inf)  # further out is an accident
         y_nt = np.clip(y_nt, first_t - reach_t, third_t + reach_t)
         self._mean_t, spread_t = y_nt.mean(axis=0), y_nt.std(axis=0)
         self._spread_t = np.where(spread_t > 0.0, spread_t, 1.0)
@@ -63,7 +65,8 @@ class Model:
         return [dict(zip(self.figures, row, strict=True)) for row in y_nt.tolist()]
 
     def _table(self, rows: Sequence[Figures]) -> Floats:
-        return np.array([[row.get(name, 0.0) for name in self._names] for row in rows], dtype=np.float64)
+        found = [[row.get(name, 0.0) for name in self._names] for row in rows]
+        return np.clip(np.array(found, dtype=np.float64), -LARGEST, LARGEST)
 
 
 def _fitted(X_nf: Floats, z_nt: Floats, seed: int) -> tuple[Any, ...]:
@@ -127,7 +130,7 @@ class Screen:
             for i, (draw, found) in enumerate(zip(draws, figures, strict=True))
         ]
         scored = matrix(reports, self._objectives, self._constraints, strict=False)
-        gain_n = gains(scaled(scored.F_nm, self._scale_km), scaled(self._known_km, self._scale_km), CORNER)
+        gain_n = gains(self._placed(scored.F_nm), self._placed(self._known_km), CORNER)
         rejected_n = np.array([draw.rejected for draw in draws])
         row = int(np.lexsort((-gain_n, scored.violation_n, rejected_n))[0])
         if scored.violation_n[row] == 0.0 and not draws[row].rejected:
@@ -135,6 +138,9 @@ class Screen:
         self.predicted[index] = figures[row]
         self.screened += [index] if len(draws) > 1 else []
         return row
+
+    def _placed(self, F_nm: Floats) -> Floats:
+        return np.clip(scaled(F_nm, self._scale_km), -FAR, FAR)
 
 
 def asked_for(evolution: Evolution) -> bool:
