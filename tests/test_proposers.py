@@ -136,6 +136,11 @@ def question(experiment: Experiment) -> State:
         ("print('{\"proposals\": [7]}')", "proposals[0]: got 7, expected an object"),
         ("print('{\"proposals\": [{}]}')", "proposals[0]: "),
         ('print(\'{"proposals": [{"edits": [{"operater": "x"}]}]}\')', "did you mean 'operator'?"),
+        ("print('{\"proposals\": [' + '[' * 400 + ']' * 400 + ']}')", "proposals[0]: nested too deep"),
+        (
+            "print('{\"proposals\": [{\"blueprint\": {\"blocks\": ' + '[' * 400 + ']' * 400 + '}}]}')",
+            "proposals[0]: nested too deep",
+        ),
         (f"print('x' * {MOST_BYTES + 1})", f"the answer is longer than {MOST_BYTES:,} bytes"),
         ("import os; os.kill(os.getpid(), 9)", "exit code -9"),
     ],

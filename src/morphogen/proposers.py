@@ -21,7 +21,7 @@ from morphogen.parts.contract.operator import find_operator
 from morphogen.search.engine import Engine
 from morphogen.store.files import parsed_json
 from morphogen.store.ledger import Asked, Event, Ledger, Start, Told
-from morphogen.store.proposals import Answer, KnownOperator, Parent, Past, Proposal, Proposed, Refused, State
+from morphogen.store.proposals import Answer, KnownOperator, Parent, Past, Proposal, Proposed, Refused, State, too_deep
 
 #: The most that an answer may be, in bytes.
 MOST_BYTES = 2**24
@@ -155,6 +155,8 @@ def _parsed(raw: bytes, place: str) -> _Parsed:
 
 def _checked(item: object, place: str) -> Proposal:
     """InputError for what is no proposal."""
+    if too_deep(item):
+        raise InputError(f"{place}: nested too deep")
     if not isinstance(item, dict):
         raise InputError(f"{place}: got {item!r:.80}, expected an object")
     return recorded(Proposal, item, place)
@@ -168,7 +170,7 @@ def consult(run: str, engine: Engine, refused: Sequence[Refused]) -> list[Propos
     evolution = engine.evolution
     if evolution.proposer is None:
         return []
-    seats = min(max(1, round(evolution.proposer.share * evolution.population)), open_seats(engine))
+    seats = min(evolution.proposer.places(evolution.population), open_seats(engine))
     return hear(evolution.proposer, state(run, engine, refused, evolution.generations, seats)) if seats else []
 
 
@@ -180,15 +182,14 @@ def hear(proposer: Proposer, told: State) -> list[Proposed | Refused]:
     try:
         parsed = _parsed(_output(proposer, told.to_json().encode()), "the answer")
     except InputError as error:
-        return [Refused(proposer=proposer.name, reason=str(error))]
+        return [Refused.of(proposer.name, error)]
     name = parsed.name or proposer.name
     answers: list[Proposed | Refused] = []
     for i, item in enumerate(parsed.items[: told.seats]):
         try:
             answers.append(Proposed(proposer=name, proposal=_checked(item, f"proposals[{i}]")))
         except InputError as error:
-            plain = item if isinstance(item, dict) else None
-            answers.append(Refused(proposer=name, reason=str(error), proposal=plain))
+            answers.append(Refused.of(name, error, item if isinstance(item, dict) else None))
     return answers
 
 

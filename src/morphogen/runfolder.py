@@ -285,6 +285,8 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             "tokens_unique": report.tokens.unique,
             "training_flops": report.flops,
         }
+        if candidate.proposer:
+            row["proposer"] = candidate.proposer
         if report.inheritance is not None:
             parameters = report.inheritance.model_dump(exclude={"notes", "genes"})
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}

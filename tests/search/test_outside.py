@@ -6,7 +6,7 @@ from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Status
 from morphogen.search.engine import Engine
-from morphogen.store.ledger import Told
+from morphogen.store.ledger import Ledger, Retry, Told
 from morphogen.store.proposals import Proposal, Proposed, Refused
 
 
@@ -130,6 +130,33 @@ def test_more_than_there_are_places_waits_on():
     asked = search.ask([edit(root, "add_heads", seed=9)])
     assert [c.edits[0].operator for c in asked.candidates] == ["widen_ffn", "widen_ffn"]
     assert [one.proposal.edits[0].operator for one in search.told] == ["add_heads"]
+
+
+def test_a_retry_keeps_what_was_told(tmp_path):
+    """A run that goes back loses what it trained in vain, but nothing that somebody else put in."""
+    search, events = begun()
+    root = search.survivors[0]
+    told = Told(proposed=(edit(root),))
+    with Ledger.open(tmp_path, create=True) as ledger:
+        for event in (simulated.start(search), *events, told):
+            ledger.append(event)
+        search.apply(told)
+        asked = search.ask()
+        ledger.append(asked)
+        ledger.append(Retry(generation=0, candidates=(root,)))
+        kept = list(ledger.events())
+    assert [event.kind for event in kept] == ["start", "asked", "told"]
+    assert Engine.replay(kept, run_dir="run", device="cpu").told == told.proposed
+
+
+def test_what_is_refused_is_kept_short():
+    wide = {"blueprint": {"name": "x" * 10**6}}
+    found = Refused.of("me", ValueError("so" * 10**6), wide)
+    assert found.proposal is None
+    assert len(found.reason) < 3000
+    assert Refused.of("me", ValueError("so"), {"edits": []}) == Refused(
+        proposer="me", reason="so", proposal={"edits": []}
+    )
 
 
 def test_nothing_from_outside_changes_nothing():

@@ -74,6 +74,10 @@ class Proposer(Frozen):
     timeout_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 60.0
     """After so long it is ended, which costs one place."""
 
+    def places(self, population: int) -> int:
+        """How many of a generation's places it is asked for."""
+        return max(1, round(self.share * population))
+
 
 class Evolution(Frozen):
     """The search: who breeds, what is measured, what survives."""

@@ -50,8 +50,7 @@ class Outside:
                 if key in made or key in known:
                     raise InputError("the same candidate as another of this run")
             except (InputError, OperatorError) as error:
-                plain = answer.proposal.model_dump(mode="json")
-                refused.append(Refused(proposer=answer.proposer, reason=str(error), proposal=plain))
+                refused.append(Refused.of(answer.proposer, error, answer.proposal.model_dump(mode="json")))
                 continue
             made.add(key)
             placed.append(Placed(bred, (parent,), answer.proposer))

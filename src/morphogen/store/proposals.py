@@ -10,9 +10,20 @@ from pydantic import Field, JsonValue, model_validator
 from morphogen.candidate import Candidate, CandidateId, Edit, ProposerName, Record, Report, Status, Tokens, Whole, Words
 from morphogen.figures import Bounds
 from morphogen.store.documents import Document
+from morphogen.store.files import canonical_json
 
 #: Edits of one proposal; after so many a child has little of its parent.
 MOST_EDITS = 100
+#: Characters of a refused proposal, as JSON, and of the reason, that are kept.
+MOST_KEPT, MOST_REASON = 2**16, 2000
+#: Levels of a proposal's data; a blueprint has about ten.
+DEEPEST = 64
+
+
+def too_deep(value: object, left: int = DEEPEST) -> bool:
+    """Whether data is nested deeper than anything that could be meant, and than serialisers go."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left == 0 or any(too_deep(item, left - 1) for item in items)
 
 
 class Step(Record):
@@ -69,7 +80,15 @@ class Refused(Record):
     proposer: ProposerName
     reason: Words
     proposal: dict[str, Any] | None = None
-    """The proposal, where the answer was one."""
+    """The proposal, where the answer was one, and no larger than is worth keeping."""
+
+    @classmethod
+    def of(cls, proposer: str, error: Exception, proposal: dict[str, Any] | None = None) -> Self:
+        """With the error for the reason, shortened: what programs say may be of any size, and is told again later."""
+        large = proposal is not None and (too_deep(proposal) or len(canonical_json(proposal)) > MOST_KEPT)
+        reason = str(error)
+        short = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]}…"
+        return cls(proposer=proposer, reason=short, proposal=None if large else proposal)
 
 
 class KnownOperator(Record):

@@ -73,6 +73,9 @@ def explain(
         "tokens_each": forecast.tokens_each,
         "eval_tokens_each": forecast.eval_tokens_each,
     }
+    if (asked := experiment.evolution.proposer) is not None:
+        places = asked.places(experiment.evolution.population)
+        told["proposer"] = {"name": asked.name, "command": " ".join(asked.command), "places": places}
     if not as_json:
         told |= {name: f"{told[name]:,} {known()[name].unit}" for name in found}
     if prepared is None:

@@ -16,12 +16,12 @@ from morphogen.paths import user_path
 @app.command()
 def ask(folder: flags.Folder, allow_code: flags.AllowCode = False, as_json: flags.AsJson = False) -> None:
     """What a program needs to know to propose candidates: history, operators, parents, open places. See `tell`."""
+    place = run_folder(folder)
     from morphogen.cli.console import show_facts
     from morphogen.cli.status import evolution_of
     from morphogen.proposers import open_seats, refusals, replayed, state
     from morphogen.store.ledger import Ledger
 
-    place = run_folder(folder)
     with Ledger.open(place, readonly=True) as ledger:
         start, events, engine = replayed(ledger, place)
     generations = evolution_of(place, start).generations
