@@ -15,7 +15,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from morphogen.documented import Documented
 from morphogen.escape import whole_characters
-from morphogen.estimates import Estimate, Floats, can_be_unpacked, unpacked
+from morphogen.estimates import Estimate, Floats, can_be_unpacked, standard_error, unpacked
 
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
 MOMENTS_SUFFIX = ".optimizer.safetensors"
@@ -208,14 +208,40 @@ class Ancestor(Record):
     tokens: Whole
 
 
-class Report(Record):
+class Measured(Record):
+    """Metrics of a model. errors: standard errors of metrics, among texts like the measured one. influence: how far
+    every part of that text pushes such a metric (see `estimates`), for errors of differences."""
+
+    metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    influence: dict[str, Influence] = {}
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """The metrics, those with errors as `Estimate`."""
+        known = {name: Estimate(self.metrics[name], unpacked(text)) for name, text in self.influence.items()}
+        return {**self.metrics, **known}
+
+
+class Twin(Measured):
+    """A candidate's blueprint trained from fresh weights, on so many tokens from where the root began.
+
+    share: how much of what the candidate is compared by is the twin's metric; the rest is the candidate's own.
+    """
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)]
+    tokens: Whole
+    steps: Whole
+    flops: float
+
+
+class Report(Measured):
     """What was measured of a candidate.
 
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
-    clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. errors: standard
-    errors of metrics, among texts like the measured one. influence: how far every part of that text pushes such a
-    metric (see `estimates`), for errors of differences. flops: those of this candidate's own training (forward and
-    backward), each step by the architecture that it had.
+    clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. flops: those of this
+    candidate's own training (forward and backward), each step by the architecture that it had, and of its twin's.
+    twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it.
     """
@@ -224,14 +250,12 @@ class Report(Record):
     status: Status
     reason: Words = ""
     rung: Whole = -1
-    metrics: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    influence: dict[str, Influence] = {}
     timed: dict[str, float] = {}
     costs: dict[str, float] = {}
     tokens: Tokens = Tokens(own=0, lineage=0, unique=0)
     steps: Whole = 0
     flops: float = 0.0
+    twin: Twin | None = None
     inheritance: Inheritance | None = None
     checkpoint: CheckpointPath | None = None
     blueprint: OtherBlueprint = None
@@ -239,23 +263,39 @@ class Report(Record):
     nan_seen: bool = False
     loss_spike: bool = False
 
+    def value(self, name: str) -> float | None:
+        """What the candidate is compared by: the metric (its twin's, or a mean of both, where it has one), timed metric
+        or cost called `name`; None when it has none."""
+        if name in self.metrics:
+            return self._judged(name, self.metrics, self.twin.metrics if self.twin is not None else {})
+        return self.costs.get(name, self.timed.get(name))
+
+    def error(self, name: str) -> float | None:
+        """The standard error of `value`; None where nobody knows it."""
+        if name not in self.errors:
+            return None
+        twins = self.twin.errors if self.twin is not None else {}
+        mixed_U = self.influence_of(name) if self.twin is not None and self.twin.share < 1.0 else None
+        return self._judged(name, self.errors, twins) if mixed_U is None else standard_error(mixed_U)
+
     def influence_of(self, name: str) -> Floats | None:
-        """How far every part of the measured text pushes the metric called `name`, shape (U,); None where nobody
-        knows."""
-        return unpacked(self.influence[name]) if name in self.influence else None
+        """How far every part of the measured text pushes `value`, shape (U,); None where nobody knows."""
+        if name not in self.influence:
+            return None
+        own_U = unpacked(self.influence[name])
+        if self.twin is None or name not in self.twin.influence:
+            return own_U
+        return (1.0 - self.twin.share) * own_U + self.twin.share * unpacked(self.twin.influence[name])
+
+    def _judged(self, name: str, own: Mapping[str, float], twins: Mapping[str, float]) -> float:
+        if self.twin is None or name not in twins:
+            return own[name]
+        return (1.0 - self.twin.share) * own[name] + self.twin.share * twins[name]
 
     @property
-    def estimates(self) -> dict[str, float]:
-        """The metrics, those with errors as `Estimate`."""
-        known = {name: Estimate(self.metrics[name], unpacked(text)) for name, text in self.influence.items()}
-        return {**self.metrics, **known}
-
-    def value(self, name: str) -> float | None:
-        """The metric, timed metric or cost called `name`; None when this candidate has none."""
-        for table in (self.metrics, self.costs, self.timed):
-            if name in table:
-                return table[name]
-        return None
+    def without_influence(self) -> Self:
+        """Itself as it is kept where it is compared with nobody any more."""
+        return self.replace(influence={}, twin=self.twin and self.twin.replace(influence={}))
 
 
 class Difference(Record):

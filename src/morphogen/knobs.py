@@ -114,6 +114,11 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
         ),
         (evolution.screening == "model", ("screening_draws", "screening_share"), "with screening 'none'"),
         (evolution.baseline == "none", ("screening",), f"with baseline {evolution.baseline!r}"),
+        (
+            evolution.weight_inheritance == "parent",
+            ("rank_by",),
+            f"with weight_inheritance {evolution.weight_inheritance!r}",
+        ),
         (evolution.crossover_prob > 0.0, ("crossover",), "with crossover_prob 0"),
         (
             evolution.edits,

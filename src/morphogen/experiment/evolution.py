@@ -126,6 +126,10 @@ class Evolution(Frozen):
     """Survivors besides, the most novel of the others."""
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
     """Figures that the search is for, and which way; with a recall probe the default has `long_recall` too."""
+    rank_by: Literal["scratch", "inherited", "both"] = "inherited"
+    """What selection reads of a child that inherited weights. `inherited`: its own figures. `scratch`: those of a twin,
+    the same blueprint trained from fresh weights beside it, on as many tokens, from where the root began. `both`: the
+    mean of the two."""
     noise: Noise = Noise()
     """Which differences of measured figures count in dominance, lexicase, gates and constraints."""
     composite_metrics: dict[str, Composite] = {}

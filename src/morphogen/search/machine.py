@@ -303,7 +303,13 @@ class Search(Generic[G, T]):
 
     def _with_composites(self, report: Report) -> Report:
         made = composed({**report.timed, **report.costs, **report.estimates}, self.evolution)
-        return report.replace(**known_of({**report.estimates, **made})) if made else report
+        if not made:
+            return report
+        twin = report.twin
+        if twin is not None:
+            its = composed({**report.timed, **report.costs, **twin.estimates}, self.evolution)
+            twin = twin.replace(**known_of({**twin.estimates, **its}))
+        return report.replace(**known_of({**report.estimates, **made}), twin=twin)
 
     def _end_round(self) -> None:
         """All reports of a round are in: novelty is measured, and some go on to the next round."""
@@ -405,6 +411,6 @@ class Search(Generic[G, T]):
         compared = {*self.survivors, *self.frontier_ids}
         for id in self.newborn:
             if id not in compared:  # it is compared with nobody any more, and its parts would fill the memory
-                self.reports[id] = self.reports[id].replace(influence={})
+                self.reports[id] = self.reports[id].without_influence
         if self._novelty is not None:
             self._novelty.forget({*self.survivors, *self.frontier_ids})

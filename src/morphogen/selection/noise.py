@@ -33,7 +33,7 @@ def tolerances(reports: Sequence[Report], names: Sequence[str], noise: Noise) ->
 
 def _tolerance(reports: Sequence[Report], name: str, noise: Noise) -> Floats:
     tolerance_nn = np.zeros((len(reports), len(reports)))
-    error_n = np.array([report.errors.get(name, math.nan) for report in reports])
+    error_n = np.array([math.nan if (error := report.error(name)) is None else error for report in reports])
     value_n = np.array([report.value(name) or 0.0 for report in reports])
     known = np.flatnonzero(np.isfinite(error_n))
     if len(known) == 0:
@@ -64,6 +64,6 @@ def shown(reports: Sequence[Report], name: str, better: Direction, noise: Noise)
     found = []
     for value, report in zip(values, reports, strict=True):
         chance = report.value(figure.chance)
-        sure = sign * value - noise.z * report.errors.get(name, 0.0)
+        sure = sign * value - noise.z * (report.error(name) or 0.0)
         found.append(chance if chance is not None and sure <= sign * chance else value)
     return found

@@ -118,7 +118,7 @@ def _violation(report: Report, constraints: Mapping[str, Bounds], noise: Noise) 
     outside = 0.0
     for name, limit in constraints.items():
         value = _finite(report.value(name))
-        outside += limit.violation(value, noise.z * report.errors.get(name, 0.0))
+        outside += limit.violation(value, noise.z * (report.error(name) or 0.0))
     return min(outside, sys.float_info.max)
 
 

@@ -18,6 +18,7 @@ from morphogen.candidate import (
     Report,
     Status,
     Tokens,
+    Twin,
 )
 from morphogen.store.documents import Document
 
@@ -36,6 +37,7 @@ class Entry(Record):
     costs: dict[str, float]
     tokens: Tokens
     flops: float
+    twin: Twin | None = None
     inheritance: Inheritance | None
     checkpoint: CheckpointPath | None
     status: Status
@@ -81,6 +83,7 @@ def build_frontier(
                 costs=report.costs,
                 tokens=report.tokens,
                 flops=report.flops,
+                twin=report.without_influence.twin,
                 inheritance=report.inheritance,
                 checkpoint=report.checkpoint,
                 status=report.status,

@@ -16,6 +16,7 @@ from morphogen.candidate import (
     Status,
     StopReason,
     Tokens,
+    Twin,
     Whole,
 )
 from morphogen.store.documents import Document
@@ -42,6 +43,7 @@ class Node(Record):
     costs: dict[str, float]
     tokens: Tokens
     flops: float
+    twin: Twin | None = None
     inheritance: Inheritance | None
     blueprint: OtherBlueprint = None
     proposer: str = ""
@@ -133,6 +135,7 @@ def build_lineage(
                 costs=report.costs,
                 tokens=report.tokens,
                 flops=report.flops,
+                twin=report.without_influence.twin,
                 inheritance=report.inheritance,
                 blueprint=report.blueprint,
                 proposer=candidate.proposer,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Job, Report, Status, StopReason, Tokens
+from morphogen.candidate import Job, Measured, Report, Status, StopReason, Tokens, Twin
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
@@ -27,6 +27,7 @@ from morphogen.training.schedule import Schedule
 from morphogen.training.start import starting_weights
 from morphogen.training.trace import Progress
 from morphogen.training.trainer import Trainer
+from morphogen.training.twin import SHARES, has_twin, twin_job
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -42,7 +43,8 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
         with memory_kept():
             trial = Trial(job, prepared)
             with _its_own():
-                return trial.run(progress)
+                report = trial.run(progress, keep=not job.repeat)
+                return with_twin(job, report, progress, trial.assignment.prepared) if has_twin(job, report) else report
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
     except CandidateError as error:
@@ -62,6 +64,25 @@ def _its_own() -> Iterator[None]:
         yield
     except InputError as error:
         raise CandidateError(str(error)) from error
+
+
+def with_twin(job: Job, report: Report, progress: Progress | None, prepared: PreparedData) -> Report:
+    """The report of a trained candidate, with what its twin found; a candidate without a sound twin has failed."""
+    trial = Trial(twin_job(job), prepared)
+    try:
+        found = trial.run(progress, keep=False)
+    except DivergedError as error:
+        reason = f"its twin from fresh weights: {error}"
+        return report.replace(status=Status.FAILED, reason=reason, stop_reason=StopReason.NOT_FINITE, nan_seen=True)
+    twin = Twin(
+        **{name: dict(found)[name] for name in Measured.model_fields},
+        share=SHARES[job.experiment["evolution"]["rank_by"]],
+        tokens=found.tokens.own,
+        steps=found.steps,
+        flops=found.flops,
+    )
+    timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed["seconds"]}
+    return report.replace(twin=twin, timed=timed, flops=report.flops + found.flops)
 
 
 def _failed(job: Job, trial: "Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
@@ -133,8 +154,9 @@ class Trial:
         """The architecture as it is now."""
         return self.segments[-1].blueprint
 
-    def run(self, progress: Progress | None) -> Report:
-        """Train and measure, rung by rung. DivergedError when a number is not finite."""
+    def run(self, progress: Progress | None, *, keep: bool = True) -> Report:
+        """Train and measure, rung by rung. keep: whether a checkpoint is left. DivergedError when a number is not
+        finite."""
         if self.inherits:
             self.measurement.before_training(self.trainer.model)
         stop: StopReason | None = None
@@ -152,7 +174,7 @@ class Trial:
         return self.report(
             Status.TRAINED,
             stop_reason=stop or StopReason.FULL_RUN,
-            checkpoint=None if self.assignment.job.repeat else self._save(),
+            checkpoint=self._save() if keep else None,
         )
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
