@@ -8,7 +8,7 @@ from morphogen.candidate import Status, Tokens
 from morphogen.errors import RunError
 from morphogen.report.wording import differs, verdict
 from morphogen.search.engine import Engine
-from morphogen.search.repeats import FIRST_CONTROL, due, finalists
+from morphogen.search.repeats import FIRST_CONTROL, _line, due, finalists
 from morphogen.store.ledger import Repeated
 
 
@@ -52,16 +52,19 @@ def test_every_finalist_is_repeated_beside_a_control_of_as_many_tokens(over):
     jobs = {job.candidate.id: job for one in rounds for job in one}
     assert finalists(search)
     for id in finalists(search):
-        ancestors = search.line(id)
+        line = _line(search, id)
         for n in (1, 2, 3):
             own = jobs[f"{id}~{n}"]
             beside = [job for job in jobs.values() if job.repeat == n and job.candidate.index >= FIRST_CONTROL]
-            (control,) = (job for job in beside if len(job.ancestors) == len(ancestors))
+            (control,) = (job for job in beside if len(job.ancestors) == len(line))
             assert own.candidate == search.candidates[id].replace(id=f"{id}~{n}")
             assert own.repeat == control.repeat == n
             assert own.stages == control.stages
             assert own.parents == search.job_in(search.candidates[id], 0, None).parents
-            assert sum(one.tokens for one in own.ancestors) == sum(one.tokens for one in control.ancestors)
+            tokens = [search.reports[one].tokens.own for one in line]
+            assert tokens == [one.tokens for one in control.ancestors]
+            crossed = any(len(search.candidates[one].parents) > 1 for one in (*line, id))
+            assert crossed or tokens == [one.tokens for one in own.ancestors]
             assert control.candidate.blueprint == search.experiment.model.to_json()
             assert control.candidate.edits == ()
     firsts = [job for job in jobs.values() if not job.repeat]  # the parts of controls, one after the other

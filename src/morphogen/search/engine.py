@@ -106,11 +106,6 @@ class Engine(Search[Design, Traits]):
             budget_tokens=budget_tokens,
         )
 
-    def line(self, id: str) -> tuple[str, ...]:
-        """Ids of the distinct ancestors whose training a candidate's weights have behind them, oldest first."""
-        inherits = self.evolution.weight_inheritance == "parent"
-        return tuple(one.id for one, _ in self._behind(self.candidates[id])) if inherits else ()
-
     def scaled(self, candidate: Candidate, planned: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """The stages as planned; under `budget: flops` each with as many tokens as take the candidate the FLOPs that
         the experiment's own model takes for those planned."""

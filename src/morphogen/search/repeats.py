@@ -2,8 +2,9 @@
 carries out once a run's generations are closed.
 
 A *repeat* trains a finalist once more from where its training began, on other batches and with other dropout. Its
-*control* is the root without edits, trained on as many tokens in as many parts as the finalist's lineage, the last part
-on the batches of that repeat. What is left between the two is what the edits did.
+*control* is the root without edits, trained on as many tokens in as many parts as the finalist's weights have behind
+them (the longer way, where parents were crossed), the last part on the batches of that repeat. What is left between the
+two is what the edits did.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from morphogen.search.rungs import rounds
 FIRST_CONTROL = 1_000_000_000
 #: Between the id of a finalist, or of its control, and the number of the repeat.
 MARK = "~"
+#: Rung 1 has gates behind it, which have had their say.
+AFTER_GATES = 2
 
 
 def due(engine: Engine) -> list[Job]:
@@ -31,7 +34,7 @@ def due(engine: Engine) -> list[Job]:
 
 def finalists(engine: Engine) -> list[str]:
     """Those on the frontier that an edit tells from the root; of the others the root is its own control."""
-    return [id for id in engine.frontier_ids if any(engine.candidates[one].edits for one in (id, *engine.line(id)))]
+    return [id for id in engine.frontier_ids if any(engine.candidates[one].edits for one in (id, *_line(engine, id)))]
 
 
 def bases(engine: Engine) -> set[str]:
@@ -45,26 +48,27 @@ def bases(engine: Engine) -> set[str]:
 
 def pairs(engine: Engine, id: str, count: int) -> list[tuple[str, str]]:
     """Of the first `count` repeats of a finalist its own id and its control's."""
-    control = _control_name((*_parts(engine, engine.line(id)), _whole(engine, id, of_root=True).budget_tokens))
+    control = _control_name((*_parts(engine, _line(engine, id)), _whole(engine, id, of_root=True).budget_tokens))
     return [(f"{id}{MARK}{n}", f"{control}{MARK}{n}") for n in range(1, count + 1)]
 
 
 def again(engine: Engine, id: str) -> Job:
     """The job that gave a control its checkpoint."""
     control, report = engine.known(id)
-    return engine.job_of(control, (Stage(rung=1, budget_tokens=report.tokens.own),))
+    return engine.job_of(control, (Stage(rung=AFTER_GATES, budget_tokens=report.tokens.own),))
 
 
 def _due_for(engine: Engine, id: str) -> Iterator[Job]:
     """The next part of a finalist's control where one is missing, else all repeats of both."""
-    line = engine.line(id)
-    unedited, parent = _unedited(engine), line[:1]
+    line = _line(engine, id)
+    unedited = _unedited(engine)
+    parent = tuple(line[:1])
     for end in range(2, len(line) + 1):
         parts = _parts(engine, line[:end])
         known = unedited.get(parts)
         name = known or _control_name(parts)
         if known is None and name not in engine.again:
-            yield _control(engine, name, len(parts) - 1, parent, Stage(rung=1, budget_tokens=parts[-1]))
+            yield _control(engine, name, len(parts) - 1, parent, Stage(rung=AFTER_GATES, budget_tokens=parts[-1]))
             return
         if known is None and engine.again[name].report.status is not Status.TRAINED:
             return  # as much as could be done
@@ -80,7 +84,7 @@ def _control(engine: Engine, name: str, number: int, parents: Iterable[str], sta
     candidate = Candidate(
         id=name,
         index=FIRST_CONTROL + number,
-        generation=number,
+        generation=max(1, number),  # it trains as descendants of the root do
         blueprint=root.blueprint,
         parents=tuple(parents),
     )
@@ -88,12 +92,31 @@ def _control(engine: Engine, name: str, number: int, parents: Iterable[str], sta
 
 
 def _whole(engine: Engine, id: str, of_root: bool = False) -> Stage:
-    """All that a candidate may train on, at one go: gates between its rungs have had their say. of_root: what the root
-    may in its place, which is not the same under `budget: flops`."""
+    """All that a candidate may train on, at one go. of_root: what the root may in its place, which is something else
+    under `budget: flops`."""
     last = engine.reports[id].rung
     stages = [stage for planned in rounds(engine.evolution) for stage in planned if stage.rung <= last]
     scaled = stages if of_root else engine.scaled(engine.candidates[id], tuple(stages))
-    return Stage(rung=max(2, last), budget_tokens=sum(stage.budget_tokens for stage in scaled))
+    return Stage(rung=max(AFTER_GATES, last), budget_tokens=sum(stage.budget_tokens for stage in scaled))
+
+
+def _line(engine: Engine, id: str) -> list[str]:
+    """The ancestors whose trainings the candidate's weights have behind them one after the other, oldest first: of two
+    parents the one that was trained longer. Empty where nothing is inherited."""
+    if engine.evolution.weight_inheritance != "parent":
+        return []
+    tokens: dict[str, int] = {}
+    before: dict[str, str] = {}
+    for one, candidate in engine.candidates.items():  # parents before their children
+        if candidate.parents:
+            before[one] = max(candidate.parents, key=lambda parent: tokens[parent])
+        own = engine.reports[one].tokens.own if one in engine.reports else 0
+        tokens[one] = own + (tokens[before[one]] if one in before else 0)
+    line = []
+    while id in before:
+        id = before[id]
+        line.append(id)
+    return line[::-1]
 
 
 def _parts(engine: Engine, ids: Iterable[str]) -> tuple[int, ...]:
