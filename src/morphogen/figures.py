@@ -41,13 +41,20 @@ NEEDS: Mapping[str, str] = {
 class Figure:
     """What one number of a candidate is.
 
-    name: as in reports; in it `<shard>` stands for the name of any measured text and `<n>` for any whole number, so
-    that one declaration holds for a family. better: `none` where neither is. sort: `metric` is measured of a trained
-    model and repeats; `timed` depends on the machine's clock or memory; `cost` follows from the blueprint; `search` is
-    of a candidate among others, and a training from scratch has none. needs: of the root's experiment, as in `NEEDS`;
-    without it the figure is not there. score: what a weight may call it besides its name. column: whether tables show
-    it beside the objectives. chance: the figure that says what a model without the ability gets; a value that is not
-    shown to be better counts as that one.
+    Attributes:
+        name: As in reports. In it `<shard>` stands for the name of any measured text and `<n>` for any whole number, so
+            that one declaration holds for a family.
+        unit: Of the number.
+        better: Which way it is; `none` where neither is.
+        sort: `metric` is measured of a trained model and repeats; `timed` depends on the machine's clock or memory;
+            `cost` follows from the blueprint; `search` is of a candidate among others, and a training from scratch has
+            none.
+        summary: What it says, in a sentence.
+        needs: Of the root's experiment, as in `NEEDS`; without it the figure is not there.
+        score: What a weight may call it besides its name.
+        column: Whether tables show it beside the objectives.
+        chance: The figure that says what a model without the ability gets; a value that is not shown to be better
+            counts as that one.
     """
 
     name: str
@@ -74,7 +81,14 @@ _DECLARED: dict[str, Figure] = {}
 
 
 def declare(*figures: Figure) -> None:
-    """Makes figures known. RuntimeError where another one has the name."""
+    """Makes figures known.
+
+    Args:
+        figures: What they are.
+
+    Raises:
+        RuntimeError: Another figure has the name of one.
+    """
     for figure in figures:
         if _DECLARED.setdefault(figure.name, figure) != figure:
             raise RuntimeError(f"two figures are called {figure.name}")
@@ -104,9 +118,14 @@ def _import_installed(path: tuple[str, ...]) -> None:
 
 
 def find(name: str) -> Figure | None:
-    """The figure called `name`, or the family that it is of; None where nobody declared one.
+    """Finds what was declared of a figure.
 
-    Of two families that cover it, the one that says more of it.
+    Args:
+        name: As in reports.
+
+    Returns:
+        The figure of that name, or the family that it is of (of two families the one that says more of the name); None
+        where nobody declared one.
     """
     if name in _DECLARED:
         return _DECLARED[name]
@@ -127,8 +146,16 @@ Said = Mapping[str, Direction | None]
 
 
 def direction(name: str, said: Said, place: str) -> Direction:
-    """Which way the figure called `name` is better: as `said`, or as declared. InputError at `place` where neither
-    tells."""
+    """Which way a figure is better.
+
+    Args:
+        name: As in reports.
+        said: What an experiment says of its figures; that comes before what was declared.
+        place: Where it is asked for, for the message.
+
+    Raises:
+        InputError: Neither the experiment nor a declaration tells.
+    """
     if name in said:
         better, why = said[name], "it is a composite metric without `better`"
     elif (figure := find(name)) is None:

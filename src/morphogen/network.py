@@ -302,10 +302,21 @@ def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel
 
 
 def build(blueprint: Blueprint, seed: int = 0, vocab: int | None = None) -> LanguageModel:
-    """A freshly initialised model. `vocab` fills in `emb.vocab` where that is null.
+    """Makes a freshly initialised model.
 
     >>> model = build(blueprint, seed=0, vocab=256)
     >>> logits_BTV = model(ids_BT)
+
+    Args:
+        blueprint: The architecture.
+        seed: Of the weights.
+        vocab: Tokens of the vocabulary, where `emb.vocab` of the blueprint is null.
+
+    Returns:
+        The model: token ids of shape (batch, tokens) to logits of shape (batch, tokens, vocabulary).
+
+    Raises:
+        InputError: Neither says how large the vocabulary is.
     """
     if vocab is not None:
         blueprint = blueprint.with_vocab(vocab)

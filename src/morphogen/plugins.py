@@ -41,8 +41,13 @@ def only_looked_at() -> bool:
 
 @contextmanager
 def allow_code(allowed: bool = True) -> Iterator[None]:
-    """Within, blueprints may name code as `module:Class`, which is then imported: in this thread, and in the workers of
-    runs that are begun here."""
+    """Within, blueprints may name code as `module:Class`, which is then imported.
+
+    That holds in this thread, and in the workers of runs that are begun here.
+
+    Args:
+        allowed: Whether they may; False forbids again what was allowed around.
+    """
     with _permitted("allowed" if allowed else "refused"):
         yield
 

@@ -31,7 +31,14 @@ from morphogen.winners import Winners
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its folder."""
+    """A run in its folder.
+
+    Attributes:
+        folder: Where it lies.
+        experiment: What it searches, as resolved.
+        seed: Of its random streams.
+        device: What its candidates were trained on.
+    """
 
     folder: Path
     experiment: Experiment
@@ -55,7 +62,21 @@ class Run:
         observer: Observer = nobody,
         mend: Mend = MEND_NOTHING,
     ) -> "Run":
-        """Goes on where the run was interrupted, or adds generations up to `generations` in all."""
+        """Goes on where the run was interrupted, or adds generations.
+
+        Args:
+            generations: How many there are to be in all, after the root's; by default as many as before.
+            execution: How candidates are carried out.
+            observer: Is told of all that happens.
+            mend: What to do again.
+
+        Returns:
+            The run, all its generations closed.
+
+        Raises:
+            InputError: As `evolve`.
+            RunError: As `evolve`.
+        """
         return evolve(
             self.experiment,
             self.folder,
@@ -70,10 +91,18 @@ class Run:
 
 
 def load(path: str | Path) -> Experiment:
-    """The experiment in a YAML file, its vocabulary size filled in from its tokenizer.
+    """Reads an experiment from a YAML file, and fills in the size of its vocabulary.
 
-    Relative paths in it are meant from the file's own folder. A BPE is trained (and cached) for that. InputError with
-    file, line and column for every mistake.
+    Where the tokenizer is a BPE to be trained, it is trained now, and kept for later.
+
+    Args:
+        path: The file. Relative paths in it are meant from its own folder.
+
+    Returns:
+        The experiment, ready for `evolve`; its `model` is ready for `build`.
+
+    Raises:
+        InputError: The file cannot be read, or one line with file, line and column for every mistake in it.
     """
     experiment = read_experiment(path)
     with placed(path):
@@ -107,14 +136,32 @@ def evolve(
     observer: Observer = nobody,
     mend: Mend = MEND_NOTHING,
 ) -> Run:
-    """Evolves `experiment` in folder `out` and returns when all its generations are closed.
+    """Evolves an experiment in a folder, and returns when all its generations are closed.
 
-    seed: of the run (default: what it was begun with, or train.seed). resume: go on with the run in `out`; with none
-    there, start one. execution: how candidates are carried out; `executor`: by what, instead (left open for the caller
-    to close). mend: what to do again of a run that is resumed. Raises InputError for what the experiment asks and
-    cannot have, RunError for a folder that cannot be used, for faults that are not a candidate's (text, weights, disk,
-    device, workers), and when all of a generation failed. After any of these, after what the observer raises, which is
-    raised as it is, and after KeyboardInterrupt, the run can be resumed.
+    Everything is on disk before it counts: after an error, an interrupt or a kill the same call with `resume=True` goes
+    on, and gives what it would have given.
+
+    Args:
+        experiment: What to search and how, as `load` gives it.
+        out: The run's folder.
+        generations: How many after the root's; by default as the experiment says.
+        seed: Of the run; by default what it was begun with, or `train.seed`.
+        device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
+        resume: Go on with the run in `out`; where there is none, start one.
+        keep: What becomes of checkpoints, and where copies of files go.
+        execution: How candidates are carried out: in this process, in workers, on a cluster; and their limits.
+        executor: What carries them out instead; it is left open for the caller to close.
+        observer: Is told of all that happens.
+        mend: What to do again of a run that is resumed.
+
+    Returns:
+        The run, whose frontier and lineage can be read.
+
+    Raises:
+        InputError: The experiment asks for something that it cannot have.
+        RunError: The folder cannot be used; something is amiss that is no candidate's fault, such as text, weights,
+            disk, device or workers; or all of a generation failed.
+        Exception: Whatever the observer raises, as it is.
     """
     folder = user_path(out, "out")
     runfolder.check_usable(folder, resume, keep.checkpoint_dir)

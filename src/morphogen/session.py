@@ -54,8 +54,11 @@ from morphogen.training.trace import StepInfo
 
 @dataclass(frozen=True)
 class Mend:
-    """What to do again when a run is resumed. failed: train the failed candidates of its end again, and go on from them
-    (see `search.failures.retry`). lost: train checkpoints again that are needed, and missing or damaged.
+    """What to do again when a run is resumed.
+
+    Attributes:
+        failed: Train the failed candidates of its end again, and go on from them (see `search.failures.retry`).
+        lost: Train checkpoints again that are needed, and missing or damaged.
     """
 
     failed: bool = False
@@ -64,10 +67,16 @@ class Mend:
 
 @dataclass(frozen=True)
 class Keep:
-    """What to do with files. checkpoint_dir: where checkpoints lie, instead of the run folder. lineage_out,
-    frontier_out: where to put a copy. cleanup: drop checkpoints that neither survivors nor the frontier need, after
-    every generation. prune: at the end, drop all but the frontier's. disk_budget: bytes that checkpoints may
-    take when a generation is closed; beyond it, those that neither survivors nor the frontier need go, oldest first.
+    """What becomes of a run's files.
+
+    Attributes:
+        checkpoint_dir: Where checkpoints lie, instead of the run's folder.
+        lineage_out: Where to put a copy of `lineage.json`.
+        frontier_out: Where to put a copy of `frontier.json`.
+        cleanup: Drop, after every generation, checkpoints that nobody needs any more.
+        prune: Drop, at the end, all checkpoints but the frontier's.
+        disk_budget: Bytes that checkpoints may take when a generation is closed; beyond it those go that nobody needs,
+            the oldest first.
     """
 
     checkpoint_dir: Path | None = None

@@ -20,7 +20,11 @@ class Winner(Entry):
     _folder: Path = PrivateAttr(default=Path())
 
     def weights(self) -> "dict[str, Tensor]":
-        """Its trained weights by name, for `load_state_dict`. InputError where they are gone or damaged."""
+        """Its trained weights by name, for `load_state_dict`.
+
+        Raises:
+            InputError: They are gone or damaged.
+        """
         from morphogen.inherit.checkpoint import load_checkpoint
 
         if self.checkpoint is None:
@@ -36,7 +40,14 @@ class Winners(Frontier):
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The frontier of the run in `folder`. InputError where its file cannot be read."""
+        """Reads the frontier of a run.
+
+        Args:
+            folder: The run's folder.
+
+        Raises:
+            InputError: Its file cannot be read.
+        """
         found = cls.read(folder / "frontier.json")
         for winner in found.candidates:
             winner._folder = folder

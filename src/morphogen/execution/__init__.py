@@ -13,9 +13,18 @@ __all__ = ["IN_PROCESS", "Execution", "Executor", "InProcess", "Limits", "open_e
 
 
 def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
-    """The executor asked for. InputError where ray is not installed or its cluster cannot be reached.
+    """Opens the executor asked for: in process unless there are workers or limits, since only a process of its own can
+    be ended.
 
-    In process unless there are workers or limits: only a process of its own can be ended.
+    Args:
+        execution: How candidates are carried out.
+        prepared: The experiment's data.
+
+    Returns:
+        An executor, which the caller closes.
+
+    Raises:
+        InputError: Ray is not installed, or its cluster cannot be reached.
     """
     if execution.executor == "ray":
         if execution.address is None and "ray" not in sys.modules:

@@ -36,10 +36,11 @@ MOST_WORKERS = 4096
 
 @dataclass(frozen=True)
 class Limits:
-    """What one candidate may take; None is no limit.
+    """What one candidate may take; None is no limit. A candidate beyond either is ended, and recorded as failed.
 
-    seconds: of wall time, from when a worker begins with it. memory_bytes: resident in its worker, libraries included
-    (about 300 MB before anything is trained). A candidate beyond either is ended, and recorded as failed.
+    Attributes:
+        seconds: Of wall time, from when a worker begins with it.
+        memory_bytes: Resident in its worker, libraries included (about 300 MB before anything is trained).
     """
 
     seconds: float | None = None
@@ -53,9 +54,14 @@ NO_LIMITS = Limits()
 class Execution:
     """How a run's candidates are carried out. It changes how long that takes, not what is found, unless a limit is hit.
 
-    workers: processes (local) or candidates (ray) at a time; None is in process, or as many as the cluster has room
-    for. The others are for ray: address of a cluster that runs (None starts one here), the share of a GPU that a
-    candidate takes, and a path or fsspec URL through which nodes without the run folder exchange checkpoints.
+    Attributes:
+        executor: On this machine, or on a Ray cluster.
+        workers: Processes (local) or candidates (ray) at a time; None is in process, or as many as the cluster has room
+            for.
+        limits: Of each candidate.
+        address: Of a cluster that runs; None starts one here. For ray.
+        gpus_per_candidate: The share of a GPU that a candidate takes. For ray.
+        shared: A path or fsspec URL through which nodes without the run folder exchange checkpoints. For ray.
     """
 
     executor: Literal["local", "ray"] = "local"
@@ -74,10 +80,21 @@ class Executor(Protocol):
     """Runs jobs."""
 
     def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
-        """One report per job, as each is finished.
+        """Carries out jobs.
 
-        A candidate that fails is reported as failed, with its reason. What is not its fault is raised: RunError or
-        InputError for faults from outside, whatever `progress` raises, an interrupt.
+        A candidate that fails is reported as failed, with its reason; what is not its fault is raised.
+
+        Args:
+            jobs: What to do.
+            progress: Called after every step of training.
+
+        Returns:
+            One report per job, as each is finished.
+
+        Raises:
+            RunError: A fault from outside.
+            InputError: A fault from outside, of what the user gave.
+            Exception: Whatever `progress` raises.
         """
         ...
 

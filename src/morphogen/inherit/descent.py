@@ -58,14 +58,25 @@ def inherit(
     tokenizers: Sequence[str | None] = (),
     seed: int = 0,
 ) -> tuple[StateDict, Inheritance]:
-    """The child's state dict, spliced from its parents', and the report. The parents' tensors are not touched.
+    """Splices a child's weights from its parents'. The parents' tensors are not touched.
 
-    edits: those that made the child; weights are carried through them one by one, so that a chain of exact edits, and
-    of the steps of a compound one, is exact. Without, they are carried from the parents to the child at once.
-    sources: gene id of a block -> which parent it comes from, where both have it. names: of the parents, in the report.
-    tokenizers: of the parents, by digest (`tokenizer` in a checkpoint's metadata), None where it is not known.
-    A child whose vocabulary is null takes its first parent's. InputError where a state is not its blueprint's, where
-    two parents' tokenizers differ, or where the edits do not lead to the child.
+    Args:
+        child: The architecture to fill. Where its vocabulary is null, it takes its first parent's.
+        parents: One or two, each a blueprint with its state dict.
+        edits: Those that made the child. Weights are carried through them one by one, so that a chain of exact edits,
+            and of the steps of a compound one, is exact. Without them they are carried from the parents to the child at
+            once.
+        sources: Gene id of a block to the position of the parent that it comes from, where both have it.
+        names: Of the parents, in the report.
+        tokenizers: Of the parents, by digest (`tokenizer` in a checkpoint's metadata); None where it is not known.
+        seed: Of what is new.
+
+    Returns:
+        The child's state dict, and a report of what was carried, resized and begun afresh.
+
+    Raises:
+        InputError: A state is not its blueprint's, the parents' tokenizers differ, or the edits do not lead to the
+            child.
     """
     check_tokenizers(tokenizers, [f"parent {name}" for name in names])
     whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]

@@ -38,9 +38,17 @@ class Engine(Search[Design, Traits]):
     def replay(
         cls, events: Iterable[Event], *, run_dir: str, device: str, experiment: Experiment | None = None
     ) -> Self:
-        """The engine of a recorded run; its first event is Start. RunError where the events do not follow one another.
+        """The engine of a recorded run, as it stood after these events.
 
-        experiment: taken in place of the recorded one, e.g. with more generations.
+        Args:
+            events: The run's, from its start on.
+            run_dir: Where checkpoints lie.
+            device: What further candidates are trained on.
+            experiment: Taken in place of the recorded one, such as one with more generations.
+
+        Raises:
+            RunError: The first event is no start, or the others do not follow one another.
+            InputError: The experiment cannot be understood.
         """
         rest = iter(events)
         first = next(rest, None)
@@ -69,13 +77,26 @@ class Engine(Search[Design, Traits]):
     def job(self, candidate: Candidate) -> Job:
         """All that evaluating a candidate needs: in this round where it is pending, else in its first one.
 
-        RunError when a parent has no checkpoint to inherit from.
+        Args:
+            candidate: One that was asked for.
+
+        Raises:
+            RunError: A parent has no checkpoint to inherit from.
         """
         number = self.round if self.waits(candidate.id) else 0
         return self.job_in(candidate, number, self.reports[candidate.id] if number else None)
 
     def job_in(self, candidate: Candidate, number: int, before: Report | None) -> Job:
-        """As `job`, in a round of training; before: what the round before it gave."""
+        """All that evaluating a candidate in one round of training needs.
+
+        Args:
+            candidate: One that was asked for.
+            number: Of the round.
+            before: What the round before it gave; None for the first.
+
+        Raises:
+            RunError: A parent has no checkpoint to inherit from.
+        """
         budget_tokens = sum(stage.budget_tokens for stage in self.scaled(candidate, stages(self.evolution)))
         planned = self.scaled(candidate, rounds(self.evolution)[number])
         return self.job_of(candidate, planned, before=before, budget_tokens=budget_tokens)

@@ -75,7 +75,14 @@ class Search(Generic[G, T]):
         )
 
     def apply(self, event: Event) -> None:
-        """Take a recorded event into account. RunError where it does not follow the state."""
+        """Takes a recorded event into account.
+
+        Args:
+            event: The next one.
+
+        Raises:
+            RunError: It does not follow the state.
+        """
         match event:
             case Told():
                 self.told += event.proposed
@@ -123,12 +130,15 @@ class Search(Generic[G, T]):
     def ask(self, answers: Sequence[Proposed | Refused] = ()) -> Asked:
         """The next generation's candidates: the founders, then `population` offspring a generation.
 
-        answers: from outside, for places after those that were told have theirs. One that makes no candidate takes its
-        place all the same. The rest is bred.
-
         Offspring differ from everything in the run, save for the copies of the control without edits. Those that rung 0
-        turns away stand among the candidates too, in `reports` as rejected. RunError when a generation is open, when
-        the run is done, or when rung 0 turns every founder away.
+        turns away stand among the candidates too, in `reports` as rejected.
+
+        Args:
+            answers: From outside, for places after those that were told have theirs. One that makes no candidate takes
+                its place all the same; the rest is bred.
+
+        Raises:
+            RunError: A generation is open, the run is done, or rung 0 turns every founder away.
         """
         if self.open:
             raise RunError(f"ask: generation {self.generation} is open; tell its reports and close it first")
@@ -263,9 +273,15 @@ class Search(Generic[G, T]):
     # --------------------------------------------------------------------------------------------------- tell
 
     def tell(self, report: Report) -> None:
-        """Take in what was measured of a pending candidate; in any order. RunError for any other, or a second time.
+        """Takes in what was measured of a pending candidate; in any order.
 
         A candidate that fails or is gated after it went on to a further round keeps what was measured before.
+
+        Args:
+            report: Of one that is pending.
+
+        Raises:
+            RunError: It is of none that is pending, or of one that was told of already.
         """
         if report.id not in self.candidates:
             hint = nearest(report.id, self.candidates)

@@ -7,7 +7,15 @@ from torch import Tensor
 
 
 def outcome(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What `function` returns for `inputs`, and the gradient of every input under fixed random ones of all outputs."""
+    """Runs a function forwards and backwards.
+
+    Args:
+        function: Tensors to a tuple of tensors.
+        inputs: What it is called with; each must take a gradient.
+
+    Returns:
+        Its outputs, then the gradient of every input under fixed random gradients of all outputs.
+    """
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     results = function(*leaves)
     draw = torch.Generator().manual_seed(1)
@@ -16,13 +24,28 @@ def outcome(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor
 
 
 def relative_error(want: Tensor, got: Tensor) -> float:
-    """Root mean square of the difference over that of `want`."""
+    """The root mean square of the difference over that of what is right.
+
+    Args:
+        want: What is right.
+        got: What is in question.
+    """
     off, scale = (want.double() - got.double()).square().mean().sqrt(), want.double().square().mean().sqrt()
     return float(off / scale.clamp(min=1e-30))
 
 
 def assert_agree(want: Sequence[Tensor], got: Sequence[Tensor], bound: float, names: Sequence[str] = ()) -> None:
-    """Two outcomes agree within a relative error, each tensor for itself. names: of the tensors, for the message."""
+    """Fails unless two outcomes agree, each tensor for itself.
+
+    Args:
+        want: What is right.
+        got: What is in question.
+        bound: The largest relative error.
+        names: Of the tensors, for the message.
+
+    Raises:
+        AssertionError: One differs by more, or there are not as many.
+    """
     assert len(want) == len(got)
     for i, (a, b) in enumerate(zip(want, got, strict=True)):
         name = names[i] if i < len(names) else f"tensor {i}"

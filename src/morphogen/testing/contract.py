@@ -31,7 +31,15 @@ TOLERATED = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 
 
 def contract_tests(*kinds: type[Part] | tuple[str, str], examples: int = EXAMPLES) -> Callable[..., None]:
-    """A test of every check for every kind: a class of parts, or (slot, kind). Assign it to a name `test_...`."""
+    """Makes a test of every check of the contract, for every kind. Assign it to a name `test_...`.
+
+    Args:
+        kinds: Classes of parts, or pairs of slot and kind.
+        examples: Drawn blueprints for each check of a kind.
+
+    Returns:
+        A test for pytest.
+    """
     found: list[tuple[str, str]] = [
         (each.slot, kind) for each in kinds if not isinstance(each, tuple) for kind in kinds_of(each)
     ]

@@ -15,12 +15,30 @@ FULL, LATENT = KVPolicy(), KVPolicy(kind="latent")
 
 
 def ids_of(seed: int, tokens: int = TOKENS, batch: int = 2) -> torch.Tensor:
-    """Random tokens of the drawn vocabulary, shape (batch, tokens)."""
+    """Random tokens of the drawn vocabulary.
+
+    Args:
+        seed: Of the draw.
+        tokens: Of a sequence.
+        batch: Sequences.
+
+    Returns:
+        Ids of shape (batch, tokens).
+    """
     return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
 
 
 def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """A state as after training: no gain is one, no gate is zero."""
+    """Weights as after training: no gain is one, no gate is zero.
+
+    Args:
+        blueprint: The architecture.
+        seed: Of the draw.
+        dtype: Of the tensors.
+
+    Returns:
+        The weights by name.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     state = {}
     for name, tensor in initial_state(blueprint, seed).items():
@@ -31,14 +49,28 @@ def stirred(blueprint: Blueprint, seed: int = 0, dtype: torch.dtype = torch.floa
 
 
 def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.Tensor) -> torch.Tensor:
-    """The logits_BTV of a blueprint with these weights."""
+    """What a blueprint computes with some weights.
+
+    Args:
+        blueprint: The architecture.
+        state: Its weights by name.
+        ids_BT: Tokens, of shape (batch, tokens).
+
+    Returns:
+        Logits of shape (batch, tokens, vocabulary).
+    """
     with torch.no_grad():
         logits_BTV: torch.Tensor = assemble(blueprint, state).eval()(ids_BT)
     return logits_BTV
 
 
 def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:
-    """What training minimises: the language model's loss and what branches add to it."""
+    """What training minimises: the language model's loss and what branches add to it.
+
+    Args:
+        model: The model.
+        ids_BT: Tokens, of shape (batch, tokens).
+    """
     with model.recording() as record:
         logits_BTV = model(ids_BT[:, :-1])
     loss = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())

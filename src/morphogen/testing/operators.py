@@ -24,8 +24,17 @@ FP32_BOUND, FP64_BOUND = 2e-6, 1e-12
 
 
 def operator_tests(*names: str, on: type[Part], examples: int = EXAMPLES) -> Callable[..., None]:
-    """A test of every check for every operator, on blueprints with a part of class `on`. Assign it to a name
-    `test_...`."""
+    """Makes a test of what operators promise: they change something, are exact as declared, and new weights train.
+    Assign it to a name `test_...`.
+
+    Args:
+        names: Of the operators.
+        on: The class of part that every drawn blueprint has.
+        examples: Drawn blueprints for each check of an operator.
+
+    Returns:
+        A test for pytest.
+    """
 
     @pytest.mark.parametrize("check", [changes_and_is_exact_as_declared, new_weights_train])
     @pytest.mark.parametrize("name", names)

@@ -362,7 +362,14 @@ def loops(draw: st.DrawFn, blocks: int) -> tuple[Recurrence, ...]:
 
 @st.composite
 def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab: int | None = VOCAB) -> Blueprint:
-    """A small valid blueprint over all registered kinds, in fp32 a few thousand parameters."""
+    """Draws a small valid blueprint over all registered kinds, in fp32 a few thousand parameters.
+
+    Args:
+        draw: Given by Hypothesis.
+        min_blocks: The fewest blocks.
+        max_blocks: The most blocks.
+        vocab: Tokens of the vocabulary; None leaves it open.
+    """
     ids = [f"b{i}" for i in range(draw(st.integers(min_blocks, max_blocks)))]
     return Blueprint(
         name="drawn",
@@ -376,7 +383,13 @@ def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab:
 
 @st.composite
 def blueprints_with(draw: st.DrawFn, slot: str, kind: str) -> Blueprint:
-    """A two-block blueprint in which the first block holds a part of the given kind."""
+    """Draws a blueprint of two blocks, the first of which holds a part of the given kind.
+
+    Args:
+        draw: Given by Hypothesis.
+        slot: Where the part stands.
+        kind: Its kind.
+    """
     rest = draw(blueprints(min_blocks=1, max_blocks=1))
     part = draw(strategy(slot, kind))
     if isinstance(part, Modifier):

@@ -121,7 +121,17 @@ def _edit(operator: str) -> Edit:
 def searched(
     evolution: Evolution, space: Vectors, measure: Callable[[Floats], Mapping[str, float]], seed: int
 ) -> Search[Floats, Floats]:
-    """A whole search over vectors. measure: the figures of one, by name."""
+    """Carries out a whole search over vectors.
+
+    Args:
+        evolution: How to search; what concerns training has no part in it.
+        space: The vectors.
+        measure: The figures of one vector, by name.
+        seed: Of the search.
+
+    Returns:
+        The search, all its generations closed.
+    """
     search = Search(evolution, space, seed=seed)
     while not search.done:
         search.ask()

@@ -42,9 +42,19 @@ class OperatorInfo(TypedDict):
 
 
 def edit(blueprint: Blueprint, name: str, seed: int) -> tuple[Blueprint, Edit]:
-    """The child of one named operator. OperatorError when the operator does not exist or applies nowhere.
+    """Applies one operator, wherever it applies first by the seed.
 
-    A change of training stands in the edit alone (`train.<field>`), the child being as its parent.
+    Args:
+        blueprint: The parent.
+        name: Of the operator, as `operators` lists it.
+        seed: Of every choice that is made.
+
+    Returns:
+        The child, and the edit that made it. A change of training stands in the edit alone (`train.<field>`), the child
+        being as its parent.
+
+    Raises:
+        OperatorError: There is no such operator, or it applies nowhere.
     """
     made = apply_operator(blueprint, name, np.random.default_rng(seed))
     if made is None:
@@ -122,7 +132,15 @@ def _one_edit(
 
 
 def describe_operators(blueprint: Blueprint, around: Surroundings = PLAIN) -> list[OperatorInfo]:
-    """Every registered operator in order of name."""
+    """Lists every registered operator.
+
+    Args:
+        blueprint: Of which it is asked whether each applies.
+        around: What surrounds it in a search; by default nothing does.
+
+    Returns:
+        One entry an operator, in order of name: what it does, whether it preserves the function, whether it applies.
+    """
     load_operators()
     return [
         OperatorInfo(

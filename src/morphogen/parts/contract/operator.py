@@ -53,12 +53,18 @@ Level = Literal["part", "block", "model", "train", "compound"]
 
 @dataclass(frozen=True)
 class Operator:
-    """A named mutation. `level` says what `act` is called on: a part of class `target`, a block, a whole blueprint, the
-    settings of training, or (`compound`, several edits by other operators) a blueprint and what surrounds it.
+    """A named mutation.
 
-    preserves: whether a child that inherits computes its parent's function; a predicate where that depends on the
-    target, called with the same arguments as `act` less the generator; None where each application says it itself.
-    weight: how often it is drawn, relative to the others, unless an experiment says otherwise.
+    Attributes:
+        name: What experiments and edits call it.
+        summary: What it does, in one line.
+        level: What `act` is called on: a part of class `target`, a block, a whole blueprint, the settings of training,
+            or (`compound`, several edits by other operators) a blueprint and what surrounds it.
+        act: The mutation: its subject and a random generator to a changed one, or None where it does not apply.
+        preserves: Whether a child that inherits computes its parent's function. A predicate where that depends on the
+            target, called as `act` less the generator; None where each application says it itself.
+        target: The class of part that it changes, for those of level `part`.
+        weight: How often it is drawn, relative to the others, unless an experiment says otherwise.
     """
 
     name: str
@@ -138,27 +144,67 @@ def _add(
 
 
 def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
-    """Register a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
+    """Registers a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
 
     What it gives may be a part of another class for the same slot.
+
+    Args:
+        target: The class of part that it is called on.
+        preserves: Whether a child that inherits computes its parent's function; a predicate of part and context where
+            that depends.
+
+    Returns:
+        A decorator, which gives the function back.
+
+    Raises:
+        RuntimeError: Another operator has the function's name.
     """
     return _add("part", preserves, target)
 
 
 def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool]) -> Callable[[F], F]:
-    """Register a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply."""
+    """Registers a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply.
+
+    Args:
+        preserves: As of `operator`; a predicate of block and context.
+
+    Returns:
+        A decorator, which gives the function back.
+
+    Raises:
+        RuntimeError: Another operator has the function's name.
+    """
     return _add("block", preserves)
 
 
 def model_operator(*, preserves: bool | Callable[..., bool]) -> Callable[[F], F]:
-    """Register a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply."""
+    """Registers a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply.
+
+    Args:
+        preserves: As of `operator`; a predicate of the blueprint.
+
+    Returns:
+        A decorator, which gives the function back.
+
+    Raises:
+        RuntimeError: Another operator has the function's name.
+    """
     return _add("model", preserves)
 
 
 def train_operator(*, preserves: bool) -> Callable[[F], F]:
-    """Register a mutation of how a candidate is trained: `(train, rng) -> train`, None where it does not apply.
+    """Registers a mutation of how a candidate is trained: `(train, rng) -> train`, None where it does not apply.
 
-    Not drawn unless an experiment gives it a weight: architectures are compared under the same training.
+    It is not drawn unless an experiment gives it a weight: architectures are compared under the same training.
+
+    Args:
+        preserves: As of `operator`.
+
+    Returns:
+        A decorator, which gives the function back.
+
+    Raises:
+        RuntimeError: Another operator has the function's name.
     """
     return _add("train", preserves, weight=0.0)
 
@@ -169,5 +215,13 @@ def compound_operator(name: str, summary: str, act: Callable[..., object]) -> No
 
 
 def pick(rng: np.random.Generator, choices: Sequence[T]) -> T | None:
-    """One of `choices` uniformly; None when there are none."""
+    """Draws one of several, each as likely.
+
+    Args:
+        rng: What draws.
+        choices: What is drawn from.
+
+    Returns:
+        One of them; None when there are none.
+    """
     return choices[int(rng.integers(len(choices)))] if choices else None

@@ -35,8 +35,13 @@ GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 class Context:
     """What a part may know of the model around it.
 
-    dim: residual width. vocab: tokens in the embedding. init_std: of the embedding at the start. branches: residual
-    branches in the whole model. seq_len: tokens per sequence, for costs only.
+    Attributes:
+        dim: Residual width.
+        norm: The kind of norm before each branch.
+        vocab: Tokens in the embedding.
+        init_std: Of the embedding at the start.
+        branches: Residual branches in the whole model.
+        seq_len: Tokens of a sequence, for costs only.
     """
 
     dim: int
@@ -60,8 +65,10 @@ class Context:
 class Cost:
     """Costs of one part, per token of a sequence of `ctx.seq_len`, forward only.
 
-    flops: floating-point operations, a multiply-add counting 2. kv_bytes: cache that grows with the sequence, in bytes
-    per token at 2 bytes an entry. state_bytes: cache of fixed size per sequence, in bytes.
+    Attributes:
+        flops: Floating-point operations, a multiply-add counting 2.
+        kv_bytes: Cache that grows with the sequence, in bytes per token at 2 bytes an entry.
+        state_bytes: Cache of fixed size, in bytes per sequence.
     """
 
     flops: float = 0.0
@@ -78,10 +85,11 @@ class Cost:
 class Part(Frozen):
     """One residual branch as data. Subclasses with a `kind` field join the registry.
 
-    slot: where it may stand. neutral_fields: fields whose change leaves the function as it was once weights are
-    carried, as sizes, names and what only training or decoding reads; a change of any other is lossy. pointwise:
-    whether a token's output depends on that token alone. figures: what its branch records of itself in training
-    (`Record.add_figure`).
+    Attributes:
+        slot: Where it may stand.
+        neutral_fields: Fields whose change leaves the function as it was once weights are carried, as sizes, names and
+            what only training or decoding reads; a change of any other is lossy.
+        figures: What its branch records of itself in training (`Record.add_figure`).
     """
 
     slot: ClassVar[Literal["attn", "ssm", "ffn", "extra", "stem", "recurrence"]]
@@ -111,9 +119,16 @@ class Part(Frozen):
 
     @classmethod
     def anew(cls, kind: str, ctx: Context) -> "Part | None":
-        """The part of this kind that evolution puts where there is none, in a model of such sizes; None where it should
-        not. By default that of default fields, where every field has one. Asked only of kinds of other packages: those
-        of morphogen have operators that put them in.
+        """The part of this kind that evolution puts where there is none. By default that of default fields.
+
+        Asked only of kinds of other packages: those of morphogen have operators that put them in.
+
+        Args:
+            kind: The kind, where the class has several.
+            ctx: The model around it.
+
+        Returns:
+            The part; None where evolution should not put one there, or a field has no default.
         """
         try:
             return cls.model_validate({"kind": kind})
@@ -146,23 +161,52 @@ class Part(Frozen):
         return False
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
-        """Every tensor that it has but for those of its norms, by name within the module, in a fixed order."""
+        """Every tensor that it has, but for those of its norms.
+
+        Args:
+            ctx: The model around it.
+
+        Returns:
+            Name within the module to what the tensor is, in a fixed order.
+        """
         raise NotImplementedError  # every kind has its own
 
     def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
-        """Norm modules: name -> (axis it runs over, kind)."""
+        """Its norm modules.
+
+        Args:
+            ctx: The model around it.
+
+        Returns:
+            Name to the axis it runs over, and its kind.
+        """
         return {"norm": ("dim", ctx.norm)}
 
     def sizes(self, ctx: Context) -> dict[str, int]:
-        """Length of every axis that `tensors` and `norms` name."""
+        """The length of every axis that `tensors` and `norms` name.
+
+        Args:
+            ctx: The model around it.
+        """
         raise NotImplementedError  # every kind has its own axes
 
     def build(self, ctx: Context) -> "nn.Module":
-        """The module, with uninitialised tensors named and shaped as `specs` says."""
+        """Its module.
+
+        Args:
+            ctx: The model around it.
+
+        Returns:
+            A module with uninitialised tensors, named and shaped as `specs` says.
+        """
         raise NotImplementedError  # every kind has its own module
 
     def cost(self, ctx: Context) -> Cost:
-        """What running it costs; parameters are counted from `specs`."""
+        """What running it costs; parameters are counted from `specs`.
+
+        Args:
+            ctx: The model around it.
+        """
         raise NotImplementedError  # every kind has its own cost
 
     def kept(self, ctx: Context) -> float:
@@ -170,6 +214,9 @@ class Part(Frozen):
 
         By default what every matrix reads or writes besides the residual stream, once: a map of dim to n keeps n. That
         is right within a half for most kinds; one that keeps more (gates, states of scans) says so itself.
+
+        Args:
+            ctx: The model around it.
         """
         total = 0.0
         for spec in self.specs(ctx).values():
@@ -179,7 +226,11 @@ class Part(Frozen):
         return total
 
     def specs(self, ctx: Context) -> dict[str, Spec]:
-        """Every tensor of the module with its shape, in a fixed order: those of its norms, then `tensors`."""
+        """Every tensor of the module with its shape, in a fixed order: those of its norms, then `tensors`.
+
+        Args:
+            ctx: The model around it.
+        """
         table: dict[str, Tensor] = {}
         for name, (axis, kind) in self.norms(ctx).items():
             table[f"{name}.weight"] = Tensor((axis,), ONES)
@@ -197,14 +248,31 @@ class Part(Frozen):
         return {name: tensor.fresh_zero for name, tensor in self.tensors(ctx).items() if tensor.fresh_zero}
 
     def bequeath(self, child: "Part", ctx: Context, child_ctx: Context) -> Alignment | None:
-        """How a child of another class, that knows nothing of this one, inherits; None where it cannot."""
+        """How a child of another class, that knows nothing of this one, inherits from it.
+
+        Args:
+            child: The part that inherits.
+            ctx: The model around this part.
+            child_ctx: The model around the child.
+
+        Returns:
+            Which tensor comes from which; None where it cannot inherit.
+        """
         return None
 
     def align(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
-        """How this part inherits from `parent`; None when the kinds have nothing in common.
+        """How this part inherits from a parent's.
 
-        The default is for a parent of the same class: tensors by name, axes by name, the norm rule wherever a norm
-        runs over an axis that grew, and exactness exactly when only sizes changed.
+        The default is for a parent of the same class: tensors by name, axes by name, the norm rule wherever a norm runs
+        over an axis that grew, and exactness exactly when only sizes changed.
+
+        Args:
+            parent: The part that it inherits from.
+            ctx: The model around this part.
+            parent_ctx: The model around the parent's.
+
+        Returns:
+            Which tensor comes from which; None when the kinds have nothing in common.
         """
         if type(parent) is not type(self):
             return parent.bequeath(self, parent_ctx, ctx)
@@ -224,7 +292,16 @@ class Part(Frozen):
         )
 
     def in_common(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
-        """Inheritance from a part of another class: the tensors of equal name and axes; lossy. None without any."""
+        """Inheritance from a part of another class: the tensors of equal name and axes. It is lossy.
+
+        Args:
+            parent: The part that it inherits from.
+            ctx: The model around this part.
+            parent_ctx: The model around the parent's.
+
+        Returns:
+            Which tensor comes from which; None where the two share none.
+        """
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
         common = {name for name, spec in specs.items() if name in theirs and theirs[name].axes == spec.axes}
         if not common & self.tensors(ctx).keys():
@@ -238,7 +315,16 @@ class Part(Frozen):
         )
 
     def norm_scales(self, parent: "Part", ctx: Context, parent_ctx: Context) -> dict[str, float]:
-        """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'."""
+        """Factors on norm tensors whose axis grew from d to d': gain × √(d/d'), eps × d/d'.
+
+        Args:
+            parent: The part that it inherits from.
+            ctx: The model around this part.
+            parent_ctx: The model around the parent's.
+
+        Returns:
+            Name of a tensor to its factor, of those that have one.
+        """
         sizes, theirs = self.sizes(ctx), parent.sizes(parent_ctx)
         scales: dict[str, float] = {}
         for name, (axis, _) in self.norms(ctx).items():
