@@ -29,8 +29,8 @@ from morphogen.store.ordinary import open_ordinary, read_ordinary
 #: who proposes candidates, which is recorded with each.
 MAY_DIFFER = frozenset({"evolution.generations", "evolution.repeat", "evolution.proposer"})
 MAY_CHANGE = (
-    "--generations, evolution.repeat, evolution.proposer, --device, --executor, --workers, --timeout, --memory-limit, "
-    "--disk-budget, which checkpoints are kept, and where files lie"
+    "--generations, --device, --executor, --workers, --timeout, --memory-limit, --disk-budget, evolution.repeat, "
+    "evolution.proposer, which checkpoints are kept, and where files lie"
 )
 #: A message names at most so many differences.
 SHOWN = 3
