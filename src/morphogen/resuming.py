@@ -1,4 +1,4 @@
-"""Going on with a run: what it was begun with against what is given now. Called by `session`.
+"""Beginning a run and going on with it: what it was begun with against what is given now. Called by `session`.
 
 Settings that an earlier version lacked had their defaults; those it had and this one lacks are told and left out. Where
 files lie may change, what stands in them may not.
@@ -9,21 +9,22 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.record import understood
-from morphogen.data.prepare import text_of
+from morphogen.data.prepare import PreparedData, text_of
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.reading import ENVIRONMENT, ROLES, local_paths, located, placeless
-from morphogen.runfolder import commit, library_versions
+from morphogen.runfolder import commit, environment, library_versions
 from morphogen.store.files import canonical_json, parsed_json
-from morphogen.store.ledger import RESOLVED, Start
+from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
+from morphogen.training.threads import default_threads
 
 #: Settings of the experiment that may differ when a run is resumed: generations may be added to it, and repeats; and
 #: who proposes candidates, which is recorded with each.
@@ -34,6 +35,31 @@ MAY_CHANGE = (
 )
 #: A message names at most so many differences.
 SHOWN = 3
+
+
+def entered(
+    folder: Path,
+    events: Sequence[Event],
+    experiment: Experiment,
+    seed: int | None,
+    device: str,
+    prepared: PreparedData,
+) -> tuple[int, dict[str, Any], tuple[str, ...]]:
+    """The run's seed, its environment, and what is to be said of it: checked where it goes on.
+
+    A run that goes on has the seed it had unless another is asked for, which is refused.
+    """
+    if not events:
+        seed = experiment.train.seed if seed is None else seed
+        told = environment(seed, device, default_threads(), prepared.environment())
+        told["read"] = prepared.read()
+        told |= {"paths": places(experiment, folder), "init_checkpoint": checksum(experiment)}
+        return seed, told, ()
+    if not isinstance(start := events[0], Start):
+        raise RunError(f"{folder}: the ledger does not begin with the start of a run")
+    seed = start.seed if seed is None else seed
+    told, remarks = begun(folder, start, experiment, seed, prepared.environment())
+    return seed, told, remarks
 
 
 def begun(

@@ -37,7 +37,6 @@ from morphogen.store.ledger import (
     FINISHED,
     INTERRUPTED,
     RESOLVED,
-    Event,
     Ledger,
     Repeated,
     Reported,
@@ -48,7 +47,6 @@ from morphogen.store.ledger import (
 )
 from morphogen.store.ordinary import open_own
 from morphogen.store.proposals import Refused
-from morphogen.training.threads import default_threads
 from morphogen.training.trace import StepInfo
 
 
@@ -148,7 +146,7 @@ class Session:
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
-            seed, told, remarks = _begun(folder, events, experiment, seed, device, prepared)
+            seed, told, remarks = resuming.entered(folder, events, experiment, seed, device, prepared)
             engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
             for event in events[1:]:  # nothing is written to a run that cannot be gone on with
                 engine.apply(event)
@@ -366,31 +364,6 @@ class Session:
             self.log.flush()
         except OSError as error:
             raise RunError(f"{self.folder / 'run.log'}: cannot be written: {error.strerror}") from None
-
-
-def _begun(
-    folder: Path,
-    events: Sequence[Event],
-    experiment: Experiment,
-    seed: int | None,
-    device: str,
-    prepared: PreparedData,
-) -> tuple[int, dict[str, Any], tuple[str, ...]]:
-    """The run's seed, its environment, and what is to be said of it: checked where it goes on.
-
-    A run that goes on has the seed it had unless another is asked for, which is refused.
-    """
-    if not events:
-        seed = experiment.train.seed if seed is None else seed
-        told = runfolder.environment(seed, device, default_threads(), prepared.environment())
-        told["read"] = prepared.read()
-        told |= {"paths": resuming.places(experiment, folder), "init_checkpoint": resuming.checksum(experiment)}
-        return seed, told, ()
-    if not isinstance(start := events[0], Start):
-        raise RunError(f"{folder}: the ledger does not begin with the start of a run")
-    seed = start.seed if seed is None else seed
-    told, remarks = resuming.begun(folder, start, experiment, seed, prepared.environment())
-    return seed, told, remarks
 
 
 def _open_log(folder: Path) -> IO[str]:
