@@ -4,11 +4,12 @@ Prints, per problem, the hypervolume of the last population over that of the tru
 over seeds, ours and pymoo's, and by how many standard deviations of pymoo's ours is off. Reference point: 1.1 on every
 axis.
 
-    python benchmarks/fronts.py [--quick] [--seeds 10]
+    python benchmarks/fronts.py [--quick] [--seeds 10] [--screening]
 """
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -41,7 +42,7 @@ def problem_of(name):
     return problem, problem.pareto_front(n_pareto_points=1000) if name != "zdt3" else problem.pareto_front()
 
 
-def ours(name, seed, generations, population):
+def ours(name, seed, generations, population, screening="none"):
     """Objectives (n, m) of the survivors of our search."""
     problem, _ = problem_of(name)
     many = problem.n_obj > 2
@@ -53,6 +54,8 @@ def ours(name, seed, generations, population):
         parent_selection="tournament",
         tournament_size=1 if many else 2,
         survival="nsga3" if many else "rank_crowding",
+        screening=screening,
+        weight_inheritance="scratch",
         objectives={f"f{i}": "min" for i in range(problem.n_obj)},
     )
     space = Vectors(
@@ -83,7 +86,9 @@ def main():
     parser.add_argument("--quick", action="store_true", help="two problems, two seeds, a tenth of the generations")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--screening", action="store_true", help="ours with screening by a model, much slower")
     options = parser.parse_args()
+    screened = partial(ours, screening="model") if options.screening else ours
     names, seeds = (["zdt1", "dtlz2"], 2) if options.quick else (options.problems, options.seeds)
     print(f"{'problem':8} {'evaluations':>11} {'ours':>16} {'pymoo':>16} {'off by':>8} {'ms each':>8} {'pymoo':>6}")
     for name in names:
@@ -92,7 +97,7 @@ def main():
         problem, front = problem_of(name)
         volume = HV(ref_point=np.full(problem.n_obj, 1.1))
         ratios, seconds = {}, {}
-        for run in (ours, theirs):
+        for run in (screened, theirs):
             start = time.process_time()
             ratios[run] = np.array(
                 [volume(run(name, seed, generations, population)) / volume(front) for seed in range(seeds)]
@@ -100,8 +105,8 @@ def main():
             seconds[run] = (time.process_time() - start) / seeds
         told = [f"{r.mean():.4f} ± {r.std(ddof=1):.4f}" for r in ratios.values()]
         spread = ratios[theirs].std(ddof=1)
-        off = (ratios[ours].mean() - ratios[theirs].mean()) / spread if spread else np.nan
-        each = [1e3 * seconds[run] / (generations * population) for run in (ours, theirs)]
+        off = (ratios[screened].mean() - ratios[theirs].mean()) / spread if spread else np.nan
+        each = [1e3 * seconds[run] / (generations * population) for run in (screened, theirs)]
         row = f"{name:8} {generations * population:11} {told[0]:>16} {told[1]:>16} {off:+6.2f}sd"
         print(f"{row} {each[0]:8.3f} {each[1]:6.3f}", flush=True)
 
