@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.blueprint.schema import Blueprint
@@ -18,6 +18,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import inherit
 from morphogen.network import LanguageModel, assemble, build, initial_state
+from morphogen.parts.contract.branch import Branch
 from morphogen.parts.contract.part import Context, Part
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
@@ -122,7 +123,7 @@ def test_other_kinds_read_the_whole_sequence_but_count_where_chosen(monkeypatch:
     assert set(state) == {"others.0.sum"}
 
 
-class RunningSum(nn.Module):
+class RunningSum(Branch):
     """A branch that sums all tokens so far."""
 
     def mix(self, x_BTD: Tensor) -> Tensor:
