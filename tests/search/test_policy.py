@@ -195,6 +195,8 @@ def test_children_are_repaired_and_the_root_need_not_be():
     root, *children = search.candidates.values()
     assert structure(Blueprint.model_validate(root.blueprint))["moe_blocks"] == 0
     evolution = search.experiment.evolution
+    # what no operator can mend, as where no attention is left for a selector, is turned away, and another drawn
+    children = [child for child in children if search.reports[child.id].status != "rejected"]
     assert len(children) == 12
     for candidate in children:
         found = structure(Blueprint.model_validate(candidate.blueprint))

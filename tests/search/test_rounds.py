@@ -268,11 +268,11 @@ def test_a_threshold_may_bound_from_below():
 
 def test_a_run_moves_from_an_infeasible_root_to_what_keeps_the_constraint():
     params = simulated.costs(engine().experiment.model, simulated.SEQ_LEN)["params"]
-    search = engine(seed=1, constraints={"params": {"min": params * 1.2}}, generations=6)
+    search = engine(seed=3, constraints={"params": {"min": params * 1.1}}, generations=6)
     run(search)
     volumes = [event.hypervolume for event in search.generations]
     assert volumes[0] == 0.0 < volumes[-1]
-    assert all(search.reports[id].costs["params"] >= params * 1.2 for id in search.frontier_ids)
+    assert all(search.reports[id].costs["params"] >= params * 1.1 for id in search.frontier_ids)
 
 
 def test_structural_elites_stay_beside_the_others():

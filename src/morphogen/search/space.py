@@ -13,7 +13,7 @@ from morphogen.candidate import Candidate, Edit
 from morphogen.cost import Step, costs
 from morphogen.errors import OperatorError
 from morphogen.experiment import Experiment, Train
-from morphogen.variation.act import design_key, trained
+from morphogen.variation.act import Surroundings, trained
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import Proposal
 from morphogen.variation.policy import Policy
@@ -89,7 +89,7 @@ class Architectures:
     def __init__(self, experiment: Experiment, policy: Policy | None = None) -> None:
         """InputError for operators and templates that cannot be used."""
         self._experiment = experiment
-        self.policy = Policy.of(experiment.evolution) if policy is None else policy
+        self.policy = Policy.of(experiment.evolution, experiment.data.seq_len) if policy is None else policy
 
     def founders(self, rng: np.random.Generator) -> tuple[Design, ...]:
         """The experiment's model alone."""
@@ -111,8 +111,8 @@ class Architectures:
         return digest(genome.blueprint)
 
     def key(self, genome: Design) -> str:
-        """Equal for the same architecture trained alike."""
-        return design_key(*genome)
+        """Equal for architectures that sequences of the run's length cannot tell apart, trained alike."""
+        return Surroundings(genome.train, seq_len=self._experiment.data.seq_len).key(genome.blueprint)
 
     def costs(self, genome: Design) -> dict[str, float]:
         """Every cost by name."""

@@ -10,6 +10,7 @@ from pydantic import JsonValue, ValidationError
 import morphogen.variation.recurrence
 import morphogen.variation.structure  # noqa: F401  (these two register the operators on blocks and models)
 from morphogen.blueprint.diff import changes, digest
+from morphogen.blueprint.effective import effective
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.candidate import Change, Edit
@@ -29,24 +30,36 @@ class Surroundings(NamedTuple):
     """What an edit may depend on besides the blueprint.
 
     train: how the candidate is trained. weights: of the operators that compound ones draw from; none where all are as
-    they declare. templates: those of the run. novelty: the probability that a template is varied or made up.
+    they declare. templates: those of the run. novelty: the probability that a template is varied or made up. seq_len:
+    tokens of the run's sequences; None where that is not known, so that every other blueprint counts as changed.
     """
 
     train: Train = Train()
     weights: Mapping[str, float] = {}
     templates: tuple[Template, ...] = ()
     novelty: float = 0.25
+    seq_len: int | None = None
+
+    def digest(self, blueprint: Blueprint) -> str:
+        """Equal for architectures that nothing tells apart at `seq_len`."""
+        return digest(blueprint if self.seq_len is None else effective(blueprint, self.seq_len))
+
+    def key(self, blueprint: Blueprint) -> str:
+        """Likewise, trained alike."""
+        return f"{self.digest(blueprint)}/{self.train.model_dump_json()}"
 
 
 PLAIN = Surroundings()
 
 
 class CompoundEdit(NamedTuple):
-    """What a compound operator did: the child, the edits that lead to it, and the template they come from, if any."""
+    """What a compound operator did: the child, the edits that lead to it, the template they come from, if any, and
+    where they were made, as far as that is said."""
 
     child: Blueprint
     steps: tuple[Edit, ...]
     template: Template | None = None
+    target: str = "model"
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,8 @@ def apply_operator(
 ) -> tuple[Blueprint, Edit] | None:
     """The child that operator `name` makes at a place where it applies, and the edit; None when there is none.
 
-    The child is valid and of another architecture than `blueprint`, or trained in another way. OperatorError for an
-    unknown name.
+    The child is valid and of another architecture than `blueprint`, also as far as sequences of the run's length can
+    tell, or trained in another way. OperatorError for an unknown name.
     """
     op = find_operator(name)
     if op.level == "compound":
@@ -141,7 +154,7 @@ def apply_operator(
             return None
         done = train_changes(around.train, after)
         return blueprint, Edit(operator=op.name, target="train", preserves=op.exact(around.train), changes=done)
-    return _in_order(blueprint, op, _ordered(blueprint, targets(blueprint, op), aim, rng), aim, rng)
+    return _in_order(blueprint, op, _ordered(blueprint, targets(blueprint, op), aim, rng), aim, around, rng)
 
 
 def _compound(
@@ -151,11 +164,11 @@ def _compound(
     if made is None:
         return None
     after = trained(around.train, made.steps)
-    if design_key(made.child, after) == design_key(blueprint, around.train):
+    if around._replace(train=after).key(made.child) == around.key(blueprint):
         return None
     edit = Edit(
         operator=op.name,
-        target="model",
+        target=made.target,
         preserves=all(step.preserves for step in made.steps),
         changes=(*changes(blueprint, made.child), *train_changes(around.train, after)),
         steps=made.steps,
@@ -177,17 +190,22 @@ def _ordered(blueprint: Blueprint, places: Sequence[Target], aim: Aim, rng: np.r
 
 
 def _in_order(
-    blueprint: Blueprint, op: Operator, places: Sequence[Target], aim: Aim, rng: np.random.Generator
+    blueprint: Blueprint,
+    op: Operator,
+    places: Sequence[Target],
+    aim: Aim,
+    around: Surroundings,
+    rng: np.random.Generator,
 ) -> tuple[Blueprint, Edit] | None:
     """The operator at the first of `places` where it applies."""
-    before = digest(blueprint)
+    before = around.digest(blueprint)
     for target in places:
-        subject = _subject(blueprint, target)
+        subject = _subject(blueprint, target, around.seq_len)
         for _ in range(DRAWS):
             child = _child(blueprint, op, target, subject, rng)
             if child is not None and aim.set:
                 child = _with_fields(blueprint, child, aim.set)
-            if child is not None and digest(child) != before:
+            if child is not None and around.digest(child) != before:
                 # fields of one's own choice may make an exact edit lossy, so that the plan is asked
                 exact = plan(_known(child), [_known(blueprint)]).exact if aim.set else op.exact(*subject)
                 done = changes(blueprint, child)
@@ -200,9 +218,10 @@ def _known(blueprint: Blueprint) -> Blueprint:
     return blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
 
 
-def _context(blueprint: Blueprint) -> Context:
+def _context(blueprint: Blueprint, seq_len: int | None) -> Context:
     """What operators may know of the model."""
-    return _known(blueprint).context()
+    known = _known(blueprint)
+    return known.context() if seq_len is None else known.context(seq_len)
 
 
 def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
@@ -213,14 +232,14 @@ def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
     raise OperatorError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")
 
 
-def _subject(blueprint: Blueprint, target: Target) -> tuple[object, ...]:
+def _subject(blueprint: Blueprint, target: Target, seq_len: int | None) -> tuple[object, ...]:
     """What the operator is called on, less the generator."""
     if target.position is None:
         return (blueprint,)
     block = blueprint.blocks[target.position]
     if target.path is None:
-        return block, _context(blueprint)
-    return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint)
+        return block, _context(blueprint, seq_len)
+    return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint, seq_len)
 
 
 def _child(

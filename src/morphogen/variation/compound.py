@@ -8,7 +8,7 @@ import morphogen.variation.training  # noqa: F401  (registers the operators on t
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.parts.contract.operator import OPERATORS, compound_operator
-from morphogen.variation.act import CompoundEdit, Surroundings, apply_operator, design_key, trained
+from morphogen.variation.act import CompoundEdit, Surroundings, apply_operator, trained
 from morphogen.variation.template import carry_out, drawn_templates
 
 #: Operator -> what it does, and the operators of which it makes one edit, where one applies.
@@ -76,13 +76,13 @@ for _name, (_summary, _members) in FAMILIES.items():
 def graph_jitter(blueprint: Blueprint, around: Surroundings, rng: np.random.Generator) -> CompoundEdit | None:
     """From two to four edits anywhere, by operators on parts, blocks and models; fewer where no more apply."""
     usable = simple_operators(around.weights)
-    child, steps, seen = blueprint, list[Edit](), {design_key(blueprint, around.train)}
+    child, steps, seen = blueprint, list[Edit](), {around.key(blueprint)}
     for _ in range(int(rng.integers(2, JITTERS + 1))):
         made = one_of(child, usable, rng, around)
-        if made is None or design_key(made.child, around.train) in seen:
+        if made is None or around.key(made.child) in seen:
             continue
         child, steps = made.child, [*steps, *made.steps]
-        seen.add(design_key(child, around.train))
+        seen.add(around.key(child))
     return CompoundEdit(child, tuple(steps)) if steps else None
 
 
@@ -90,9 +90,9 @@ def template_mutation(blueprint: Blueprint, around: Surroundings, rng: np.random
     """The edits of a template, all or none: one of the run's whose conditions hold, a variation of it, or a new one."""
     for template in drawn_templates(around, simple_operators(around.weights), blueprint, rng):
         made = carry_out(template, blueprint, around, rng)
-        if made is not None and design_key(made.child, trained(around.train, made.steps)) != design_key(
-            blueprint, around.train
-        ):
+        if made is None:
+            continue
+        if around._replace(train=trained(around.train, made.steps)).key(made.child) != around.key(blueprint):
             return made
     return None
 

@@ -8,12 +8,13 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-import morphogen.variation.compound  # noqa: F401  (registers the operators that work through others)
+import morphogen.variation.compound
+import morphogen.variation.everywhere  # noqa: F401  (these two register the operators that work through others)
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
-from morphogen.variation.act import PLAIN, Surroundings, apply_operator, design_key, targets, trained
+from morphogen.variation.act import PLAIN, Surroundings, apply_operator, targets, trained
 from morphogen.variation.compound import by_weight
 
 __all__ = ["OperatorInfo", "Proposal", "apply_operator", "describe_operators", "edit", "mutate", "targets"]
@@ -107,14 +108,14 @@ def mutate(
         raise InputError(f"evolution.mutation_steps: got {steps}, expected at least 1 to mutate")
     usable = operator_weights(weights)
     around = around._replace(weights={name: usable.get(name, 0.0) for name in OPERATORS})
-    child, edits, seen = blueprint, list[Edit](), {design_key(blueprint, around.train)}
+    child, edits, seen = blueprint, list[Edit](), {around.key(blueprint)}
     for _ in range(int(rng.integers(least, most + 1))):
         made = _one_edit(child, rng, usable, seen, around)
         if made is None:
             break
         child, around = made[0], around._replace(train=trained(around.train, (made[1],)))
         edits.append(made[1])
-        seen.add(design_key(child, around.train))
+        seen.add(around.key(child))
     if not edits:
         raise OperatorError(f"no operator of positive weight applies to blueprint {blueprint.name!r}")
     return Proposal(child, tuple(edits))
@@ -126,7 +127,7 @@ def _one_edit(
     """One edit that leads to a candidate not in `seen`; operators are tried in an order drawn by weight."""
     for name in by_weight(usable, rng):
         made = apply_operator(blueprint, name, rng, around)
-        if made is not None and design_key(made[0], trained(around.train, (made[1],))) not in seen:
+        if made is not None and around._replace(train=trained(around.train, (made[1],))).key(made[0]) not in seen:
             return made
     return None
 

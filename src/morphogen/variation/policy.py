@@ -40,25 +40,26 @@ REPAIRS: Mapping[str, tuple[str, ...]] = {
 
 class Policy(NamedTuple):
     """weights: of the operators that are drawn, all above 0. given, learned: templates of the experiment, and new ones
-    whose children survived."""
+    whose children survived. seq_len: tokens of a sequence, at which an edit must make a difference; None: anywhere."""
 
     weights: Mapping[str, float]
     given: tuple[Template, ...]
     learned: tuple[Template, ...] = ()
+    seq_len: int | None = None
 
     @classmethod
-    def of(cls, evolution: Evolution) -> Self:
+    def of(cls, evolution: Evolution, seq_len: int | None = None) -> Self:
         """What an experiment starts with. InputError for weights and templates that cannot be used."""
         if isinstance(evolution.templates, str):
             raise RunError(f"evolution.templates: {evolution.templates} has not been read yet")
         check_templates(evolution.templates)
         check_weights(evolution.mutation_weights)
         if not evolution.edits:
-            return cls({}, evolution.templates)
+            return cls({}, evolution.templates, seq_len=seq_len)
         weights = operator_weights(evolution.mutation_weights)
         if evolution.adaptive_mutation:
             weights = {name: _within(weight, evolution) for name, weight in weights.items()}
-        return cls(weights, evolution.templates)
+        return cls(weights, evolution.templates, seq_len=seq_len)
 
     def after(self, evolution: Evolution, newborn: Sequence[Candidate], survivors: Collection[str]) -> "Policy":
         """The policy when a generation is closed: `newborn` are all its candidates, `survivors` what goes on."""
@@ -100,7 +101,8 @@ class Policy(NamedTuple):
 
     def around(self, evolution: Evolution, train: Train) -> Surroundings:
         """What the edits of a candidate may depend on."""
-        return Surroundings(train, self.weights, (*self.given, *self.learned), evolution.template_mutation_prob)
+        templates = (*self.given, *self.learned)
+        return Surroundings(train, self.weights, templates, evolution.template_mutation_prob, self.seq_len)
 
     def mutated(self, evolution: Evolution, parent: Blueprint, train: Train, rng: np.random.Generator) -> Proposal:
         """A child by edits. OperatorError when nothing applies."""

@@ -116,6 +116,15 @@ class Attention(Selective):
             return 2 * max(1, int(self.rope_scale * self.head_dim) // 2)
         return self.head_dim
 
+    def within(self, ctx: Context) -> Self | None:
+        """Groups of heads are told apart by their size, not their name; kinds of RoPE by what they rotate."""
+        changed: dict[str, object] = {"kind": "GQA"}
+        if self.rope == "partial" and self.rotated_dims < self.head_dim:
+            changed["rope_factor"] = (self.rotated_dims + 0.5) / self.head_dim  # rounded down to pairs
+        elif self.rope == "partial" or (self.rope == "yarn" and self.rope_scale == 1.0):
+            changed |= {"rope": "standard", "rope_factor": None}
+        return super(Attention, self.model_copy(update=changed)).within(ctx)
+
     def inert(self) -> frozenset[str]:
         """Knobs of other patterns, of an unused selector, of an unused RoPE and of an unused gate."""
         unused = super().inert()

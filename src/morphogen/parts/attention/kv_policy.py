@@ -58,6 +58,20 @@ class Cached(Part):
     kv_policy: KVPolicy = KVPolicy()
     """What a decoder caches; training sees all tokens whatever it says."""
 
+    @property
+    def horizon(self) -> int | None:
+        """How many tokens before its own a query may see; None without a limit."""
+        return None
+
+    def within(self, ctx: Context) -> Self | None:
+        """A window of the cache that holds all there is to see is none."""
+        seen = ctx.seq_len if self.horizon is None else min(ctx.seq_len, self.horizon + 1)
+        policy = self.kv_policy
+        if policy.window is None or policy.window < seen:
+            return super().within(ctx)
+        whole = KVPolicy(kind="latent" if self.latent_cache else "full", quant=policy.quant)
+        return self.model_copy(update={"kv_policy": whole})
+
     @model_validator(mode="after")
     def _latent_only_where_there_is_one(self) -> Self:
         if self.kv_policy.kind == "latent" and not self.latent_cache:

@@ -58,6 +58,12 @@ class Selective(Sparse):
             raise ValueError(f"selector {self.selector} chooses among all past tokens, expected sparsity none")
         return self
 
+    def within(self, ctx: Context) -> Self | None:
+        """A selector that picks all tokens is none."""
+        dense = self.selector != "none" and self.selector_topk >= ctx.seq_len
+        plain = self.model_copy(update={"selector": "none"}) if dense else self
+        return super(Selective, plain).within(ctx)
+
     def counts_as(self) -> frozenset[str]:
         """A selector, where there is one."""
         return frozenset({"selector"} if self.selector != "none" else ())

@@ -60,6 +60,44 @@ class Sparse(Cached):
             dilation=self.dilation,
         )
 
+    @property
+    def horizon(self) -> int | None:
+        """The window of `sliding`; the block, where a query sees its own alone."""
+        if self.sparsity == "sliding":
+            return self.sliding_window
+        return self.block_size - 1 if self.sparsity == "block" and self.block_stride == 0 else None
+
+    def within(self, ctx: Context) -> Self | None:
+        """A pattern that leaves nothing out is none; strides and blocks end with the sequence."""
+        plain = self.model_copy(update=self._within(ctx.seq_len))
+        return super(Sparse, plain).within(ctx)
+
+    def _within(self, length: int) -> dict[str, object]:
+        """Fields that come to something else over so many tokens."""
+        dense: dict[str, object] = {"sparsity": "none"}
+        window, size, stride, blocks = self.sliding_window, self.block_size, self.block_stride, self._blocks(length)
+        if "sliding_window" in KNOBS[self.sparsity] and window >= length - 1:
+            return dense
+        match self.sparsity:
+            case "block":
+                return dense if blocks == 1 or stride == 1 else {"block_stride": min(stride, blocks)}
+            case "local_global":
+                apart = min(self.global_stride, length - 1 - window)
+                return dense if apart == 1 else {"global_stride": apart}
+            case "dilated":
+                apart = min(self.dilation, length)
+                return dense if apart == 1 else {"dilation": apart}
+            case "local_block":
+                if stride == 1 and window >= size - 1:
+                    return dense
+                return {"block_size": length, "block_stride": 1} if stride >= blocks else {}
+            case _:
+                return {}
+
+    def _blocks(self, length: int) -> int:
+        """Blocks in a sequence."""
+        return -(-length // self.block_size)
+
     def inert(self) -> frozenset[str]:
         """Knobs of other patterns."""
         return ALL_KNOBS - set(KNOBS[self.sparsity])

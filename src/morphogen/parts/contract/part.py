@@ -9,7 +9,7 @@ of its slot (and one for its torch module).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -138,6 +138,15 @@ class Part(Frozen):
     def inert(self) -> frozenset[str]:
         """Fields without effect at the present setting; digest and distance skip them."""
         return frozenset()
+
+    def within(self, ctx: Context) -> Self | None:
+        """The plainest part that no sequence of at most `ctx.seq_len` tokens tells from this one; None where they
+        cannot tell it from none at all. An edit that leaves this as it was is no edit at that length.
+
+        By default the part itself. A kind with windows, strides or taps puts those that reach beyond the sequence to
+        what they come to, and then asks its base class.
+        """
+        return self
 
     def unread(self) -> frozenset[str]:
         """Those of `inert` that nothing reads: they change no speed and no measurement either."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = ("swiglu", "geglu", "gelu", "relu", "relu2", "silu")
 GATED = frozenset({"swiglu", "geglu"})
 
 
@@ -71,6 +72,21 @@ def scaled(size: int, factor: float, multiple: int = 8) -> int:
     return new if 0 < new < size else (size - 1) // multiple * multiple or size // 2
 
 
+def regated(activation: Activation, rng: np.random.Generator) -> tuple[Activation, float]:
+    """A gated activation in the place of one without a gate, or the other way round; and the factor on the hidden units
+    by which the layer stays as large: two matrices in the place of three."""
+    gated = activation in GATED
+    others = [other for other in ACTIVATIONS if (other in GATED) != gated]
+    return others[int(rng.integers(len(others)))], 1.5 if gated else 2 / 3
+
+
+def resized(size: int, factor: float, multiple: int = 8) -> int:
+    """`size` times `factor`, to a multiple where that is within 2 %, else to the nearest whole number; at least 1."""
+    wanted = size * factor
+    near = round(wanted / multiple) * multiple
+    return near if abs(near - wanted) <= 0.02 * wanted else max(1, round(wanted))
+
+
 @operator(MLP, preserves=True)
 def widen_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
     """More hidden units; the new ones write zero. Ref: arXiv 2305.02869."""
@@ -87,5 +103,11 @@ def narrow_ffn(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
 @operator(MLP, preserves=False)
 def change_activation(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
     """Another activation; the weights both have are carried."""
-    others = [a for a in ("swiglu", "geglu", "gelu", "relu", "relu2", "silu") if a != part.activation]
-    return part.evolve(activation=pick(rng, others))
+    return part.evolve(activation=pick(rng, [a for a in ACTIVATIONS if a != part.activation]))
+
+
+@operator(MLP, preserves=False)
+def toggle_ffn_gate(part: MLP, ctx: Context, rng: np.random.Generator) -> MLP | None:
+    """A gate put in or taken away, with so many hidden units that parameters and FLOPs stay. Ref: arXiv 2002.05202."""
+    activation, factor = regated(part.activation, rng)
+    return part.evolve(activation=activation, hidden=resized(part.hidden, factor))

@@ -146,6 +146,17 @@ class MoE(Part):
         """A mixture of experts."""
         return frozenset({"moe"})
 
+    def within(self, ctx: Context) -> Self:
+        """Where every token runs every expert nothing is balanced; a capacity that nothing exceeds drops nothing."""
+        changed: dict[str, object] = {"experts": tuple(part.within(ctx) or part for part in self.experts)}
+        if self.k == self.n_experts:
+            changed |= {"balance": 0.0, "router_bias": "none"}
+        if self.drop_policy == "greedy" and self.capacity_factor and self.capacity_factor * self.k >= self.n_experts:
+            changed |= {"drop_policy": "none"}
+        if self.shared:
+            changed |= {"shared_hidden": self.shared_width}
+        return self.model_copy(update=changed)
+
     def inert(self) -> frozenset[str]:
         """The shared experts' size without any, a capacity that nothing is dropped by."""
         return frozenset(

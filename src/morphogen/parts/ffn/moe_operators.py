@@ -4,13 +4,11 @@ import numpy as np
 
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Part
-from morphogen.parts.ffn.mlp import MLP, scaled
+from morphogen.parts.ffn.mlp import ACTIVATIONS, MLP, regated, resized, scaled
 from morphogen.parts.ffn.moe import EXPERT, MoE
 from morphogen.parts.mixing.custom import ready_made
 from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.parts.ssm.mamba2 import Mamba2
-
-ACTIVATION_CHOICES = ("swiglu", "geglu", "gelu", "relu", "relu2", "silu")
 
 
 def upcycled(part: MLP, rng: np.random.Generator, drop: float) -> MoE:
@@ -92,7 +90,17 @@ def change_expert_activation(part: MoE, ctx: Context, rng: np.random.Generator) 
     """Another activation in every expert; the weights both have are carried."""
     if not (part.stacked or part.shared):
         return None
-    return part.evolve(activation=pick(rng, [a for a in ACTIVATION_CHOICES if a != part.activation]))
+    return part.evolve(activation=pick(rng, [a for a in ACTIVATIONS if a != part.activation]))
+
+
+@operator(MoE, preserves=False)
+def toggle_expert_gate(part: MoE, ctx: Context, rng: np.random.Generator) -> Part | None:
+    """A gate put into every expert or taken away, with so many hidden units that parameters and FLOPs stay."""
+    if not (part.stacked or part.shared):
+        return None
+    activation, factor = regated(part.activation, rng)
+    shared = None if part.shared_hidden is None else resized(part.shared_hidden, factor)
+    return part.evolve(activation=activation, hidden=resized(part.hidden, factor), shared_hidden=shared)
 
 
 @operator(MoE, preserves=True)
@@ -120,7 +128,7 @@ def insert_other_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Pa
     width = scaled(part.hidden, float(rng.choice([0.5, 2.0])))
     head_dim = next((size for size in (32, 16, 8) if ctx.dim >= size), ctx.dim)
     others: list[Part] = [
-        MLP(hidden=max(1, width), activation=pick(rng, ACTIVATION_CHOICES)),
+        MLP(hidden=max(1, width), activation=pick(rng, ACTIVATIONS)),
         Mamba2(expand=1.0, head_dim=head_dim),
         ShortConv(),
         *ready_made(),

@@ -40,6 +40,11 @@ class ChunkMemory(SlotReader):
         """Every run."""
         return Slots(self.chunk_size, self.stride)
 
+    def within(self, ctx: Context) -> Self | None:
+        """None where no run ends before the last token; of a single run it does not matter when the next begins."""
+        later = ctx.seq_len - self.chunk_size
+        return self.model_copy(update={"stride": min(self.stride, later)}) if later > 0 else None
+
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""
         from morphogen.parts.memory.chunk_memory_layer import ChunkMemoryBranch

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -43,6 +43,14 @@ class Retro(SlotReader):
     def slots(self) -> Slots:
         """Chunks, the last `memory_tokens` of them."""
         return Slots(self.stride, self.stride, self.memory_tokens)
+
+    def within(self, ctx: Context) -> Self | None:
+        """None where no chunk ends before the last token; all there are may be read, and one token is its own mean."""
+        chunks = (ctx.seq_len - 1) // self.stride
+        if chunks == 0:
+            return None
+        how = "mean" if self.stride == 1 and self.aggregator == "attention" else self.aggregator
+        return self.model_copy(update={"memory_tokens": min(self.memory_tokens, chunks), "aggregator": how})
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """A reader's, the pooling weights (the mean has none), and the gate, whose tanh starts at `gating_weight`."""

@@ -113,6 +113,11 @@ class Custom(Part):
         """The plug-in's."""
         return self.plugin.neutral()
 
+    def within(self, ctx: Context) -> Self | None:
+        """With the plug-in's."""
+        plain = self.plugin.within(ctx)
+        return None if plain is None else self.model_copy(update={"params": plain.model_dump(mode="json")})
+
     def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The plug-in's."""
         return self.plugin.norms(ctx)

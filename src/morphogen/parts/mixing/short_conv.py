@@ -1,7 +1,7 @@
 """A gated short convolution. B batch, T tokens, D model dim, W channels, K taps."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import PositiveInt
@@ -33,6 +33,10 @@ class ShortConv(Part):
     def channels(self, ctx: Context) -> int:
         """`width` with its default."""
         return self.width or ctx.dim
+
+    def within(self, ctx: Context) -> Self:
+        """Taps beyond the sequence read nothing."""
+        return self.model_copy(update={"kernel": min(self.kernel, ctx.seq_len), "width": self.channels(ctx)})
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """b, c and h by one map, the taps, and the output's projection."""

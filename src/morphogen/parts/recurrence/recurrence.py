@@ -88,6 +88,10 @@ class Recurrence(Part):
         while_rising = (self.train_recurrence + self.max_train_recurrence - 1) / 2
         return self.ramp * while_rising + (1.0 - self.ramp) * self.max_train_recurrence
 
+    def within(self, ctx: Context) -> Self:
+        """Without a rise the first number of steps is the last."""
+        return self if self.ramp else self.model_copy(update={"train_recurrence": self.max_train_recurrence})
+
     def inert(self) -> frozenset[str]:
         """What is only a name or only measured, and a curriculum without a rise."""
         return frozenset({"id", "test_recurrences"} | (set() if self.ramp else {"curriculum_fraction"}))

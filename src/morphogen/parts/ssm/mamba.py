@@ -4,7 +4,7 @@ B batch, T tokens, D model dim, F inner channels, N state size, K taps, L rank o
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class Mamba(SSM):
     def rank(self, ctx: Context) -> int:
         """`dt_rank`, or a sixteenth of the residual width."""
         return self.dt_rank or math.ceil(ctx.dim / 16)
+
+    def within(self, ctx: Context) -> Self:
+        """The rank is a number, by default too."""
+        return super().within(ctx).model_copy(update={"dt_rank": self.rank(ctx)})
 
     def inert(self) -> frozenset[str]:
         """It has no heads, and the chunk changes nothing but speed."""

@@ -5,7 +5,7 @@ B batch, T tokens, D model dim, F inner channels, N state size, K taps of the co
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
@@ -46,6 +46,11 @@ class SSM(Part):
     speed and memory only; null chooses."""
     gate: bool = True
     """Whether the output is multiplied by silu(z), z a projection of the input."""
+
+    def within(self, ctx: Context) -> Self:
+        """Taps beyond the sequence read nothing; inner channels come in whole heads."""
+        taps = min(self.d_conv, ctx.seq_len)
+        return self.model_copy(update={"d_conv": taps, "expand": self.inner(ctx) / ctx.dim})
 
     def unread(self) -> frozenset[str]:
         """The chunk decides the speed."""

@@ -1,0 +1,26 @@
+"""What of a blueprint shows in sequences of a run's length. Called by variation: an edit of the rest is none."""
+
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.parts.contract.part import Context
+
+
+def effective(blueprint: Blueprint, seq_len: int) -> Blueprint:
+    """The plainest blueprint that no sequence of at most `seq_len` tokens tells from this one, for comparing.
+
+    Its weights are among those of the blueprint: parts that read nothing at that length are gone, even where a block is
+    left with none.
+    """
+    known = blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
+    ctx = known.context(seq_len)
+    blocks = tuple(_block(block, ctx) for block in blueprint.blocks)
+    loops = tuple(loop.within(ctx) for loop in blueprint.recurrences)
+    return blueprint.model_copy(update={"blocks": blocks, "recurrences": loops})
+
+
+def _block(block: Block, ctx: Context) -> Block:
+    """Every part as it is at that length; one branch alone is not parallel."""
+    slots = {"attn": block.attn, "ssm": block.ssm, "ffn": block.ffn}
+    parts = {slot: part and part.within(ctx) for slot, part in slots.items()}
+    extras = tuple(found for extra in block.extras if (found := extra.within(ctx)) is not None)
+    made = block.model_copy(update={**parts, "extras": extras})
+    return made.model_copy(update={"parallel": block.parallel and len(made.branches()) > 1})
