@@ -1,13 +1,14 @@
-"""Does training by inheritance rank architectures as training from scratch does?
+"""By what should selection rank: inherited figures, those of a twin from scratch, or both? (`evolution.rank_by`)
 
 Blueprints of nearly equal size (± 5 %), made by random edits of one root: the more edits, the less alike. The root is
-trained; each blueprint inherits its weights and is trained on. The same blueprints are trained from scratch on the
-tokens of both together, with several seeds. Kendall's τ between the two rankings, with a bootstrap interval over
-blueprints, beside that of the number of parameters, of the loss right after the splice, and of one scratch seed for
-another, above which no predictor can be expected to come.
+trained; each blueprint inherits its weights and is trained on, and so is its twin from fresh weights, by the very job
+that evolution gives. The truth is the same blueprints trained from scratch on `--times 4` times the tokens, with
+several seeds. Kendall's τ of each ranking with the truth, with a bootstrap interval over blueprints and what it costs
+in FLOPs of the child alone, beside that of the number of parameters, of the loss right after the splice, and of one
+scratch seed for another, above which no predictor can be expected to come.
 
-    python benchmarks/inherited_ranking.py [CONFIG] [--blueprints 24] [--edits 3] [--parent-tokens N] [--tokens N]
-                                           [--seeds 2] [--minutes 60] [--out FOLDER] [--quick]
+    python benchmarks/rank_by.py [CONFIG] [--blueprints 24] [--edits 1] [--parent-tokens N] [--tokens N] [--times 4]
+                                 [--seeds 1] [--minutes 60] [--out FOLDER] [--quick]
 
 Goes on where it was stopped when it is started again with the same arguments.
 """
@@ -16,6 +17,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from morphogen.analysis.statistics import agreements
 from morphogen.analysis.trials import UNGUARDED, Trial, Workshop, run_trials
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Edit, Job, ParentRef, Report, Stage, Status, stream
+from morphogen.candidate import Candidate, Job, ParentRef, Report, Stage, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
@@ -37,6 +39,14 @@ from morphogen.variation.operator import Proposal, mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 0.05
+
+
+class Row(NamedTuple):
+    """What was found of one blueprint: its job's report, its parameters, and the truth by seed."""
+
+    child: Report
+    params: float
+    scratch: list[float]
 
 
 def equals(experiment: Experiment, count: int, edits: int, seed: int) -> list[Proposal]:
@@ -58,34 +68,35 @@ def trained(
     blueprint: Blueprint,
     tokens: int,
     parent: ParentRef | None = None,
-    edits: tuple[Edit, ...] = (),
+    proposal: Proposal | None = None,
 ) -> Report:
-    """A training that keeps its weights in `shop.folder`, from a parent's where there is one; done once."""
+    """A training that keeps its weights in `shop.folder`, from a parent's where there is one, and then with a twin;
+    done once."""
     place = shop.folder / f"{name}-{digest(blueprint)[:8]}-{tokens}.json"
     if place.exists():
         return Report.model_validate_json(place.read_bytes())
     plain = shop.experiment.model_dump(mode="json")
     plain["train"] |= {**UNGUARDED, "max_tokens": tokens}
-    plain["evolution"] |= {"weight_inheritance": "parent", "inherit_optimizer": False}
-    report = run_surrogate(
-        Job(
-            experiment=plain,
-            candidate=Candidate(
-                id=place.stem,
-                index=int(parent is not None),
-                generation=0,
-                blueprint=blueprint.to_json(),
-                edits=edits,
-            ),
-            parents=(parent,) if parent else (),
-            ancestors=(),
-            stages=(Stage(rung=2, budget_tokens=tokens),),
-            seed=shop.experiment.train.seed,
-            run_dir=str(shop.folder),
-            device="cpu",
-        ),
-        prepared=shop.prepared,
+    plain["evolution"] |= {"weight_inheritance": "parent", "rank_by": "scratch"}
+    candidate = Candidate(
+        id=place.stem,
+        index=int(parent is not None),
+        generation=0,
+        blueprint=blueprint.to_json(),
+        parents=(parent.id,) if parent else (),
+        edits=proposal.edits if proposal else (),
     )
+    job = Job(
+        experiment=plain,
+        candidate=candidate,
+        parents=(parent,) if parent else (),
+        ancestors=(),
+        stages=(Stage(rung=2, budget_tokens=tokens),),
+        seed=shop.experiment.train.seed,
+        run_dir=str(shop.folder),
+        device="cpu",
+    )
+    report = run_surrogate(job, prepared=shop.prepared)
     if parent is not None and report.checkpoint is not None:
         (shop.folder / report.checkpoint).unlink()
     write_atomic(place, canonical_json(report.model_dump(mode="json")).encode())
@@ -97,18 +108,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", default=str(ROOT / "configs" / "live_smoke.yaml"))
     parser.add_argument("--blueprints", type=int, default=24)
-    parser.add_argument("--edits", type=int, default=3, help="at most, between the root and a blueprint")
-    parser.add_argument("--parent-tokens", type=int, default=196_608)
-    parser.add_argument("--tokens", type=int, default=98_304, help="of a child that inherits")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings from scratch of each blueprint")
+    parser.add_argument("--edits", type=int, default=1, help="at most, between the root and a blueprint")
+    parser.add_argument("--parent-tokens", type=int, default=98_304)
+    parser.add_argument("--tokens", type=int, default=98_304, help="of a child that inherits, and of its twin")
+    parser.add_argument("--times", type=int, default=4, help="the truth is after so many times these tokens")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings for the truth of each blueprint")
     parser.add_argument("--minutes", type=float, default=60.0, help="no training is begun after so many")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "inherited_ranking")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "rank_by")
     parser.add_argument("--quick", action="store_true", help="4 blueprints and a few steps, in a folder of its own")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
         options.blueprints, options.parent_tokens, options.tokens = 4, 8192, 8192
-        options.out = Path(tempfile.mkdtemp(prefix="inherited-ranking-"))
+        options.out = Path(tempfile.mkdtemp(prefix="rank-by-"))
     deadline = time.monotonic() + 60.0 * options.minutes
     experiment = mg.load(options.config)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -116,51 +128,58 @@ def main() -> None:
     root = trained(shop, "root", experiment.model, options.parent_tokens)
     assert root.checkpoint is not None, root.reason
     parent = ParentRef(id=root.id, blueprint=experiment.model.to_json(), checkpoint=root.checkpoint)
-    both = options.parent_tokens + options.tokens
     rows = []
     for i, made in enumerate(equals(experiment, options.blueprints, options.edits, experiment.train.seed)):
         if time.monotonic() > deadline:
             print(f"{options.minutes:g} minutes are over after {i} blueprints; start again to go on", flush=True)
             break
-        blueprint = made.child
-        child = trained(shop, "child", blueprint, options.tokens, parent, made.edits)
-        trials = [
-            Trial(f"scratch {i}", Design(blueprint, experiment.train), seed, both) for seed in range(options.seeds)
-        ]
+        child = trained(shop, "child", made.child, options.tokens, parent, made)
+        design, length = Design(made.child, experiment.train), options.times * options.tokens
+        trials = [Trial(f"truth {i}", design, 1000 + seed, length) for seed in range(options.seeds)]
         reports = [child, *run_trials(shop, trials)]
         if lost := [report.reason for report in reports if report.status is not Status.TRAINED]:
             print(f"[{i + 1}/{options.blueprints}] left out: {lost[0]}", flush=True)
             continue
-        scratch = [report.metrics["bpb"] for report in reports[1:]]
-        spliced, params = child.metrics["bpb_inherited"], costs(blueprint, experiment.data.seq_len)["params"]
-        rows.append((child.metrics["bpb"], spliced, -params, scratch))
-        said = f"inherited {child.metrics['bpb']:.4f}, scratch {', '.join(f'{value:.4f}' for value in scratch)}"
-        print(f"[{i + 1}/{options.blueprints}] {params:,.0f} parameters: {said}", flush=True)
+        params = costs(made.child, experiment.data.seq_len)["params"]
+        rows.append(Row(child, params, [report.metrics["bpb"] for report in reports[1:]]))
+        twin, truth = child.value("bpb"), ", ".join(f"{value:.4f}" for value in rows[-1].scratch)
+        named = "+".join(edit.operator for edit in made.edits)
+        said = f"{named}: inherited {child.metrics['bpb']:.4f}, twin {twin:.4f}, {options.times} x {truth}"
+        print(f"[{i + 1}/{options.blueprints}] {said}", flush=True)
     if len(rows) > 2:
         report_agreement(rows, options.seeds, experiment.train.seed)
 
 
-def report_agreement(rows: list[tuple[float, float, float, list[float]]], seeds: int, seed: int) -> None:
+def report_agreement(rows: list[Row], seeds: int, seed: int) -> None:
     """The table: each predictor of the from-scratch mean, and one seed of another."""
-    mean = [float(np.mean(scratch)) for *_, scratch in rows]
+    mean = [float(np.mean(row.scratch)) for row in rows]
+    own = [row.child.metrics["bpb"] for row in rows]
+    twins = [value for row in rows if (value := row.child.value("bpb")) is not None]
     predictors = {
-        "inherited": ([row[0] for row in rows], mean),
-        "right after the splice": ([row[1] for row in rows], mean),
-        "parameters": ([row[2] for row in rows], mean),
+        "rank_by: inherited": (own, mean, 1.0),
+        "rank_by: scratch": (twins, mean, 2.0),
+        "rank_by: both": ([0.5 * (one + other) for one, other in zip(own, twins, strict=True)], mean, 2.0),
+        "right after the splice": ([row.child.metrics["bpb_inherited"] for row in rows], mean, 0.0),
+        "parameters": ([-row.params for row in rows], mean, 0.0),
     }
     if seeds > 1:
-        first, second = ([scratch[k] for *_, scratch in rows] for k in (0, 1))
-        predictors["scratch, seed 0 for seed 1"] = (first, second)
+        first, second = ([row.scratch[k] for row in rows] for k in (0, 1))
+        predictors["truth, seed 0 for seed 1"] = (first, second, float("nan"))
     table = []
-    for name, (predicted, true) in predictors.items():
+    for name, (predicted, true, cost) in predictors.items():
         found = agreements(predicted, true, stream(seed, 0, "ranking/bootstrap"))
-        row = {"predictor": name, "blueprints": len(rows)}
+        row = {"predictor": name, "blueprints": len(rows), "cost": cost}
         for what, (value, low, high) in (("tau", found.tau), ("accuracy", found.accuracy), ("regret", found.regret)):
             row |= {what: value, f"{what} low": low, f"{what} high": high}
         table.append(row)
-    print(f"\nagainst training from scratch (mean of {seeds} seeds), bits per byte; 95 % bootstrap intervals")
+    print(f"\nagainst training from scratch (mean of {seeds} seeds), bits per byte; 95 % bootstrap intervals;")
+    print("cost in trainings of a child")
     print(as_text(table))
     print(f"spread of the from-scratch means: {np.std(mean, ddof=1):.4f} bits per byte (standard deviation)")
+    gap = np.subtract(own, mean), np.subtract(twins, mean)
+    print(
+        f"spread of inherited less truth {np.std(gap[0], ddof=1):.4f}, of twin less truth {np.std(gap[1], ddof=1):.4f}"
+    )
 
 
 if __name__ == "__main__":

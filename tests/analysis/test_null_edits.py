@@ -1,0 +1,71 @@
+"""An edit that changes nothing, a renamed gene, is told from the root as often as the level of the noise says."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Candidate, Job, Report, Stage, Status
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.experiment import Experiment
+from morphogen.figures import Noise
+from morphogen.run import load
+from morphogen.selection.noise import tolerances
+from morphogen.training.trial import run_surrogate
+from tiny import write_config
+
+PILOT, PAIRS = 100, 200
+
+
+def trained(experiment: Experiment, prepared: PreparedData, folder: Path, gene: str, seed: int) -> Report:
+    """The root with its only block called `gene`, from scratch: the name decides what its weights begin with."""
+    block = experiment.model.blocks[0].model_copy(update={"id": gene})
+    model: Blueprint = experiment.model.model_copy(update={"blocks": (block,)})
+    job = Job(
+        experiment=experiment.model_dump(mode="json"),
+        candidate=Candidate(id=f"{gene}-{seed}", index=0, generation=0, blueprint=model.to_json()),
+        parents=(),
+        ancestors=(),
+        stages=(Stage(rung=2, budget_tokens=1024),),
+        seed=seed,
+        run_dir=str(folder),
+        device="cpu",
+        repeat=1,  # leaves no checkpoint
+    )
+    report = run_surrogate(job, prepared=prepared)
+    assert report.status is Status.TRAINED, report.reason
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_cache")
+def test_a_renamed_gene_is_told_apart_in_three_to_seven_of_a_hundred(tmp_path: Path) -> None:
+    """On the same batches; how far trainings differ by luck is taken from other pairs."""
+    experiment = load(write_config(tmp_path, **{"eval_tokens: 128": "eval_tokens: 2048"}))
+    prepared = prepare(experiment.data)
+    pairs = [
+        [trained(experiment, prepared, tmp_path, gene, seed) for gene in ("b0", "renamed")]
+        for seed in range(PILOT + PAIRS)
+    ]
+    apart = [one.metrics["bpb"] - other.metrics["bpb"] for one, other in pairs]
+    of_text = [_tolerance(pair, Noise(z=1.0, training=0.0)) for pair in pairs]
+    values = np.mean([pair[0].metrics["bpb"] for pair in pairs])
+    luck = np.square(apart[:PILOT]).mean() - np.square(of_text[:PILOT]).mean()
+    noise = Noise(z=1.96, training=math.sqrt(max(0.0, luck) / 2.0) / values)
+    told = sum(abs(d) > _tolerance(pair, noise) for d, pair in zip(apart[PILOT:], pairs[PILOT:], strict=True))
+    unpaired = [math.hypot(*(one.errors["bpb"] for one in pair)) for pair in pairs]
+    alone = np.std([pair[0].metrics["bpb"] for pair in pairs])
+    print(
+        f"sd of a difference {np.std(apart):.5f}, of one value {alone:.5f}; "
+        f"error of the text paired {np.mean(of_text):.5f}, unpaired {np.mean(unpaired):.5f}; "
+        f"luck {noise.training:.5f} of the value; told apart {told} of {PAIRS}"
+    )
+    assert 0.03 * PAIRS <= told <= 0.07 * PAIRS
+
+
+def _tolerance(pair: list[Report], noise: Noise) -> float:
+    found = tolerances(pair, ["bpb"], noise)
+    assert found is not None
+    return float(found[0, 0, 1])
