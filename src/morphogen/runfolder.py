@@ -36,7 +36,7 @@ CHECKPOINTS = "checkpoints"
 TRIALS = "trials"
 #: Folders of a run with more files that it writes.
 FOLDERS = (TRIALS,)
-LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "safetensors", "tokenizers", "datasets")
+LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "moocore", "scikit-learn", "safetensors", "tokenizers", "datasets")
 
 
 def check_usable(folder: Path, resume: bool, checkpoint_dir: Path | None = None) -> None:
