@@ -355,7 +355,7 @@ def test_text_that_is_missing_or_too_little(failure: Failure, place: Path) -> No
 
 
 def test_a_checkpoint_to_start_from_is_checked_before_anything_begins(failure: Failure, place: Path) -> None:
-    good = next((place / "run" / "checkpoints").glob("root-*.safetensors"))
+    good = next((place / "run" / "checkpoints").glob("root-*-????.safetensors"))
     other = place / "other.safetensors"
     config = place / "tiny.yaml"
     text = config.read_text().replace("lr: 0.01", f"lr: 0.01, init_checkpoint: {other}")
@@ -391,7 +391,7 @@ def test_paths_that_no_file_system_takes(failure: Failure, place: Path) -> None:
 def test_a_checkpoint_of_another_blueprint_is_refused(failure: Failure, place: Path) -> None:
     from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 
-    good = next((place / "run" / "checkpoints").glob("root-*.safetensors"))
+    good = next((place / "run" / "checkpoints").glob("root-*-????.safetensors"))
     state, blueprint, _ = load_checkpoint(good)
     wider = blueprint.evolve(emb=blueprint.emb.evolve(dim=32))
     assert wider is not None

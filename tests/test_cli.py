@@ -133,6 +133,10 @@ def test_explain_counts_what_successive_halving_trains(cli: Cli, config: Path, t
     # the root alone, then 3, 1 and 1 of each of two generations' three offspring, on 128, 128 and 256 more tokens
     assert planned.tokens == 512 + 2 * (3 * 128 + 1 * 128 + 1 * 256)
     assert planned.measurements == 3 + 2 * 5
+    halving.write_text(halving.read_text().replace("survivors: rest", "survivors: train"))
+    on = forecast(read(halving).parse(Experiment))  # with the root 4, 2 and 1; with two survivors 5, 2 and 1
+    assert on.tokens == 512 + (4 * 128 + 2 * 128 + 256) + (5 * 128 + 2 * 128 + 256)
+    assert (on.candidates, on.measurements) == (10, 3 + 7 + 8)
 
 
 def test_diff_names_what_differs_by_gene(cli: Cli, config: Path, tmp_path: Path) -> None:
@@ -352,7 +356,7 @@ def test_configs_are_valid_and_of_the_size_they_say() -> None:
     smoke = read(ROOT / "configs" / "live_smoke.yaml").parse(Experiment)
     evolution = smoke.evolution
     assert evolution.generations >= 3
-    assert evolution.generations * evolution.population >= 18
+    assert sum(evolution.sizes) >= 18
     phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
     blueprint = phi.model.with_vocab(32768)
     assert 95e6 < costs(blueprint, phi.data.seq_len)["params"] < 110e6

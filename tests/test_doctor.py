@@ -186,8 +186,6 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(run: Path, tmp_path: 
 
 def test_moments_go_with_their_weights_in_the_budget_and_are_looked_at(sound: Path, tmp_path: Path) -> None:
     experiment = load(sound / "tiny.yaml")
-    evolution = experiment.evolution.model_copy(update={"inherit_optimizer": True})
-    experiment = experiment.model_copy(update={"evolution": evolution})
     evolve(experiment, tmp_path / "run", generations=1)
     files = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert sum(path.name.endswith(MOMENTS_SUFFIX) for path in files) == len(files) / 2

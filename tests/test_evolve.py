@@ -15,7 +15,7 @@ import torch
 
 import morphogen as mg
 from morphogen.analysis.recorded import Recorded
-from morphogen.candidate import Job, Report, Status
+from morphogen.candidate import MOMENTS_SUFFIX, Job, Report, Status
 from morphogen.cli.console import Lines
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError, RunError
@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("evolve")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(folder / "cache"))
-        yield write_config(folder)
+        yield write_config(folder, **{"survivors: rest": "survivors: train"})
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +89,15 @@ def test_inherit_is_a_function_and_the_package_it_stands_in() -> None:
 def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experiment: Experiment) -> None:
     assert {path.name for path in whole.iterdir()} == FILES
     lineage = mg.evolve(experiment, whole, resume=True).lineage
-    assert [node.generation for node in lineage.nodes] == [0, 1, 1, 1, 2, 2, 2]
+    assert [node.generation for node in lineage.nodes] == [0] + [1] * 4 + [2] * 5
     assert {node.status for node in lineage.nodes} == {Status.TRAINED}
     assert all(node.tokens.own == 384 for node in lineage.nodes)
     told = json.loads((whole / "environment.json").read_bytes())
     assert told["seed"] == 0
     assert told["data"]["corpora"]["shards"][0]["digest"]
-    assert "finished with 7 candidates" in (whole / "run.log").read_text()
+    assert "finished with 10 candidates" in (whole / "run.log").read_text()
     assert "text of " in (whole / "run.log").read_text()
-    assert (whole / "events.csv").read_text().count("\n") == 8
+    assert (whole / "events.csv").read_text().count("\n") == 11
     with Ledger.open(whole, readonly=True) as ledger:
         assert [event for event in ledger.events() if isinstance(event, Stop)] == [Stop(reason="finished")]
 
@@ -183,9 +183,10 @@ def test_checkpoints_are_kept_where_and_as_long_as_asked(experiment: Experiment,
     alone = experiment.evolution.model_copy(update={"objectives": {"bpb": "min"}})
     run = evolve(experiment.model_copy(update={"evolution": alone}), tmp_path / "run", keep=keep, observer=count)
     entries = run.frontier.candidates
-    assert {path.stem for path in (tmp_path / "weights").glob("*.safetensors")} == {entry.id for entry in entries}
+    files = {path.name for path in (tmp_path / "weights").glob("*.safetensors")}
+    assert files == {f"{entry.id}{ending}" for entry in entries for ending in (".safetensors", MOMENTS_SUFFIX)}
     assert all((tmp_path / "run" / (entry.checkpoint or "")).is_file() for entry in entries)
-    assert max(seen) < 7
+    assert max(seen) < 2 * 10  # of each its weights and its moments
     for copy, name in (("copy.json", "lineage.json"), ("front.json", "frontier.json")):
         assert (tmp_path / copy).read_bytes() == (tmp_path / "run" / name).read_bytes()
     with pytest.raises(RunError, match="keeps its checkpoints in"):
@@ -196,7 +197,7 @@ def test_two_runs_do_not_share_a_folder_for_checkpoints(experiment: Experiment, 
     """The same experiment with another seed gives its root the same name."""
     keep = Keep(checkpoint_dir=tmp_path / "weights")
     evolve(experiment, tmp_path / "one", generations=0, keep=keep)
-    (root,) = (tmp_path / "weights").glob("*.safetensors")
+    root, _ = sorted((tmp_path / "weights").glob("*.safetensors"), key=lambda path: path.name.endswith(MOMENTS_SUFFIX))
     before = root.read_bytes()
     with pytest.raises(RunError, match=r"weights: holds the checkpoints of .*one; choose another --checkpoint-dir"):
         evolve(experiment, tmp_path / "two", generations=0, seed=5, keep=keep)
@@ -408,10 +409,10 @@ def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_en
     halving = experiment.model_copy(update={"evolution": evolution})
     whole = evolve(halving, tmp_path / "whole")
     root, *others = whole.lineage.nodes
-    assert sorted(node.tokens.own for node in others) == [128, 128, 256, 768]
-    assert sorted(node.rung for node in others) == [1, 1, 2, 4]
+    assert sorted(node.tokens.own for node in others) == [128, 128, 128, 256, 768]
+    assert sorted(node.rung for node in others) == [1, 1, 1, 2, 4]
     assert (root.tokens.own, root.metrics["budget_share"]) == (768, 1.5)
-    assert [node.status for node in others].count(Status.GATED) == 3
+    assert [node.status for node in others].count(Status.GATED) == 4
     recorded = Recorded.read(tmp_path / "whole")
     assert {id: report.status for id, report in recorded.reports.items()} == {
         node.id: node.status for node in whole.lineage.nodes

@@ -153,7 +153,7 @@ def test_what_the_doctor_recommends_works(name: str, copy: Path, cli: Cli) -> No
 
 def test_a_checkpoint_to_start_from_may_lie_elsewhere_but_not_hold_something_else(copy: Path) -> None:
     experiment = load(copy / "tiny.yaml")
-    (weights,) = [path for path in (copy / "run" / "checkpoints").iterdir() if path.suffix == ".safetensors"]
+    (weights,) = [path for path in (copy / "run" / "checkpoints").iterdir() if path.match("*-????.safetensors")]
 
     def starting(path: Path) -> Experiment:
         return experiment.model_copy(

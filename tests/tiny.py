@@ -25,7 +25,7 @@ data:
   split: {train: 0.6, eval: 0.2}
   shards: [{source: CORPUS}]
   eval_tokens: 128
-evolution: {generations: 2, population: 3, topk_keep: 2, rung1_tokens: 128, rung2_tokens: 256}
+evolution: {generations: 2, population: 3, topk_keep: 2, survivors: rest, rung1_tokens: 128, rung2_tokens: 256}
 """
 
 

@@ -178,6 +178,11 @@ class Candidate(Record):
     train: dict[str, Any] = {}
     proposer: str = ""
 
+    @property
+    def continues(self) -> bool:
+        """Whether it is its parent, unedited, trained further."""
+        return len(self.parents) == 1 and not self.edits
+
     def as_trained(self, report: "Report | None") -> Self:
         """Itself with the blueprint that its weights belong to, which is another than was asked for where it changed
         in training. Whoever reads a trained candidate's blueprint reads this one."""
@@ -201,9 +206,9 @@ class Stage(Record):
 
 
 class Ancestor(Record):
-    """One distinct ancestor's training: its candidate index and how many steps it took."""
+    """One distinct ancestor's training: where in the run's text it began, and how many steps and tokens it took."""
 
-    index: Whole
+    first_token: Whole
     steps: Whole
     tokens: Whole
 
@@ -327,6 +332,7 @@ class Job(Record):
 
     `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
     paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
+    `first_token`: where in the run's text its training begins, the same for all candidates that are compared.
     `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
     `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
     and which leaves no checkpoint.
@@ -341,5 +347,6 @@ class Job(Record):
     run_dir: str
     device: str
     before: Report | None = None
+    first_token: Whole = 0
     budget_tokens: Whole = 0
     repeat: Whole = 0

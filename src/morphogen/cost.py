@@ -54,8 +54,8 @@ declare(
         unit="bytes",
         better="min",
         sort="cost",
-        summary="Estimate of the most that one training step holds: weights, moments, and activations of one batch or "
-        "gradients. Mostly within 1.2 times of `peak_memory_bytes`, and within 1.5 times but for tiny models.",
+        summary="Estimate of the most that one training step holds: weights, their average, moments, and activations "
+        "of one batch or gradients. Mostly within 1.2 times of `peak_memory_bytes`, within 1.5 but for tiny models.",
     ),
     Figure("layers", unit="blocks", better="max", sort="cost", summary="Blocks of the model."),
     Figure("recurrences", unit="1", better="max", sort="cost", summary="Recurrences of the model."),
@@ -97,24 +97,25 @@ def structure(blueprint: Blueprint) -> dict[str, float]:
 
 class Step(NamedTuple):
     """What decides about a training step's memory beside the architecture. moments: numbers that the optimizer keeps
-    for every weight."""
+    for every weight. averaged: whether an average of the weights is kept beside them."""
 
     sequences: int
     bf16: bool = False
     grad_ckpt: bool = False
     moments: int = 2
+    averaged: bool = True
 
     @classmethod
     def of(cls, train: Train, data: Data) -> Self:
         """As an experiment trains."""
         moments = 2 if train.optimizer.name == "adamw" else 1
-        return cls(data.batch_size, train.bf16, train.grad_ckpt, moments)
+        return cls(data.batch_size, train.bf16, train.grad_ckpt, moments, train.schedule == "constant")
 
 
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     """Bytes that a training step holds at its peak, estimated.
 
-        4 · params · (1 + moments) + max(batch · Σ kept, 4 · params)
+        4 · params · (1 + moments + averaged) + max(batch · Σ kept, 4 · params)
 
     The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass,
     when all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an
@@ -135,7 +136,7 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
             blocks[gene.block.id] = blocks.get(gene.block.id, 0.0) + kept
     activations = step.sequences * seq_len * (outside + inputs + max(blocks.values(), default=0.0))
     copies = 2.0 * params if step.bf16 else 0.0
-    return 4.0 * params * (1 + step.moments) + max(activations + copies, 4.0 * params)
+    return 4.0 * params * (1 + step.moments + step.averaged) + max(activations + copies, 4.0 * params)
 
 
 def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[str, float]:

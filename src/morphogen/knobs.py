@@ -90,6 +90,9 @@ def _of_training(train: Train, data: Data, evolution: Evolution) -> Iterator[Rem
             yield Remark(("train", name), said)
     if train.init_checkpoint is not None and evolution.weight_inheritance == "scratch":
         yield Remark(("train", "init_checkpoint"), "has no effect with evolution.weight_inheritance 'scratch'")
+    if train.schedule != "wsd" and "decay_share" in _changed(train):
+        said = f"is {show(train.decay_share)}, but has no effect with schedule {train.schedule!r}"
+        yield Remark(("train", "decay_share"), said)
     if data.healing_shards and not data.healing_tokens:
         yield Remark(("data", "healing_shards"), "have no effect: healing_tokens is 0")
 

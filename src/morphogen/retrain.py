@@ -78,7 +78,7 @@ def _whole(engine: Engine, folder: Path, candidate: Candidate, report: Report) -
         return True
     try:
         _, blueprint, extra = load_checkpoint(folder / report.checkpoint)
-        if engine.evolution.inherit_optimizer:
+        if engine.evolution.keeps_moments:
             load_moments(folder / report.checkpoint, blueprint)
     except InputError:
         return False

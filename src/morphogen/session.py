@@ -13,7 +13,7 @@ from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
-from morphogen.experiment import Experiment
+from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.notices import (
     Again,
     Began,
@@ -246,6 +246,8 @@ class Session:
             for report in self._carried_out(executor, [engine.job(candidate) for candidate in pending]):
                 self.ledger.append(Reported(report=report))
                 engine.tell(report)
+                if (rate := report.metrics.get(RATE_FOUND)) is not None and not again:
+                    self._write_log(f"train.lr: auto found {rate:g}, with which all train")
                 self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
                 self.position += 1
                 told = True

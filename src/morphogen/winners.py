@@ -20,7 +20,7 @@ class Winner(Entry):
     _folder: Path = PrivateAttr(default=Path())
 
     def weights(self) -> "dict[str, Tensor]":
-        """Its trained weights by name, for `load_state_dict`.
+        """Its weights by name as they were measured, for `load_state_dict`.
 
         Raises:
             InputError: They are gone or damaged.
@@ -29,7 +29,7 @@ class Winner(Entry):
 
         if self.checkpoint is None:
             raise InputError(f"candidate {self.id}: has no checkpoint")
-        state, _, _ = load_checkpoint(self._folder / self.checkpoint)
+        state, _, _ = load_checkpoint(self._folder / self.checkpoint, measured=True)
         return dict(state)
 
 

@@ -97,12 +97,15 @@ def test_the_block_table_is_a_fair_allocation(weights: list[float]) -> None:
 
 def test_unique_tokens_are_exact_over_several_runs(prepared: PreparedData) -> None:
     runs = [Trained(0, 40), Trained(1, 25, healing_steps=6), Trained(0, 10)]
-    for chosen in (runs, runs[:1], [Trained(0, 900), Trained(1, 3)], []):
+    later = [Trained(0, 7, first=3), Trained(0, 30, first=35), Trained(0, 2, 5, first=4), Trained(0, 2, first=900)]
+    for chosen in (runs, runs[:1], [Trained(0, 900), Trained(1, 3)], [], later, later[:2]):
         seen: set[tuple[str, int]] = set()
         for run in chosen:
             mixture = Mixture(prepared, run.seed)
-            seen |= {(f"train{shard}", window) for shard, window in mixture.windows(0, run.steps).tolist()}
-            healed = np.concatenate([np.empty((0, 17), int), *map(mixture.healing_batch, range(run.healing_steps))])
+            read = mixture.windows(run.first, run.first + run.steps).tolist()
+            seen |= {(f"train{shard}", window) for shard, window in read}
+            steps = range(run.first, run.first + run.healing_steps)
+            healed = np.concatenate([np.empty((0, 17), int), *map(mixture.healing_batch, steps)])
             tokens = prepared.healing_shards[0].files["train"].open()
             for row in healed:
                 [window] = [w for w in range(len(tokens) // 16) if np.array_equal(tokens[w * 16 : w * 16 + 17], row)]

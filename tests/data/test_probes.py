@@ -102,6 +102,8 @@ def test_unique_tokens_count_what_a_probe_made(data: Callable[..., Data], folder
     one, other = Trained(1, steps), Trained(2, steps)
     assert unique_tokens(prepared, [one]) == 32 * (BLOCK // 2 + whole)
     assert unique_tokens(prepared, [one, Trained(1, 8)]) == unique_tokens(prepared, [one])
+    half = [Trained(1, steps // 2), Trained(1, steps - steps // 2, first=steps // 2)]
+    assert unique_tokens(prepared, half) == unique_tokens(prepared, [one]) == unique_tokens(prepared, [*half, one])
     assert unique_tokens(prepared, [one, other]) == 32 * (BLOCK + whole)
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import MOMENTS_SUFFIX
@@ -19,7 +18,7 @@ from tiny import untimed, write_config
 CHANGES = {
     "ffn: {kind: dense, hidden: 32}": "\n    - ".join(["ffn: {kind: dense, hidden: 32}"] * 3),
     "generations: 2, population: 3, topk_keep: 2": "generations: 3, population: 6, topk_keep: 6, crossover: uniform, "
-    "crossover_prob: 0.9, inherit_optimizer: true",
+    "crossover_prob: 0.9",
 }
 
 
@@ -54,7 +53,12 @@ def test_files_of_a_run_say_what_came_from_whom(tmp_path: Path, monkeypatch: pyt
     assert json.dumps(untimed(again.folder / "lineage.json")) == json.dumps(untimed(run.folder / "lineage.json"))
 
 
-@pytest.mark.parametrize("mode", ["init", "scratch"])
-def test_moments_without_a_parents_weights_are_refused(mode: str) -> None:
-    with pytest.raises(ValidationError, match="inherit_optimizer: moments go with a parent's weights"):
-        Evolution.model_validate({"inherit_optimizer": True, "weight_inheritance": mode})
+def test_moments_are_kept_where_somebody_may_go_on_with_them() -> None:
+    def kept(**evolution: object) -> bool:
+        return Evolution.model_validate(evolution).keeps_moments
+
+    assert kept()
+    assert not kept(inherit_optimizer=False)
+    assert not kept(weight_inheritance="scratch")
+    assert kept(weight_inheritance="scratch", rungs="asha")
+    assert kept(weight_inheritance="init", promotion_prob=0.5)

@@ -1,5 +1,6 @@
 """Optimizer state: on disk, along the axes of an edit, and into the child's first steps."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,22 @@ def test_a_copy_takes_the_step_that_its_parent_would_have_taken(trained: Trainer
     copy = trainer(PARENT, name, child_of(tmp_path, PARENT, ()))
     fresh = trainer(PARENT, name)
     fresh.model.load_state_dict(trained.model.state_dict())
+    start = {key: value.detach().clone() for key, value in trained.model.named_parameters()}
     for each in (trained, copy, fresh):
         each.model(torch.from_numpy(batch(5))[:, :-1]).square().mean().backward()
         each.updater.step(1.0)
     wanted = dict(trained.model.named_parameters())
-    assert all(torch.equal(value, wanted[key]) for key, value in copy.model.named_parameters())
-    far = [float((value - wanted[key]).detach().abs().max()) for key, value in fresh.model.named_parameters()]
-    assert max(far) > 1e-4
+
+    def off(other: Trainer) -> float:
+        """By how much its step differs, relative to the step."""
+        both = [
+            ((value - wanted[key]).detach(), (wanted[key] - start[key]).detach())
+            for key, value in other.model.named_parameters()
+        ]
+        return math.sqrt(sum(float(d.square().sum()) for d, _ in both) / sum(float(s.square().sum()) for _, s in both))
+
+    assert off(copy) < 0.05  # moments lie on disk in bfloat16
+    assert off(fresh) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -81,7 +91,9 @@ def test_moments_are_carried_bit_for_bit_and_start_at_zero(trained: Trainer, tmp
     child, edit = make_edit(PARENT, operator, 0)
     start = child_of(tmp_path, child, (edit,))
     assert start.moments is not None
-    theirs, table = trained.updater.moments(), specs(child)
+    theirs, table = load_moments(tmp_path / "p0.safetensors", PARENT), specs(child)
+    for kind, of in trained.updater.moments().items():
+        assert all(torch.allclose(theirs[kind][name], tensor, rtol=2**-8, atol=0) for name, tensor in of.items())
     carried = {gene.key: gene for gene in PARENT.genes()}
     for kind, of in start.moments.of.items():
         for name, tensor in of.items():

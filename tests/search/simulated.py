@@ -24,7 +24,14 @@ def experiment(**evolution):
         "blocks": [{"attn": attn, "ffn": ffn}, {"attn": attn, "ffn": ffn}],
     }
     objectives = {"bpb": "min", "flops_per_token": "min"}
-    settings = {"generations": 3, "population": 6, "topk_keep": 4, "objectives": objectives, **evolution}
+    settings = {
+        "generations": 3,
+        "population": 6,
+        "topk_keep": 4,
+        "objectives": objectives,
+        "survivors": "rest",
+        **evolution,
+    }
     return Experiment.model_validate({"model": model, "data": {"seq_len": SEQ_LEN}, "evolution": settings})
 
 

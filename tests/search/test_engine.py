@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import simulated
+from pydantic import ValidationError
 from simulated import SEQ_LEN, as_text, engine, experiment, measure, run, start
 
 from morphogen.blueprint.diff import apply, digest, distance
@@ -14,6 +15,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Report, Status
 from morphogen.cost import costs
 from morphogen.errors import InputError, RunError
+from morphogen.experiment import Experiment
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.births import ID_LENGTH, candidate_id
 from morphogen.search.engine import Engine
@@ -375,7 +377,7 @@ def test_the_control_copies_and_never_crosses():
         assert copy.blueprint == root.blueprint
         assert copy.edits == ()
         assert len(copy.parents) == 1
-        assert copy.id.startswith(f"copy-{copy.index}-")
+        assert copy.id.startswith(f"continued-{copy.index}-")
 
 
 def test_the_control_needs_no_operator():
@@ -394,13 +396,16 @@ def test_a_job_holds_parents_ancestors_and_stages(ten):
     assert [ref.id for ref in job.parents] == list(crossed.parents)
     assert [ref.checkpoint for ref in job.parents] == [f"checkpoints/{id}.safetensors" for id in crossed.parents]
     assert [ref.blueprint for ref in job.parents] == [search.candidates[id].blueprint for id in crossed.parents]
-    indices = [ancestor.index for ancestor in job.ancestors]
+    indices = [ancestor.steps - 10 for ancestor in job.ancestors]  # as the simulated reports have it
     assert indices == sorted(set(indices))
     assert indices[0] == 0
     assert crossed.index not in indices
     everyone = {c.index: c for c in search.candidates.values()}
+    each = search.evolution.rung1_tokens + search.evolution.rung2_tokens
+    assert [a.first_token for a in job.ancestors] == [each * everyone[i].generation for i in indices]
+    assert job.first_token == each * crossed.generation
     assert {p for i in indices for p in everyone[i].parents} | set(crossed.parents) == {everyone[i].id for i in indices}
-    assert all((a.steps, a.tokens) == (10 + a.index, 100 + a.index) for a in job.ancestors)
+    assert all(a.tokens == 90 + a.steps for a in job.ancestors)
     assert [stage.rung for stage in job.stages] == [1, 2]
     assert (job.seed, job.run_dir, job.device) == (3, "run", "cpu")
     assert job.experiment == search.experiment.model_dump(mode="json")
@@ -512,3 +517,28 @@ def test_whoever_changed_in_training_breeds_and_inherits_as_what_it_became():
 
 def asked_of(search):
     return Asked(generation=search.generation, candidates=tuple(search.candidates[id] for id in search.newborn))
+
+
+def test_all_but_the_root_train_at_the_rate_that_it_found():
+    settings = experiment().model_dump(mode="json")
+    settings["train"]["lr"] = "auto"
+    asked = Experiment.model_validate(settings)
+    search = Engine(asked, seed=0, run_dir="run", device="cpu")
+    search.ask()
+    (root,) = search.pending()
+    assert search.job(root).experiment["train"]["lr"] == "auto"
+    search.tell(measure(root, lr=0.004))
+    search.close_generation()
+    search.ask()
+    assert {search.job(child).experiment["train"]["lr"] for child in search.pending()} == {0.004}
+    assert search.job_in(root, 0, None).experiment["train"]["lr"] == "auto"  # to be trained again as it was
+    assert search.as_trained.train.lr == 0.004
+
+
+@pytest.mark.parametrize("lr", ["atuo", 0.0, -1, None, "auto "])
+def test_a_rate_is_a_number_or_auto(lr):
+    settings = experiment().model_dump(mode="json")
+    settings["train"]["lr"] = lr
+    with pytest.raises(ValidationError) as error:
+        Experiment.model_validate(settings)
+    assert len(error.value.errors()) == 1

@@ -125,7 +125,8 @@ def child_of(job: Job, report: Report) -> Job:
             id="c-1", index=1, generation=1, blueprint=child.to_json(), parents=("c-0",), edits=(edit,)
         ),
         parents=(ParentRef(id="c-0", blueprint=parent.to_json(), checkpoint=report.checkpoint),),
-        ancestors=(Ancestor(index=0, steps=report.steps, tokens=report.tokens.own),),
+        ancestors=(Ancestor(first_token=0, steps=report.steps, tokens=report.tokens.own),),
+        first_token=report.tokens.own,
     )
 
 
@@ -146,7 +147,7 @@ def test_remapped_tokens_are_carried_by_their_text_and_never_exact(make: Make, t
     prepared, experiment = prepared_of(job), Experiment.model_validate(job.experiment)
     blueprint = experiment.model.with_vocab(prepared.vocab_size)
     start = from_checkpoint(blueprint, experiment, prepared, seed=0)
-    old_state, _, metadata = load_checkpoint(path)
+    old_state, _, metadata = load_checkpoint(path, measured=True)
     old = Vocabulary.unpack(metadata["vocabulary"], "here")
     new = Vocabulary.unpack(prepared.vocabulary(), "here")
     known = [i for i, piece in enumerate(new.pieces) if piece in old.pieces]

@@ -48,8 +48,18 @@ def weights(model: LanguageModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_the_schedule_warms_up_then_falls_to_a_tenth() -> None:
-    scales = [Schedule(100, warmup=20).scale(step) for step in range(100)]
+def test_a_constant_rate_warms_up_once_and_wsd_falls_at_its_end() -> None:
+    train = Train(warmup=4)
+    assert [Schedule.of(train, 10).scale(step) for step in range(10)] == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 6)
+    assert {Schedule.of(train, 10, begun=True).scale(step) for step in range(10)} == {1.0}
+    wsd = Schedule.of(Train(warmup=2, schedule="wsd", decay_share=0.4), 10)
+    scales = [wsd.scale(step) for step in range(10)]
+    assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert Schedule.of(Train(warmup=5, schedule="wsd", decay_share=1.0), 10).scale(5) < 1.0
+
+
+def test_a_cosine_warms_up_then_falls_to_a_tenth() -> None:
+    scales = [Schedule(100, 20, "cosine").scale(step) for step in range(100)]
     assert scales[:21] == sorted(scales[:21])
     assert scales[20] == 1.0
     assert scales[20:] == sorted(scales[20:], reverse=True)
@@ -59,7 +69,7 @@ def test_the_schedule_warms_up_then_falls_to_a_tenth() -> None:
 
 def test_a_short_run_warms_up_for_at_most_half() -> None:
     assert [Schedule.of(Train(warmup=20), steps).warmup for steps in (1, 10, 100)] == [0, 5, 20]
-    assert Schedule(1, warmup=0).scale(0) == 1.0
+    assert {Schedule(1, 0, shape).scale(0) for shape in ("constant", "cosine", "wsd")} == {1.0}
 
 
 def test_training_learns_what_there_is_to_learn() -> None:

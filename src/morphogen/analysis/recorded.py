@@ -54,7 +54,7 @@ class Recorded:
             folder=folder,
             name=events[0].run,
             seed=events[0].seed,
-            experiment=found_again(located(engine.experiment), folder),
+            experiment=found_again(located(engine.as_trained), folder),
             candidates=candidates,
             reports=engine.reports,
             frontier=frontier,

@@ -27,7 +27,7 @@ LINE_SECONDS = 15.0
 
 def total_candidates(experiment: "Experiment") -> int:
     """How many candidates a run trains when none is turned away."""
-    return 1 + experiment.evolution.generations * experiment.evolution.population
+    return sum(experiment.evolution.sizes)
 
 
 def observer_for(console: Console, as_json: bool, wide: bool = False) -> Observer:

@@ -113,7 +113,7 @@ def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Findi
         wanted = Blueprint.model_validate(engine.candidates[report.id].as_trained(report).blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
-            if engine.experiment.evolution.inherit_optimizer:
+            if engine.experiment.evolution.keeps_moments:
                 load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")

@@ -1,5 +1,6 @@
 """What an experiment will take: costs from the blueprint, and time from a few steps measured on this machine."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.search.rungs import stages
 from morphogen.training.device import choose_device
+from morphogen.training.range_test import rates
 from morphogen.training.trainer import Trainer
 
 #: The probe takes about this many FLOPs a step: fewer sequences than a real batch, of a large model one shorter one.
@@ -99,12 +101,12 @@ def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Fo
     prepared: its text; without it held-out tokens are counted as if every shard had as many as are asked for.
     """
     evolution, data = experiment.evolution, experiment.data
-    candidates = 1 + evolution.generations * evolution.population
+    candidates = sum(evolution.sizes)
     tokens_each = min(sum(stage.budget_tokens for stage in stages(evolution)), experiment.train.max_tokens)
     tokens, measurements = candidates * tokens_each, candidates
     if evolution.rungs == "asha":
         tokens = measurements = 0
-        for started, times in ((1, 1), (evolution.population, evolution.generations)):
+        for started, times in Counter(evolution.sizes).items():
             left = started
             for stage in stages(evolution):
                 tokens += times * left * stage.budget_tokens
@@ -160,6 +162,9 @@ def probe(experiment: Experiment, device: str = "cpu") -> Probe:
     shape = (PROBE_STEPS, sequences, length + 1)
     ids_SBT1 = np.random.default_rng(0).integers(blueprint.context().vocab, size=shape)
     tokens = sequences * length
-    trainer = Trainer(model, experiment.train, total_steps=PROBE_STEPS, tokens_per_step=tokens, seed=0)
+    train = experiment.train
+    if train.searches_rate:  # which rate it is does not change how long a step takes
+        train = experiment.with_train({"lr": rates(train)[0]}).train
+    trainer = Trainer(model, train, total_steps=PROBE_STEPS, tokens_per_step=tokens, seed=0)
     trainer.run(lambda step: ids_SBT1[step], PROBE_STEPS)
     return Probe(sequences, length, tokens_per_second(tokens, trainer.trace.seconds), int(trainer.memory.bytes))

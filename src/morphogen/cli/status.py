@@ -65,7 +65,8 @@ def standing(folder: Path) -> dict[str, Any]:
     }
     seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
     if holder and seconds and sum(seconds):
-        to_come = (evolution.generations + 1 - len(asked)) * evolution.population
+        latest = len(asked[-1].candidates) - len(asked[-1].rejected)
+        to_come = (evolution.generations + 1 - len(asked)) * max(evolution.population, latest)
         told["seconds_left"] = round(sum(seconds) / len(seconds) * (pending + max(0, to_come)), 1)
     if refused := sum(len(event.refused) for event in asked):
         told["refused_answers"] = refused

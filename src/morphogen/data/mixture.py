@@ -44,11 +44,12 @@ class EvalBatch(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What one run has read: its seed, and how many steps from step 0."""
+    """What one training has read: of the order of a seed so many steps, and healing steps, from step `first` on."""
 
     seed: int
     steps: int
     healing_steps: int = 0
+    first: int = 0
 
 
 class _Stream:
@@ -197,28 +198,46 @@ class Mixture:
 
 
 def unique_tokens(prepared: PreparedData, runs: Iterable[Trained | tuple[int, int]]) -> int:
-    """Distinct training targets that these runs (seed, steps[, healing_steps]) have read between them; exact.
+    """Distinct training targets that these runs (seed, steps[, healing_steps[, first]]) have read between them; exact.
 
     Counted in windows of token files: a window that two runs, two shards of the same source, or training and healing
     have read counts once. A probe's sequences count whole, as often as they are different streams'.
     """
     seen: dict[str, NDArray[np.bool_]] = {}
-    made: dict[tuple[int, ...], int] = {}
+    made: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for run in (Trained(*run) for run in runs):
         for steps, kind in ((run.steps, _TRAIN), (run.healing_steps, _HEALING)):
             if steps:
-                stream, n_sequences = _stream(prepared, run.seed, kind), steps * prepared.batch_size
-                _mark(stream, n_sequences, seen)
+                stream = _stream(prepared, run.seed, kind)
+                first, last = (
+                    stream.count(step * prepared.batch_size).tolist() for step in (run.first, run.first + steps)
+                )
+                _mark(stream, first, last, seen)
                 if stream.probe:
-                    made[stream.entropy] = max(made.get(stream.entropy, 0), int(stream.count(n_sequences)[-1]))
-    return prepared.seq_len * (sum(int(mask_W.sum()) for mask_W in seen.values()) + sum(made.values()))
+                    made.setdefault(stream.entropy, []).append((first[-1], last[-1]))
+    n_made = sum(_covered(spans) for spans in made.values())
+    return prepared.seq_len * (sum(int(mask_W.sum()) for mask_W in seen.values()) + n_made)
 
 
-def _mark(stream: _Stream, n_sequences: int, seen: dict[str, NDArray[np.bool_]]) -> None:
-    for shard, (source, count) in enumerate(zip(stream.shards, stream.count(n_sequences).tolist(), strict=False)):
-        n_windows = stream.n_windows[shard]
+def _mark(stream: _Stream, first: list[int], last: list[int], seen: dict[str, NDArray[np.bool_]]) -> None:
+    """Marks the windows at each shard's positions `first` to `last`, the last left out, epoch by epoch."""
+    for shard, source in enumerate(stream.shards):
+        n_windows, position = stream.n_windows[shard], first[shard]
         mask_W = seen.setdefault(source.files["train"].path, np.zeros(n_windows, dtype=np.bool_))
-        mask_W[stream.order(shard, 0)[:count] if count < n_windows else slice(None)] = True
+        while position < last[shard] and not mask_W.all():
+            epoch, index = divmod(position, n_windows)
+            end = min(n_windows, index + last[shard] - position)
+            mask_W[stream.order(shard, epoch)[index:end]] = True
+            position += end - index
+
+
+def _covered(spans: list[tuple[int, int]]) -> int:
+    """How many numbers lie in at least one of the spans, each from its first number to before its last."""
+    covered = reached = 0
+    for first, last in sorted(spans):
+        covered += max(0, last - max(first, reached))
+        reached = max(reached, last)
+    return covered
 
 
 def _stream(prepared: PreparedData, seed: int, kind: int) -> _Stream:

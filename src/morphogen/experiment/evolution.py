@@ -122,6 +122,9 @@ class Evolution(Frozen):
     """Children drawn for each place; for screening by a model."""
     screening_share: Share = 0.1
     """Share of places that go to the first child drawn, whatever the model says; for screening by a model."""
+    survivors: Literal["train", "rest"] = "train"
+    """`train`: survivors train on, unedited, beside their children, so that those who are compared have had the same
+    training; `rest`: they stay as they were measured."""
     structural_elite_k: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Survivors besides, the most novel of the others."""
     objectives: Annotated[dict[str, Direction], Field(min_length=1)] = OBJECTIVES
@@ -216,17 +219,8 @@ class Evolution(Frozen):
     """A program from outside that proposes some of the candidates; null: the run breeds all."""
     weight_inheritance: Literal["parent", "init", "scratch"] = "parent"
     """Where a child's weights come from: its parents, `train.init_checkpoint`, or nowhere."""
-    inherit_optimizer: bool = False
-    """Whether the optimizer's moments go on with the parents' weights."""
-
-    @model_validator(mode="after")
-    def _moments_of_parents(self) -> Self:
-        if self.inherit_optimizer and self.weight_inheritance != "parent":
-            raise ValueError(
-                f"inherit_optimizer: moments go with a parent's weights, but weight_inheritance is "
-                f"{self.weight_inheritance!r}, expected 'parent'"
-            )
-        return self
+    inherit_optimizer: bool = True
+    """Whether the optimizer's moments go on with weights: the parents', and a candidate's own from rung to rung."""
 
     @model_validator(mode="after")
     def _nobody_proposes_to_a_baseline(self) -> Self:
@@ -257,6 +251,32 @@ class Evolution(Frozen):
         if low > high:
             raise ValueError(f"adaptive_mutation_min_weight is {low:g}, above adaptive_mutation_max_weight {high:g}")
         return self
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether survivors train on. Those without weights of the run have nothing to go on from, and random walks
+        all begin at the founders."""
+        return self.survivors == "train" and self.weight_inheritance == "parent" and self.baseline != "random"
+
+    @property
+    def most_survivors(self) -> int:
+        """Survivors of a generation at most."""
+        kept = self.archive_max_elites if self.parent_selection == "map_elites" else self.topk_keep
+        return kept + self.structural_elite_k
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Candidates of each generation at most: the root, then the offspring, and the survivors that train on."""
+        sizes = [1]
+        for _ in range(self.generations):
+            sizes.append(self.population + (min(self.most_survivors, sizes[-1]) if self.trains_on else 0))
+        return tuple(sizes)
+
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether the optimizer's moments lie beside a checkpoint: where somebody may go on with them."""
+        goes_on = self.weight_inheritance == "parent" or self.rungs == "asha" or self.promotion_prob > 0.0
+        return self.inherit_optimizer and goes_on
 
     @property
     def edits(self) -> bool:

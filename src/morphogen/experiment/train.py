@@ -1,11 +1,21 @@
 """`train`: how a candidate is trained, and when that is stopped early."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from morphogen.experiment.values import Decay, changed
 from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.registry import TAG
 
 
 class Optimizer(Frozen):
@@ -29,13 +39,29 @@ class Optimizer(Frozen):
         return self
 
 
+#: The figure of the root that holds what `auto` found.
+RATE_FOUND = "lr"
+#: `auto` is found by short trainings of the root.
+Rate = Annotated[
+    Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
+    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "number")),
+]
+
+
 class Train(Frozen):
     """How a candidate is trained, and when training is stopped early."""
 
-    lr: PositiveFloat = 3e-3
-    """Highest learning rate; after the warm-up a cosine leads to a tenth of it."""
+    lr: Rate = 3e-3
+    """Highest learning rate; `auto`: the one that short trainings of the root find best, for the whole run."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """`constant`: one warm-up for a whole lineage, then flat; what is measured is an average of the weights. `cosine`:
+    every candidate warms up and falls to a tenth. `wsd`: flat, and over the last `decay_share` of its steps towards
+    0."""
     warmup: NonNegativeInt = 20
-    """Steps until the highest learning rate, at most half of a run."""
+    """Steps until the highest learning rate, at most half of a run. Moments that were inherited need none, and then
+    only what is new in a child has one."""
+    decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Share of a candidate's steps over which the rate falls to 0; for wsd."""
     clip: PositiveFloat = 1.0
     """Norm that gradients are clipped to."""
     bf16: bool = False
@@ -76,3 +102,8 @@ class Train(Frozen):
         if self.init_tokenizer == "remap" and self.init_checkpoint is None:
             raise ValueError("init_tokenizer is 'remap', but there is no init_checkpoint whose tokens to map")
         return self
+
+    @property
+    def searches_rate(self) -> bool:
+        """Whether the learning rate is still to be found."""
+        return self.lr == "auto" and self.optimizer.lr is None

@@ -19,22 +19,40 @@ from morphogen.store.files import atomic
 
 FORMAT = "morphogen-checkpoint-1"
 MOMENTS_FORMAT = "morphogen-moments-1"
+#: What the names of averaged weights begin with; those without it are the weights themselves.
+AVERAGE = "average/"
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], blueprint: Blueprint, extra: Mapping[str, str]) -> None:
+def save_checkpoint(
+    path: Path,
+    state: Mapping[str, Tensor],
+    blueprint: Blueprint,
+    extra: Mapping[str, str],
+    averages: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write weights with their blueprint: to a temporary file in the same folder, synced, renamed.
 
+    averages: of weights, where these were measured in their place; they stand in the same file, marked by `AVERAGE`.
     RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
     """
-    _write(path, FORMAT, state, {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)})
+    marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
+    metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
+    _write(path, FORMAT, {**state, **marked}, metadata)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str, str]]:
+def load_checkpoint(path: Path, *, measured: bool = False) -> tuple[dict[str, Tensor], Blueprint, dict[str, str]]:
     """State dict, blueprint and the extra metadata. InputError when missing, damaged, or not one of ours.
 
-    The tensors are views of the mapped file; what is written to them stays in memory.
+    measured: the weights as they were measured, averaged where the checkpoint has averages; else those that training
+    goes on from. The tensors are views of the mapped file; what is written to them stays in memory.
     """
-    state, metadata = _read(path, FORMAT)
+    found, metadata = _read(path, FORMAT)
+    averages = {name.removeprefix(AVERAGE): tensor for name, tensor in found.items() if name.startswith(AVERAGE)}
+    state = {name: tensor for name, tensor in found.items() if not name.startswith(AVERAGE)}
+    if any(name not in state or state[name].shape != tensor.shape for name, tensor in averages.items()):
+        raise InputError(f"{path}: its averages are not those of its weights")
+    if measured:
+        state |= averages
     try:
         blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
     except ValidationError as error:
@@ -48,8 +66,16 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Blueprint, dict[str,
 
 
 def save_moments(checkpoint: Path, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write the optimizer's moments (kind -> parameter -> tensor) beside a checkpoint, as `save_checkpoint` does."""
-    tensors = {f"{kind}/{name}": tensor for kind, of in moments.items() for name, tensor in of.items()}
+    """Write the optimizer's moments (kind -> parameter -> tensor) beside a checkpoint, as `save_checkpoint` does.
+
+    Moments of a parameter's shape are stored in bfloat16, whose 8 bits are finer than the noise of gradients; step
+    counts as they are.
+    """
+    tensors = {
+        f"{kind}/{name}": tensor.to(torch.bfloat16) if tensor.dim() else tensor
+        for kind, of in moments.items()
+        for name, tensor in of.items()
+    }
     _write(moments_path(checkpoint), MOMENTS_FORMAT, tensors, {})
 
 
@@ -63,7 +89,7 @@ def load_moments(checkpoint: Path, blueprint: Blueprint) -> dict[str, dict[str, 
         kind, _, name = full.partition("/")
         if name not in shapes or tuple(tensor.shape) not in ((), shapes[name]):
             raise InputError(f"{path}: {full} is no moment of a parameter of its checkpoint")
-        moments.setdefault(kind, {})[name] = tensor
+        moments.setdefault(kind, {})[name] = tensor.float()
     return moments
 
 

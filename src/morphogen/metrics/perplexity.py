@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from morphogen.data.mixture import EvalBatch, Mixture
 
 #: Batches per shard on which a child is measured right after the splice (`bpb_inherited`). Every measurement gives its
-#: figure on these very batches too (`bpb_sample`): the jump is the child's bpb_inherited − its parent's bpb_sample.
+#: figure on these very batches too (`bpb_sample`), of the weights that children inherit, which are not averaged: the
+#: jump is the child's bpb_inherited − its parent's bpb_sample.
 SAMPLE_BATCHES = 2
 
 #: exp of more than this is no longer a float64.
@@ -184,7 +185,15 @@ declare(
         needs=("weights",),
         summary="Held-out loss right after the splice, before any training, on the batches of `bpb_sample`; of "
         "children that inherit weights.",
-    )
+    ),
+    Figure(
+        "bpb_sample",
+        unit="bits/byte",
+        better="min",
+        sort="metric",
+        summary=f"`bpb` on the first {SAMPLE_BATCHES} batches of every shard of the weights that children inherit, not "
+        "of their average, for `bpb_inherited` of a child.",
+    ),
 )
 
 
@@ -206,15 +215,7 @@ declare(
         "models of one tokenizer.",
     ),
     Figure("ppl_<shard>", unit="perplexity", better="min", sort="metric", summary="The same of one measured shard."),
-    Figure(
-        "bpb_sample",
-        unit="bits/byte",
-        better="min",
-        sort="metric",
-        summary=f"`bpb` on the first {SAMPLE_BATCHES} batches of every shard, for `bpb_inherited` of a child.",
-    ),
 )
 def perplexity(subject: Subject) -> dict[str, float]:
     """Over the held-out text."""
-    weights = subject.prepared.eval_weights
-    return {**shard_metrics(subject.scores, weights), "bpb_sample": sample_bpb(subject.scores, weights)}
+    return shard_metrics(subject.scores, subject.prepared.eval_weights)

@@ -34,7 +34,7 @@ class Child(NamedTuple, Generic[G]):
     @property
     def operators(self) -> list[str]:
         """What it came by, for its id."""
-        return ["xover"] if len(self.parents) > 1 else [edit.operator for edit in self.edits] or ["copy"]
+        return ["xover"] if len(self.parents) > 1 else [edit.operator for edit in self.edits] or ["continued"]
 
 
 def examined(evolution: Evolution, space: Space[G, T], genome: G, *, founder: bool = False) -> Known[G]:

@@ -12,7 +12,7 @@ from morphogen.blueprint.record import understood
 from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage
 from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
-from morphogen.experiment import Experiment
+from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.search.machine import Search
 from morphogen.search.outside import Outside
 from morphogen.search.rungs import check_thresholds, rounds, stages
@@ -113,8 +113,9 @@ class Engine(Search[Design, Traits]):
         """All that training a candidate over these stages needs; it may be one of which the search knows nothing, a
         child of those that it knows."""
         inherits = self.evolution.weight_inheritance == "parent"
+        first = candidate.generation == 0 and before is None
         return Job(
-            experiment=self.experiment.model_dump(mode="json"),
+            experiment=(self.experiment if first else self.as_trained).model_dump(mode="json"),
             candidate=candidate,
             parents=tuple(self._parent(candidate, id) for id in candidate.parents) if inherits and not before else (),
             ancestors=tuple(self._ancestors(candidate)) if inherits else (),
@@ -124,8 +125,16 @@ class Engine(Search[Design, Traits]):
             device=self.device,
             before=before,
             repeat=repeat,
+            first_token=self._first_token(candidate),
             budget_tokens=budget_tokens,
         )
+
+    @property
+    def as_trained(self) -> Experiment:
+        """The experiment as all but the root train by it: with the learning rate that the root found, where it is
+        `auto`."""
+        found = [self.reports[id].metrics.get(RATE_FOUND) for id in list(self.candidates)[:1] if id in self.reports]
+        return self.experiment.with_train({"lr": found[0]}) if found and found[0] is not None else self.experiment
 
     def scaled(self, candidate: Candidate, planned: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """The stages as planned; under `budget: flops` each with as many tokens as take the candidate the FLOPs that
@@ -145,7 +154,7 @@ class Engine(Search[Design, Traits]):
 
     def _ancestors(self, candidate: Candidate) -> Iterator[Ancestor]:
         for one, report in self._behind(candidate):
-            yield Ancestor(index=one.index, steps=report.steps, tokens=report.tokens.own)
+            yield Ancestor(first_token=self._first_token(one), steps=report.steps, tokens=report.tokens.own)
 
     def _behind(self, candidate: Candidate) -> list[tuple[Candidate, Report]]:
         """Every distinct ancestor, in order of index."""
@@ -163,3 +172,13 @@ class Engine(Search[Design, Traits]):
         if (repeated := self.again.get(id)) is not None:
             return repeated.candidate, repeated.report
         return self.candidates[id], self.reports[id]
+
+    def _first_token(self, candidate: Candidate) -> int:
+        """Where in the run's text a candidate begins: all of a generation at one place, where the last one ended.
+
+        Candidates that inherit no weights of the run begin at the beginning, all with the same text.
+        """
+        if self.evolution.weight_inheritance != "parent":
+            return 0
+        each = sum(stage.budget_tokens for planned in rounds(self.evolution) for stage in planned)
+        return candidate.generation * min(each, self.experiment.train.max_tokens)

@@ -128,7 +128,8 @@ class Search(Generic[G, T]):
     # --------------------------------------------------------------------------------------------------- ask
 
     def ask(self, answers: Sequence[Proposed | Refused] = ()) -> Asked:
-        """The next generation's candidates: the founders, then `population` offspring a generation.
+        """The next generation's candidates: the founders, then `population` offspring a generation, before them the
+        survivors where these train on.
 
         Offspring differ from everything in the run, save for the copies of the control without edits. Those that rung 0
         turns away stand among the candidates too, in `reports` as rejected.
@@ -147,7 +148,8 @@ class Search(Generic[G, T]):
         number = self.generation + 1
         placed, refused = self.placed(answers) if number else ([], [])
         screen = self._screen(number) if number else None
-        candidates = tuple(self._offspring(number, screen, placed, len(refused)) if number else self._founders())
+        offspring = self._offspring(number, screen, placed, len(refused)) if number else self._founders()
+        candidates = (*self._continued(number), *offspring)
         rejected = tuple(candidate.id for candidate in candidates if self._asked[candidate.id].rejected)
         event = Asked(generation=number, candidates=candidates, rejected=rejected, refused=tuple(refused))
         if screen is not None:
@@ -169,6 +171,12 @@ class Search(Generic[G, T]):
         for index, known in enumerate(founders):
             yield self._candidate(Child(known), index, 0)
 
+    def _continued(self, number: int) -> Iterator[Candidate]:
+        """Each survivor once more, as it is, where survivors train on: it reads what its children read."""
+        for index, id in enumerate(self.survivors if self.evolution.trains_on else (), start=len(self.candidates)):
+            known = examined(self.evolution, self.space, self._genome(id), founder=True)
+            yield self._candidate(Child(known, (id,)), index, number)
+
     def _screen(self, number: int) -> Screen | None:
         if self._screening is None:
             return None
@@ -181,7 +189,8 @@ class Search(Generic[G, T]):
         evolution, made_now = self.evolution, set[str]()
         pool = Pool.of([self.reports[id] for id in self.survivors], self._rules)
         breeding = Breeding(evolution, self.space, self.survivors, pool, self._genome, number)
-        wanted, first = max(0, evolution.population - len(placed) - refused), len(self.candidates)
+        wanted = max(0, evolution.population - len(placed) - refused)
+        first = len(self.candidates) + (len(self.survivors) if evolution.trains_on else 0)
         for index, ((genome, edits), parents, proposer) in enumerate(placed, start=first):
             child = Child(examined(evolution, self.space, genome), parents, edits, proposer)
             made_now.add(child.known.key)
@@ -246,8 +255,8 @@ class Search(Generic[G, T]):
                 )
             known = self._asked.get(candidate.id)
             if known is None:
-                genome = self.space.load(candidate)
-                known = examined(self.evolution, self.space, genome, founder=event.generation == 0)
+                genome, founder = self.space.load(candidate), not candidate.parents or candidate.continues
+                known = examined(self.evolution, self.space, genome, founder=founder)
             self.candidates[candidate.id] = candidate
             self._genomes[candidate.id] = known.genome
             self._keys.add(known.key)
@@ -358,8 +367,8 @@ class Search(Generic[G, T]):
     def close_generation(self) -> Generation:
         """Choose the survivors among the last ones and the offspring; find the frontier and its hypervolume.
 
-        The frontier is sought among the last one and the offspring. RunError while reports are missing, when no
-        generation is open, or when no founder could be trained.
+        Of candidates that were trained on only the newest counts. The frontier is sought among the last one and the
+        offspring. RunError while reports are missing, when no generation is open, or when no founder could be trained.
         """
         if not self.open:
             raise RunError("close_generation: no generation is open; ask for one first")
@@ -369,7 +378,7 @@ class Search(Generic[G, T]):
         if number == 0:
             self._check_founders()
         objectives, limits = evolution.objectives, evolution.constraints
-        known = [self.reports[id] for id in dict.fromkeys((*self.frontier_ids, *self.newborn))]
+        known = self._standing(self.frontier_ids)
         best = front(known, objectives, limits, evolution.noise)
         reference = (self.generations[-1].reference if self.generations else {}) or reference_point(best)
         event = Generation(
@@ -383,6 +392,21 @@ class Search(Generic[G, T]):
         self._take_closed(event)
         return event
 
+    def _standing(self, earlier: Iterable[str]) -> list[Report]:
+        """Reports of the newborn, and of those chosen earlier that have not been trained on: whoever has is one of the
+        newborn, and stands for what it was."""
+        trained_on = set[str]()
+        if self.evolution.trains_on:
+            children = [self.candidates[id] for id in self.newborn if self.reports[id].status is Status.TRAINED]
+            trained_on = {child.parents[0] for child in children if child.continues}
+        return [self.reports[id] for id in dict.fromkeys((*earlier, *self.newborn)) if id not in trained_on]
+
+    def _born(self, id: str) -> int:
+        """The index of a candidate, or of the one that it continues."""
+        while (candidate := self.candidates[id]).continues:
+            (id,) = candidate.parents
+        return candidate.index
+
     def _survivors(self, number: int, best: Matrix) -> tuple[str, ...]:
         """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them. best: the
         run's frontier."""
@@ -390,11 +414,11 @@ class Search(Generic[G, T]):
         objectives, limits, noise = evolution.objectives, evolution.constraints, evolution.noise
         if evolution.baseline == "random" and number:
             return self.survivors  # the founders, from whom all walks begin
-        pool = [self.reports[id] for id in dict.fromkeys((*self.survivors, *self.newborn))]
+        pool = self._standing(self.survivors)
         if evolution.parent_selection == "map_elites":
             kept = elites(pool, objectives, limits, evolution.map_elites, evolution.archive_max_elites, noise)
         else:
-            births = {report.id: self.candidates[report.id].index for report in pool}
+            births = {report.id: self._born(report.id) for report in pool}
             rng = stream(self.seed, number, "survival")
             keep = evolution.topk_keep
             kept = survive(evolution.survival, pool, objectives, limits, keep, births, rng, best, noise)

@@ -121,7 +121,7 @@ def _edit(operator: str) -> Edit:
 def searched(
     evolution: Evolution, space: Vectors, measure: Callable[[Floats], Mapping[str, float]], seed: int
 ) -> Search[Floats, Floats]:
-    """Carries out a whole search over vectors.
+    """Carries out a whole search over vectors, which have no training to go on with.
 
     Args:
         evolution: How to search; what concerns training has no part in it.
@@ -132,7 +132,7 @@ def searched(
     Returns:
         The search, all its generations closed.
     """
-    search = Search(evolution, space, seed=seed)
+    search = Search(evolution.model_copy(update={"survivors": "rest"}), space, seed=seed)
     while not search.done:
         search.ask()
         for candidate in search.pending():

@@ -17,13 +17,21 @@ class Segment(NamedTuple):
     first_step: int
 
 
-def flops(assignment: Assignment, segments: Sequence[Segment], steps: int) -> float:
-    """FLOPs of a candidate's training so far: earlier jobs', and `steps` of this one, each by its own architecture."""
+def flops(assignment: Assignment, segments: Sequence[Segment], steps: int, tests: int) -> float:
+    """FLOPs of a candidate's training so far: earlier jobs', and `steps` of this one, each by its own architecture.
+
+    tests: steps that were taken to find a learning rate.
+    """
     prepared = assignment.prepared
+    tested = train_flops(assignment.blueprint, prepared.seq_len, tests * prepared.tokens_per_step)
     ends = [*(segment.first_step for segment in segments[1:]), steps]
-    return assignment.before.flops + sum(
-        train_flops(segment.blueprint, prepared.seq_len, (end - segment.first_step) * prepared.tokens_per_step)
-        for segment, end in zip(segments, ends, strict=True)
+    return (
+        assignment.before.flops
+        + tested
+        + sum(
+            train_flops(segment.blueprint, prepared.seq_len, (end - segment.first_step) * prepared.tokens_per_step)
+            for segment, end in zip(segments, ends, strict=True)
+        )
     )
 
 
@@ -36,10 +44,10 @@ def tokens(assignment: Assignment, steps: int, healing: int, begun: Tokens) -> T
     job, before, per_step = assignment.job, assignment.before, assignment.prepared.tokens_per_step
     ancestors = job.ancestors if assignment.experiment.evolution.weight_inheritance == "parent" else ()
     earlier, healed = before.steps, before.tokens.own // per_step - before.steps
-    mine = Trained(assignment.own_data_seed, earlier + steps - healing, healed + healing)
-    runs = [mine]
+    first, seed = assignment.first_step, assignment.data_seed
+    runs = [Trained(assignment.own_data_seed, earlier + steps - healing, healed + healing, first)]
     # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
-    runs += [Trained(assignment.data_seed(a.index), a.steps, a.tokens // per_step - a.steps) for a in ancestors]
+    runs += [Trained(seed, a.steps, a.tokens // per_step - a.steps, a.first_token // per_step) for a in ancestors]
     own = before.tokens.own + steps * per_step
     lineage = own + sum(ancestor.tokens for ancestor in ancestors) + begun.lineage
     return Tokens(own=own, lineage=lineage, unique=unique_tokens(assignment.prepared, runs) + begun.unique)

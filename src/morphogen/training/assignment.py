@@ -74,16 +74,22 @@ class Assignment(NamedTuple):
                 done = until
         return endings
 
-    def data_seed(self, index: int) -> int:
-        """Of the order in which candidate number `index` reads the text."""
-        return int(stream(self.job.seed, index, "data").integers(2**63))
+    @property
+    def data_seed(self) -> int:
+        """Of the order in which the run reads the text: one for all candidates, each of which begins at its place."""
+        return int(stream(self.job.seed, 0, "data").integers(2**63))
+
+    @property
+    def first_step(self) -> int:
+        """The candidate's place in that order; a repeat has an order of its own, from its beginning."""
+        return 0 if self.job.repeat else self.job.first_token // self.prepared.tokens_per_step
 
     @property
     def own_data_seed(self) -> int:
         """Of the order in which this candidate reads it; in a repeat that of all which are repeated."""
         if self.job.repeat:
             return int(stream(self.job.seed, self.job.repeat, "data/repeat").integers(2**63))
-        return self.data_seed(self.job.candidate.index)
+        return self.data_seed
 
     def seed(self, purpose: str) -> int:
         """Of one purpose of this candidate; `train.seed` gives other repeats of the same search. A repeat begins with

@@ -9,10 +9,12 @@ from morphogen.experiment import Experiment
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, held_out, sample_bpb
 from morphogen.network import LanguageModel
-from morphogen.training.trace import Trace
+from morphogen.training.trainer import Trainer
 
 #: What is measured before training, and stays on record however long that goes on.
 BEFORE_TRAINING = "bpb_inherited"
+#: The same of the weights that children will inherit, which are no averaged ones.
+AS_INHERITED = "bpb_sample"
 
 
 class Measurement:
@@ -29,26 +31,34 @@ class Measurement:
     def before_training(self, model: LanguageModel) -> None:
         """Bits per byte of inherited weights, on the first batches of every shard."""
         start = time.perf_counter()
-        data, bf16 = self._experiment.data, self._experiment.train.bf16
-        scores = held_out(model, self._mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
-        self.metrics[BEFORE_TRAINING] = sample_bpb(scores, self._mixture.prepared.eval_weights)
+        self.metrics[BEFORE_TRAINING] = self._sample(model)
         self.seconds += time.perf_counter() - start
 
-    def take(self, model: LanguageModel, trace: Trace, first_step: int) -> None:
-        """Every figure of the model as it is now. first_step: from which on the trace tells of the training shards."""
-        start = time.perf_counter()
-        subject = Subject(
-            model=model,
-            device=model.emb.weight.device,
-            mixture=self._mixture,
-            eval_tokens=self._experiment.data.eval_tokens,
-            bf16=self._experiment.train.bf16,
-            losses=trace.losses[first_step:],
-            grad_norms=trace.grad_norms[first_step:],
-            recorded=trace.figures,
-        )
-        metrics, timed = measured(subject)
+    def _sample(self, model: LanguageModel) -> float:
+        data, bf16 = self._experiment.data, self._experiment.train.bf16
+        scores = held_out(model, self._mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
+        return sample_bpb(scores, self._mixture.prepared.eval_weights)
+
+    def take(self, trainer: Trainer, first_step: int) -> None:
+        """Every figure of the model as it is now, of its averaged weights where there are such.
+
+        first_step: from which on the training was on the training shards.
+        """
+        start, trace = time.perf_counter(), trainer.trace
+        with trainer.measurable() as model:
+            subject = Subject(
+                model=model,
+                device=trainer.device,
+                mixture=self._mixture,
+                eval_tokens=self._experiment.data.eval_tokens,
+                bf16=self._experiment.train.bf16,
+                losses=trace.losses[first_step:],
+                grad_norms=trace.grad_norms[first_step:],
+                recorded=trace.figures,
+            )
+            metrics, timed = measured(subject)
         self.metrics |= metrics
+        self.metrics[AS_INHERITED] = self._sample(trainer.model)
         self.timed |= timed
         self.seconds += time.perf_counter() - start
 

@@ -145,6 +145,8 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     chosen = train.optimizer
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     lr = train.lr if chosen.lr is None else chosen.lr
+    if lr == "auto":
+        raise InputError("train.lr: got 'auto', which has to be found before anything is trained")
     weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
     decayed, plain = split_parameters(model)
 

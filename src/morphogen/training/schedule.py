@@ -2,32 +2,46 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from morphogen.experiment import Train
 
-#: The learning rate's end, as a share of its peak.
+#: Where a cosine ends, as a share of the highest rate.
 FINAL_SCALE = 0.1
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear from 1/(warmup + 1) to 1, then half a cosine to `FINAL_SCALE` at the last step. Ref: arXiv 1608.03983.
+    """A linear warm-up from 1/(warmup + 1) to 1, and then by `shape`:
 
-    steps: from the first to the last. warmup: how many of them lead to the highest rate.
+    constant: 1. cosine: half a cosine to `FINAL_SCALE` at the last step. Ref: arXiv 1608.03983.
+    wsd: 1, and over the last `decay` steps linear towards 0, which the step after the last would have.
+    Ref: arXiv 2404.06395.
+
+    steps: from the first to the last, the warm-up's included.
     """
 
     steps: int
     warmup: int
+    shape: Literal["constant", "cosine", "wsd"] = "constant"
+    decay: int = 0
 
     @classmethod
-    def of(cls, train: Train, steps: int) -> Self:
-        """As `train` says: its warm-up, but never more than half of a short run."""
-        return cls(steps, min(train.warmup, steps // 2))
+    def of(cls, train: Train, steps: int, *, begun: bool = False) -> Self:
+        """As `train` says: its warm-up, but never more than half of a short run.
+
+        begun: a training that goes on, moments and all: the warm-up is behind it.
+        """
+        warmup = 0 if begun else min(train.warmup, steps // 2)
+        decay = math.ceil(train.decay_share * steps) if train.schedule == "wsd" else 0
+        return cls(steps, warmup, train.schedule, min(decay, steps - warmup))
 
     def scale(self, step: int) -> float:
         """The share at a step, the first of which is 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        share = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
-        return FINAL_SCALE + (1.0 - FINAL_SCALE) * 0.5 * (1.0 + math.cos(math.pi * share))
+        if self.shape == "cosine":
+            share = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+            return FINAL_SCALE + (1.0 - FINAL_SCALE) * 0.5 * (1.0 + math.cos(math.pi * share))
+        left = self.steps - step
+        return left / (self.decay + 1) if self.shape == "wsd" and left <= self.decay else 1.0

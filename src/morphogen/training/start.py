@@ -23,7 +23,7 @@ def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, s
     """What the candidate starts from. InputError or RunError for weights that cannot be used, as `splice_job`, and for
     those of another tokenizer."""
     evolution, path = experiment.evolution, experiment.train.init_checkpoint
-    mode, with_moments = evolution.weight_inheritance, evolution.inherit_optimizer
+    mode, with_moments = evolution.weight_inheritance, evolution.keeps_moments
     if job.before is not None:
         return _own_weights(job, job.before, with_moments=with_moments)
     if mode == "init" and path is None:
@@ -38,7 +38,7 @@ def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, s
 def from_checkpoint(blueprint: Blueprint, experiment: Experiment, prepared: PreparedData, seed: int) -> Inherited:
     """The weights in `train.init_checkpoint`, carried to `blueprint`; InputError where they mean other tokens."""
     path = user_path(experiment.train.init_checkpoint or "", PLACE)
-    state, theirs, metadata = load_checkpoint(path)
+    state, theirs, metadata = load_checkpoint(path, measured=True)
     provenance = Provenance.from_metadata(metadata, path)
     drawn = plan(blueprint, [theirs])
     if provenance.tokenizer != prepared.tokenizer_digest:

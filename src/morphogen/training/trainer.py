@@ -6,7 +6,7 @@ B sequences, T1 tokens of a sequence: one more than there are targets.
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
+from morphogen.training.averaging import Averaging
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
 from morphogen.training.memory import PeakMemory
@@ -40,7 +41,8 @@ class Trainer:
     total_steps: of all calls together; the schedule spans them. seed: of dropout and of recurrences'
     noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
     moments: optimizer state to go on from; then only what is new warms up. loss: what a step descends on; None is
-    the `usual_loss`. The losses told and guarded are those of the text, whatever it is.
+    the `usual_loss`. The losses told and guarded are those of the text, whatever it is. earlier_steps: behind the
+    weights that it begins with, which decides how far back their average reaches.
     """
 
     def __init__(
@@ -53,17 +55,20 @@ class Trainer:
         seed: int,
         moments: Moments | None = None,
         loss: Loss | None = None,
+        earlier_steps: int = 0,
     ) -> None:
         self.train = train
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
         self.seed = seed
+        self.earlier_steps = earlier_steps
         self.device = model.emb.weight.device
         if train.bf16 and self.device.type == "mps":
             raise InputError("train.bf16: not available on device 'mps', expected false")
         self.loss = usual_loss(train) if loss is None else loss
         whole = Schedule.of(train, total_steps)
-        self.schedule = whole if moments is None else Schedule(total_steps, warmup=0)
+        # a cosine begins anew for every candidate, but not its warm-up, which is for moments
+        self.schedule = Schedule.of(train, total_steps, begun=moments is not None)
         self.guards = Guards(train, whole.warmup)
         self.memory = PeakMemory(self.device)
         self.trace = Trace()
@@ -76,11 +81,26 @@ class Trainer:
         """Goes on with another model from the next step on: one grown out of the present one.
 
         moments: of the present optimizer, carried to the new model's parameters. warmup: steps over which what is new
-        in it warms up on its own. schedule: of all steps from the first on; None goes on with the present one.
+        in it warms up on its own. schedule: of all steps from the first on; None goes on with the present one. The
+        average of the weights begins anew.
         """
         self.model, self.updater = self._taken(model, moments, warmup)
         if schedule is not None:
             self.schedule = schedule
+
+    @contextlib.contextmanager
+    def measurable(self) -> Iterator[LanguageModel]:
+        """The model with the weights that are to be measured: averaged ones at a constant rate, else its own."""
+        with contextlib.nullcontext() if self._averaging is None else self._averaging.in_place():
+            yield self.model
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged weights by name; empty where the weights themselves are measured."""
+        if self._averaging is None:
+            return {}
+        with self._averaging.in_place():
+            return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _taken(self, model: LanguageModel, moments: Moments | None, warmup: int) -> tuple[LanguageModel, Updater]:
         """The model made ready, and an optimizer of its own, which has the moments."""
@@ -89,6 +109,8 @@ class Trainer:
         updater = make_updater(model, self.train)
         if moments is not None:
             updater.adopt(moments, warmup)
+        averaged = self.train.schedule == "constant"
+        self._averaging = Averaging(updater.parameters, self.earlier_steps + self.step) if averaged else None
         # memory is measured where the recurrences take all their steps
         risen = max((math.ceil(loop.ramp * self.total_steps) for loop in model.blueprint.recurrences), default=0)
         self._memory_step = min(max(self.step + MEMORY_STEP, risen), self.total_steps - 1)
@@ -129,7 +151,9 @@ class Trainer:
     def _step(self, ids_BT1: Tensor) -> Tensor:
         """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
         if self.step == self._memory_step:
-            with self.memory.measure([*self.model.parameters(), *self.model.buffers(), *self.updater.state_tensors()]):
+            averages = [] if self._averaging is None else self._averaging.averages
+            state = [*self.model.buffers(), *self.updater.state_tensors(), *averages]
+            with self.memory.measure([*self.model.parameters(), *state]):
                 return self._update(ids_BT1)
         return self._update(ids_BT1)
 
@@ -146,6 +170,8 @@ class Trainer:
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
         self.updater.step(self.schedule.scale(self.step))
         record.give_back()
+        if self._averaging is not None:
+            self._averaging.update()
         means = record.means()
         self._figures = tuple(means)
         return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, *means.values()])

@@ -12,6 +12,7 @@ from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.estimates import known_of
+from morphogen.experiment import RATE_FOUND
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
 from morphogen.inherit.descent import Moments
 from morphogen.inherit.provenance import Provenance
@@ -23,6 +24,7 @@ from morphogen.training.allocator import memory_kept
 from morphogen.training.assignment import Assignment
 from morphogen.training.device import answers, choose_device, out_of_memory
 from morphogen.training.measurement import Measurement, turned_away
+from morphogen.training.range_test import find_rate, rates, steps_each
 from morphogen.training.schedule import Schedule
 from morphogen.training.start import starting_weights
 from morphogen.training.trace import Progress
@@ -110,21 +112,39 @@ class Trial:
         self.inheritance, self.begun = start.report, start.begun
         self.vocabulary = assignment.prepared.vocabulary()
         self.segments: list[accounts.Segment] = []
-        with _its_own():
-            model = self._begins(assignment.blueprint, start.state, 0)
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
+        self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
+        with _its_own():
+            self.rate_tests = self._find_rate(start.state) if assignment.experiment.train.searches_rate else 0
+            model = self._begins(assignment.blueprint, start.state, 0)
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         self.healing_steps = self._healing()
         self.trainer = Trainer(
             model,
-            assignment.experiment.train,
+            self.assignment.experiment.train,
             total_steps=self.endings[-1].step,
             tokens_per_step=assignment.prepared.tokens_per_step,
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments,
+            earlier_steps=assignment.before.steps + sum(ancestor.steps for ancestor in job.ancestors),
         )
         self.rung = -1
-        self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
+
+    def _find_rate(self, state: StateDict) -> int:
+        """Takes on the learning rate that suits these weights; how many steps it took to find it."""
+        assignment, total_steps = self.assignment, self.endings[-1].step
+        found = find_rate(
+            assignment.blueprint,
+            state,
+            assignment.experiment.train,
+            self.mixture,
+            total_steps=total_steps,
+            seed=assignment.seed("rate"),
+            device=self.device,
+        )
+        self.measurement.metrics[RATE_FOUND] = found
+        self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
+        return steps_each(total_steps) * len(rates(assignment.experiment.train))
 
     def _healing(self) -> int:
         """Steps on healing text that a child begins with whose splice was not exact."""
@@ -164,7 +184,7 @@ class Trial:
             stop = self._train(until_step, progress)
             at_gate = rung == 1 and self.assignment.gated
             if at_gate or stop is not None or until_step == self.endings[-1].step:
-                self.measurement.take(self.trainer.model, self.trainer.trace, self.healing_steps)
+                self.measurement.take(self.trainer, self.healing_steps)
                 self.rung = rung
             if at_gate and (found := turned_away(self.assignment.experiment, self.report(Status.TRAINED))):
                 why, reason = found
@@ -182,11 +202,12 @@ class Trial:
         trainer, healing, mixture = self.trainer, self.healing_steps, self.mixture
         stop = None
         if trainer.step < healing:
-            stop = trainer.run(mixture.healing_batch, min(healing, until_step), progress)
+            begins = self.assignment.first_step
+            stop = trainer.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
             if trainer.step == healing:
                 trainer.guards.new_text()
         if stop is None and trainer.step < until_step:
-            first = self.assignment.before.steps - healing
+            first = self.assignment.first_step + self.assignment.before.steps - healing
             stop = trainer.run(lambda step: mixture.batch(first + step), until_step, progress)
         if stop is StopReason.NOT_FINITE:
             loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
@@ -199,12 +220,13 @@ class Trial:
         # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
         name = job.candidate.id + ("" if job.before is None else f"-rung{self.rung}")
         where = f"checkpoints/{name}.safetensors"
-        if self.assignment.experiment.evolution.inherit_optimizer:  # first: where there are weights, there are moments
+        if self.assignment.experiment.evolution.keeps_moments:  # first: where there are weights, there are moments
             save_moments(Path(job.run_dir) / where, self.trainer.updater.moments())
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
         behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun)
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
-        save_checkpoint(Path(job.run_dir) / where, self.trainer.model.state_dict(), self.blueprint, extra)
+        state = self.trainer.model.state_dict()
+        save_checkpoint(Path(job.run_dir) / where, state, self.blueprint, extra, self.trainer.averages)
         return where
 
     def report(
@@ -228,7 +250,7 @@ class Trial:
             costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
             tokens=tokens,
             steps=before.steps + max(0, trainer.step - self.healing_steps),
-            flops=accounts.flops(self.assignment, self.segments, trainer.step),
+            flops=accounts.flops(self.assignment, self.segments, trainer.step, self.rate_tests),
             inheritance=self.inheritance,
             checkpoint=checkpoint,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,

@@ -40,5 +40,6 @@ def twin_job(job: Job) -> Job:
         parents=(),
         ancestors=(),
         before=None,
+        first_token=0,
         stages=(Stage(rung=job.stages[-1].rung, budget_tokens=budget_tokens),),
     )
