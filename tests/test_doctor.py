@@ -51,7 +51,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def swap(run: Path) -> None:
-    first, second, *_ = sorted((run / "checkpoints").iterdir())
+    first, second, *_ = sorted((run / "checkpoints").glob("*-????.safetensors"))
     shutil.copyfile(first, second)
 
 

@@ -17,11 +17,13 @@ import morphogen as mg
 from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import MOMENTS_SUFFIX, Job, Report, Status
 from morphogen.cli.console import Lines
+from morphogen.cli.doctor import examine
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError, RunError
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
+from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.run import evolve, load, settle
 from morphogen.session import Keep
@@ -138,8 +140,8 @@ def test_observers_hear_of_everything_in_order(experiment: Experiment, tmp_path:
     heard: list[Notice] = []
     evolve(experiment, tmp_path / "run", generations=1, observer=heard.append)
     measured = [notice for notice in heard if isinstance(notice, Measured)]
-    assert [(notice.position, notice.total) for notice in measured] == [(1, 1), (1, 3), (2, 3), (3, 3)]
-    assert sum(isinstance(notice, Training) for notice in heard) == 4 * 3
+    assert [(notice.position, notice.total) for notice in measured] == [(1, 1), (1, 4), (2, 4), (3, 4), (4, 4)]
+    assert sum(isinstance(notice, Training) for notice in heard) == 5 * 3
     assert [notice.generation.generation for notice in heard if isinstance(notice, Closed)] == [0, 1]
     assert isinstance(heard[-1], Ended)
 
@@ -162,7 +164,7 @@ def test_a_candidate_that_raises_is_recorded_and_costs_nothing_else(experiment: 
     (failed,) = [node for node in run.lineage.nodes if node.status is Status.FAILED]
     assert failed.index == 2
     assert failed.reason.startswith("ZeroDivisionError: on purpose (")
-    assert len(run.lineage.nodes) == 7
+    assert len(run.lineage.nodes) == 10
 
 
 def test_checkpoints_are_kept_where_and_as_long_as_asked(experiment: Experiment, tmp_path: Path) -> None:
@@ -437,3 +439,21 @@ def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_en
         evolve(halving, tmp_path / "parts", executor=Stops())
     evolve(halving, tmp_path / "parts", resume=True)
     same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_finalists_are_annealed_at_the_end_beside_their_own_figures(experiment: Experiment, tmp_path: Path) -> None:
+    evolution = experiment.evolution.model_copy(update={"generations": 1, "anneal_tokens": 256})
+    plain = evolve(experiment, tmp_path / "run", generations=1)
+    before = {entry.id: entry for entry in plain.frontier.candidates}
+    annealing = experiment.model_copy(update={"evolution": evolution})
+    run = evolve(annealing, tmp_path / "run", resume=True, keep=Keep(prune=True))
+    for entry in run.frontier.candidates:
+        assert entry.metrics["bpb_annealed"] != entry.metrics["bpb"] == before[entry.id].metrics["bpb"]
+        assert entry.flops > before[entry.id].flops
+        (file,) = (run.folder / "checkpoints").glob(f"{entry.id}~annealed-rung?.safetensors")
+        state, _, _ = load_checkpoint(file)
+        assert state.keys() == entry.weights().keys()
+    assert examine(run.folder) == []
+    once = untimed(run.folder / "frontier.json")
+    run.resume()
+    assert untimed(run.folder / "frontier.json") == once

@@ -194,7 +194,12 @@ def test_every_figure_of_a_run_is_declared_and_an_objective_without_a_value_ends
       ffn: {kind: dense, hidden: 32}
 """
     path = write_config(
-        tmp_path, **{plain: ALL_KINDS, "generations: 2, population: 3": "generations: 1, population: 1"}
+        tmp_path,
+        **{
+            plain: ALL_KINDS,
+            "generations: 2, population: 3": "generations: 1, population: 1, anneal_tokens: 128",
+            "lr: 0.01": "lr: auto",
+        },
     )
     text = path.read_text().replace("]\n  eval_tokens", ", {source: 'probe:mqar:4'}]\n  eval_tokens")
     made = "nothing: {op: weighted_sum, of: {params: 0.0}}, per_nothing: {op: ratio, of: [bpb, nothing]}"

@@ -133,7 +133,7 @@ def test_what_may_change_is_told_apart_and_what_is_recommended_works(copy: Path,
     assert code == 2
     assert "train.lr is 0.01 there and 0.02 here; the seed is 5 there and 1 here." in said
     assert "generations is" not in said
-    assert "With --resume may change: --generations, --device" in said
+    assert "With --resume may change: --generations, evolution.repeat" in said
     command = said.partition("goes on with: morphogen ")[2].partition("; or choose")[0]
     assert cli(*command.split())[0] == 0
     for args in (("--seed", "5"), ("--generations", "0"), ("--workers", "1")):
@@ -165,7 +165,7 @@ def test_a_checkpoint_to_start_from_may_lie_elsewhere_but_not_hold_something_els
     evolve(starting(one), copy / "warm")
     one.rename(other)
     evolve(starting(other), copy / "warm", resume=True)
-    (later,) = [path for path in (copy / "warm" / "checkpoints").iterdir() if path.suffix == ".safetensors"]
+    (later,) = [path for path in (copy / "warm" / "checkpoints").iterdir() if path.match("*-????.safetensors")]
     shutil.copyfile(later, other)
     with pytest.raises(RunError, match=r"other\.safetensors does not hold what it held then"):
         evolve(starting(other), copy / "warm", resume=True)

@@ -26,6 +26,8 @@ def moments_path(checkpoint: Path) -> Path:
     return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
 
 
+#: What stands behind the id of a finalist whose learning rate was brought down to zero.
+ANNEALED = "~annealed"
 #: What a candidate may be called, and hence its files: never a path, hidden, or too long a name for one.
 CandidateId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=200)]
 #: Where a candidate's weights lie below the run's folder: never outside it.

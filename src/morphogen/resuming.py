@@ -26,12 +26,12 @@ from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
 from morphogen.training.threads import default_threads
 
-#: Settings of the experiment that may differ when a run is resumed: generations may be added to it, and repeats; and
-#: who proposes candidates, which is recorded with each.
-MAY_DIFFER = frozenset({"evolution.generations", "evolution.repeat", "evolution.proposer"})
+#: Settings of the experiment that may differ when a run is resumed: what may be added to its end, and who proposes
+#: candidates, which is recorded with each.
+MAY_DIFFER = frozenset(f"evolution.{name}" for name in ("generations", "repeat", "anneal_tokens", "proposer"))
 MAY_CHANGE = (
-    "--generations, --device, --executor, --workers, --timeout, --memory-limit, --disk-budget, evolution.repeat, "
-    "evolution.proposer, which checkpoints are kept, and where files lie"
+    "--generations, evolution.repeat, evolution.anneal_tokens, evolution.proposer, --device, --executor, --workers, "
+    "--timeout, --memory-limit, --disk-budget, which checkpoints are kept, and where files lie"
 )
 #: A message names at most so many differences.
 SHOWN = 3

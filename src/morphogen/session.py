@@ -29,6 +29,7 @@ from morphogen.notices import (
 )
 from morphogen.report.wording import number, verdict
 from morphogen.retrain import retrain_lost
+from morphogen.search import annealing
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, retry, worth_a_stop
 from morphogen.search.repeats import bases, due
@@ -228,7 +229,7 @@ class Session:
             self.ledger.append(Stop(reason=FINISHED))
         self._export()
         if self.keep.prune:
-            self._drop_checkpoints(set(engine.frontier_ids))
+            self._drop_checkpoints({*engine.frontier_ids, *annealing.done(engine)})
         shown = against_root(engine)
         if line := verdict(shown, engine.reports, engine.evolution.objectives):
             self._write_log(line)
@@ -277,8 +278,8 @@ class Session:
             self._tell(Warned(f"proposer {refused.proposer}: a place is lost: {refused.reason}"))
 
     def _measure_again(self, executor: Executor) -> None:
-        """Finalists on other seeds, beside the root trained as long, where the experiment asks for it."""
-        while jobs := due(self.engine):
+        """Finalists annealed, and on other seeds beside the root trained as long, where the experiment asks for it."""
+        while jobs := annealing.due(self.engine) or due(self.engine):
             self.position, self.total, self.finished = 1, len(jobs), False
             candidates = {job.candidate.id: job.candidate for job in jobs}
             for report in self._carried_out(executor, jobs):
@@ -331,7 +332,8 @@ class Session:
 
     def _measured_again(self) -> dict[str, str]:
         """What the trainings beside the search have taken."""
-        reports = [repeated.report for repeated in self.engine.again.values()]
+        beside = self.engine.again.keys() - set(annealing.done(self.engine))
+        reports = [self.engine.again[id].report for id in sorted(beside)]
         if not reports:
             return {}
         tokens, flops = sum(report.tokens.own for report in reports), sum(report.flops for report in reports)

@@ -204,6 +204,9 @@ class Evolution(Frozen):
     """The least that an adapted weight falls to."""
     adaptive_mutation_max_weight: PositiveWeight = 5.0
     """The most that an adapted weight rises to."""
+    anneal_tokens: NonNegativeInt = 0
+    """Tokens over which the learning rate of those on the frontier falls to 0 at the run's end; what is then measured
+    stands beside their figures as `bpb_annealed`. 0: they are left as they are."""
     repeat: Annotated[int, Field(ge=0, le=100)] = 0
     """How often finalists are trained again on other seeds at the run's end, each beside the root trained as long: only
     then is it known which of them are better than the root. 0: never; an interval needs 2, and is worth something from

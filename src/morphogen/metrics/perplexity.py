@@ -187,6 +187,13 @@ declare(
         "children that inherit weights.",
     ),
     Figure(
+        "bpb_annealed",
+        unit="bits/byte",
+        better="min",
+        sort="search",
+        summary="`bpb` of a finalist after its rate was brought down to zero over `evolution.anneal_tokens`.",
+    ),
+    Figure(
         "bpb_sample",
         unit="bits/byte",
         better="min",

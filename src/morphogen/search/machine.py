@@ -10,7 +10,7 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic
 
-from morphogen.candidate import Candidate, Report, Status, stream
+from morphogen.candidate import ANNEALED, Candidate, Report, Status, stream
 from morphogen.errors import RunError, nearest
 from morphogen.estimates import known_of
 from morphogen.experiment import Evolution
@@ -361,6 +361,11 @@ class Search(Generic[G, T]):
         if id in self.again or id in self.candidates:
             raise RunError(f"{id} was measured again, but there is one of that name")
         self.again[id] = event.model_copy(update={"report": self._with_composites(event.report)})
+        base = id.removesuffix(ANNEALED)
+        if base != id and "bpb" in event.report.metrics:
+            report = self.reports[base]
+            metrics = {**report.metrics, "bpb_annealed": event.report.metrics["bpb"]}
+            self.reports[base] = report.replace(metrics=metrics, flops=event.report.flops)
 
     # ------------------------------------------------------------------------------------------------- close
 
