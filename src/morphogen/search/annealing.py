@@ -23,7 +23,9 @@ def anneal(engine: Engine, id: str) -> Job:
     stage = Stage(rung=max(2, report.rung + 1), budget_tokens=tokens)
     job = engine.job_of(engine.candidates[id].replace(id=f"{id}{ANNEALED}"), (stage,), before=report)
     falling = {"schedule": "wsd", "decay_share": 1.0, "max_tokens": report.tokens.own + tokens}
-    return job.replace(experiment={**job.experiment, "train": {**job.experiment["train"], **falling}})
+    plain = job.experiment
+    evolution = {**plain["evolution"], "rank_by": "inherited"}  # nobody is selected any more
+    return job.replace(experiment={**plain, "train": {**plain["train"], **falling}, "evolution": evolution})
 
 
 def done(engine: Engine) -> list[str]:

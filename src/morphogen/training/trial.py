@@ -46,7 +46,8 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
             trial = Trial(job, prepared)
             with _its_own():
                 report = trial.run(progress, keep=not job.repeat)
-                return with_twin(job, report, progress, trial.assignment.prepared) if has_twin(job, report) else report
+                judged = has_twin(job, trial.assignment.experiment.evolution, report)
+                return with_twin(job, report, progress, trial.assignment.prepared) if judged else report
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
     except CandidateError as error:

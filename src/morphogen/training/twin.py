@@ -7,6 +7,7 @@ weights, so that it is compared with the root and all other twins in pairs. The 
 """
 
 from morphogen.candidate import Job, Report, Stage, Status
+from morphogen.experiment import Evolution
 
 #: How much of what a candidate is compared by is its twin's figure; the rest is its own.
 SHARES = {"scratch": 1.0, "both": 0.5, "inherited": 0.0}
@@ -19,11 +20,10 @@ ALONE = {
 }
 
 
-def has_twin(job: Job, report: Report) -> bool:
+def has_twin(job: Job, evolution: Evolution, report: Report) -> bool:
     """Whether a candidate that was trained is judged by a twin: one with parents whose weights it inherited."""
-    evolution = job.experiment["evolution"]
-    inherits = bool(job.candidate.parents) and evolution["weight_inheritance"] == "parent"
-    return inherits and SHARES[evolution["rank_by"]] > 0.0 and report.status is Status.TRAINED and not job.repeat
+    inherits = bool(job.candidate.parents) and evolution.weight_inheritance == "parent"
+    return inherits and SHARES[evolution.rank_by] > 0.0 and report.status is Status.TRAINED and not job.repeat
 
 
 def twin_job(job: Job) -> Job:
