@@ -133,7 +133,7 @@ def test_what_may_change_is_told_apart_and_what_is_recommended_works(copy: Path,
     assert code == 2
     assert "train.lr is 0.01 there and 0.02 here; the seed is 5 there and 1 here." in said
     assert "generations is" not in said
-    assert "With --resume may change: --generations, evolution.repeat" in said
+    assert "With --resume may change: --generations, --device" in said
     command = said.partition("goes on with: morphogen ")[2].partition("; or choose")[0]
     assert cli(*command.split())[0] == 0
     for args in (("--seed", "5"), ("--generations", "0"), ("--workers", "1")):

@@ -30,8 +30,8 @@ from morphogen.training.threads import default_threads
 #: candidates, which is recorded with each.
 MAY_DIFFER = frozenset(f"evolution.{name}" for name in ("generations", "repeat", "anneal_tokens", "proposer"))
 MAY_CHANGE = (
-    "--generations, evolution.repeat, evolution.anneal_tokens, evolution.proposer, --device, --executor, --workers, "
-    "--timeout, --memory-limit, --disk-budget, which checkpoints are kept, and where files lie"
+    "--generations, --device, --executor, --workers, --timeout, --memory-limit, --disk-budget, evolution.repeat, "
+    "evolution.anneal_tokens, evolution.proposer, which checkpoints are kept, and where files lie"
 )
 #: A message names at most so many differences.
 SHOWN = 3
