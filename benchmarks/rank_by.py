@@ -95,6 +95,7 @@ def trained(
         seed=shop.experiment.train.seed,
         run_dir=str(shop.folder),
         device="cpu",
+        with_twin=parent is not None,
     )
     report = run_surrogate(job, prepared=shop.prepared)
     if parent is not None and report.checkpoint is not None:

@@ -335,6 +335,8 @@ class Job(Record):
     `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
     paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
     `first_token`: where in the run's text its training begins, the same for all candidates that are compared.
+    `with_twin`: whether a twin is trained beside it, by which selection judges. `twin`: that of the parent which it
+    continues, the same blueprint, so that none has to be trained.
     `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
     `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
     and which leaves no checkpoint.
@@ -349,6 +351,8 @@ class Job(Record):
     run_dir: str
     device: str
     before: Report | None = None
+    with_twin: bool = False
+    twin: Twin | None = None
     first_token: Whole = 0
     budget_tokens: Whole = 0
     repeat: Whole = 0

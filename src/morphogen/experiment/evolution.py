@@ -282,6 +282,13 @@ class Evolution(Frozen):
         return self.inherit_optimizer and goes_on
 
     @property
+    def twin_share(self) -> float:
+        """How much of what a child is compared by is its twin's figure; the rest is its own. 0 where there are no
+        twins, as of weights that nobody handed down."""
+        share = {"scratch": 1.0, "both": 0.5, "inherited": 0.0}[self.rank_by]
+        return share if self.weight_inheritance == "parent" else 0.0
+
+    @property
     def edits(self) -> bool:
         """Whether children differ from their parents; not so in the control."""
         return self.baseline != "control" and self.steps[1] > 0

@@ -9,7 +9,7 @@ from typing import Self
 
 from morphogen.blueprint.diff import Traits
 from morphogen.blueprint.record import understood
-from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage
+from morphogen.candidate import Ancestor, Candidate, Job, Measured, ParentRef, Report, Stage, Twin
 from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import RATE_FOUND, Experiment
@@ -99,7 +99,19 @@ class Engine(Search[Design, Traits]):
         """
         budget_tokens = sum(stage.budget_tokens for stage in self.scaled(candidate, stages(self.evolution)))
         planned = self.scaled(candidate, rounds(self.evolution)[number])
-        return self.job_of(candidate, planned, before=before, budget_tokens=budget_tokens)
+        job = self.job_of(candidate, planned, before=before, budget_tokens=budget_tokens)
+        if not candidate.parents or not self.evolution.twin_share:
+            return job
+        if candidate.continues:
+            return job.replace(twin=self._twin(candidate.parents[0]))
+        return job.replace(with_twin=True)
+
+    def _twin(self, id: str) -> Twin:
+        """That of a trained candidate; the root is its own."""
+        report, share = self.reports[id], self.evolution.twin_share
+        its = {name: dict(report)[name] for name in Measured.model_fields}
+        own = Twin(**its, share=share, tokens=report.tokens.own, steps=report.steps, flops=report.flops)
+        return own if report.twin is None else report.twin
 
     def job_of(
         self,

@@ -29,7 +29,7 @@ from morphogen.training.schedule import Schedule
 from morphogen.training.start import starting_weights
 from morphogen.training.trace import Progress
 from morphogen.training.trainer import Trainer
-from morphogen.training.twin import SHARES, has_twin, twin_job
+from morphogen.training.twin import twin_job
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -46,8 +46,7 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
             trial = Trial(job, prepared)
             with _its_own():
                 report = trial.run(progress, keep=not job.repeat)
-                judged = has_twin(job, trial.assignment.experiment.evolution, report)
-                return with_twin(job, report, progress, trial.assignment.prepared) if judged else report
+                return with_twin(job, report, progress, trial.assignment)
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
     except CandidateError as error:
@@ -69,9 +68,16 @@ def _its_own() -> Iterator[None]:
         raise CandidateError(str(error)) from error
 
 
-def with_twin(job: Job, report: Report, progress: Progress | None, prepared: PreparedData) -> Report:
-    """The report of a trained candidate, with what its twin found; a candidate without a sound twin has failed."""
-    trial = Trial(twin_job(job), prepared)
+def with_twin(job: Job, report: Report, progress: Progress | None, assignment: Assignment) -> Report:
+    """The report of a candidate; of one that was trained with what its twin found, where it has one.
+
+    A candidate without a sound twin has failed.
+    """
+    if report.status is not Status.TRAINED:
+        return report
+    if not job.with_twin:
+        return report.replace(twin=job.twin)
+    trial = Trial(twin_job(job), assignment.prepared)
     try:
         found = trial.run(progress, keep=False)
     except DivergedError as error:
@@ -79,7 +85,7 @@ def with_twin(job: Job, report: Report, progress: Progress | None, prepared: Pre
         return report.replace(status=Status.FAILED, reason=reason, stop_reason=StopReason.NOT_FINITE, nan_seen=True)
     twin = Twin(
         **{name: dict(found)[name] for name in Measured.model_fields},
-        share=SHARES[job.experiment["evolution"]["rank_by"]],
+        share=assignment.experiment.evolution.twin_share,
         tokens=found.tokens.own,
         steps=found.steps,
         flops=found.flops,

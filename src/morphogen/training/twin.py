@@ -6,11 +6,8 @@ the root began with, in the same order, and every tensor that both have (gene, n
 weights, so that it is compared with the root and all other twins in pairs. The root is its own twin.
 """
 
-from morphogen.candidate import Job, Report, Stage, Status
-from morphogen.experiment import Evolution
+from morphogen.candidate import Job, Stage
 
-#: How much of what a candidate is compared by is its twin's figure; the rest is its own.
-SHARES = {"scratch": 1.0, "both": 0.5, "inherited": 0.0}
 #: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
 ALONE = {
     "rank_by": "inherited",
@@ -18,12 +15,6 @@ ALONE = {
     "inherit_optimizer": False,
     "rung1_gates": {},
 }
-
-
-def has_twin(job: Job, evolution: Evolution, report: Report) -> bool:
-    """Whether a candidate that was trained is judged by a twin: one with parents whose weights it inherited."""
-    inherits = bool(job.candidate.parents) and evolution.weight_inheritance == "parent"
-    return inherits and SHARES[evolution.rank_by] > 0.0 and report.status is Status.TRAINED and not job.repeat
 
 
 def twin_job(job: Job) -> Job:
@@ -35,6 +26,7 @@ def twin_job(job: Job) -> Job:
     earlier = job.before.tokens.own if job.before is not None else 0
     budget_tokens = earlier + sum(stage.budget_tokens for stage in job.stages)
     return job.replace(
+        with_twin=False,
         experiment=experiment,
         candidate=job.candidate.replace(index=0, generation=0, parents=(), edits=()),
         parents=(),
