@@ -189,7 +189,7 @@ def test_moments_go_with_their_weights_in_the_budget_and_are_looked_at(sound: Pa
     evolve(experiment, tmp_path / "run", generations=1)
     files = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert sum(path.name.endswith(MOMENTS_SUFFIX) for path in files) == len(files) / 2
-    budget = 11 * sum(path.stat().st_size for path in files) // 10  # a run of half as many candidates would fit
+    budget = 15 * sum(path.stat().st_size for path in files) // 10  # too little for all seven of the longer run
     evolve(experiment, tmp_path / "less", generations=2, keep=Keep(disk_budget=budget))
     left = sorted((tmp_path / "less" / "checkpoints").iterdir())
     assert sum(path.stat().st_size for path in left) <= budget

@@ -113,14 +113,14 @@ def _checkpoints(folder: Path, engine: Engine, finished: bool) -> Iterator[Findi
         wanted = Blueprint.model_validate(engine.candidates[report.id].as_trained(report).blueprint)
         try:
             _, blueprint, extra = load_checkpoint(path)
-            if engine.experiment.evolution.keeps_moments:
+            held = extra.get("candidate")
+            if held != report.id or blueprint != wanted:
+                yield Finding(str(path), f"holds {held}, not {report.id}", RETRAIN)
+            elif engine.experiment.evolution.keeps_moments:
                 load_moments(path, blueprint)
         except MorphogenError as error:
             wrong = str(error).removeprefix(f"{path}: ")
             yield Finding(str(path), wrong, RETRAIN)
-            continue
-        if extra.get("candidate") != report.id or blueprint != wanted:
-            yield Finding(str(path), f"holds {extra.get('candidate')}, not {report.id}", RETRAIN)
 
 
 def _failures(folder: Path, engine: Engine) -> Iterator[Finding]:
