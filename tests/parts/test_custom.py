@@ -238,15 +238,20 @@ PUTS_IN = {
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """A kind of this test's for the slot of an operator, gone after it."""
-    slot = PUTS_IN[request.param][0]
+    operator, module = request.param
+    slot = PUTS_IN[operator][0]
     body = {"__annotations__": {"kind": Literal["seen_here"]}, "kind": "seen_here", "slot": slot}
-    type("SeenHere", (Bottleneck,), {**body, "__module__": __name__})
+    type("SeenHere", (Bottleneck,), {**body, "__module__": module})
     yield "seen_here"
     del REGISTRY[slot, "seen_here"]
 
 
-@pytest.mark.parametrize(("kind", "operator"), [(name, name) for name in PUTS_IN], indirect=["kind"])
-def test_operators_choose_among_the_kinds_of_other_packages_too(kind: str, operator: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [((name, module), name) for name in PUTS_IN for module in (__name__, "morphogen.parts.new")],
+    indirect=["kind"],
+)
+def test_operators_choose_among_new_kinds_too_of_other_packages_and_ours(kind: str, operator: str) -> None:
     blueprint = Blueprint.model_validate({**PLAIN, "blocks": [PUTS_IN[operator][1]]})
     children = [edit(blueprint, operator, seed) for seed in range(40)]
     with_kind = [(child, done) for child, done in children if kind in child.model_dump_json()]

@@ -11,6 +11,8 @@ from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, initial_state
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.contract.part import REGISTRY
+from morphogen.parts.contract.registry import SETTLED
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.variation import structure
@@ -205,3 +207,16 @@ def test_a_removed_branch_takes_what_acted_on_it_along():
 def test_plain_attention_is_about_as_wide_as_the_stream(dim, width):
     part = plain_attention(dim)
     assert part.heads * part.head_dim == width
+
+
+def test_every_operator_that_puts_in_one_extra_exactly_is_among_those_that_two_are_drawn_from():
+    """A new one goes into `structure.INSERTIONS`."""
+    blueprint = three()
+    block, ctx = blueprint.blocks[0], blueprint.context()
+    exact = [op.act for op in OPERATORS.values() if op.level == "block" and op.preserves is True]
+    children = {act: act(block, ctx, np.random.default_rng(0)) for act in exact}
+    assert {act for act, child in children.items() if child and len(child.extras) == 1} == set(structure.INSERTIONS)
+
+
+def test_settled_are_kinds_that_are():
+    assert {kind for _, kind in REGISTRY} >= SETTLED

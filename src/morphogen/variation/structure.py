@@ -46,7 +46,7 @@ def plain_ffn(dim: int) -> MLP:
 
 
 def attentions(ctx: Context) -> list[Part]:
-    """What comes where attention is put in: ours, and the kinds of other packages."""
+    """What comes where attention is put in: the plain one, and every kind that is not settled."""
     return [plain_attention(ctx.dim), *PartIn("attn").newcomers(ctx)]
 
 

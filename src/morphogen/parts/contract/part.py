@@ -121,7 +121,7 @@ class Part(Frozen):
     def anew(cls, kind: str, ctx: Context) -> "Part | None":
         """The part of this kind that evolution puts where there is none. By default that of default fields.
 
-        Asked only of kinds of other packages: those of morphogen have operators that put them in.
+        Not asked of the kinds that operators of their own alone put in (`registry.SETTLED`).
 
         Args:
             kind: The kind, where the class has several.

@@ -16,6 +16,14 @@ from morphogen.parts.contract.part import Context, Modifier, Part, kinds_of, reg
 
 #: How a union's tag looks in a pydantic error location, so that messages can leave it out.
 TAG = "kind="
+#: Kinds that evolution puts in by operators of their own alone. Every other kind, whoever wrote it, is also drawn by
+#: the operators that choose among kinds (`PartIn.newcomers`), so that a new kind need not be entered anywhere.
+SETTLED = frozenset(
+    {
+        *("MHA", "GQA", "MQA", "MLA", "LINEAR", "mamba", "mamba2", "dense", "moe", "custom", "short_conv"),
+        *("assoc_memory", "chunk_memory", "memory_tokens", "retro", "branch_router", "gated", "layer_scale"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,8 @@ class PartIn:
         return {kind: cls for kind, cls in (registered(self.slot) | more).items() if kind not in self.without}
 
     def newcomers(self, ctx: Context) -> list[Part]:
-        """A new part of every kind here that comes from another package and changes nothing when put in, by name."""
-        outside = sorted((kind, cls) for kind, cls in self.choices().items() if not _ours(cls))
-        made = (cls.anew(kind, ctx) for kind, cls in outside)
+        """A new part of every kind here that is not `SETTLED` and changes nothing when put in, by name."""
+        made = (cls.anew(kind, ctx) for kind, cls in sorted(self.choices().items()) if kind not in SETTLED)
         return [part for part in made if part is not None and part.neutral()]
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -79,10 +86,6 @@ class PartIn:
             load_kinds()  # the message lists them
         choices = self.choices()
         return None if choices.keys() == own.keys() else _union(self, tuple(choices.items()))
-
-
-def _ours(cls: type[Part]) -> bool:
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _tag(value: object) -> str | None:

@@ -167,7 +167,7 @@ def ready_made() -> list["Custom"]:
 
 
 def offered_extras(ctx: Context) -> list[Part]:
-    """What other packages offer as extras: plug-ins, and kinds of their own."""
+    """Extras that no operator of morphogen's own puts in: plug-ins, and kinds, whoever wrote them."""
     return [*ready_made(), *PartIn("extra").newcomers(ctx)]
 
 
@@ -181,7 +181,7 @@ def _named(extra: Part) -> tuple[str, str]:
 
 @block_operator(preserves=True)
 def insert_custom_module(block: BlockT, ctx: Context, rng: np.random.Generator) -> BlockT | None:
-    """An extra of an installed package, with its defaults; its output starts at zero."""
+    """An extra of an installed package, or of a kind without an operator of its own; its output starts at zero."""
     present = {_named(extra) for extra in block.extras}
     new = pick(rng, [extra for extra in offered_extras(ctx) if _named(extra) not in present])
     return None if new is None else block.evolve(extras=(*block.extras, new))
