@@ -46,7 +46,7 @@ class Entry(Record):
     @model_serializer(mode="wrap")
     def _without_what_nobody_measured(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        return {name: value for name, value in found.items() if name not in ("errors", "against_root") or value}
+        return {name: value for name, value in found.items() if name not in ("errors", "twin", "against_root") or value}
 
 
 class Frontier(Document):
