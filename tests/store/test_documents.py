@@ -74,7 +74,7 @@ def test_frontier_has_the_agreed_keys_in_order_of_index():
     data = json.loads(frontier().to_json())
     assert set(data) == {"schema_version", "run", "objectives", "hypervolume", "candidates"}
     assert [entry["id"] for entry in data["candidates"]] == ["seed-0-a", "widen_ffn-1-b"]
-    agreed = "id blueprint parents edits metrics costs tokens flops inheritance checkpoint status timed against_root"
+    agreed = "id blueprint parents edits metrics costs tokens flops inheritance checkpoint status timed"
     assert all(set(entry) == set(agreed.split()) for entry in data["candidates"])
     assert data["candidates"][1]["tokens"] == {"own": 5, "lineage": 10, "unique": 8}
     assert data["candidates"][1]["edits"][0]["changes"] == [{"path": "blocks.b0.ffn.hidden", "before": 64, "after": 96}]
