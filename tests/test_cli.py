@@ -17,6 +17,7 @@ from rich.console import Console
 from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
+from morphogen.cli.commands import app
 from morphogen.cli.commands.known import SCHEMAS
 from morphogen.cli.console import Lines, Live, observer_for
 from morphogen.cli.explain import forecast
@@ -62,8 +63,12 @@ def test_alone_it_prints_help_and_with_version_its_version(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("run", "validate", "explain", "diff", "schema", "operators", "lineage", "status"):
-        assert command in out
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert re.search(rf"^  {command.callback.__name__} +\w", out, re.M)
+        assert f"morphogen {command.callback.__name__}" in (ROOT / "README.md").read_text(), (
+            "its commands name every one"
+        )
 
 
 def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A hundred bad inputs over every command and flag: exit 2, one message that names the place, nothing on disk changed.
+"""Bad inputs to every command: exit 2, one message that names the place, nothing on disk changed.
 
 Files, folders, ledgers and checkpoints here are made to harm: to write elsewhere, to run code, to take forever. What is
 merely mistaken is in test_bad_input.py.
@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from morphogen.cli.commands import app
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.run import evolve, load
 from morphogen.store.ledger import _digest
@@ -510,8 +511,19 @@ CASES: dict[str, Case] = {
     "a thousand million seeds of fidelity": (nothing, "fidelity @/run --seeds 1000000000", "--seeds: got"),
     "the best of none": (nothing, "fidelity @/run --top-k 0", "--top-k: got 0"),
     "long beyond all time": (nothing, f"fidelity @/run --long {10**30}", "--long: got 1"),
+    "a program's question about a ledger of paths": (forged("asked", called("../x")), "ask @/run", "candidates.0.id"),
+    "proposals that are a pipe": (pipe("p.json"), "tell @/run @/p.json", "p.json"),
+    "proposals nested beyond use": (text("p.json", DEEP), "tell @/run @/p.json", "p.json"),
+    "a schema of no file": (nothing, "schema ../x", "../x"),
+    "figures of something": (nothing, "figures @/run", "/run"),
     "an unknown figure": (nothing, "verify @/run --metric \x1b[2J", "--metric: got"),
 }  # fmt: skip
+
+
+def test_every_command_has_a_case() -> None:
+    registered = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    missing = registered - {args.split()[0] for _, args, _ in CASES.values()} - {"doctor"}  # which is tried below
+    assert not missing, f"add a case for {', '.join(sorted(missing))} to CASES"
 
 
 @pytest.mark.parametrize("what", CASES)

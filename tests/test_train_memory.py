@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.cost import Step, costs
 from morphogen.experiment import Data, Experiment, Train
 from morphogen.network import build
+from morphogen.parts.contract.part import REGISTRY
 from morphogen.training.trainer import Trainer
 
 #: The estimate is at most so many times too large or too small.
@@ -50,6 +51,16 @@ def both(
     ids = np.random.default_rng(0).integers(vocab, size=(3, 4, T + 1))
     trainer.run(lambda step: ids[step], 3)
     return costs(blueprint, T, Step.of(settings, data))["train_memory_bytes"], float(trainer.memory.bytes)
+
+
+#: Kinds of part whose steps are not measured: those that act on other branches, and those that wrap one.
+UNMEASURED = {"MQA", "layer_scale", "branch_router", "custom"}
+
+
+def test_kinds_has_every_kind() -> None:
+    """A new kind gets a block in `KINDS`."""
+    there = {part.label for block in KINDS.values() for _, _, part in Block.model_validate(block).parts()}
+    assert {kind for _, kind in REGISTRY} - there == UNMEASURED
 
 
 @pytest.mark.parametrize("kind", KINDS)

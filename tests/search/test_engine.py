@@ -20,6 +20,7 @@ from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.births import ID_LENGTH, candidate_id
 from morphogen.search.engine import Engine
 from morphogen.search.novelty import NEIGHBOURS
+from morphogen.selection.parents import SELECTORS
 from morphogen.store.frontier import build_frontier
 from morphogen.store.ledger import Asked, Reported, Stop
 from morphogen.store.lineage import build_lineage
@@ -477,7 +478,7 @@ def test_novelty_costs_nothing_unless_asked_for(monkeypatch):
     run(engine(generations=2))
 
 
-@pytest.mark.parametrize("selection", ["weighted", "pareto_uniform", "lexicase"])
+@pytest.mark.parametrize("selection", SELECTORS)
 def test_every_parent_selection_runs(selection):
     search = engine(parent_selection=selection, weights={"ppl": 1.0}, generations=2)
     run(search, evaluate=lambda candidate: measure(candidate, ppl=float(candidate.index)))

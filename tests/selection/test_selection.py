@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -436,3 +437,9 @@ def test_selection_store_and_report_never_import_torch():
     code = "import sys;" + ";".join(f"import morphogen.{m}" for m in modules) + ";print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("rules", [SELECTORS, SURVIVAL])
+def test_the_docs_say_what_every_rule_of_selection_does(rules):
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
+    assert [name for name in rules if f"`{name}`" not in text[text.index("**Who breeds**") :]] == []

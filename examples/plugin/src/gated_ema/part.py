@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
 
 class GatedEMA(Part):
-    """o(sigmoid(g) ⊙ y) with u, g = W x and y_t = a·y_{t−1} + (1 − a)·u_t, where each channel learns its a.
-
-    width: channels.
-    """
+    """o(sigmoid(g) ⊙ y) with u, g = W x and y_t = a·y_{t−1} + (1 − a)·u_t, where each channel learns its a."""
 
     slot: ClassVar = "extra"
     neutral_fields: ClassVar = frozenset({"width"})
 
     kind: Literal["gated_ema"] = "gated_ema"
     width: PositiveInt = 32
+    """Channels."""
 
     @classmethod
     def anew(cls, kind: str, ctx: Context) -> "GatedEMA":

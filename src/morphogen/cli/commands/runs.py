@@ -1,4 +1,4 @@
-"""Commands that look at a run's folder and change nothing in it: `status`, `lineage`, `doctor`."""
+"""Commands that look at a run's folder and change nothing in it."""
 
 import json
 from typing import Annotated
