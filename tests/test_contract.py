@@ -1,6 +1,7 @@
 """The part contract (DESIGN section 4): the shipped suite over every registered kind and operator."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,16 @@ from hypothesis import strategies as st
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.parts.contract.operator import OPERATORS
-from morphogen.parts.contract.part import REGISTRY
+from morphogen.parts.contract.part import REGISTRY, Context, Cost
+from morphogen.parts.memory.memory_tokens import MemoryTokens
+from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.testing import contract_tests
-from morphogen.testing.contract import TOLERATED
+from morphogen.testing.contract import (
+    TOLERATED,
+    Check,
+    caches_hold_the_bytes_that_cost_says,
+    flops_are_those_counted,
+)
 from morphogen.testing.fields import parts_of
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
 from morphogen.variation.operator import apply_operator
@@ -33,6 +41,49 @@ def _plugin() -> Iterator[None]:
 
 
 test_contract = contract_tests(*KINDS)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "message"),
+    [
+        (flops_are_those_counted, {"flops": 0.9}, "short_conv: cost says .* FLOPs per token"),
+        (flops_are_those_counted, {"flops": 1.1}, "short_conv: cost says .* FLOPs per token"),
+        (flops_are_those_counted, {"elementwise": 0.0}, "short_conv: cost says .* 0 of them elementwise"),
+        (caches_hold_the_bytes_that_cost_says, {"state_bytes": 0.5}, "short_conv: cost says -192 bytes of cache"),
+        (caches_hold_the_bytes_that_cost_says, {"state_bytes": 2.0}, r"short_conv: cost says \+384 bytes of cache"),
+    ],
+)
+def test_a_cost_that_is_not_what_is_counted_fails(
+    check: Check, wrong: dict[str, float], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ShortConv.cost
+
+    def costed(part: ShortConv, ctx: Context) -> Cost:
+        cost = real(part, ctx)
+        return replace(cost, **{name: factor * vars(cost)[name] for name, factor in wrong.items()})
+
+    block = {"extras": [{"kind": "short_conv", "kernel": 13, "width": 16}]}
+    blueprint = Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": [block]})
+    assert_holds(check, blueprint)
+    monkeypatch.setattr(ShortConv, "cost", costed)
+    with pytest.raises(AssertionError, match=message):
+        assert_holds(check, blueprint)
+
+
+def test_memory_tokens_serve_as_an_expert_that_no_token_chooses() -> None:
+    part, ctx = MemoryTokens(heads=1, head_dim=3, tokens=2), Context(8, "rmsnorm", VOCAB, 0.02, 1)
+    assert part.build(ctx)(torch.zeros(1, 0, 8)).shape == (1, 0, 8)
+
+
+def assert_holds(check: Check, blueprint: Blueprint) -> None:
+    """One check of one blueprint."""
+
+    @settings(max_examples=1)
+    @given(data=st.data())
+    def run(data: st.DataObject) -> None:
+        check(blueprint, data)
+
+    run()
 
 
 @pytest.mark.parametrize(("slot", "kind"), [key for key in KINDS if key != ("extra", "custom")])

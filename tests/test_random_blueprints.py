@@ -12,9 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counting import counted_flops, undropped, unseen_flops
 from morphogen.blueprint.schema import Blueprint
-from morphogen.cost import costs
+from morphogen.cost import costs, total
 from morphogen.experiment import Train
 from morphogen.network import Cache, LanguageModel, assemble, build
 from morphogen.parts.attention.kv_policy import Cached
@@ -25,17 +24,17 @@ from morphogen.parts.contract.part import REGISTRY, Part
 from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.memory.readers import SlotReader
 from morphogen.parts.memory.retro import AGGREGATORS
+from morphogen.testing.contract import COUNTED, FLOPS
+from morphogen.testing.counting import counted_flops, undropped
 from morphogen.testing.models import ids_of, stirred, uncut
 from morphogen.training.trainer import Trainer
 from strategies import VOCAB, blueprints, experts, moes
 
 #: Tokens: more than one tile of attention and one chunk of every scan.
 TOKENS = 72
-#: Tokens for the FLOPs: as many choices as any number of places up to 6 divides.
-COUNTED = 60
 #: Tokens of a training sequence.
 TRAINED = 16
-LEAK, AGREE, FP64, FLOPS = 1e-5, 1e-4, 1e-10, 0.05
+LEAK, AGREE, FP64 = 1e-5, 1e-4, 1e-10
 #: Field -> values that must each be drawn.
 CHOICES = {
     "sparsity": SPARSITIES,
@@ -135,8 +134,9 @@ def costs_what_is_predicted(blueprint: Blueprint) -> None:
     model = build(blueprint)
     predicted = costs(blueprint, COUNTED)
     assert predicted["params"] == sum(parameter.numel() for parameter in model.parameters())
-    even = undropped(blueprint)
-    counted = counted_flops(build(even), ids_of(0, COUNTED, batch=1)) / COUNTED + unseen_flops(even, COUNTED)
+    even, ids_1T = undropped(blueprint), ids_of(0, COUNTED, batch=1)
+    running = build(even).eval()
+    counted = counted_flops(lambda: running(ids_1T)) / COUNTED + total(even, COUNTED).elementwise
     assert predicted["flops_per_token"] == pytest.approx(counted, rel=FLOPS)
     caches_what_is_predicted(blueprint, model)
 

@@ -3,10 +3,12 @@
 B batch, T tokens, V vocabulary, D model dim
 """
 
+import functools
 import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,14 +20,23 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.network import Cache, LanguageModel, assemble, build
-from morphogen.parts.contract.branch import Branch
-from morphogen.parts.contract.part import Part, kinds_of
+from morphogen.parts.contract.branch import Branch, Modulation
+from morphogen.parts.contract.part import Modifier, Part, kinds_of
 from morphogen.parts.contract.tensors import flat
+from morphogen.testing.counting import counted_flops, held_bytes, undropped
 from morphogen.testing.models import TOKENS, ids_of, logits, loss_of, stirred, uncut
 from morphogen.testing.strategies import VOCAB, blueprints_with
 
 #: Drawn blueprints for each check of a kind.
 EXAMPLES = 8
+#: Tokens for the FLOPs: as many choices as any number of places up to 6 divides.
+COUNTED = 60
+#: Sequences for the FLOPs of a part: so many that what a grouped matmul adds to fill its groups is little.
+BATCH = 8
+#: Tokens fed one by one when bytes are compared: as many as a memory ever lets wait.
+ALONE = 16
+#: How far predicted and counted FLOPs of a part may lie apart.
+FLOPS = 0.05
 #: Of Hypothesis's health checks those that the size of a model, and fields that may not go together, would fail.
 TOLERATED = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 
@@ -172,6 +183,59 @@ def cost_is_positive_and_grows_with_width(blueprint: Blueprint, data: st.DataObj
     assert parameter_count(blueprint) == sum(p.numel() for p in model.parameters())
 
 
+def flops_are_those_counted(blueprint: Blueprint, data: st.DataObject) -> None:
+    """The parts of the first block, each alone: what torch counts of matrix products, with what the part declares
+    beside them, within 5 %."""
+    blueprint = _first_block(undropped(blueprint))
+    model = assemble(blueprint, stirred(blueprint, dtype=torch.float32)).eval()
+    x_BTD = torch.randn(BATCH, COUNTED, blueprint.emb.dim, generator=torch.Generator().manual_seed(5))
+    for gene in blueprint.genes(COUNTED)[1:]:
+        module, cost = model.get_submodule(gene.prefix), gene.part.cost(gene.ctx)
+        counted = counted_flops(functools.partial(_run, gene.part, module, x_BTD)) / (BATCH * COUNTED)
+        assert counted + cost.elementwise == pytest.approx(cost.flops, rel=FLOPS), (
+            f"{gene.part.label}: cost says {cost.flops:,.0f} FLOPs per token, {cost.elementwise:,.0f} of them "
+            f"elementwise; counted are {counted:,.0f} that are not"
+        )
+
+
+def caches_hold_the_bytes_that_cost_says(blueprint: Blueprint, data: st.DataObject) -> None:
+    """The branches of the first block, each alone, decoding in bf16: never more at any length, and at some that much.
+
+    Fewer may be held where tokens wait to be summarised.
+    """
+    blueprint = _first_block(blueprint)
+    model = assemble(blueprint, stirred(blueprint, dtype=torch.float32)).eval()
+    x_BTD = torch.randn(1, TOKENS, blueprint.emb.dim, generator=torch.Generator().manual_seed(5))
+    for gene in blueprint.genes()[1:]:
+        module, state, spare = model.get_submodule(gene.prefix), dict[str, torch.Tensor](), list[float]()
+        if not isinstance(module, Branch):
+            continue
+        for start, end in itertools.pairwise([0, *range(TOKENS - ALONE, TOKENS + 1)]):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                module.extend(x_BTD[:, start:end], state)
+            cost = gene.part.cost(replace(gene.ctx, seq_len=end))
+            spare.append(cost.kv_bytes * end + cost.state_bytes - held_bytes(state))
+        assert min(spare) == pytest.approx(0.0, abs=1e-3), (
+            f"{gene.part.label}: cost says {min(spare):+,.0f} bytes of cache beyond what is held, expected 0 at some "
+            "length and never fewer"
+        )
+
+
+def _first_block(blueprint: Blueprint) -> Blueprint:
+    """Nothing but the first block, run once."""
+    return blueprint.model_copy(update={"blocks": blueprint.blocks[:1], "recurrences": ()})
+
+
+def _run(part: Part, module: torch.nn.Module, x_BTD: torch.Tensor) -> None:
+    """A branch, or a modifier on as many branches as it acts on."""
+    if isinstance(module, Modulation):
+        seen = module.look(x_BTD)
+        for slot in part.acts_on() if isinstance(part, Modifier) else ():
+            module.modulate(slot, x_BTD, seen)
+    else:
+        module(x_BTD)
+
+
 def without_dead_units(blueprint: Blueprint, split: bool = False) -> Blueprint:
     """The same with no unit that may be dead by nature on the few tokens of a test.
 
@@ -201,4 +265,6 @@ CHECKS: tuple[Check, ...] = (
     a_sequence_fed_in_pieces_gives_the_same_output,
     every_parameter_gets_a_gradient,
     cost_is_positive_and_grows_with_width,
+    flops_are_those_counted,
+    caches_hold_the_bytes_that_cost_says,
 )

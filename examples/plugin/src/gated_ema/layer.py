@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gated_ema.part import GatedEMA
+from gated_ema.part import CHUNK, GatedEMA
 from morphogen.ops.ssd import ssd
 from morphogen.parts.contract.branch import Branch, State
 from morphogen.parts.contract.layers import Linear, make_norm
@@ -23,6 +23,7 @@ def ema(u_BTW: Tensor, logit_W: Tensor, past_BW: Tensor | None = None) -> tuple[
         ones_BT1,
         torch.zeros_like(logit_W),
         start_B1W1,
+        CHUNK,
     )
     return y_BTW1[..., 0], last_B1W1[:, 0, :, 0]
 

@@ -3,6 +3,7 @@
 Nothing here imports torch: what a part is and costs is asked where nothing is trained.
 """
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ from morphogen.parts.contract.tensors import Init, Tensor
 
 if TYPE_CHECKING:
     from torch import nn
+
+#: Tokens of a chunk of the average.
+CHUNK = 32
 
 
 class GatedEMA(Part):
@@ -50,8 +54,20 @@ class GatedEMA(Part):
         return GatedEMABranch(self, ctx)
 
     def cost(self, ctx: Context) -> Cost:
-        """Three projections, and one multiply-add and two products a channel; the last average is remembered."""
-        return Cost(flops=2.0 * self.width * (3 * ctx.dim + 2), state_bytes=2.0 * self.width)
+        """Three projections, and the average as `ssd` computes it: a head per channel, one state, in chunks.
+
+        Per token, in chunks of Q, multiply-adds: scores Q, decays Q and their use Q per channel, the state 2 per
+        channel. Beside these the gate's product and that of u. The last average is remembered in fp32.
+        """
+        chunk = min(CHUNK, ctx.seq_len)
+        padded = chunk * math.ceil(ctx.seq_len / chunk) / ctx.seq_len
+        average = padded * (chunk * (1 + 2 * self.width) + 2 * self.width)
+        products = 2.0 * self.width
+        return Cost(
+            flops=2.0 * (3 * ctx.dim * self.width + average) + products,
+            state_bytes=4.0 * self.width,
+            elementwise=products,
+        )
 
 
 @block_operator(preserves=True)

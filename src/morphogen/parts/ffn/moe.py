@@ -230,7 +230,8 @@ class MoE(Part):
         total = Cost(flops=flops, state_bytes=8.0 * (self.n_experts + 1) if self.drop_policy == "greedy" else 0.0)
         for part in self.experts:
             whole = part.cost(ctx)
-            total += replace(whole, flops=whole.flops * share) if part.pointwise else whole
+            part_of_it = replace(whole, flops=whole.flops * share, elementwise=whole.elementwise * share)
+            total += part_of_it if part.pointwise else whole
         return total
 
     def kept(self, ctx: Context) -> float:

@@ -24,7 +24,7 @@ class MemoryTokensBranch(Branch):
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        q_BTHE = self.q(x_BTD).view(*x_BTD.shape[:2], self.heads, -1)
+        q_BTHE = self.q(x_BTD).view(*x_BTD.shape[:2], self.heads, self.keys.shape[-1])
         return self.o(attend_learned(q_BTHE, self.keys, self.values).flatten(2))
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:

@@ -66,7 +66,7 @@ class BranchRouter(Targeted):
     def cost(self, ctx: Context) -> Cost:
         """The router, and one multiplication per channel and target."""
         router = 2.0 * self.hidden * (ctx.dim + len(self.targets)) if self.router_type == "token" else 0.0
-        return Cost(flops=router + self.scaling_flops(ctx))
+        return Cost(flops=router) + self.scaling(ctx)
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Logits follow their targets by name; shares change with the targets. From static to token is exact."""

@@ -43,7 +43,7 @@ class Gated(Targeted):
 
     def cost(self, ctx: Context) -> Cost:
         """One multiplication per channel and target."""
-        return Cost(flops=self.scaling_flops(ctx))
+        return self.scaling(ctx)
 
     def neutral(self) -> bool:
         """True when every gate starts at one."""

@@ -39,7 +39,7 @@ class LayerScale(Targeted):
 
     def cost(self, ctx: Context) -> Cost:
         """One multiplication per channel and target."""
-        return Cost(flops=self.scaling_flops(ctx))
+        return self.scaling(ctx)
 
     def neutral(self) -> bool:
         """True when every scale starts at one."""

@@ -62,6 +62,7 @@ class ShortConv(Part):
         return Cost(
             flops=2.0 * width * (4 * ctx.dim + self.kernel),
             state_bytes=2.0 * width * (self.kernel - 1),
+            elementwise=2.0 * width * self.kernel,
         )
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:

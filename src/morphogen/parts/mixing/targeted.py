@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from morphogen.parts.contract.operator import BlockLike, BlockT, pick
-from morphogen.parts.contract.part import Context, Modifier
+from morphogen.parts.contract.part import Context, Cost, Modifier
 
 Target = Literal["attn", "ssm", "extra", "ffn"]
 SLOTS: tuple[Target, ...] = get_args(Target)
@@ -30,9 +30,10 @@ class Targeted(Modifier):
         """The targets."""
         return self.targets
 
-    def scaling_flops(self, ctx: Context) -> float:
+    def scaling(self, ctx: Context) -> Cost:
         """One multiplication per channel and target."""
-        return float(ctx.dim * len(self.targets))
+        products = float(ctx.dim * len(self.targets))
+        return Cost(flops=products, elementwise=products)
 
 
 # --------------------------------------------------------------------------------------------------- edits

@@ -86,6 +86,7 @@ class Mamba(SSM):
         return Cost(
             flops=2.0 * (projections + self.d_conv * inner) + 7.0 * size * inner,
             state_bytes=4.0 * size * inner + 2.0 * (self.d_conv - 1) * inner,
+            elementwise=2.0 * self.d_conv * inner + 5.0 * size * inner,  # the read is a matmul
         )
 
     def kept(self, ctx: Context) -> float:

@@ -118,6 +118,7 @@ class Mamba2(SSM):
         return Cost(
             flops=2.0 * (projections + self.d_conv * channels + scan),
             state_bytes=4.0 * size * inner + 2.0 * (self.d_conv - 1) * channels,
+            elementwise=2.0 * self.d_conv * channels,
         )
 
     def kept(self, ctx: Context) -> float:

@@ -2,7 +2,7 @@
 
 Attention runs by a slow path that multiplies each query with the keys it sees and no others: tiles that are partly
 hidden compute more than they need, which is no part of the cost. Operations that torch's counter does not know are
-given to it (`MORE`), and those that are no matmul at all are counted by hand (`unseen`).
+given to it (`MORE`); those that are no matmul at all a part declares itself (`Cost.elementwise`).
 
 B batch, T tokens, H query heads, K kv heads, E width of q and k, V width of v, D model dim
 """
@@ -10,7 +10,7 @@ B batch, T tokens, H query heads, K kv heads, E width of q and k, V width of v, 
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -18,20 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from morphogen.blueprint.schema import Blueprint, Gene
-from morphogen.network import LanguageModel
+from morphogen.blueprint.schema import Blueprint
 from morphogen.ops import naive, routing
 from morphogen.ops.patterns import Pattern
 from morphogen.parts.attention import selector_layer
 from morphogen.parts.attention.selector_layer import Selector
-from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.branch import State
 from morphogen.parts.ffn.moe import MoE
-from morphogen.parts.mixing.branch_router import BranchRouter
-from morphogen.parts.mixing.gated import Gated
-from morphogen.parts.mixing.layer_scale import LayerScale
-from morphogen.parts.mixing.short_conv import ShortConv
-from morphogen.parts.ssm.mamba import Mamba
-from morphogen.parts.ssm.mamba2 import Mamba2
 
 
 def _grouped(x: Any, w: Any, *rest: Any, **options: Any) -> int:
@@ -52,34 +45,6 @@ ATEN = torch.ops.aten
 MORE = {ATEN._grouped_mm: _grouped, ATEN.linalg_solve_triangular: _solve, ATEN.mv: _vector, ATEN.dot: _vector}
 
 
-def _convolved(channels: float, taps: int) -> float:
-    return 2.0 * taps * channels
-
-
-#: Class of part -> FLOPs per token of what is no matmul: taps of convolutions, products channel by channel, and of
-#: Mamba's scan 5 of its 7 operations per state entry, the read being a matmul.
-UNSEEN: Mapping[type, Callable[[Any, Context], float]] = {
-    Mamba: lambda p, ctx: _convolved(p.inner(ctx), p.d_conv) + 5.0 * p.d_state * p.inner(ctx),
-    Mamba2: lambda p, ctx: _convolved(p.inner(ctx) + 2 * p.d_state, p.d_conv),
-    ShortConv: lambda p, ctx: _convolved(p.channels(ctx), p.kernel),
-    LayerScale: lambda p, ctx: ctx.dim * len(p.targets),
-    Gated: lambda p, ctx: ctx.dim * len(p.targets),
-    BranchRouter: lambda p, ctx: ctx.dim * len(p.targets),
-}
-
-
-def unseen(gene: Gene) -> float:
-    """FLOPs per token of one gene that no counter of matmuls sees; experts of a mixture that mix tokens among them."""
-    by_hand = UNSEEN[type(gene.part)](gene.part, gene.ctx) if type(gene.part) in UNSEEN else 0.0
-    if isinstance(gene.part, MoE):
-        by_hand += sum(
-            UNSEEN[type(part)](part, gene.ctx) * (gene.part.k / gene.part.places if part.pointwise else 1.0)
-            for part in gene.part.experts
-            if type(part) in UNSEEN
-        )
-    return by_hand
-
-
 @functools.lru_cache(maxsize=4096)
 def _seen(pattern: Pattern, length: int) -> Tensor:
     """(query, key) of every pair, (P, 2)."""
@@ -98,9 +63,10 @@ def _read(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTV: Tensor, pairs_P2: Tensor) -> T
     q_MGE = q_NTGE[:, query_P].flatten(0, 1)
     k_ME, v_MV = k_BKTE.flatten(0, 1)[:, key_P].flatten(0, 1), v_BKTV.flatten(0, 1)[:, key_P].flatten(0, 1)
     y_MGV = torch.bmm(torch.bmm(q_MGE, k_ME[:, :, None]), v_MV[:, None])
-    y_NPGV = y_MGV.unflatten(0, (batch * kv_heads, -1))
+    y_NPGV = y_MGV.view(batch * kv_heads, -1, *y_MGV.shape[1:])
     y_NTGV = y_NPGV.new_zeros(len(y_NPGV), length, *y_NPGV.shape[2:]).index_add(1, query_P, y_NPGV)
-    return y_NTGV.transpose(1, 2).reshape(batch, heads, length, -1) / length
+    y_BHTV: Tensor = y_NTGV.transpose(1, 2).reshape(batch, heads, length, -1)
+    return y_BHTV / length
 
 
 def select(
@@ -141,16 +107,20 @@ def _slow_paths() -> Iterator[None]:
         yield
 
 
-def counted_flops(model: LanguageModel, ids_BT: Tensor) -> float:
-    """FLOPs of a forward pass outside training, as counted."""
+def counted_flops(forward: Callable[[], object]) -> float:
+    """FLOPs of one call, as counted.
+
+    Args:
+        forward: Runs a model or a module, outside training.
+    """
     with _slow_paths(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=MORE) as counter:
-        model.eval()(ids_BT)
+        forward()
     return float(counter.get_total_flops())
 
 
-def unseen_flops(blueprint: Blueprint, length: int) -> float:
-    """FLOPs per token that no counter of matmuls sees, as the model runs outside training."""
-    return sum(unseen(gene) * (gene.loop.steps(1.0) if gene.loop else 1) for gene in blueprint.genes(length))
+def held_bytes(state: State) -> int:
+    """What a branch remembers, less where the next token stands."""
+    return sum(x.numel() * x.element_size() for name, x in state.items() if name != "seen")
 
 
 def undropped(blueprint: Blueprint) -> Blueprint:
