@@ -1,6 +1,8 @@
 """What is told of an experiment before anything trains: what is missing, what cannot be, what nothing reads."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import dumps, loads
 from morphogen.checks import examined, validated
 from morphogen.errors import InputError
-from morphogen.experiment import Experiment
-from morphogen.knobs import knobs
+from morphogen.experiment import Evolution, Experiment
+from morphogen.knobs import _of_search, knobs
 from morphogen.reading import located, read_experiment
+from morphogen.selection.parents import SELECTORS
 from tiny import Cli
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +260,20 @@ def test_defaults_and_our_own_files_are_not_told_of(place: Path) -> None:
         resolved = Experiment.model_validate(experiment.model_dump(mode="json"))
         assert list(knobs(resolved)) == []
         assert list(knobs(loads(dumps(resolved)).parse(Experiment))) == []
+
+
+READ = {"tournament_size": 5, "downsample": 0.25}
+
+
+@pytest.mark.parametrize("rule", SELECTORS)
+def test_what_a_rule_reads_is_not_told_to_have_no_effect(rule: str) -> None:
+    """A rule that reads a setting is entered in `knobs`; one of another package may read any."""
+    reads = set(re.findall(r"pool\.rules\.(\w+)", inspect.getsource(SELECTORS[rule])))
+    evolution = Evolution.model_validate({"parent_selection": rule, **READ})
+    assert reads <= READ.keys()
+    assert {remark.loc[1] for remark in _of_search(evolution)} & READ.keys() == READ.keys() - reads
+    other = evolution.model_copy(update={"parent_selection": "somebodys"})
+    assert not {remark.loc[1] for remark in _of_search(other)} & READ.keys()
 
 
 def test_what_evolution_leaves_without_effect_can_be_written_and_read() -> None:

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "blueprint": {"parts"},
     "selection": set(),
     "experiment": {"blueprint", "parts", "selection"},
-    "knobs": {"experiment", "blueprint", "parts"},
+    "knobs": {"experiment", "blueprint", "parts", "selection"},
     "reading": {"experiment", "blueprint", "parts", "store", "knobs"},
     "differences": set(),
     "network": {"blueprint", "parts"},

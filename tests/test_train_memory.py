@@ -53,7 +53,7 @@ def both(
     return costs(blueprint, T, Step.of(settings, data))["train_memory_bytes"], float(trainer.memory.bytes)
 
 
-#: Kinds of part whose steps are not measured: those that act on other branches, and those that wrap one.
+#: Kinds of part whose steps are not measured: a case of another, those that scale other branches, and any plug-in.
 UNMEASURED = {"MQA", "layer_scale", "branch_router", "custom"}
 
 

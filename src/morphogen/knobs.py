@@ -13,6 +13,7 @@ from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.sparsity import ALL_KNOBS, Sparse
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Part
+from morphogen.selection.parents import SELECTORS
 
 #: Field of a part -> the field that decides whether it is read.
 DECIDED_BY: Mapping[str, str] = {
@@ -26,7 +27,6 @@ DECIDED_BY: Mapping[str, str] = {
     "head_dim": "kind",
     "hidden": "router_type",
 }
-LEXICASE = frozenset({"lexicase", "epsilon_lexicase", "downsampled_lexicase"})
 PROMOTION = tuple(name for name in Evolution.model_fields if name.startswith("promotion_") and name != "promotion_prob")
 
 
@@ -100,12 +100,14 @@ def _of_training(train: Train, data: Data, evolution: Evolution) -> Iterator[Rem
 def _of_search(evolution: Evolution) -> Iterator[Remark]:
     selection, rungs = evolution.parent_selection, evolution.rungs
     breeds = f"with parent_selection {selection!r}"
+    foreign = selection not in SELECTORS  # a rule of another package, which may read anything that its pool has
     read: list[tuple[bool, tuple[str, ...], str]] = [
-        (selection == "tournament", ("tournament_size",), breeds),
-        (selection == "downsampled_lexicase", ("downsample",), breeds),
-        (selection in LEXICASE, ("lexicase_cases",), breeds),
-        (selection == "weighted", ("weights",), breeds),
-        (selection == "map_elites", ("map_elites", "archive_max_elites"), breeds),
+        (foreign or selection == "tournament", ("tournament_size",), breeds),
+        (foreign or selection == "downsampled_lexicase", ("downsample",), breeds),
+        (foreign or selection.endswith("lexicase"), ("lexicase_cases",), breeds),
+        (foreign or selection == "weighted", ("weights",), breeds),
+        (foreign or selection == "map_elites", ("map_elites",), breeds),
+        (selection == "map_elites", ("archive_max_elites",), breeds),
         (selection != "map_elites", ("survival", "topk_keep"), f"{breeds}, which keeps its own archive"),
         (rungs == "asha", ("eta", "min_tokens", "max_tokens"), f"with rungs {rungs!r}"),
         (rungs == "fixed", ("rung1_tokens", "rung2_tokens"), f"with rungs {rungs!r}"),
