@@ -168,16 +168,9 @@ def evolve(
     if mend != MEND_NOTHING and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
-    if generations is not None:
-        changed = {**dict(experiment.evolution), "generations": generations}
-        experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     if seed is not None and seed < 0:
         raise InputError(f"seed: got {seed}, expected at least 0")
-    experiment = found_again(located(experiment), folder)
-    _check_places(folder, experiment, keep)
-    examined(experiment)
-    experiment, prepared = settle(experiment)
-    check_possible(experiment, prepared)
+    experiment, prepared = _ready(experiment, folder, generations, keep)
     heard = Hearing(observer)
     try:
         with ExitStack() as undo:
@@ -188,15 +181,29 @@ def evolve(
             )
             undo.enter_context(threads(session.threads))
             remarks = prepared.remarks()
-            session.note(
-                {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()} - {*remarks}
-            )
+            read = {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()}
+            session.note(read - {*remarks})
             session.loop(executor, [*remarks, bf16_warning(experiment.train.bf16, torch.device(device))])
     except OSError as error:
         if error is heard.raised:
             raise
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
     return Run(folder, experiment, session.engine.seed, device)
+
+
+def _ready(
+    experiment: Experiment, folder: Path, generations: int | None, keep: Keep
+) -> tuple[Experiment, PreparedData]:
+    """The experiment as it will be run, looked through, and its data. InputError for what it cannot have."""
+    if generations is not None:
+        changed = {**dict(experiment.evolution), "generations": generations}
+        experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
+    experiment = found_again(located(experiment), folder)
+    _check_places(folder, experiment, keep)
+    examined(experiment)
+    experiment, prepared = settle(experiment)
+    check_possible(experiment, prepared)
+    return experiment, prepared
 
 
 def _check_places(folder: Path, experiment: Experiment, keep: Keep) -> None:

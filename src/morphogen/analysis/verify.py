@@ -95,28 +95,12 @@ def verify(
         shop = replace(shop, split="test")
     root = min(run.candidates, key=lambda id: run.candidates[id].index)
     run.check_metric(metric, [root, *run.frontier])
-    chosen = [Contender("root", root, run.design(root))]
-    chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
-    chosen = _distinct(chosen)[: 1 + finalists]
-    walked = 0
-    if baseline is not None:
-        chosen.append(_best_of(run, baseline, metric))
-    elif random != 0 and run.experiment.evolution.edits:
-        walked = random or len(run.trained)
-        chosen += _random_best(run, shop, walked, metric)
+    chosen, walked = _chosen(run, shop, root, finalists, baseline, random, metric)
     drawn = drawn_seeds(run.seed, seeds, "verify")
     lengths = [factor * tokens for factor in sorted(set(times))]
-    trials = [
-        Trial(f"{role} {id} {length:,} tokens", design, seed, length)
-        for length in lengths
-        for role, id, design in chosen
-        for seed in drawn
-    ]
     several = " and ".join(f"{length:,}" for length in lengths)
     say(f"{len(chosen)} designs x {seeds} seeds x {several} tokens, measured on the {shop.split} split")
-    reports = run_trials(shop, trials)
-    check_some_trained(shop, reports)
-    groups = [reports[i : i + seeds] for i in range(0, len(reports), seeds)]
+    groups = _trained(shop, chosen, drawn, lengths)
     compared = [
         one
         for i, length in enumerate(lengths)
@@ -137,6 +121,42 @@ def verify(
     )
     found.write(run.folder / FILE)
     return found
+
+
+def _chosen(
+    run: Recorded,
+    shop: Workshop,
+    root: str,
+    finalists: int,
+    baseline: Path | None,
+    random: int | None,
+    metric: str,
+) -> tuple[list[Contender], int]:
+    """The root, the finalists, and the best of another search; how many candidates a random one had."""
+    chosen = [Contender("root", root, run.design(root))]
+    chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
+    chosen = _distinct(chosen)[: 1 + finalists]
+    if baseline is not None:
+        return [*chosen, _best_of(run, baseline, metric)], 0
+    if random != 0 and run.experiment.evolution.edits:
+        walked = random or len(run.trained)
+        return [*chosen, *_random_best(run, shop, walked, metric)], walked
+    return chosen, 0
+
+
+def _trained(
+    shop: Workshop, chosen: Sequence[Contender], seeds: Sequence[int], lengths: Sequence[int]
+) -> list[list[Report]]:
+    """Reports of each design's seeds, one design after the other, length by length."""
+    trials = [
+        Trial(f"{role} {id} {length:,} tokens", design, seed, length)
+        for length in lengths
+        for role, id, design in chosen
+        for seed in seeds
+    ]
+    reports = run_trials(shop, trials)
+    check_some_trained(shop, reports)
+    return [list(reports[i : i + len(seeds)]) for i in range(0, len(reports), len(seeds))]
 
 
 def _best(run: Recorded, metric: str) -> list[str]:

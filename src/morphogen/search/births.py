@@ -1,9 +1,10 @@
 """Genomes on their way to becoming candidates: what rung 0 knows of them, and what they are called. `Search` asks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, NamedTuple
 
 from morphogen.candidate import Candidate, Edit
+from morphogen.errors import RunError
 from morphogen.experiment import Evolution
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import G, Space, T
@@ -67,3 +68,11 @@ def born(space: Space[G, T], child: Child[G], index: int, generation: int) -> Ca
         proposer=child.proposer,
         **space.record(child.known.genome),
     )
+
+
+def check_next(candidate: Candidate, earlier: Mapping[str, Candidate]) -> None:
+    """RunError unless a recorded candidate can come after those before it."""
+    if candidate.id in earlier or candidate.index != len(earlier):
+        raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(earlier)}")
+    if orphaned := [parent for parent in candidate.parents if parent not in earlier]:
+        raise RunError(f"candidate {candidate.id} has the parent {orphaned[0]}, which is no candidate before it")

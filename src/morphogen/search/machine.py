@@ -12,19 +12,18 @@ from typing import Generic
 
 from morphogen.candidate import ANNEALED, Candidate, Report, Status, stream
 from morphogen.errors import RunError, nearest
-from morphogen.estimates import known_of
 from morphogen.experiment import Evolution
-from morphogen.search.births import Child, Known, born, examined
+from morphogen.search.births import Child, Known, born, check_next, examined
 from morphogen.search.breeding import Breeding
+from morphogen.search.closing import check_founders, first_index, standing, survivors
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
-from morphogen.search.rungs import composed, decide, rounds
+from morphogen.search.rungs import decide, rounds, with_composites
 from morphogen.search.screening import Draw, Figures, Screen, Screening, asked_for
 from morphogen.search.space import G, Placed, Space, T
-from morphogen.selection.map_elites import elites
-from morphogen.selection.objectives import Matrix, hypervolume, matrix, reference_point
+from morphogen.selection.objectives import Matrix, hypervolume, reference_point
 from morphogen.selection.parents import Pool, Rules
-from morphogen.selection.survival import front, survive
+from morphogen.selection.survival import front
 from morphogen.store.ledger import Asked, Event, Generation, Repeated, Reported, Retry, Start, Stop, Told
 from morphogen.store.proposals import Proposed, Refused
 
@@ -99,8 +98,6 @@ class Search(Generic[G, T]):
             case Start() | Retry():  # a ledger's events are given without what a retry took back
                 raise RunError(f"replay: a {event.kind} event in the middle of a run")
 
-    # ------------------------------------------------------------------------------------------------- state
-
     @property
     def open(self) -> bool:
         """Whether a generation was asked for and is not closed."""
@@ -124,8 +121,6 @@ class Search(Generic[G, T]):
     def waits(self, id: str) -> bool:
         """Whether this round's report of the candidate is missing."""
         return id in self._due
-
-    # --------------------------------------------------------------------------------------------------- ask
 
     def ask(self, answers: Sequence[Proposed | Refused] = ()) -> Asked:
         """The next generation's candidates: the founders, then `population` offspring a generation, before them the
@@ -153,9 +148,7 @@ class Search(Generic[G, T]):
         rejected = tuple(candidate.id for candidate in candidates if self._asked[candidate.id].rejected)
         event = Asked(generation=number, candidates=candidates, rejected=rejected, refused=tuple(refused))
         if screen is not None:
-            places = {candidate.index: candidate.id for candidate in candidates}
-            predicted = {places[index]: figures for index, figures in screen.predicted.items()}
-            event = event.replace(predicted=predicted, screened=tuple(places[index] for index in screen.screened))
+            event = screen.recorded(event)
         self._take_asked(event)
         return event
 
@@ -247,12 +240,7 @@ class Search(Generic[G, T]):
             )
         features: dict[str, Figures] = {}
         for candidate in event.candidates:
-            if candidate.id in self.candidates or candidate.index != len(self.candidates):
-                raise RunError(f"candidate {candidate.id} is number {candidate.index}, expected {len(self.candidates)}")
-            if orphaned := [parent for parent in candidate.parents if parent not in self.candidates]:
-                raise RunError(
-                    f"candidate {candidate.id} has the parent {orphaned[0]}, which is no candidate before it"
-                )
+            check_next(candidate, self.candidates)
             known = self._asked.get(candidate.id)
             if known is None:
                 genome, founder = self.space.load(candidate), not candidate.parents or candidate.continues
@@ -279,8 +267,6 @@ class Search(Generic[G, T]):
         if not self._due:
             self._end_round()
 
-    # --------------------------------------------------------------------------------------------------- tell
-
     def tell(self, report: Report) -> None:
         """Takes in what was measured of a pending candidate; in any order.
 
@@ -305,7 +291,7 @@ class Search(Generic[G, T]):
             status = Status.TRAINED if self._promoting else Status.GATED
             self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason)
         else:
-            self.reports[report.id] = self._with_composites(report)
+            self.reports[report.id] = with_composites(report, self.evolution)
             self._take_trained(report)
         del self._due[report.id]
         if not self._due:
@@ -326,24 +312,17 @@ class Search(Generic[G, T]):
         """Whether this round is the extra one of the promoted."""
         return self.evolution.promotion_prob > 0.0 and self.round == len(rounds(self.evolution)) - 1
 
-    def _with_composites(self, report: Report) -> Report:
-        made = composed({**report.timed, **report.costs, **report.estimates}, self.evolution)
-        if not made:
-            return report
-        twin = report.twin
-        if twin is not None:
-            its = composed({**report.timed, **report.costs, **twin.estimates}, self.evolution)
-            twin = twin.replace(**known_of({**twin.estimates, **its}))
-        return report.replace(**known_of({**report.estimates, **made}), twin=twin)
-
     def _end_round(self) -> None:
         """All reports of a round are in: novelty is measured, and some go on to the next round."""
         if self._novelty is not None:
             for id in dict.fromkeys((*self.survivors, *self.frontier_ids, *self.newborn)):
                 if (report := self.reports[id]).status is Status.TRAINED:
                     figures = {**report.metrics, NOVELTY: self._novelty.of(id)}
-                    self.reports[id] = self._with_composites(report.replace(metrics=figures))
-        draws = {id: self._promotion_draw(id) for id in self._in_round} if self.evolution.promotion_prob else {}
+                    self.reports[id] = with_composites(report.replace(metrics=figures), self.evolution)
+        draws = {}
+        if self.evolution.promotion_prob:
+            indices = {id: self.candidates[id].index for id in self._in_round}
+            draws = {id: float(stream(self.seed, index, "promotion").random()) for id, index in indices.items()}
         decision = decide(self.evolution, self.round, [self.reports[id] for id in self._in_round], draws)
         for id, reason in decision.stopped.items():
             self.reports[id] = self.reports[id].replace(status=Status.GATED, reason=reason)
@@ -353,21 +332,16 @@ class Search(Generic[G, T]):
             self._in_round = tuple(id for id in self.newborn if id in going)
             self._due = {id: self.candidates[id] for id in self._in_round}
 
-    def _promotion_draw(self, id: str) -> float:
-        return float(stream(self.seed, self.candidates[id].index, "promotion").random())
-
     def _take_repeated(self, event: Repeated) -> None:
         id = event.candidate.id
         if id in self.again or id in self.candidates:
             raise RunError(f"{id} was measured again, but there is one of that name")
-        self.again[id] = event.model_copy(update={"report": self._with_composites(event.report)})
+        self.again[id] = event.model_copy(update={"report": with_composites(event.report, self.evolution)})
         base = id.removesuffix(ANNEALED)
         if base != id and "bpb" in event.report.metrics:
             report = self.reports[base]
             metrics = {**report.metrics, "bpb_annealed": event.report.metrics["bpb"]}
             self.reports[base] = report.replace(metrics=metrics, flops=event.report.flops)
-
-    # ------------------------------------------------------------------------------------------------- close
 
     def close_generation(self) -> Generation:
         """Choose the survivors among the last ones and the offspring; find the frontier and its hypervolume.
@@ -381,14 +355,13 @@ class Search(Generic[G, T]):
             raise RunError(f"close_generation: {len(waiting)} reports are missing, {waiting[0].id} is the first")
         evolution, number = self.evolution, self.generation
         if number == 0:
-            self._check_founders()
-        objectives, limits = evolution.objectives, evolution.constraints
+            check_founders([self.reports[id] for id in self.newborn])
         known = self._standing(self.frontier_ids)
-        best = front(known, objectives, limits, evolution.noise)
+        best = front(known, evolution.objectives, evolution.constraints, evolution.noise)
         reference = (self.generations[-1].reference if self.generations else {}) or reference_point(best)
         event = Generation(
             generation=number,
-            survivors=self._survivors(number, best),
+            survivors=self._survivors(best),
             frontier=best.ids,
             hypervolume=hypervolume(best, reference),
             reference=reference,
@@ -398,49 +371,15 @@ class Search(Generic[G, T]):
         return event
 
     def _standing(self, earlier: Iterable[str]) -> list[Report]:
-        """Reports of the newborn, and of those chosen earlier that have not been trained on: whoever has is one of the
-        newborn, and stands for what it was."""
-        trained_on = set[str]()
-        if self.evolution.trains_on:
-            children = [self.candidates[id] for id in self.newborn if self.reports[id].status is Status.TRAINED]
-            trained_on = {child.parents[0] for child in children if child.continues}
-        return [self.reports[id] for id in dict.fromkeys((*earlier, *self.newborn)) if id not in trained_on]
+        return standing(self.evolution, self.candidates, self.reports, earlier, self.newborn)
 
-    def _born(self, id: str) -> int:
-        """The index of a candidate, or of the one that it continues."""
-        while (candidate := self.candidates[id]).continues:
-            (id,) = candidate.parents
-        return candidate.index
-
-    def _survivors(self, number: int, best: Matrix) -> tuple[str, ...]:
-        """Who breeds next: by the survival rule, or the archive's elites, and structural elites beside them. best: the
-        run's frontier."""
-        evolution = self.evolution
-        objectives, limits, noise = evolution.objectives, evolution.constraints, evolution.noise
-        if evolution.baseline == "random" and number:
+    def _survivors(self, best: Matrix) -> tuple[str, ...]:
+        """Who breeds next. best: the run's frontier."""
+        if self.evolution.baseline == "random" and self.generation:
             return self.survivors  # the founders, from whom all walks begin
         pool = self._standing(self.survivors)
-        if evolution.parent_selection == "map_elites":
-            kept = elites(pool, objectives, limits, evolution.map_elites, evolution.archive_max_elites, noise)
-        else:
-            births = {report.id: self._born(report.id) for report in pool}
-            rng = stream(self.seed, number, "survival")
-            keep = evolution.topk_keep
-            kept = survive(evolution.survival, pool, objectives, limits, keep, births, rng, best, noise)
-        if evolution.structural_elite_k:
-            others = [report for report in pool if report.id not in kept]
-            usable = set(matrix(others, objectives, limits, strict=False).complete.ids)
-            able = [report for report in others if report.id in usable]
-            able.sort(key=lambda report: (-report.metrics[NOVELTY], report.id))
-            kept += tuple(report.id for report in able[: evolution.structural_elite_k])
-        return kept
-
-    def _check_founders(self) -> None:
-        """RunError unless a founder was trained: there is nothing else to breed from."""
-        first, *_ = reports = [self.reports[id] for id in self.newborn]
-        if all(report.status is not Status.TRAINED for report in reports):
-            why = first.reason or "no reason given"
-            raise RunError(f"the root {first.id} was not trained ({first.status.value}): {why}")
+        births = {report.id: first_index(self.candidates, report.id) for report in pool}
+        return survivors(self.evolution, pool, births, best, stream(self.seed, self.generation, "survival"))
 
     def _take_closed(self, event: Generation) -> None:
         if not self.open or event.generation != self.generation or self.pending():

@@ -13,7 +13,7 @@ import numpy as np
 
 from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
-from morphogen.estimates import derived
+from morphogen.estimates import derived, known_of
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
@@ -29,6 +29,18 @@ def composed(figures: Mapping[str, float], evolution: Evolution) -> dict[str, fl
         if math.isfinite(value):
             known[name] = value
     return {name: known[name] for name in evolution.composite_metrics if name in known}
+
+
+def with_composites(report: Report, evolution: Evolution) -> Report:
+    """The report with the composite metrics that its figures give, and its twin's give."""
+    made = composed({**report.timed, **report.costs, **report.estimates}, evolution)
+    if not made:
+        return report
+    twin = report.twin
+    if twin is not None:
+        its = composed({**report.timed, **report.costs, **twin.estimates}, evolution)
+        twin = twin.replace(**known_of({**twin.estimates, **its}))
+    return report.replace(**known_of({**report.estimates, **made}), twin=twin)
 
 
 def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:

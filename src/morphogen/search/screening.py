@@ -19,7 +19,7 @@ from morphogen.candidate import Report, Status, stream
 from morphogen.experiment import Evolution
 from morphogen.selection.contribution import gains, scaled
 from morphogen.selection.objectives import Floats, matrix
-from morphogen.store.ledger import Screened
+from morphogen.store.ledger import Asked, Screened
 
 #: Trained candidates that a model is fitted to: none with fewer than the first, the latest with more than the second.
 LEAST, MOST = 10, 400
@@ -116,6 +116,12 @@ class Screen:
         self._most, self._share, self._seed = evolution.screening_draws if on else 1, evolution.screening_share, seed
         self.predicted: dict[int, dict[str, float]] = {}
         self.screened: list[int] = []
+
+    def recorded(self, event: Asked) -> Asked:
+        """The event of asking, with what was predicted of its candidates."""
+        places = {candidate.index: candidate.id for candidate in event.candidates}
+        predicted = {places[index]: figures for index, figures in self.predicted.items()}
+        return event.replace(predicted=predicted, screened=tuple(places[index] for index in self.screened))
 
     def draws(self, index: int) -> int:
         """How many children to draw for the place of the candidate with this index."""
