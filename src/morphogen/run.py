@@ -4,7 +4,8 @@ A run lives in one folder; its ledger is the one truth, and resuming is replayin
 and goes on with the same candidates, edits and repeatable metrics as if it had not been.
 """
 
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,33 +169,39 @@ def evolve(
     if mend != MEND_NOTHING and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
-    if seed is not None and seed < 0:
-        raise InputError(f"seed: got {seed}, expected at least 0")
-    experiment, prepared = _ready(experiment, folder, generations, keep)
+    experiment, prepared = _ready(experiment, folder, generations, seed, keep)
     heard = Hearing(observer)
+    with _faults_of_files(folder, heard), ExitStack() as undo:
+        if executor is None:
+            executor = undo.enter_context(closing(open_executor(execution, prepared)))
+        session = undo.enter_context(
+            Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
+        )
+        undo.enter_context(threads(session.threads))
+        remarks = prepared.remarks()
+        read = {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()}
+        session.note(read - {*remarks})
+        session.loop(executor, [*remarks, bf16_warning(experiment.train.bf16, torch.device(device))])
+    return Run(folder, experiment, session.engine.seed, device)
+
+
+@contextmanager
+def _faults_of_files(folder: Path, heard: Hearing) -> Iterator[None]:
+    """Says as a RunError what is amiss with disk or files meanwhile; what the observer raised stays as it is."""
     try:
-        with ExitStack() as undo:
-            if executor is None:
-                executor = undo.enter_context(closing(open_executor(execution, prepared)))
-            session = undo.enter_context(
-                Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
-            )
-            undo.enter_context(threads(session.threads))
-            remarks = prepared.remarks()
-            read = {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()}
-            session.note(read - {*remarks})
-            session.loop(executor, [*remarks, bf16_warning(experiment.train.bf16, torch.device(device))])
+        yield
     except OSError as error:
         if error is heard.raised:
             raise
         raise RunError(f"{error.filename or folder}: {error.strerror or error}") from error
-    return Run(folder, experiment, session.engine.seed, device)
 
 
 def _ready(
-    experiment: Experiment, folder: Path, generations: int | None, keep: Keep
+    experiment: Experiment, folder: Path, generations: int | None, seed: int | None, keep: Keep
 ) -> tuple[Experiment, PreparedData]:
     """The experiment as it will be run, looked through, and its data. InputError for what it cannot have."""
+    if seed is not None and seed < 0:
+        raise InputError(f"seed: got {seed}, expected at least 0")
     if generations is not None:
         changed = {**dict(experiment.evolution), "generations": generations}
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
