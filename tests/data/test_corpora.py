@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -9,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from morphogen.data import corpora
 from morphogen.data.corpora import documents, fingerprint
-from morphogen.data.document import digest_of
+from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.textfiles import SECTION_CHARS
 from morphogen.errors import InputError
 from morphogen.experiment import Shard
+from morphogen.experiment.built_in import CORPORA, BuiltIn
 
 
 def texts(source: str | Path, **options: object) -> list[str]:
@@ -197,3 +201,42 @@ def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
     assert fingerprint(Shard(source=str(root), max_documents=1)) != fingerprint(shard)
     hub = [Shard(source="hf:a/b"), Shard(source="hf:a/b", revision="v1"), Shard(source="hf:a/b", split="test")]
     assert len({fingerprint(shard) for shard in hub}) == 3
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_built_in_corpus_is_read_listed_and_documented(name: str) -> None:
+    corpus, shard = CORPORA[name], Shard(source=name, max_documents=2)
+    assert len(list(documents(shard))) == 2
+    assert (shard.is_local, corpora.is_costly(shard)) == (False, corpus.costly)
+    assert f"`{name}{corpus.arguments}`" in Shard.model_json_schema()["properties"]["source"]["description"]
+    with pytest.raises(ValueError, match=re.escape(f"{name}{corpus.arguments}, ")):
+        Shard(source=" ")
+
+
+def test_the_table_of_sources_in_the_docs_is_that_of_the_corpora() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    rows = [f"| `{name}{c.arguments}` | {c.what} | {c.document} |" for name, c in CORPORA.items()]
+    assert text[text.index("|---|---|---|\n") :].splitlines()[1 : 1 + len(rows)] == rows
+
+
+def sums(arguments: str, reader: Reader) -> Iterator[Document]:
+    """A corpus to enter."""
+    return (Document(str(i), f"{i} + {i}") for i in range(int(arguments or 3)))
+
+
+def test_one_entry_adds_a_corpus_and_its_version_alone_tells_it_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(Shard(source="stdlib-code"))
+    for version in (1, 2):
+        entry = BuiltIn(f"{__name__}:sums", "sums", "a sum", version, "[:COUNT]")
+        monkeypatch.setitem(CORPORA, "sums", entry)
+        assert texts("sums:2") == ["0 + 0", "1 + 1"]
+        told = fingerprint(Shard(source="sums"))
+        monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")  # the library plays no part in it
+        assert fingerprint(Shard(source="sums")) == told != before
+        assert fingerprint(Shard(source="sums:2")) != told
+        monkeypatch.undo()
+        before = told
+    monkeypatch.setitem(CORPORA, "sums", entry)
+    message = failure("summs")
+    assert "expected stdlib-code, stdlib-docs, sums[:COUNT], a file" in message
+    assert message.endswith("did you mean 'sums'?")

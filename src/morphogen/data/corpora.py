@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final
 from morphogen import plugins
 from morphogen.data.document import Document, Reader
 from morphogen.data.hub import rows_of
-from morphogen.data.library import docstrings, library_files, modules, topics
+from morphogen.data.library import library_files
 from morphogen.data.listing import files_below, kind_of
 from morphogen.data.records import read_csv, read_json, read_jsonl, read_parquet
 from morphogen.data.textfiles import COMPRESSED, LONGEST_SECTION_CHARS, WHOLE_CHARS, guarded, read_alone, read_whole
 from morphogen.errors import InputError, nearest
-from morphogen.experiment import BUILT_IN
+from morphogen.experiment.built_in import CORPORA, built_in, forms
 from morphogen.paths import user_path
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 #: Of how sources are read: part of every fingerprint, so that what another version read is read again.
 VERSION: Final = 2
-SOURCE_FORMS: Final = (
-    "stdlib-code, stdlib-docs, a file or folder (text, .jsonl, .json, .csv, .tsv, .parquet), or hf:NAME[:CONFIG]"
-)
 _PROSE = ".txt .text .md .markdown .rst .tex .org .html .htm .log"
 _CODE = ".py .pyi .c .h .cc .cpp .hpp .cu .rs .go .java .kt .scala .swift"
 _SCRIPTS = ".js .jsx .ts .tsx .css .rb .php .pl .lua .r .jl .hs .ml .sh .sql"
@@ -73,7 +70,8 @@ def reader_of(shard: "Shard") -> Reader:
 def fingerprint(shard: "Shard") -> str:
     """A hash that changes when the source does, found without reading its text.
 
-    A package's corpus: its name, arguments and the package's version.
+    A corpus that comes with morphogen: its version, or the library's files. A package's: its name, arguments and the
+    package's version.
     Local sources: the list of files with sizes and modification times. `hf:` sources on the hub: name, configuration,
     revision and split, so an unpinned revision keeps the first version that was fetched.
 
@@ -89,13 +87,16 @@ def _identity(shard: "Shard") -> list[object]:
     if shard.corpus is not None:
         _offered(shard.corpus[0])
         return [*identity, plugins.version(plugins.CORPORA, shard.corpus[0])]
+    ours = built_in(shard.source)
+    if ours is not None and ours[0].version is not None:
+        return [*identity, ours[0].version]
     reader = reader_of(shard)
     name = _hub_name(shard.source)
     if name is not None:
         identity += [shard.split, shard.revision]
     if name is None or _path(shard, name[0]).exists():
         root, paths = _files(shard, reader) if name is None else _everything(_path(shard, name[0]), reader)
-        identity += [str(root.resolve()), sys.version if shard.source in BUILT_IN else None, str(reader.account())]
+        identity += [str(root.resolve()), None if ours is None else sys.version, str(reader.account())]
         stats = [(path, path.stat()) for path in paths]
         identity += [(path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     return identity
@@ -112,7 +113,9 @@ def _readable(shard: "Shard") -> Iterator[None]:
 
 def is_costly(shard: "Shard") -> bool:
     """Whether reading the source costs a download or much parsing, so that a copy of its text is worth keeping."""
-    return shard.source == "stdlib-docs" or _hub_name(shard.source) is not None or shard.corpus is not None
+    if (ours := built_in(shard.source)) is not None:
+        return ours[0].costly
+    return _hub_name(shard.source) is not None or shard.corpus is not None
 
 
 def _offered(name: str) -> Callable[..., Iterable[Document]]:
@@ -141,24 +144,22 @@ def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
     if shard.corpus is not None:
         yield from _of_package(*shard.corpus, reader)
         return
+    if (ours := built_in(shard.source)) is not None:
+        corpus, arguments = ours
+        yield from corpus.function()(arguments, reader)
+        return
     root, paths = _files(shard, reader)
     reader.files = len(paths)
-    if shard.source == "stdlib-code":
-        yield from modules(root, paths)
-    elif shard.source == "stdlib-docs":
-        yield from topics(root, reader)
-        yield from docstrings(root, paths)
-    else:
-        alone = _path(shard, shard.source).is_file()
-        texts = sum(_ending(path) not in _RECORDS for path in paths)
-        most = WHOLE_CHARS if texts >= FEW_FILES else LONGEST_SECTION_CHARS
-        for path in paths:
-            key = path.relative_to(root).as_posix()
-            with guarded(path, reader):
-                if (read := _RECORDS.get(_ending(path))) is not None:
-                    yield from read(path, key, reader)
-                else:
-                    yield from read_alone(path, key, reader) if alone else read_whole(path, key, reader, most)
+    alone = _path(shard, shard.source).is_file()
+    texts = sum(_ending(path) not in _RECORDS for path in paths)
+    most = WHOLE_CHARS if texts >= FEW_FILES else LONGEST_SECTION_CHARS
+    for path in paths:
+        key = path.relative_to(root).as_posix()
+        with guarded(path, reader):
+            if (read := _RECORDS.get(_ending(path))) is not None:
+                yield from read(path, key, reader)
+            else:
+                yield from read_alone(path, key, reader) if alone else read_whole(path, key, reader, most)
 
 
 # -- which files
@@ -185,7 +186,7 @@ def _hub_name(source: str) -> tuple[str, str | None] | None:
 
 def _files(shard: "Shard", reader: Reader) -> tuple[Path, list[Path]]:
     """The root that keys are relative to, and the files to read in order; `reader` is told of what is left out."""
-    if shard.source in BUILT_IN:
+    if built_in(shard.source) is not None:
         return library_files(reader)
     path = _path(shard, shard.source)
     if path.is_dir():
@@ -201,7 +202,7 @@ def _files(shard: "Shard", reader: Reader) -> tuple[Path, list[Path]]:
     except FileNotFoundError:
         raise InputError(_missing(shard, path)) from None
     if not stat.S_ISREG(mode):
-        raise InputError(f"{reader.place}: is a {kind_of(mode)}, expected {SOURCE_FORMS}")
+        raise InputError(f"{reader.place}: is a {kind_of(mode)}, expected {_source_forms()}")
     if (ending := _ending(path)) in _ARCHIVES or (ending == ".parquet" and _is_compressed(path)):
         raise InputError(f"{reader.place}: is an archive ({_endings(path)}), which is not read; unpack it")
     if shard.text_field is not None and ending not in _RECORDS:
@@ -237,8 +238,15 @@ def _unfit(path: Path) -> str | None:
     return f"files that end in {_endings(path)}" if _endings(path) else "files without an ending"
 
 
+def _source_forms() -> str:
+    """What a source may be, for messages."""
+    names = [*forms(), *plugins.names(plugins.CORPORA)]
+    files = "a file or folder (text, .jsonl, .json, .csv, .tsv, .parquet)"
+    return f"{', '.join(names)}, {files}, or hf:NAME[:CONFIG]"
+
+
 def _missing(shard: "Shard", path: Path) -> str:
     neighbours = [found.name for found in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, [*BUILT_IN, *plugins.names(plugins.CORPORA), *neighbours])
+    hint = nearest(path.name, [*CORPORA, *plugins.names(plugins.CORPORA), *neighbours])
     tail = f"; did you mean {hint!r}?" if hint else ""
-    return f"{_place(shard)}: no such file or folder, expected {SOURCE_FORMS}{tail}"
+    return f"{_place(shard)}: no such file or folder, expected {_source_forms()}{tail}"

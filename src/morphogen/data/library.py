@@ -32,6 +32,21 @@ def library_files(reader: Reader) -> tuple[Path, list[Path]]:
     return root, sorted(paths)
 
 
+def code(arguments: str, reader: Reader) -> Iterator[Document]:
+    """The corpus `stdlib-code`."""
+    root, paths = library_files(reader)
+    reader.files = len(paths)
+    yield from modules(root, paths)
+
+
+def docs(arguments: str, reader: Reader) -> Iterator[Document]:
+    """The corpus `stdlib-docs`."""
+    root, paths = library_files(reader)
+    reader.files = len(paths)
+    yield from topics(root, reader)
+    yield from docstrings(root, paths)
+
+
 def modules(root: Path, paths: list[Path]) -> Iterator[Document]:
     """One document per module."""
     for path in paths:

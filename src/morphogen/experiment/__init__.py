@@ -11,14 +11,13 @@ from pydantic import model_validator
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment.data import BPE, Data, Split
 from morphogen.experiment.evolution import OBJECTIVES, Crossing, Evolution, Proposer
-from morphogen.experiment.shards import BUILT_IN, Shard
+from morphogen.experiment.shards import Shard
 from morphogen.experiment.train import RATE_FOUND, Optimizer, Train
 from morphogen.figures import Direction
 from morphogen.parts.contract.frozen import Frozen
 
 __all__ = [
     "BPE",
-    "BUILT_IN",
     "RATE_FOUND",
     "Crossing",
     "Data",

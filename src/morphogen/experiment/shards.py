@@ -15,11 +15,10 @@ from pydantic import (
 )
 
 from morphogen import plugins
+from morphogen.experiment.built_in import built_in, forms
 from morphogen.experiment.values import changed
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight
 
-#: Sources that every Python carries.
-BUILT_IN = ("stdlib-code", "stdlib-docs")
 #: A recall probe; data/probes.py says what it is.
 _PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
 _PAIRS = 8
@@ -52,24 +51,28 @@ def _given_name(name: str) -> str:
 def _source(source: str) -> str:
     if not source.strip():
         raise ValueError(
-            "empty, expected stdlib-code, stdlib-docs, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
+            f"empty, expected {', '.join(forms())}, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
         )
     if source.startswith("probe:") and not _PROBE.fullmatch(source):
         raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
     return source
 
 
+_SOURCES = (
+    f"{', '.join(f'`{form}`' for form in forms())}, a file or folder, `hf:NAME[:CONFIG]`, `probe:mqar[:PAIRS]`, or a "
+    "plug-in's corpus."
+)
+
+
 class Shard(Frozen):
-    """One text source: `stdlib-code`, `stdlib-docs`, a file or folder (text, jsonl, parquet), `hf:NAME[:CONFIG]`, or
-    `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
+    """One text source: a corpus that comes with morphogen, a file or folder (text, jsonl, parquet), `hf:NAME[:CONFIG]`,
+    or `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
     recall over 8 pairs unless it says how many.
 
     A probe has none of the fields below but a name and a weight.
     """
 
-    source: Annotated[str, AfterValidator(_source)]
-    """`stdlib-code`, `stdlib-docs`, a file or folder, `hf:NAME[:CONFIG]`, `probe:mqar[:PAIRS]`, or a plug-in's
-    corpus."""
+    source: Annotated[str, AfterValidator(_source), Field(description=_SOURCES)]
     name: Annotated[str, AfterValidator(_given_name)] = ""
     """What its figures are called after (`ppl_<name>`); empty: the source as it is written, in small letters."""
     weight: PositiveWeight = 1.0
@@ -127,7 +130,7 @@ class Shard(Frozen):
 
     @property
     def _is_ours(self) -> bool:
-        return self.source.startswith(("hf:", "probe:")) or self.source in BUILT_IN
+        return self.source.startswith(("hf:", "probe:")) or built_in(self.source) is not None
 
     @property
     def corpus(self) -> tuple[str, str] | None:
