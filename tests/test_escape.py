@@ -132,5 +132,5 @@ class Stub:
     """All that the display asks of an experiment."""
 
     class evolution:  # noqa: N801
-        generations, population = 1, 1
+        sizes = (1, 1)
         objectives = {"bpb": "min"}

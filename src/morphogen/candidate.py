@@ -191,6 +191,13 @@ class Candidate(Record):
         return self if report is None or report.blueprint is None else self.replace(blueprint=report.blueprint)
 
 
+def origin(candidates: Mapping[str, Candidate], candidate: Candidate) -> Candidate:
+    """The one that a candidate continues, which edits made; itself where it continues none of `candidates`."""
+    while candidate.continues and candidate.parents[0] in candidates:
+        candidate = candidates[candidate.parents[0]]
+    return candidate
+
+
 class ParentRef(Record):
     """A trained parent as a job needs it: its blueprint as trained, and where its weights lie (relative to the run
     folder)."""

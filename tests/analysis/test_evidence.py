@@ -257,17 +257,18 @@ def test_verify_refuses_a_baseline_on_other_text(run: Path, tmp_path: Path) -> N
 
 
 def test_a_training_that_diverges_is_named_and_leaves_nothing_to_compare(run: Path) -> None:
-    verify(run, **SMALL)
+    small = {**SMALL, "random": 0}
+    verify(run, **small)
     lost = Report(id="trial", status=Status.FAILED, reason="training diverged at step 1")
     for path in (run / FOLDER).iterdir():
         path.write_text(lost.model_dump_json())
     before = (run / "verify.json").read_bytes()
     with pytest.raises(RunError, match=r"none of \d+ trainings came to an end: training diverged at step 1"):
-        verify(run, **{**SMALL, "random": 0})
+        verify(run, **small)
     assert (run / "verify.json").read_bytes() == before
     finished = sorted((run / FOLDER).iterdir())[0]
     finished.unlink()
-    found = verify(run, **{**SMALL, "random": 0})
+    found = verify(run, **small)
     assert sorted(len(one.values) for one in found.candidates)[-1] == 1
     assert all(one.p_holm is None for one in found.candidates)
 

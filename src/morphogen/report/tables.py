@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status
+from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status, origin
 from morphogen.escape import visible
 from morphogen.report.wording import differs, edits_short, finite, number
 
@@ -51,7 +51,7 @@ def frontier_rows(
         told = {one.figure: differs(one) for one in against_root.get(id, ())}
         row |= {f"{name} - root's": told.get(name, "not compared") for name in compared}
         row |= {name: report.value(name) for name in names}
-        row |= {"tokens": report.tokens.own, "lineage_tokens": report.tokens.lineage, "edits": edits_short(candidate)}
+        row |= {"tokens": report.tokens.own, "lineage_tokens": report.tokens.lineage, "edits": _made_by(candidates, id)}
         rows.append(row)
     first, direction = next(iter(objectives.items()))
     sign = 1.0 if direction == "min" else -1.0
@@ -59,12 +59,19 @@ def frontier_rows(
     return rows
 
 
+def _made_by(candidates: Mapping[str, Candidate], id: str) -> str:
+    """The edits of a candidate, or of the one that it continues."""
+    first = origin(candidates, candidates[id])
+    return edits_short(first) + ("" if first.id == id else ", continued")
+
+
 def operator_rows(
     candidates: Mapping[str, Candidate], reports: Mapping[str, Report], frontier: Collection[str]
 ) -> list[Row]:
     """One row per operator that was used: children made with it, what became of them, and how many stand on the
-    frontier."""
+    frontier, themselves or trained on."""
     rows: dict[str, Row] = {}
+    there = {origin(candidates, candidates[id]).id for id in frontier}
     for id in sorted(candidates, key=lambda id: candidates[id].index):
         status = reports[id].status if id in reports else Status.PROPOSED
         for edit in {edit.operator: edit for edit in candidates[id].edits}.values():
@@ -75,7 +82,7 @@ def operator_rows(
                 | {"on_frontier": 0},
             )
             row["children"] += 1
-            row["on_frontier"] += id in frontier
+            row["on_frontier"] += id in there
             if status in row:
                 row[str(status)] += 1
     return [rows[name] for name in sorted(rows)]

@@ -37,13 +37,6 @@ def standing(
     return [reports[id] for id in dict.fromkeys((*earlier, *newborn)) if id not in trained_on]
 
 
-def first_index(candidates: Mapping[str, Candidate], id: str) -> int:
-    """The index of a candidate, or of the one that it continues."""
-    while (candidate := candidates[id]).continues:
-        (id,) = candidate.parents
-    return candidate.index
-
-
 def survivors(
     evolution: Evolution,
     pool: Sequence[Report],

@@ -10,12 +10,12 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic
 
-from morphogen.candidate import ANNEALED, Candidate, Report, Status, stream
+from morphogen.candidate import ANNEALED, Candidate, Report, Status, origin, stream
 from morphogen.errors import RunError, nearest
 from morphogen.experiment import Evolution
 from morphogen.search.births import Child, Known, born, check_next, examined
 from morphogen.search.breeding import Breeding
-from morphogen.search.closing import check_founders, first_index, standing, survivors
+from morphogen.search.closing import check_founders, standing, survivors
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import decide, rounds, with_composites
@@ -378,7 +378,7 @@ class Search(Generic[G, T]):
         if self.evolution.baseline == "random" and self.generation:
             return self.survivors  # the founders, from whom all walks begin
         pool = self._standing(self.survivors)
-        births = {report.id: first_index(self.candidates, report.id) for report in pool}
+        births = {report.id: origin(self.candidates, self.candidates[report.id]).index for report in pool}
         return survivors(self.evolution, pool, births, best, stream(self.seed, self.generation, "survival"))
 
     def _take_closed(self, event: Generation) -> None:
