@@ -17,7 +17,7 @@ from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.textfiles import SECTION_CHARS
 from morphogen.errors import InputError
 from morphogen.experiment import Shard
-from morphogen.experiment.built_in import CORPORA, BuiltIn
+from morphogen.sections.built_in import CORPORA, BuiltIn
 
 
 def texts(source: str | Path, **options: object) -> list[str]:

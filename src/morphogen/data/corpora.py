@@ -24,8 +24,8 @@ from morphogen.data.listing import files_below, kind_of
 from morphogen.data.records import read_csv, read_json, read_jsonl, read_parquet
 from morphogen.data.textfiles import COMPRESSED, LONGEST_SECTION_CHARS, WHOLE_CHARS, guarded, read_alone, read_whole
 from morphogen.errors import InputError, nearest
-from morphogen.experiment.built_in import CORPORA, built_in, forms
 from morphogen.paths import user_path
+from morphogen.sections.built_in import CORPORA, built_in, forms
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard

@@ -15,9 +15,9 @@ from pydantic import (
 )
 
 from morphogen import plugins
-from morphogen.experiment.built_in import built_in, forms
-from morphogen.experiment.values import changed
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight
+from morphogen.sections.built_in import built_in, forms
+from morphogen.sections.values import changed
 
 #: A recall probe; data/probes.py says what it is.
 _PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")

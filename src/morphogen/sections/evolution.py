@@ -18,11 +18,11 @@ from pydantic import (
 from morphogen import plugins
 from morphogen.blueprint.templates import Template
 from morphogen.candidate import ProposerName
-from morphogen.experiment.values import Count, ScoreWeight, Share, list_tag
 from morphogen.figures import Bounds, Composite, Descriptor, Direction, Noise
 from morphogen.offered import Offered
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight, Weight
 from morphogen.parts.contract.registry import TAG
+from morphogen.sections.values import Count, ScoreWeight, Share, list_tag
 from morphogen.selection.parents import SELECTORS
 from morphogen.selection.survival import SURVIVAL
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from morphogen.experiment.shards import Shard
-from morphogen.experiment.values import Share, changed
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.registry import TAG
+from morphogen.sections.shards import Shard
+from morphogen.sections.values import Share, changed
 
 
 class BPE(Frozen):

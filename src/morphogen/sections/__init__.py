@@ -1,0 +1,1 @@
+"""The longer sections of an experiment's file, one each; `experiment.py` joins them."""
