@@ -27,7 +27,7 @@ from morphogen.analysis.statistics import agreements
 from morphogen.analysis.trials import UNGUARDED, Trial, Workshop, run_trials
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Job, ParentRef, Report, Stage, Status, stream
+from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage, Status, moments_path, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
@@ -69,6 +69,7 @@ def trained(
     tokens: int,
     parent: ParentRef | None = None,
     proposal: Proposal | None = None,
+    ancestor: Ancestor | None = None,
 ) -> Report:
     """A training that keeps its weights in `shop.folder`, from a parent's where there is one, and then with a twin;
     done once."""
@@ -81,7 +82,7 @@ def trained(
     candidate = Candidate(
         id=place.stem,
         index=int(parent is not None),
-        generation=0,
+        generation=int(parent is not None),
         blueprint=blueprint.to_json(),
         parents=(parent.id,) if parent else (),
         edits=proposal.edits if proposal else (),
@@ -90,7 +91,8 @@ def trained(
         experiment=plain,
         candidate=candidate,
         parents=(parent,) if parent else (),
-        ancestors=(),
+        ancestors=(ancestor,) if ancestor else (),
+        first_token=ancestor.tokens if ancestor else 0,
         stages=(Stage(rung=2, budget_tokens=tokens),),
         seed=shop.experiment.train.seed,
         run_dir=str(shop.folder),
@@ -99,7 +101,8 @@ def trained(
     )
     report = run_surrogate(job, prepared=shop.prepared)
     if parent is not None and report.checkpoint is not None:
-        (shop.folder / report.checkpoint).unlink()
+        for path in (shop.folder / report.checkpoint, moments_path(shop.folder / report.checkpoint)):
+            path.unlink(missing_ok=True)
     write_atomic(place, canonical_json(report.model_dump(mode="json")).encode())
     return report
 
@@ -129,12 +132,13 @@ def main() -> None:
     root = trained(shop, "root", experiment.model, options.parent_tokens)
     assert root.checkpoint is not None, root.reason
     parent = ParentRef(id=root.id, blueprint=experiment.model.to_json(), checkpoint=root.checkpoint)
+    behind = Ancestor(first_token=0, steps=root.steps, tokens=root.tokens.own)
     rows = []
     for i, made in enumerate(equals(experiment, options.blueprints, options.edits, experiment.train.seed)):
         if time.monotonic() > deadline:
             print(f"{options.minutes:g} minutes are over after {i} blueprints; start again to go on", flush=True)
             break
-        child = trained(shop, "child", made.child, options.tokens, parent, made)
+        child = trained(shop, "child", made.child, options.tokens, parent, made, behind)
         design, length = Design(made.child, experiment.train), options.times * options.tokens
         trials = [Trial(f"truth {i}", design, 1000 + seed, length) for seed in range(options.seeds)]
         reports = [child, *run_trials(shop, trials)]

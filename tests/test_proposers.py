@@ -249,6 +249,7 @@ def test_tell_takes_all_or_nothing_with_a_line_for_each_mistake(run: Run, tmp_pa
     for answer, said in (
         ({"proposals": [good, {"parent": root, "edits": [{"operator": "add_hades"}]}]}, "proposals[1]: operator: got"),
         ({"proposals": [good, good]}, "proposals[1]: the same candidate"),
+        ({"proposals": [{"edits": []}, good, {"blueprint": {"blocks": 3}}]}, "\n"),
         ({"proposals": [good] * 4}, "got 4 proposals, expected at most 3"),
         ({"proposals": [good, {"blueprint": {"blocks": 3}}]}, "proposals[1]: blueprint: "),
         ({"proposals": [{"edits": []}]}, "expected either edits of a parent, or a blueprint"),

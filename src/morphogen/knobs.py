@@ -11,8 +11,8 @@ from morphogen.blueprint.mistakes import Loc, show
 from morphogen.experiment import Data, Evolution, Experiment, Train
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.sparsity import ALL_KNOBS, Sparse
-from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Part
+from morphogen.sections.values import changed
 from morphogen.selection.parents import SELECTORS
 
 #: Field of a part -> the field that decides whether it is read.
@@ -50,11 +50,6 @@ def knobs(experiment: Experiment) -> Iterator[Remark]:
     yield from _of_search(experiment.evolution)
 
 
-def _changed(settings: Frozen) -> set[str]:
-    fields = type(settings).model_fields
-    return {name for name, value in dict(settings).items() if name in fields and value != fields[name].default}
-
-
 def _of_part(part: Part, loc: Loc) -> Iterator[Remark]:
     values = dict(part)
     unread = part.unread()
@@ -66,7 +61,7 @@ def _of_part(part: Part, loc: Loc) -> Iterator[Remark]:
     if isinstance(part, Attention) and part.rope == "yarn" and part.rope_factor is None:
         said = "yarn extends rope_context by rope_factor, which is not given; give it, or use rope: standard, which"
         yield Remark((*loc, "rope"), f"{said} is what yarn without a factor was in the older system", True)
-    for name in sorted(unread & _changed(part)):
+    for name in sorted(unread & changed(part)):
         decider = DECIDED_BY.get(name, "")
         why = f"with {decider} {show(values[decider])}" if decider in values else "as the rest of the part stands"
         yield Remark((*loc, name), f"is {show(values[name])}, but has no effect {why}")
@@ -85,12 +80,15 @@ def _reads(knob: str) -> str:
 def _of_training(train: Train, data: Data, evolution: Evolution) -> Iterator[Remark]:
     for name in ("lr", "weight_decay"):
         own = dict(train.optimizer)[name]
-        if own is not None and name in _changed(train):
+        if own is not None and name in changed(train):
             said = f"is {show(dict(train)[name])}, but has no effect: optimizer.{name} is {show(own)}"
             yield Remark(("train", name), said)
     if train.init_checkpoint is not None and evolution.weight_inheritance == "scratch":
         yield Remark(("train", "init_checkpoint"), "has no effect with evolution.weight_inheritance 'scratch'")
-    if train.schedule != "wsd" and "decay_share" in _changed(train):
+    if train.init_checkpoint is not None and evolution.twin_share:
+        said = f"is {show(evolution.rank_by)}, but the root begins with train.init_checkpoint, and twins with nothing"
+        yield Remark(("evolution", "rank_by"), said, True)
+    if train.schedule != "wsd" and "decay_share" in changed(train):
         said = f"is {show(train.decay_share)}, but has no effect with schedule {train.schedule!r}"
         yield Remark(("train", "decay_share"), said)
     if data.healing_shards and not data.healing_tokens:
@@ -131,9 +129,9 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
             "in the control without edits",
         ),
     ]
-    changed = _changed(evolution)
+    set_by_user = changed(evolution)
     for is_read, names, why in read:
-        for name in () if is_read else (name for name in names if name in changed):
+        for name in () if is_read else (name for name in names if name in set_by_user):
             yield Remark(("evolution", name), f"is {show(dict(evolution)[name])}, but has no effect {why}")
     if evolution.structural_gates == "reject" and all(n <= (name == "layers") for name, n in evolution.gates.items()):
         yield Remark(("evolution", "structural_gates"), "is 'reject', but has no effect: no gate asks for anything")

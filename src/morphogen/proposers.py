@@ -68,7 +68,7 @@ def state(run: str, engine: Engine, refused: Sequence[Refused], generations: int
 
 def open_seats(engine: Engine) -> int:
     """Places that may be told of: those of the next generation that are not taken; none while one is open."""
-    return 0 if engine.open or not engine.generations else engine.evolution.population - len(engine.told)
+    return 0 if engine.open or not engine.generations else max(0, engine.evolution.population - len(engine.told))
 
 
 def refusals(events: Sequence[Event]) -> list[Refused]:
@@ -110,7 +110,7 @@ def tell(folder: Path, raw: bytes, place: str, name: str) -> tuple[Proposed, ...
                 "trained; the run's command with --resume closes it"
             )
         parsed = _parsed(raw, place)
-        taken = [_checked(item, f"{place}: proposals[{i}]") for i, item in enumerate(parsed.items)]
+        taken = _all_checked(parsed.items, place)
         proposed = tuple(Proposed(proposer=parsed.name or name, proposal=proposal) for proposal in taken)
         if (seats := open_seats(engine)) < len(proposed):
             raise InputError(f"{place}: got {len(proposed)} proposals, expected at most {seats}, one for an open seat")
@@ -119,6 +119,19 @@ def tell(folder: Path, raw: bytes, place: str, name: str) -> tuple[Proposed, ...
         if proposed:
             ledger.append(Told(proposed=proposed))
     return proposed
+
+
+def _all_checked(items: Sequence[object], place: str) -> list[Proposal]:
+    """InputError with a line for each that is no proposal."""
+    taken, wrong = [], []
+    for i, item in enumerate(items):
+        try:
+            taken.append(_checked(item, f"{place}: proposals[{i}]"))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return taken
 
 
 def _misplaced(proposed: Sequence[Proposed], refused: Sequence[Refused]) -> list[tuple[int, str]]:

@@ -42,7 +42,8 @@ def trained(experiment: Experiment, prepared: PreparedData, folder: Path, gene: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_a_renamed_gene_is_told_apart_no_more_and_no_less_often_than_the_level_says(tmp_path: Path) -> None:
-    """On the same batches; how far trainings differ by luck is taken from the other pairs."""
+    """On the same batches; how far trainings differ by luck is taken from the other pairs, which is nearly all of it:
+    this shows that such differences are spread as the rule takes them to be, not that a run's own setting is right."""
     experiment = load(write_config(tmp_path, **{"eval_tokens: 128": "eval_tokens: 2048"}))
     prepared = prepare(experiment.data)
     pairs = [

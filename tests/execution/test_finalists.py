@@ -8,7 +8,7 @@ from morphogen.candidate import Status
 from morphogen.cli.console import Lines, as_record
 from morphogen.cli.doctor import examine
 from morphogen.execution import Execution
-from morphogen.notices import Again, Ended
+from morphogen.notices import Again, Ended, Measured
 from morphogen.run import evolve
 from morphogen.session import Keep, Mend
 from morphogen.store.frontier import Frontier
@@ -103,6 +103,14 @@ def test_a_finished_run_can_be_measured_again_and_go_on_after_that(repeated, exp
     assert untimed(folder / "frontier.json") == untimed(done[0] / "frontier.json")
     (last,) = (notice for notice in ended if isinstance(notice, Ended))
     assert json.loads(json.dumps(as_record(last)))["against_root"].keys() == last.against_root.keys()
+    assert examine(folder) == []
+
+    def stop(notice):
+        if isinstance(notice, Measured):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evolve(repeated, folder, resume=True, generations=3, observer=stop)
     assert examine(folder) == []
     evolve(repeated, folder, resume=True, generations=3)
     assert examine(folder) == []

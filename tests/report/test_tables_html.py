@@ -13,7 +13,7 @@ from made_runs import make_run
 from rich.cells import cell_len
 from rich.console import Console
 
-from morphogen.candidate import Candidate, Difference, Edit, Report, Status
+from morphogen.candidate import Candidate, Difference, Edit, Report, Status, Twin
 from morphogen.report.charts import DRAWABLE, hypervolume_chart, objective_charts
 from morphogen.report.html import report_html
 from morphogen.report.tables import as_json, as_table, as_text, fit, frontier_rows, operator_rows, reason_rows
@@ -235,6 +235,10 @@ def test_standard_errors_stand_beside_their_figures_and_as_bars(run):
     rows = frontier_rows(candidates, known, finalists, OBJECTIVES)
     assert list(rows[0])[2:5] == ["bpb", "bpb ±", "flops_per_token"]
     assert {row["id"]: row["bpb ±"] for row in rows} == dict.fromkeys(others, 0.01) | {sure: None}
+    twin = Twin(metrics={"bpb": 1.0}, errors={"bpb": 0.02}, share=1.0, tokens=1, steps=1, flops=1.0)
+    judged = {id: report.replace(twin=twin) for id, report in known.items()}
+    rows = frontier_rows(candidates, judged, others, {"bpb": "min"})
+    assert {(row["bpb"], row["bpb ±"]) for row in rows} == {(1.0, 0.02)}
     (chart,) = objective_charts(candidates, known, finalists, OBJECTIVES).values()
     assert sorted(chart["data"][1]["error_x"]["array"]) == [0.0, *[0.01] * len(others)]
     assert "error_y" not in chart["data"][1]

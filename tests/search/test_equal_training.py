@@ -122,3 +122,23 @@ def test_a_root_short_of_a_gate_trains_on_all_the_same():
     run(search)
     assert search.candidates[search.survivors[0]].generation == 2
     assert not any(r.status is Status.REJECTED for id, r in search.reports.items() if id.startswith("continued-"))
+
+
+def test_in_several_rounds_who_goes_on_has_a_twin_of_the_length_of_all_others():
+    search = engine(survivors="train", rank_by="scratch", rungs="asha", min_tokens=100, max_tokens=900)
+    search.ask()
+    while search.pending():
+        for candidate in search.pending():
+            search.tell(measure(candidate))
+    search.close_generation()
+    search.ask()
+    assert any(candidate.continues for candidate in search.pending())
+    assert all((job.with_twin, job.twin) == (True, None) for job in map(search.job, search.pending()))
+
+
+def test_the_control_of_a_root_that_lacks_what_children_are_mended_to_have_is_replayed_as_it_was():
+    settings = {"baseline": "control", "min_moe_blocks": 1}
+    events = run(engine(**settings))
+    search = Engine.replay([start(engine(**settings)), *events], run_dir="run", device="cpu")
+    assert search.done
+    assert not any(report.status is Status.REJECTED for report in search.reports.values())

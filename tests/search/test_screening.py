@@ -156,3 +156,13 @@ def test_no_value_that_a_figure_may_take_ends_a_screened_search(values):
     limits = {"bpb": {"max": 1e200}}
     search = engine(**SETTINGS | {"generations": 5, "objectives": objectives, "constraints": limits})
     assert any(event.predicted for event in run(search, evaluate=evaluate) if isinstance(event, Asked))
+
+
+def test_a_figure_of_costs_that_some_blueprints_lack_is_not_predicted():
+    ratio = {"per_mixture": {"op": "ratio", "of": ["params", "moe_blocks"], "better": "min"}}
+    search = engine(**SETTINGS | {"composite_metrics": ratio, "constraints": {"per_mixture": {"max": 1e9}}})
+    events = run(search)
+    assert search.done
+    assert {
+        name for event in events if isinstance(event, Asked) for row in event.predicted.values() for name in row
+    } == {"bpb"}

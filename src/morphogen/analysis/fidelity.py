@@ -32,7 +32,6 @@ from morphogen.errors import InputError, RunError
 from morphogen.figures import Direction
 from morphogen.search.rungs import stages
 from morphogen.search.space import Design
-from morphogen.variation.act import design_key
 
 FILE = "fidelity.json"
 LEVEL = 0.95
@@ -128,7 +127,7 @@ def _spread(run: Recorded, most: int) -> dict[str, Design]:
     distinct: dict[str, tuple[str, Design]] = {}
     for candidate in run.trained:
         design = run.design(candidate.id)
-        distinct.setdefault(design_key(*design), (candidate.id, design))
+        distinct.setdefault(run.key(design), (candidate.id, design))
     found = list(distinct.values())
     places = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int).tolist()
     if len(places) < 3:

@@ -88,6 +88,10 @@ class Recorded:
             raise InputError(unknown("--metric", metric, allowed))
         self.direction(metric)
 
+    def key(self, design: Design) -> str:
+        """Equal for designs that the run took for the same."""
+        return Architectures(self.experiment).key(design)
+
     def design(self, id: str) -> Design:
         """A candidate's blueprint as trained, and how it is trained."""
         return Architectures(self.experiment).load(self.candidates[id].as_trained(self.reports.get(id)))

@@ -66,7 +66,7 @@ class Verified(Record):
 
 
 class Verification(Document):
-    """The file. tokens: training tokens of the shortest trainings. times: how often as many the others had. split: of
+    """The file. tokens: every training had so many times these (`times`). split: of
     the documents measured on. searched: candidates that the run trained, random: those the random baseline chose from
     (0: it is the best of another run)."""
 

@@ -42,7 +42,6 @@ from morphogen.estimates import standard_error
 from morphogen.reading import placeless
 from morphogen.search.rungs import composed, rejection
 from morphogen.search.space import Architectures, Design
-from morphogen.variation.act import design_key
 
 FILE = "verify.json"
 #: Random walks drawn for one candidate of the baseline before it is given up.
@@ -135,7 +134,7 @@ def _chosen(
     """The root, the finalists, and the best of another search; how many candidates a random one had."""
     chosen = [Contender("root", root, run.design(root))]
     chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
-    chosen = _distinct(chosen)[: 1 + finalists]
+    chosen = _distinct(run, chosen)[: 1 + finalists]
     if baseline is not None:
         return [*chosen, _best_of(run, baseline, metric)], 0
     if random != 0 and run.experiment.evolution.edits:
@@ -165,11 +164,11 @@ def _best(run: Recorded, metric: str) -> list[str]:
     return sorted(run.frontier, key=lambda id: (sign * run.value(id, metric), id))
 
 
-def _distinct(chosen: Sequence[Contender]) -> list[Contender]:
+def _distinct(run: Recorded, chosen: Sequence[Contender]) -> list[Contender]:
     """The first of each design: the root may stand on the frontier, and a control's copies are its equals."""
     first: dict[str, Contender] = {}
     for one in chosen:
-        first.setdefault(design_key(*one.design), one)
+        first.setdefault(run.key(one.design), one)
     return list(first.values())
 
 

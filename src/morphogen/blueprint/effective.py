@@ -10,8 +10,7 @@ def effective(blueprint: Blueprint, seq_len: int) -> Blueprint:
     Its weights are among those of the blueprint: parts that read nothing at that length are gone, even where a block is
     left with none.
     """
-    known = blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
-    ctx = known.context(seq_len)
+    ctx = blueprint.nominal.context(seq_len)
     blocks = tuple(_block(block, ctx) for block in blueprint.blocks)
     loops = tuple(loop.within(ctx) for loop in blueprint.recurrences)
     return blueprint.model_copy(update={"blocks": blocks, "recurrences": loops})

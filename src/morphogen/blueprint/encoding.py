@@ -1,6 +1,6 @@
 """Blueprints as numbers, for models that predict from them: what stands where, derived from the fields of every part.
 
-A plug-in's kind is encoded like ours, with nothing said of it. Only search/screening.py reads this.
+A plug-in's kind is encoded like ours, with nothing said of it. Called by search/space.py, for screening.
 """
 
 import math

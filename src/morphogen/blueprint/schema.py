@@ -166,6 +166,11 @@ class Blueprint(Frozen):
             free = loop.end
         return self
 
+    @property
+    def nominal(self) -> "Blueprint":
+        """The same with a vocabulary: one that is not known yet counts as one token."""
+        return self if self.emb.vocab is not None else self.with_vocab(1)
+
     def with_vocab(self, vocab: int) -> "Blueprint":
         """The same with the vocabulary size filled in; InputError for none, and when it is set to a smaller one."""
         if vocab < 1:

@@ -18,7 +18,7 @@ from morphogen.reading import read_experiment
 from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, failed_alike, retry
-from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, in_use, last_stop
+from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use, last_stop
 
 RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
 RETRY = "once the cause is mended, the run's command with --resume --retry-failed trains them again"
@@ -64,14 +64,20 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def _replayed(events: list[Event], folder: Path) -> tuple[Engine, Engine]:
-    """The search as it stands, and as it stood when its last generation was closed, which is what exports show until
-    the run is finished."""
-    last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=0)
-    last = len(events) if last_stop(events) == FINISHED else last
+    """The search as it stands, and as it stood when a generation was last closed or the run last finished, which is
+    what exports show."""
+    settled = (
+        place
+        for place, event in enumerate(events)
+        if isinstance(event, Generation) or (isinstance(event, Stop) and event.reason == FINISHED)
+    )
+    shown = events[: max(settled, default=0) + 1]
+
+    def at(part: list[Event]) -> Engine:
+        return Engine.replay(part, run_dir=str(folder), device="cpu")
+
     try:
-        return tuple(  # type: ignore[return-value]
-            Engine.replay(part, run_dir=str(folder), device="cpu") for part in (events, events[: last + 1])
-        )
+        return at(events), at(shown)
     except ValidationError as error:
         what = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in what["loc"])

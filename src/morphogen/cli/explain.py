@@ -96,7 +96,8 @@ def text_at_hand(data: Data) -> PreparedData | None:
 
 
 def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Forecast:
-    """The search in numbers, when no candidate is turned away or promoted.
+    """The search in numbers, when no candidate is turned away or promoted. What finalists are trained besides, annealed
+    or again on other seeds, and the search for a rate, come on top.
 
     prepared: its text; without it held-out tokens are counted as if every shard had as many as are asked for.
     """
@@ -112,6 +113,10 @@ def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Fo
                 tokens += times * left * stage.budget_tokens
                 measurements += times * left
                 left = max(1, left // evolution.eta)
+    if evolution.twin_share:  # in one round those that train on have their parents' twins
+        twins = evolution.population * evolution.generations
+        more = (twins * tokens_each, twins) if evolution.rungs == "fixed" else (tokens, measurements)
+        tokens, measurements = tokens + more[0], measurements + more[1]
     whole = max(1, data.eval_tokens // data.seq_len) * data.seq_len
     held_out = len(data.measured_shards) * whole if prepared is None else sum(prepared.measured_tokens().values())
     return Forecast(

@@ -64,10 +64,11 @@ def standing(folder: Path) -> dict[str, Any]:
         "training_tokens": sum(report.tokens.own for report in reports.values()),
     }
     seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
-    if holder and seconds and sum(seconds):
+    if holder and sum(seconds):
         latest = len(asked[-1].candidates) - len(asked[-1].rejected)
         to_come = (evolution.generations + 1 - len(asked)) * max(evolution.population, latest)
-        told["seconds_left"] = round(sum(seconds) / len(seconds) * (pending + max(0, to_come)), 1)
+        if left := pending + max(0, to_come):  # after that finalists are annealed and measured again, which is untold
+            told["seconds_left"] = round(sum(seconds) / len(seconds) * left, 1)
     if refused := sum(len(event.refused) for event in asked):
         told["refused_answers"] = refused
     if closed:
@@ -142,7 +143,8 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
     text = []
     for candidate in reversed(line):
         report = reports[candidate.id]
-        bpb = f", bpb {report.metrics['bpb']:.4f}" if "bpb" in report.metrics else ""
+        value = report.value("bpb")
+        bpb = "" if value is None else f", bpb {value:.4f}"
         also = "".join(f", also from {parent}" for parent in candidate.parents[1:])
         by = f", proposed by {candidate.proposer}" if candidate.proposer else ""
         text.append(f"{candidate.id}{bpb}, {number(report.tokens.lineage)} lineage tokens{also}{by}")

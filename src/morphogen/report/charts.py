@@ -103,8 +103,9 @@ def _error_bars(axes: tuple[str, str], reports: Sequence[Report], color: str) ->
     """Of the figures that have a standard error, one of it each way."""
     bars = {}
     for side, name in zip(("error_x", "error_y"), axes, strict=True):
-        if any(name in report.errors for report in reports):
-            array = [_drawn(report.errors.get(name, 0.0)) for report in reports]
+        errors = [report.error(name) for report in reports]
+        if any(error is not None for error in errors):
+            array = [_drawn(error or 0.0) for error in errors]
             bars[side] = {"type": "data", "array": array, "color": color, "thickness": 1.2, "width": 3}
     return bars
 

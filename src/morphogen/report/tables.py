@@ -38,7 +38,7 @@ def frontier_rows(
     ids = list(ids)
     known = [cost for cost in COSTS if any(reports[id].value(cost) is not None for id in ids)]
     names = list(dict.fromkeys([*objectives, *known]))
-    uncertain = {name for id in ids for name in reports[id].errors}
+    uncertain = {name for name in objectives if any(reports[id].error(name) is not None for id in ids)}
     compared = list(dict.fromkeys(one.figure for id in ids for one in against_root.get(id, ())))
     rows = []
     for id in ids:
@@ -47,7 +47,7 @@ def frontier_rows(
         for name in objectives:
             row[name] = report.value(name)
             if name in uncertain:
-                row[f"{name} ±"] = report.errors.get(name)
+                row[f"{name} ±"] = report.error(name)
         told = {one.figure: differs(one) for one in against_root.get(id, ())}
         row |= {f"{name} - root's": told.get(name, "not compared") for name in compared}
         row |= {name: report.value(name) for name in names}

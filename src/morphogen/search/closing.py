@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Report, Status, origin
 from morphogen.errors import RunError
 from morphogen.experiment import Evolution
 from morphogen.search.novelty import NAME as NOVELTY
@@ -35,6 +35,12 @@ def standing(
         children = [candidates[id] for id in newborn if reports[id].status is Status.TRAINED]
         trained_on = {child.parents[0] for child in children if child.continues}
     return [reports[id] for id in dict.fromkeys((*earlier, *newborn)) if id not in trained_on]
+
+
+def birth(evolution: Evolution, candidates: Mapping[str, Candidate], id: str) -> int:
+    """The index that a candidate, or the one that it continues, was born with; the control's, which are all the root
+    trained on, are each born."""
+    return (origin(candidates, candidates[id]) if evolution.edits else candidates[id]).index
 
 
 def survivors(

@@ -14,6 +14,7 @@ from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.search.machine import Search
+from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.outside import Outside
 from morphogen.search.rungs import check_thresholds, rounds, stages
 from morphogen.search.space import Architectures, Design, Placed
@@ -102,14 +103,15 @@ class Engine(Search[Design, Traits]):
         job = self.job_of(candidate, planned, before=before, budget_tokens=budget_tokens)
         if not candidate.parents or not self.evolution.twin_share:
             return job
-        if candidate.continues:
+        if candidate.continues and len(rounds(self.evolution)) == 1:
             return job.replace(twin=self._twin(candidate.parents[0]))
-        return job.replace(with_twin=True)
+        return job.replace(with_twin=True)  # in each of several rounds one that was trained as long as all others
 
     def _twin(self, id: str) -> Twin:
         """That of a trained candidate; the root is its own."""
         report, share = self.reports[id], self.evolution.twin_share
         its = {name: dict(report)[name] for name in Measured.model_fields}
+        its["metrics"] = {name: value for name, value in report.metrics.items() if name != NOVELTY}  # changes with time
         own = Twin(**its, share=share, tokens=report.tokens.own, steps=report.steps, flops=report.flops)
         return own if report.twin is None else report.twin
 

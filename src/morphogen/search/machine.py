@@ -10,12 +10,12 @@ was given, so that replaying a ledger's events resumes a run exactly. What is de
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Generic
 
-from morphogen.candidate import ANNEALED, Candidate, Report, Status, origin, stream
+from morphogen.candidate import ANNEALED, Candidate, Report, Status, stream
 from morphogen.errors import RunError, nearest
 from morphogen.experiment import Evolution
 from morphogen.search.births import Child, Known, born, check_next, examined
 from morphogen.search.breeding import Breeding
-from morphogen.search.closing import check_founders, standing, survivors
+from morphogen.search.closing import birth, check_founders, standing, survivors
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
 from morphogen.search.rungs import decide, rounds, with_composites
@@ -210,7 +210,8 @@ class Search(Generic[G, T]):
 
         while len(found) < count and (made := breeding.propose(rng, is_new)):
             (genome, edits), parents = made
-            found.append(Child(examined(self.evolution, self.space, genome), parents, edits))
+            # a copy cannot be mended
+            found.append(Child(examined(self.evolution, self.space, genome, founder=not edits), parents, edits))
             seen = {child.known.key for child in found}
         return found
 
@@ -378,7 +379,7 @@ class Search(Generic[G, T]):
         if self.evolution.baseline == "random" and self.generation:
             return self.survivors  # the founders, from whom all walks begin
         pool = self._standing(self.survivors)
-        births = {report.id: origin(self.candidates, self.candidates[report.id]).index for report in pool}
+        births = {report.id: birth(self.evolution, self.candidates, report.id) for report in pool}
         return survivors(self.evolution, pool, births, best, stream(self.seed, self.generation, "survival"))
 
     def _take_closed(self, event: Generation) -> None:
@@ -389,12 +390,11 @@ class Search(Generic[G, T]):
         self.space = self.space.after([self.candidates[id] for id in self.newborn], event.survivors)
         if self._screening is not None and event.screening is not None:
             self._screening.closed(self.reports, event.screening)
+        stood = {*self.survivors, *self.frontier_ids, *self.newborn}
         self.survivors, self.frontier_ids = event.survivors, event.frontier
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}
-        compared = {*self.survivors, *self.frontier_ids}
-        for id in self.newborn:
-            if id not in compared:  # it is compared with nobody any more, and its parts would fill the memory
-                self.reports[id] = self.reports[id].without_influence
+        for id in stood.difference(self.survivors, self.frontier_ids):
+            self.reports[id] = self.reports[id].without_influence  # compared with nobody any more; it would fill the memory
         if self._novelty is not None:
             self._novelty.forget({*self.survivors, *self.frontier_ids})

@@ -128,7 +128,7 @@ def _parts(engine: Engine, ids: Iterable[str]) -> tuple[int, ...]:
 
 
 def _control_name(parts: tuple[int, ...]) -> str:
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=2).hexdigest()
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
     return f"control-{len(parts) - 1}-{digest}"
 
 

@@ -38,7 +38,7 @@ def with_composites(report: Report, evolution: Evolution) -> Report:
         return report
     twin = report.twin
     if twin is not None:
-        its = composed({**report.timed, **report.costs, **twin.estimates}, evolution)
+        its = composed({**report.timed, **report.costs, **report.estimates, **twin.estimates}, evolution)
         twin = twin.replace(**known_of({**twin.estimates, **its}))
     return report.replace(**known_of({**report.estimates, **made}), twin=twin)
 

@@ -149,6 +149,15 @@ class Screen:
         return np.clip(scaled(F_nm, self._scale_km), -FAR, FAR)
 
 
+def to_predict(evolution: Evolution, costs: Iterable[str]) -> tuple[str, ...]:
+    """What objectives and constraints name besides costs and what is composed of costs alone; of some genome that may
+    have no value, such as a ratio to nothing."""
+    known = set(costs)
+    for name, composite in evolution.composite_metrics.items():
+        known |= {name} if known.issuperset(composite.names) else set()
+    return tuple(name for name in (*evolution.objectives, *evolution.constraints) if name not in known)
+
+
 def asked_for(evolution: Evolution) -> bool:
     """Whether children are screened; those of the baselines are not."""
     return evolution.screening == "model" and evolution.baseline == "none" and evolution.edits
@@ -162,14 +171,15 @@ class Screening:
         self._evolution, self._seed, self._on = evolution, seed, True
         self._rows: deque[tuple[Figures, Figures]] = deque(maxlen=MOST)
         self._born: dict[str, Figures] = {}
-        self._wanted: tuple[str, ...] = ()
+        self._wanted: tuple[str, ...] | None = None
         self._predicted: dict[str, dict[str, float]] = {}
         self._judged: deque[list[tuple[Figures, Figures]]] = deque(maxlen=GENERATIONS)
 
     def features(self, genome: Figures, costs: Figures, parents: Sequence[Report]) -> Figures:
         """All that is known of a child before it is trained; with its parents' weights, what they reached too."""
         found = {**genome, **{f"cost {name}": float(np.log1p(abs(value))) for name, value in costs.items()}}
-        self._wanted = tuple(n for n in (*self._evolution.objectives, *self._evolution.constraints) if n not in costs)
+        if self._wanted is None:
+            self._wanted = to_predict(self._evolution, costs)
         for name in self._wanted if self._evolution.weight_inheritance == "parent" else ():
             values = [value for parent in parents if (value := parent.value(name)) is not None]
             if values and np.isfinite(values).all():
@@ -190,12 +200,12 @@ class Screening:
 
     def judgement(self, reports: Mapping[str, Report]) -> Screened:
         """How well the generation that is about to close was predicted, and what follows."""
-        now = self._outcomes(reports)
+        now, wanted = self._outcomes(reports), self._wanted or ()
         last = [*self._judged, now][-GENERATIONS:]
-        together = [tau for name in self._wanted if (tau := rank_correlation(last, name)) is not None]
+        together = [tau for name in wanted if (tau := rank_correlation(last, name)) is not None]
         pairs = sum(len(outcomes) * (len(outcomes) - 1) // 2 for outcomes in last)
         held = float(np.mean(together)) if together else 0.0
-        each = {name: rank_correlation([now], name) for name in self._wanted}
+        each = {name: rank_correlation([now], name) for name in wanted}
         return Screened(
             correlation={name: tau for name, tau in each.items() if tau is not None},
             together=held,
@@ -215,12 +225,13 @@ class Screening:
         """What is to be predicted, of those of the open generation for whom all of it was measured."""
         inherits = self._evolution.weight_inheritance == "parent"
         found: dict[str, Figures] = {}
+        wanted = self._wanted or ()
         for id, features in self._born.items():
-            values = [reports[id].value(name) for name in self._wanted]
+            values = [reports[id].value(name) for name in wanted]
             known = [value for value in values if value is not None and np.isfinite(value)]
             orphan = inherits and not any(name.startswith("of the parents: ") for name in features)
             if reports[id].status is Status.TRAINED and len(known) == len(values) and not orphan:
-                found[id] = dict(zip(self._wanted, known, strict=True))
+                found[id] = dict(zip(wanted, known, strict=True))
         return found
 
     def _outcomes(self, reports: Mapping[str, Report]) -> list[tuple[Figures, Figures]]:

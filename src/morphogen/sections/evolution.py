@@ -278,8 +278,8 @@ class Evolution(Frozen):
     @property
     def keeps_moments(self) -> bool:
         """Whether the optimizer's moments lie beside a checkpoint: where somebody may go on with them."""
-        goes_on = self.weight_inheritance == "parent" or self.rungs == "asha" or self.promotion_prob > 0.0
-        return self.inherit_optimizer and goes_on
+        later = self.rungs == "asha" or self.promotion_prob > 0.0 or self.anneal_tokens > 0
+        return self.inherit_optimizer and (later or self.weight_inheritance == "parent")
 
     @property
     def twin_share(self) -> float:

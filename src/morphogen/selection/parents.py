@@ -26,6 +26,7 @@ from morphogen.selection.objectives import (
     check_weights,
     in_order,
     matrix,
+    measured,
     weighted_scores,
 )
 from morphogen.selection.pareto import crowding, ranks
@@ -142,8 +143,7 @@ def _cases(reports: Sequence[Report], rules: Rules) -> tuple[Floats, Floats | No
     for name in rules.cases:
         place, figure = f"evolution.lexicase_cases: {name}", figure_called(name)
         if rules.strict and all(report.value(figure) is None for report in reports):
-            known = {known for report in reports for known in (*report.metrics, *report.costs, *report.timed)}
-            raise InputError(unknown(place, name, known))
+            raise InputError(unknown(place, name, measured(reports)))
         better = direction(figure, rules.directions, place)
         sign = -1.0 if better == "max" else 1.0
         found = shown(reports, figure, better, rules.noise)

@@ -7,7 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from morphogen.candidate import Candidate, CandidateId, Edit, ProposerName, Record, Report, Status, Tokens, Whole, Words
+from morphogen.candidate import (
+    Candidate,
+    CandidateId,
+    Edit,
+    ProposerName,
+    Record,
+    Report,
+    Status,
+    Tokens,
+    Twin,
+    Whole,
+    Words,
+)
 from morphogen.figures import Bounds
 from morphogen.store.documents import Document
 from morphogen.store.files import canonical_json
@@ -114,7 +126,8 @@ class Parent(Record):
 
 
 class Past(Record):
-    """One candidate, as `lineage.json` tells of it."""
+    """One candidate: how it came about, and what is known of it. twin: what its twin from fresh weights found, by which
+    selection judges where there is one. errors: standard errors of metrics."""
 
     id: CandidateId
     index: Whole
@@ -126,6 +139,8 @@ class Past(Record):
     status: Status
     reason: str
     metrics: dict[str, float]
+    errors: dict[str, float]
+    twin: Twin | None
     timed: dict[str, float]
     costs: dict[str, float]
     tokens: Tokens
@@ -134,7 +149,7 @@ class Past(Record):
     @classmethod
     def of(cls, candidate: Candidate, report: Report | None) -> Self:
         """Both records as one; a candidate without a report is `proposed`."""
-        report = report or Report(id=candidate.id, status=Status.PROPOSED)
+        report = (report or Report(id=candidate.id, status=Status.PROPOSED)).without_influence
         tables = (dict(candidate), dict(report))
         return cls(**{name: table[name] for table in tables for name in cls.model_fields if name in table})
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Tokens
+from morphogen.candidate import Ancestor, Tokens
 from morphogen.cost import train_flops
 from morphogen.data.mixture import Trained, unique_tokens
 from morphogen.training.assignment import Assignment
@@ -35,19 +35,28 @@ def flops(assignment: Assignment, segments: Sequence[Segment], steps: int, tests
     )
 
 
+def behind(assignment: Assignment, begun: Tokens) -> int:
+    """Tokens that the weights have behind them when a job begins: the candidate's own, its ancestors' where their
+    weights were inherited, and those behind an `init_checkpoint` (`begun`)."""
+    ancestors = sum(ancestor.tokens for ancestor in _ancestors(assignment))
+    return assignment.before.tokens.own + ancestors + begun.lineage
+
+
+def _ancestors(assignment: Assignment) -> tuple[Ancestor, ...]:
+    return assignment.job.ancestors if assignment.experiment.evolution.weight_inheritance == "parent" else ()
+
+
 def tokens(assignment: Assignment, steps: int, healing: int, begun: Tokens) -> Tokens:
     """Own, lineage's and unique tokens after `steps` of this job, the first `healing` of them on healing text.
 
-    Ancestors count where their weights were inherited, and so do the tokens behind an `init_checkpoint` (`begun`);
-    which text those were nobody can tell, so that none of it counts as seen twice.
+    Which text lies behind an `init_checkpoint` (`begun`) nobody can tell, so that none of it counts as seen twice.
     """
-    job, before, per_step = assignment.job, assignment.before, assignment.prepared.tokens_per_step
-    ancestors = job.ancestors if assignment.experiment.evolution.weight_inheritance == "parent" else ()
+    before, per_step, ancestors = assignment.before, assignment.prepared.tokens_per_step, _ancestors(assignment)
     earlier, healed = before.steps, before.tokens.own // per_step - before.steps
     first, seed = assignment.first_step, assignment.data_seed
     runs = [Trained(assignment.own_data_seed, earlier + steps - healing, healed + healing, first)]
     # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
     runs += [Trained(seed, a.steps, a.tokens // per_step - a.steps, a.first_token // per_step) for a in ancestors]
-    own = before.tokens.own + steps * per_step
-    lineage = own + sum(ancestor.tokens for ancestor in ancestors) + begun.lineage
+    taken = steps * per_step
+    own, lineage = before.tokens.own + taken, behind(assignment, begun) + taken
     return Tokens(own=own, lineage=lineage, unique=unique_tokens(assignment.prepared, runs) + begun.unique)

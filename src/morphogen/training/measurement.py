@@ -5,14 +5,16 @@ import time
 
 from morphogen.candidate import Report, StopReason
 from morphogen.data.mixture import Mixture
-from morphogen.experiment import Experiment
+from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, held_out, sample_bpb
 from morphogen.network import LanguageModel
 from morphogen.training.trainer import Trainer
 
-#: What is measured before training, and stays on record however long that goes on.
+#: Of weights as they were inherited, measured before training.
 BEFORE_TRAINING = "bpb_inherited"
+#: What a candidate's first job finds, and stays on record however long its training goes on.
+LASTING = (BEFORE_TRAINING, RATE_FOUND)
 #: The same of the weights that children will inherit, which are no averaged ones.
 AS_INHERITED = "bpb_sample"
 
@@ -24,7 +26,7 @@ class Measurement:
         """before: what earlier jobs found of the candidate."""
         self._experiment = experiment
         self._mixture = mixture
-        self.metrics = {name: value for name, value in before.metrics.items() if name == BEFORE_TRAINING}
+        self.metrics = {name: value for name, value in before.estimates.items() if name in LASTING}
         self.timed: dict[str, float] = {}
         self.seconds = 0.0
 

@@ -66,14 +66,14 @@ class Trainer:
         if train.bf16 and self.device.type == "mps":
             raise InputError("train.bf16: not available on device 'mps', expected false")
         self.loss = usual_loss(train) if loss is None else loss
-        whole = Schedule.of(train, total_steps)
+        self.warmup = Schedule.of(train, total_steps).warmup
         # a cosine begins anew for every candidate, but not its warm-up, which is for moments
         self.schedule = Schedule.of(train, total_steps, begun=moments is not None)
-        self.guards = Guards(train, whole.warmup)
+        self.guards = Guards(train, self.warmup)
         self.memory = PeakMemory(self.device)
         self.trace = Trace()
         self.step = 0
-        self.model, self.updater = self._taken(model, moments, whole.warmup)
+        self.model, self.updater = self._taken(model, moments, self.warmup)
         self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 

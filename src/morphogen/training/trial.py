@@ -7,12 +7,12 @@ from pathlib import Path
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Job, Measured, Report, Status, StopReason, Tokens, Twin
+from morphogen.candidate import Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.estimates import known_of
-from morphogen.experiment import RATE_FOUND
+from morphogen.experiment import RATE_FOUND, Evolution
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
 from morphogen.inherit.descent import Moments
 from morphogen.inherit.provenance import Provenance
@@ -33,20 +33,30 @@ from morphogen.training.twin import twin_job
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
-    """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it.
+    """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it; then
+    its twin, where it is to have one.
 
     prepared: the experiment's data where the caller has it ready. Nothing depends on the clock or on global state but
     `Report.timed`. What is the candidate's own fault (out of memory, numbers that are not finite, a blueprint or budget
     that cannot be trained) makes a report with status FAILED and one line of reason; everything else is raised.
     InputError or RunError for what is not its fault: text, weights or a device that cannot be used now.
     """
+    report = _attempt(job, progress, prepared, keep=not job.repeat)
+    if report.status is not Status.TRAINED:
+        return report
+    if not job.with_twin:
+        return report.replace(twin=job.twin)
+    return _with_twin(job, report, _attempt(twin_job(job, report), progress, prepared, keep=False))
+
+
+def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
+    """One training. keep: whether a checkpoint is left."""
     trial = None
     try:
         with memory_kept():
             trial = Trial(job, prepared)
             with _its_own():
-                report = trial.run(progress, keep=not job.repeat)
-                return with_twin(job, report, progress, trial.assignment)
+                return trial.run(progress, keep=keep)
     except DivergedError as error:
         return _failed(job, trial, str(error), StopReason.NOT_FINITE)
     except CandidateError as error:
@@ -68,30 +78,30 @@ def _its_own() -> Iterator[None]:
         raise CandidateError(str(error)) from error
 
 
-def with_twin(job: Job, report: Report, progress: Progress | None, assignment: Assignment) -> Report:
-    """The report of a candidate; of one that was trained with what its twin found, where it has one.
-
-    A candidate without a sound twin has failed.
-    """
-    if report.status is not Status.TRAINED:
-        return report
-    if not job.with_twin:
-        return report.replace(twin=job.twin)
-    trial = Trial(twin_job(job), assignment.prepared)
-    try:
-        found = trial.run(progress, keep=False)
-    except DivergedError as error:
-        reason = f"its twin from fresh weights: {error}"
-        return report.replace(status=Status.FAILED, reason=reason, stop_reason=StopReason.NOT_FINITE, nan_seen=True)
+def _with_twin(job: Job, report: Report, found: Report) -> Report:
+    """The report of a trained candidate with what its twin found; without a sound twin it has failed."""
+    timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed.get("seconds", 0.0)}
+    report = report.replace(timed=timed, flops=report.flops + found.flops)
+    if found.status is not Status.TRAINED:
+        assert report.checkpoint is not None
+        weights = Path(job.run_dir) / report.checkpoint
+        for path in (weights, moments_path(weights)):
+            path.unlink(missing_ok=True)
+        return report.replace(
+            status=Status.FAILED,
+            reason=f"its twin from fresh weights: {found.reason}",
+            stop_reason=found.stop_reason,
+            nan_seen=report.nan_seen or found.nan_seen,
+            checkpoint=None,
+        )
     twin = Twin(
         **{name: dict(found)[name] for name in Measured.model_fields},
-        share=assignment.experiment.evolution.twin_share,
+        share=Evolution.model_validate(job.experiment["evolution"]).twin_share,
         tokens=found.tokens.own,
         steps=found.steps,
         flops=found.flops,
     )
-    timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed["seconds"]}
-    return report.replace(twin=twin, timed=timed, flops=report.flops + found.flops)
+    return report.replace(twin=twin)
 
 
 def _failed(job: Job, trial: "Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
@@ -133,7 +143,7 @@ class Trial:
             tokens_per_step=assignment.prepared.tokens_per_step,
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments,
-            earlier_steps=assignment.before.steps + sum(ancestor.steps for ancestor in job.ancestors),
+            earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
         )
         self.rung = -1
 
@@ -174,7 +184,7 @@ class Trial:
         What is new warms up on its own, over as many steps as a child's. schedule: as `Trainer.change`.
         """
         model = self._begins(blueprint, state, self.trainer.step)
-        self.trainer.change(model, moments, warmup=self.assignment.experiment.train.warmup, schedule=schedule)
+        self.trainer.change(model, moments, warmup=self.trainer.warmup, schedule=schedule)
 
     @property
     def blueprint(self) -> Blueprint:

@@ -6,7 +6,7 @@ the root began with, in the same order, and every tensor that both have (gene, n
 weights, so that it is compared with the root and all other twins in pairs. The root is its own twin.
 """
 
-from morphogen.candidate import Job, Stage
+from morphogen.candidate import Job, Report, Stage
 
 #: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
 ALONE = {
@@ -17,8 +17,9 @@ ALONE = {
 }
 
 
-def twin_job(job: Job) -> Job:
-    """The job of the twin: on as many tokens as the candidate has for itself, those of its earlier rungs too."""
+def twin_job(job: Job, report: Report) -> Job:
+    """The job of the twin of a trained candidate: what that has become, on as many tokens as it has for itself, those
+    of its earlier rungs too."""
     experiment = dict(job.experiment)
     experiment["train"] = {**experiment["train"], "init_checkpoint": None, "ppl_stop_threshold": None}
     experiment["train"] |= {"init_tokenizer": "same"}
@@ -28,7 +29,7 @@ def twin_job(job: Job) -> Job:
     return job.replace(
         with_twin=False,
         experiment=experiment,
-        candidate=job.candidate.replace(index=0, generation=0, parents=(), edits=()),
+        candidate=job.candidate.as_trained(report).replace(index=0, generation=0, parents=(), edits=()),
         parents=(),
         ancestors=(),
         before=None,

@@ -13,8 +13,9 @@ from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.effective import effective
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Template
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.candidate import Change, Edit
-from morphogen.errors import OperatorError
+from morphogen.errors import RunError
 from morphogen.experiment import Train
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import Operator, find_operator
@@ -45,8 +46,15 @@ class Surroundings(NamedTuple):
         return digest(blueprint if self.seq_len is None else effective(blueprint, self.seq_len))
 
     def key(self, blueprint: Blueprint) -> str:
-        """Likewise, trained alike."""
-        return f"{self.digest(blueprint)}/{self.train.model_dump_json()}"
+        """Likewise, of the same size and trained alike."""
+        return f"{self.digest(blueprint)}/{parameter_count(blueprint.nominal)}/{self.train.model_dump_json()}"
+
+    def differs(self, child: Blueprint, parent: Blueprint) -> bool:
+        """Whether an edit from parent to child is one: something tells them apart, or the child lacks what did
+        nothing."""
+        return self.digest(child) != self.digest(parent) or parameter_count(child.nominal) < parameter_count(
+            parent.nominal
+        )
 
 
 PLAIN = Surroundings()
@@ -109,11 +117,6 @@ def _bracketed(path: str) -> str:
     """`extras.0` as `extras[0]`."""
     slot, _, number = path.partition(".")
     return f"{slot}[{number}]" if number else slot
-
-
-def design_key(blueprint: Blueprint, train: Train) -> str:
-    """Equal for equal architectures that are trained alike."""
-    return f"{digest(blueprint)}/{train.model_dump_json()}"
 
 
 def trained(train: Train, edits: Iterable[Edit]) -> Train:
@@ -198,38 +201,32 @@ def _in_order(
     rng: np.random.Generator,
 ) -> tuple[Blueprint, Edit] | None:
     """The operator at the first of `places` where it applies."""
-    before = around.digest(blueprint)
     for target in places:
         subject = _subject(blueprint, target, around.seq_len)
         for _ in range(DRAWS):
             child = _child(blueprint, op, target, subject, rng)
             if child is not None and aim.set:
                 child = _with_fields(blueprint, child, aim.set)
-            if child is not None and around.digest(child) != before:
+            if child is not None and around.differs(child, blueprint):
                 # fields of one's own choice may make an exact edit lossy, so that the plan is asked
-                exact = plan(_known(child), [_known(blueprint)]).exact if aim.set else op.exact(*subject)
+                exact = plan(child.nominal, [blueprint.nominal]).exact if aim.set else op.exact(*subject)
                 done = changes(blueprint, child)
                 return child, Edit(operator=op.name, target=target.name, preserves=exact, changes=done)
     return None
 
 
-def _known(blueprint: Blueprint) -> Blueprint:
-    """The same with a vocabulary; one that is not known yet counts as one token."""
-    return blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
-
-
 def _context(blueprint: Blueprint, seq_len: int | None) -> Context:
     """What operators may know of the model."""
-    known = _known(blueprint)
+    known = blueprint.nominal
     return known.context() if seq_len is None else known.context(seq_len)
 
 
 def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
-    """What the operator makes of a subject. OperatorError where that is nothing that an operator of its level gives."""
+    """What the operator makes of a subject. RunError where that is nothing that an operator of its level gives."""
     made = op.act(*subject)
     if made is None or isinstance(made, kind):
         return made
-    raise OperatorError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")
+    raise RunError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")
 
 
 def _subject(blueprint: Blueprint, target: Target, seq_len: int | None) -> tuple[object, ...]:

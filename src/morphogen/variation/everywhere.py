@@ -60,7 +60,7 @@ def everywhere(name: str, blueprint: Blueprint, around: Surroundings, rng: np.ra
             # the same numbers for every block, so that like blocks come out alike at the first draw
             made = apply_operator(child, name, np.random.default_rng([seed, draw]), around, Aim(block=block.id))
             if made is None:
-                break
+                continue
             values = _values(made[0].blocks[i], fields)
             if wanted is None or values == wanted:
                 child, wanted, steps = made[0], values, [*steps, made[1]]

@@ -126,8 +126,7 @@ def fits(conditions: Conditions, blueprint: Blueprint) -> bool:
         return False
     if conditions.min_params is None and conditions.max_params is None:
         return True
-    known = blueprint if blueprint.emb.vocab is not None else blueprint.with_vocab(1)
-    params = parameter_count(known)
+    params = parameter_count(blueprint.nominal)
     return (conditions.min_params or 0) <= params <= (conditions.max_params or params)
 
 

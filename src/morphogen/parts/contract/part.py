@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from morphogen.errors import InputError
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
@@ -27,6 +28,8 @@ NORM_EPS = 1e-5
 #: What structural gates and the conditions of templates ask for: mixtures of experts, selectors, memories.
 COUNTED = ("moe", "selector", "memory")
 
+#: Methods that every kind has to bring.
+OWN = ("tensors", "sizes", "build", "cost")
 #: The stable name of a block or a recurrence within a lineage.
 GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
@@ -41,7 +44,7 @@ class Context:
         vocab: Tokens in the embedding.
         init_std: Of the embedding at the start.
         branches: Residual branches in the whole model.
-        seq_len: Tokens of a sequence, for costs only.
+        seq_len: Tokens of a sequence, for costs, edits, and what a part comes to at that length.
     """
 
     dim: int
@@ -118,6 +121,8 @@ class Part(Frozen):
         if "figures" in vars(cls):
             declare(*(figure if figure.needs else replace(figure, needs=(cls.__qualname__,)) for figure in cls.figures))
         if "kind" in cls.model_fields:
+            if lacking := [name for name in OWN if vars(Part)[name] is getattr(cls, name)]:
+                raise InputError(f"kind {cls.__qualname__} of {cls.__module__} lacks {' and '.join(lacking)}")
             for kind in kinds_of(cls):
                 REGISTRY[(cls.slot, kind)] = cls
 

@@ -20,8 +20,11 @@ TAG = "kind="
 #: the operators that choose among kinds (`PartIn.newcomers`), so that a new kind need not be entered anywhere.
 SETTLED = frozenset(
     {
-        *("MHA", "GQA", "MQA", "MLA", "LINEAR", "mamba", "mamba2", "dense", "moe", "custom", "short_conv"),
-        *("assoc_memory", "chunk_memory", "memory_tokens", "retro", "branch_router", "gated", "layer_scale"),
+        *(("attn", kind) for kind in ("MHA", "GQA", "MQA", "MLA", "LINEAR")),
+        *(("ssm", kind) for kind in ("mamba", "mamba2")),
+        *(("ffn", kind) for kind in ("dense", "moe")),
+        *(("extra", kind) for kind in ("custom", "short_conv", "branch_router", "gated", "layer_scale")),
+        *(("extra", kind) for kind in ("assoc_memory", "chunk_memory", "memory_tokens", "retro")),
     }
 )
 
@@ -47,7 +50,8 @@ class PartIn:
 
     def newcomers(self, ctx: Context) -> list[Part]:
         """A new part of every kind here that is not `SETTLED` and changes nothing when put in, by name."""
-        made = (cls.anew(kind, ctx) for kind, cls in sorted(self.choices().items()) if kind not in SETTLED)
+        new = {kind: cls for kind, cls in sorted(self.choices().items()) if (cls.slot, kind) not in SETTLED}
+        made = (cls.anew(kind, ctx) for kind, cls in new.items())
         return [part for part in made if part is not None and part.neutral()]
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:

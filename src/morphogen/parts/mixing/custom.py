@@ -113,10 +113,15 @@ class Custom(Part):
         """The plug-in's."""
         return self.plugin.neutral()
 
+    def counts_as(self) -> frozenset[str]:
+        """The plug-in's."""
+        return self.plugin.counts_as()
+
     def within(self, ctx: Context) -> Self | None:
         """With the plug-in's."""
         plain = self.plugin.within(ctx)
-        return None if plain is None else self.model_copy(update={"params": plain.model_dump(mode="json")})
+        read = None if plain is None else plain.model_dump(mode="json", exclude=set(plain.inert()))
+        return None if read is None else self.model_copy(update={"params": read})
 
     def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The plug-in's."""
