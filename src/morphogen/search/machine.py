@@ -395,6 +395,6 @@ class Search(Generic[G, T]):
         self.generations.append(event)
         self._genomes = {id: self._genomes[id] for id in self.survivors if id in self._genomes}
         for id in stood.difference(self.survivors, self.frontier_ids):
-            self.reports[id] = self.reports[id].without_influence  # compared with nobody any more; it would fill the memory
+            self.reports[id] = self.reports[id].without_influence  # compared with nobody any more: memory
         if self._novelty is not None:
             self._novelty.forget({*self.survivors, *self.frontier_ids})
