@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "selection": set(),
     "sections": {"blueprint", "parts", "selection"},
     "experiment": {"blueprint", "parts", "sections"},
-    "knobs": {"experiment", "blueprint", "parts", "selection"},
+    "knobs": {"experiment", "sections", "blueprint", "parts", "selection"},
     "reading": {"experiment", "blueprint", "parts", "store", "knobs"},
     "differences": set(),
     "network": {"blueprint", "parts"},
