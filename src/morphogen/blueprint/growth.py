@@ -234,7 +234,7 @@ class _InBlocks(Action):
 
 
 class Widen(_InBlocks):
-    """More units: hidden units, heads, channels of a head, or residual channels. Exact but for `head_dim` under RoPE."""
+    """More units: hidden ones, heads, channels of a head, or residual channels. Exact but for `head_dim` under RoPE."""
 
     action: Literal["widen"] = "widen"
     target: Literal["ffn", "heads", "head_dim", "dim"] = "ffn"
@@ -252,8 +252,8 @@ class Deepen(Action):
     where: Literal["middle", "end", "alternate"] = "middle"
     """In the middle, after the last, or one after every so-many-th."""
     how: Literal["copy", "fresh", "stack"] = "copy"
-    """copy: outputs at zero, else as the block before; exact. fresh: new weights, outputs at zero; exact. stack: outputs
-    copied too, the older way, which jumps in loss."""
+    """copy: outputs at zero, else as the block before; exact. fresh: new weights, outputs at zero; exact. stack: the
+    outputs copied too, the older way, which jumps in loss."""
 
 
 class ToMoE(_InBlocks):
