@@ -32,7 +32,7 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
 
 def _check_gates_reached(experiment: Experiment) -> None:
     """InputError for gates after a rung 1 that trains nothing: a rung shorter than a batch is left out."""
-    evolution, least = experiment.evolution, experiment.data.seq_len * experiment.data.batch_size
+    evolution, least = experiment.evolution, experiment.tokens_per_step
     if evolution.rungs == "fixed" and evolution.rung1_tokens < least:
         given = {
             "evolution.rung1_gates": len(evolution.rung1_gates) > 0,

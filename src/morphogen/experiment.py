@@ -86,6 +86,9 @@ class Train(Frozen):
     only what is new in a child has one."""
     decay_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Share of a candidate's steps over which the rate falls to 0; for wsd."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients make one step, one after another: as one batch so many times as large, but for rounding,
+    in the memory of one."""
     clip: PositiveFloat = 1.0
     """Norm that gradients are clipped to."""
     bf16: bool = False
@@ -152,6 +155,11 @@ class Experiment(Frozen):
             objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
             self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
         return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets that one step of the optimizer trains on."""
+        return self.data.seq_len * self.data.batch_size * self.train.accumulate
 
     def with_train(self, fields: Mapping[str, Any]) -> Self:
         """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""

@@ -160,8 +160,9 @@ def _no_checkpoint(path: Path) -> str:
 
 def _budgets(experiment: Experiment) -> Iterator[Remark]:
     data, evolution, most = experiment.data, experiment.evolution, experiment.train.max_tokens
-    step = data.seq_len * data.batch_size
-    one = f"one step of {step:,} tokens (seq_len {data.seq_len} x batch_size {data.batch_size})"
+    step, batches = experiment.tokens_per_step, experiment.train.accumulate
+    several = f" x accumulate {batches}" if batches > 1 else ""
+    one = f"one step of {step:,} tokens (seq_len {data.seq_len} x batch_size {data.batch_size}{several})"
     asha = evolution.rungs == "asha"
     planned = {stage.rung: stage.budget_tokens for stage in stages(evolution)}
     whole, first = sum(planned.values()), "min_tokens" if asha else "rung1_tokens"

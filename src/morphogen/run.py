@@ -117,7 +117,7 @@ def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
     """
     experiment = located(experiment)
     templates = resolve_templates(experiment.evolution.templates)
-    prepared = prepare(experiment.data)
+    prepared = prepare(experiment.data, experiment.train.accumulate)
     model = experiment.model.with_vocab(prepared.vocab_size)
     evolution = experiment.evolution.model_copy(update={"templates": templates})
     return experiment.model_copy(update={"model": model, "evolution": evolution}), prepared

@@ -195,3 +195,18 @@ def test_memory_maps_are_opened_once(prepared: PreparedData, monkeypatch: pytest
         mixture.batch(step)
         mixture.healing_batch(step)
     assert list(mixture.eval_batches(name, 100))
+
+
+def test_a_step_of_several_batches_reads_what_one_large_batch_reads(
+    data: Callable[..., Data], folder: Callable[..., str]
+) -> None:
+    shards, healing = [{"source": folder()}], [{"source": folder("heal")}]
+    large, several = (
+        prepare(data(shards=shards, healing_shards=healing, healing_tokens=1, batch_size=size), accumulate)
+        for size, accumulate in ((6, 1), (2, 3))
+    )
+    assert large.tokens_per_step == several.tokens_per_step
+    for step in (0, 7):
+        assert (Mixture(large, 3).batch(step) == Mixture(several, 3).batch(step)).all()
+        assert (Mixture(large, 3).healing_batch(step) == Mixture(several, 3).healing_batch(step)).all()
+    assert unique_tokens(large, [(3, 9)]) == unique_tokens(several, [(3, 9)])

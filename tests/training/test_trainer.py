@@ -323,3 +323,29 @@ def test_another_loss_changes_the_gradients_by_its_own_and_what_is_told_stays_th
     assert told[0] == told[1] == told[2]
     assert float(kl.abs().max()) > 1e-4
     assert torch.allclose(both, plain + 0.5 * kl, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [{"kind": "dense", "hidden": 48}, {"kind": "moe", "hidden": 16, "n_experts": 4}])
+def test_gradients_of_several_batches_make_the_step_of_one_large_batch(kinds: dict[str, object]) -> None:
+    block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": kinds}
+    model = Blueprint.model_validate({"emb": {"dim": 32, "vocab": VOCAB}, "blocks": [block]})
+
+    def trained(accumulate: int, sequences: int) -> Trainer:
+        train = Train(warmup=2, accumulate=accumulate, router_lb_coeff=0.0)
+        trainer = Trainer(build(model), train, total_steps=12, tokens_per_step=8 * LENGTH, seed=0)
+        seen: list[int] = []
+
+        def batches(step: int) -> NDArray[np.int64]:
+            return np.concatenate([counting(2 * step), counting(2 * step + 1)])
+
+        trainer.model.blocks[0].register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        trainer.run(batches, 12)
+        assert seen == [sequences] * accumulate * 12
+        return trainer
+
+    whole, parts, single = trained(1, 8), trained(4, 2), trained(8, 1)
+    for other in (parts, single):
+        assert other.trace.losses == pytest.approx(whole.trace.losses, rel=1e-4)
+        assert other.trace.grad_norms == pytest.approx(whole.trace.grad_norms, rel=1e-3)
+        for name, values in whole.trace.figures.items():
+            assert len(other.trace.figures[name]) == len(values)

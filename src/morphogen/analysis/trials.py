@@ -103,7 +103,15 @@ def opened(path: Path, *, device: str, workers: int | None, say: Say) -> tuple[R
     device = str(choose_device(device))
     run = Recorded.read(path)
     check_own(run.folder, folders=[FOLDER])
-    return run, Workshop(run.folder, run.experiment, prepare(run.experiment.data), "eval", device, workers, say)
+    return run, Workshop(
+        run.folder,
+        run.experiment,
+        prepare(run.experiment.data, run.experiment.train.accumulate),
+        "eval",
+        device,
+        workers,
+        say,
+    )
 
 
 def measurable(prepared: PreparedData, split: SplitName) -> bool:

@@ -167,9 +167,9 @@ def probe(experiment: Experiment, device: str = "cpu") -> Probe:
     shape = (PROBE_STEPS, sequences, length + 1)
     ids_SBT1 = np.random.default_rng(0).integers(blueprint.context().vocab, size=shape)
     tokens = sequences * length
-    train = experiment.train
+    train = experiment.train.model_copy(update={"accumulate": 1})
     if train.searches_rate:  # which rate it is does not change how long a step takes
-        train = experiment.with_train({"lr": rates(train)[0]}).train
+        train = train.model_copy(update={"lr": rates(train)[0]})
     trainer = Trainer(model, train, total_steps=PROBE_STEPS, tokens_per_step=tokens, seed=0)
     trainer.run(lambda step: ids_SBT1[step], PROBE_STEPS)
     return Probe(sequences, length, tokens_per_second(tokens, trainer.trace.seconds), int(trainer.memory.bytes))

@@ -67,7 +67,7 @@ def with_options(
                 "max_tokens; change those in the file"
             )
         first, second = rung_steps(experiment, steps)
-        tokens_per_step = experiment.data.seq_len * experiment.data.batch_size
+        tokens_per_step = experiment.tokens_per_step
         evolution |= {"rung1_tokens": first * tokens_per_step, "rung2_tokens": second * tokens_per_step}
         train["max_tokens"] = max(experiment.train.max_tokens, steps * tokens_per_step)
     if eval_batches is not None:

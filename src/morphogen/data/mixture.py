@@ -132,19 +132,19 @@ class Mixture:
 
         Those of a probe that are not scored are negative: −1 − id.
         """
-        size = self.prepared.batch_size
+        size = self.prepared.step_sequences
         return self._train.read(self._train_tokens, step * size, (step + 1) * size)
 
     def windows(self, first_step: int, last_step: int) -> Ids:
         """(position of the shard, window) of every sequence in steps `first_step` to `last_step`, the last left out."""
-        size = self.prepared.batch_size
+        size = self.prepared.step_sequences
         return self._train.windows(first_step * size, last_step * size)
 
     def healing_batch(self, step: int) -> Ids:
         """ids_BT1 of a healing step, from `healing_shards` and a stream of its own."""
         if self._healing is None:
             raise InputError("data.healing_shards: got none, expected at least one source to heal with")
-        size = self.prepared.batch_size
+        size = self.prepared.step_sequences
         return self._healing.read(self._healing_tokens, step * size, (step + 1) * size)
 
     def eval_batches(
@@ -210,7 +210,7 @@ def unique_tokens(prepared: PreparedData, runs: Iterable[Trained | tuple[int, in
             if steps:
                 stream = _stream(prepared, run.seed, kind)
                 first, last = (
-                    stream.count(step * prepared.batch_size).tolist() for step in (run.first, run.first + steps)
+                    stream.count(step * prepared.step_sequences).tolist() for step in (run.first, run.first + steps)
                 )
                 _mark(stream, first, last, seen)
                 if stream.probe:

@@ -52,7 +52,8 @@ class PreparedShard:
 class PreparedData:
     """Text made ready: paths, counts and hashes, a few kilobytes that can be pickled into a job.
 
-    vocab_size counts end of text (`eot`). tokenizer_digest and the shards' `corpus.digest` fix text and ids.
+    batch_size: sequences of a batch, of which a step takes `accumulate`. vocab_size counts end of text (`eot`).
+    tokenizer_digest and the shards' `corpus.digest` fix text and ids.
     """
 
     vocab_size: int
@@ -68,11 +69,17 @@ class PreparedData:
     eval_shards: tuple[PreparedShard, ...]
     healing_shards: tuple[PreparedShard, ...]
     probe: Probe | None
+    accumulate: int = 1
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences that one step of the optimizer trains on."""
+        return self.batch_size * self.accumulate
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets in one batch."""
-        return self.seq_len * self.batch_size
+        """Targets that it trains on."""
+        return self.seq_len * self.step_sequences
 
     @property
     def eval_weights(self) -> dict[str, float]:
@@ -176,8 +183,8 @@ def text_of(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepare(data: "Data") -> PreparedData:
-    """Read, split and encode what `data` names, or find it in the cache.
+def prepare(data: "Data", accumulate: int = 1) -> PreparedData:
+    """Read, split and encode what `data` names, or find it in the cache. accumulate: batches of a training step.
 
     Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
     exist, text that it cannot spell, text that stands in both training and held-out splits, a probe that does not fit
@@ -215,6 +222,7 @@ def prepare(data: "Data") -> PreparedData:
         eval_shards=tuple(prepared(shard) for shard in data.measured_shards),
         healing_shards=tuple(prepared(shard) for shard in data.healing_shards),
         probe=_probe(data, tokenizer.vocab_size),
+        accumulate=accumulate,
     )
     for shard in ready.shards + ready.healing_shards:
         _check_size(shard, "train", data, f"data.split.train (now {data.split.train})")

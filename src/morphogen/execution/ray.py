@@ -263,7 +263,7 @@ def _data_here(job: Job, prepared: PreparedData) -> PreparedData:
     """The prepared data where its files are on this node too, else the same made here. RunError where it differs."""
     if all(Path(file).is_file() for file in prepared.file_paths()):
         return prepared
-    here = prepare(Experiment.model_validate(job.experiment).data)
+    here = prepare(Experiment.model_validate(job.experiment).data, prepared.accumulate)
     if here.environment() != prepared.environment():
         raise RunError(f"node {socket.gethostname()}: its text or tokenizer differs from the driver's")
     return here

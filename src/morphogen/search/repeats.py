@@ -123,7 +123,7 @@ def _parts(engine: Engine, ids: Iterable[str]) -> tuple[int, ...]:
     """The tokens that each was trained on; under `budget: flops` those that cost the root as much."""
     if engine.evolution.budget == "tokens":
         return tuple(engine.reports[id].tokens.own for id in ids)
-    per_step = engine.experiment.data.seq_len * engine.experiment.data.batch_size
+    per_step = engine.experiment.tokens_per_step
     return tuple(_whole(engine, id, of_root=True).budget_tokens // per_step * per_step for id in ids)
 
 

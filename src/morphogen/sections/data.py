@@ -78,7 +78,7 @@ class Data(Frozen):
     seq_len: Annotated[int, Field(ge=8, le=2**24)] = 256
     """Tokens of a sequence."""
     batch_size: PositiveInt = 8
-    """Sequences of a training step."""
+    """Sequences of a batch; a training step takes `train.accumulate` of them."""
     seed: NonNegativeInt = 0
     """Of the order of sequences."""
     split: Split = Split()

@@ -35,7 +35,7 @@ class Assignment(NamedTuple):
     def of(cls, job: Job, prepared: PreparedData | None) -> Self:
         """InputError where the experiment, or the blueprint, means nothing here."""
         experiment = _experiment(job)
-        ready = prepare(experiment.data) if prepared is None else prepared
+        ready = prepare(experiment.data, experiment.train.accumulate) if prepared is None else prepared
         job = _with_vocab(job, ready.vocab_size)
         before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before
         blueprint = Blueprint.model_validate(job.candidate.as_trained(before).blueprint)

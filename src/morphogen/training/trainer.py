@@ -19,6 +19,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
+from morphogen.parts.contract.branch import Record
 from morphogen.training.averaging import Averaging
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
@@ -158,15 +159,11 @@ class Trainer:
         return self._update(ids_BT1)
 
     def _update(self, ids_BT1: Tensor) -> Tensor:
-        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
+        parts = ids_BT1.chunk(self.train.accumulate)
         with self.model.recording() as record:
-            with bf16:
-                logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
-                forward = Forward.of(ids_BT1, logits_BTV, record)
-            loss, nats_B = self.loss(forward), forward.nats_B.detach()
-        sampled = entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else nats_B.new_full((), math.nan)
-        del forward, logits_BTV  # the backward pass frees them early
-        loss.backward()  # type: ignore[no-untyped-call]
+            passed = [self._backward(part_BT1, len(part_BT1) / len(ids_BT1), record) for part_BT1 in parts]
+        nats_B = torch.cat([nats_B for nats_B, _ in passed])
+        sampled = torch.stack([found for _, found in passed]).mean()
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
         self.updater.step(self.schedule.scale(self.step))
         record.give_back()
@@ -175,6 +172,20 @@ class Trainer:
         means = record.means()
         self._figures = tuple(means)
         return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, *means.values()])
+
+    def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, and the
+        entropy or NaN."""
+        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
+        with bf16:
+            logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
+            forward = Forward.of(ids_BT1, logits_BTV, record)
+        loss, nats_B = self.loss(forward), forward.nats_B.detach()
+        sampled = entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else nats_B.new_full((), math.nan)
+        record.losses.clear()  # each batch's own
+        del forward, logits_BTV  # the backward pass frees them early
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        return nats_B, sampled
 
     def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
         """Hand the steps just finished to the trace, the guards and whoever watches."""
