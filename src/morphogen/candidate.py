@@ -249,6 +249,55 @@ class Twin(Measured):
     flops: float
 
 
+class Size(Record):
+    """How large a model is: parameters, blocks, residual channels, forward FLOPs of a token, and of every block with a
+    mixture its experts."""
+
+    params: Whole
+    layers: Whole
+    dim: Whole
+    flops_per_token: float
+    experts: dict[str, Whole] = {}
+
+
+class GrowthEvent(Record):
+    """One change of architecture in training: when, by which rule, why, what it did, and what it cost.
+
+    steps, tokens: behind the weights when it happened, their ancestors' among them. own_steps: those of this training.
+    blocks: ids of those it acted in, new ones among them. experts: block id -> the experts that were chosen; usage:
+    their usage, in that order; threshold: of the trigger, where it has one. loss, loss_after: of a held batch, in nats
+    per token, right before and after; max_delta: the most that any logit of it moved by, of logits up to max_logit in
+    size. exact: whether the action claims to keep the function. bytes: that it was predicted to take beside what was
+    held. taken_back: it cost more than its rule allows, and was undone.
+    """
+
+    steps: Whole
+    tokens: Whole
+    own_steps: Whole
+    rule: str
+    trigger: str
+    action: str
+    reason: Words
+    blocks: tuple[str, ...] = ()
+    experts: dict[str, tuple[Whole, ...]] = {}
+    usage: dict[str, tuple[float, ...]] = {}
+    threshold: float | None = None
+    before: Size
+    after: Size
+    loss: float
+    loss_after: float
+    max_delta: float
+    max_logit: float
+    exact: bool
+    bytes: Whole = 0
+    taken_back: bool = False
+    edit: Edit
+
+
+#: What a training grew by; files leave it out where it did not grow.
+Growth = Annotated[tuple[GrowthEvent, ...], Field(exclude_if=lambda events: not events)]
+
+
 class Report(Measured):
     """What was measured of a candidate.
 
@@ -257,7 +306,7 @@ class Report(Measured):
     candidate's own training (forward and backward), each step by the architecture that it had, and of its twin's.
     twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
-    is another than was asked for; `Candidate.as_trained` reads it.
+    is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that.
     """
 
     id: CandidateId
@@ -273,6 +322,7 @@ class Report(Measured):
     inheritance: Inheritance | None = None
     checkpoint: CheckpointPath | None = None
     blueprint: OtherBlueprint = None
+    growth: Growth = ()
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from morphogen.candidate import Candidate, Change, Edit, Report, Status, Tokens
+from morphogen.candidate import Candidate, Change, Edit, GrowthEvent, Report, Size, Status, Tokens
 from morphogen.errors import InputError, RunError
 from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Entry, Frontier, build_frontier
@@ -271,3 +271,34 @@ def test_canonical_json_is_sorted_exact_and_strict():
     assert canonical_json({"b": 0.1 + 0.2, "a": (1, float("nan"), float("-inf"), "é")}) == (
         '{"a":[1,"NaN","-Infinity","é"],"b":0.30000000000000004}'
     )
+
+
+def test_what_a_candidate_grew_into_and_when_stands_in_both_files() -> None:
+    before, after = (Size(params=p, layers=1, dim=8, flops_per_token=2.0 * p, experts={"b0": 2}) for p in (10, 14))
+    event = GrowthEvent(
+        steps=30,
+        tokens=960,
+        own_steps=10,
+        rule="rule0",
+        trigger="step",
+        action="widen",
+        reason="30 steps",
+        blocks=("b0",),
+        before=before,
+        after=after,
+        loss=2.0,
+        loss_after=2.0,
+        max_delta=0.0,
+        max_logit=3.0,
+        exact=True,
+        edit=WIDEN,
+    )
+    grown = Report(id="seed-0-a", status=Status.TRAINED, blueprint={"name": "wider"}, growth=(event,))
+    reports = {**REPORTS, grown.id: grown}
+    entry = build_frontier("run", {}, 0.0, CANDIDATES, reports, [grown.id]).candidates[0]
+    assert (entry.blueprint, entry.growth) == ({"name": "wider"}, (event,))
+    lineage = build_lineage("run", CANDIDATES, reports, [grown.id])
+    assert Lineage.model_validate_json(lineage.model_dump_json()).records()[1][grown.id].growth == (event,)
+    assert Report.model_validate_json(grown.model_dump_json()) == grown
+    silent = [REPORTS["widen_ffn-1-b"].model_dump(), lineage.model_dump()["nodes"][1]]
+    assert not any("growth" in record for record in silent)

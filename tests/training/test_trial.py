@@ -486,7 +486,7 @@ def test_a_candidate_that_changes_in_training_is_told_as_what_it_became(
             return
         parts = from_parent(grown.trainer.model.state_dict(), moments=grown.trainer.updater.moments())
         spliced = splice(plan(wider, [asked]), [parts], seed=1)
-        grown.become(wider, spliced.state, Moments.carried(spliced))
+        grown.growing.become(wider, spliced.state, Moments.carried(spliced))
 
     report = grown.run(grow)
     assert (report.status, report.steps) == (Status.TRAINED, 10)

@@ -180,6 +180,12 @@ class Mixture:
             part_BT = np.repeat(rows_B[:, None], length, 1) if few else np.searchsorted(ends, places_BT1[:, 1:])
             yield EvalBatch(ids_BT1, int(bytes_BT.sum(dtype=np.int64)), bytes_BT, part_BT)
 
+    def held(self) -> Ids:
+        """ids_BT1 of one batch that is not trained on: the first of the first measured shard."""
+        shard = self.prepared.eval_shards[0]
+        (batch,) = self.eval_batches(shard.name, self.prepared.tokens_per_step, limit_batches=1)
+        return batch.ids
+
     def _opened(self, shard: PreparedShard, split: Literal["eval", "test"]) -> tuple[Tokens, Tokens | None]:
         """A held-out split's tokens, and the bytes of each where the vocabulary does not tell."""
         found = self._held_out.get((shard.name, split))

@@ -13,6 +13,7 @@ from morphogen.candidate import (
     CheckpointPath,
     Difference,
     Edit,
+    Growth,
     Inheritance,
     Record,
     Report,
@@ -25,7 +26,8 @@ from morphogen.store.documents import Document
 
 class Entry(Record):
     """One candidate of the frontier, its blueprint as trained. `timed` holds what depends on the machine's clock and
-    memory; all else repeats. against_root: what repeats on other seeds found, where there were any."""
+    memory; all else repeats. growth: how it came to be another than its edits made it. against_root: what repeats on
+    other seeds found, where there were any."""
 
     id: CandidateId
     blueprint: dict[str, Any]
@@ -41,6 +43,7 @@ class Entry(Record):
     inheritance: Inheritance | None
     checkpoint: CheckpointPath | None
     status: Status
+    growth: Growth = ()
     against_root: tuple[Difference, ...] = ()
 
     @model_serializer(mode="wrap")
@@ -87,6 +90,7 @@ def build_frontier(
                 inheritance=report.inheritance,
                 checkpoint=report.checkpoint,
                 status=report.status,
+                growth=report.growth,
                 against_root=against_root.get(candidate.id, ()),
             )
         )

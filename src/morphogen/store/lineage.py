@@ -9,6 +9,7 @@ from morphogen.candidate import (
     Candidate,
     CandidateId,
     Edit,
+    Growth,
     Inheritance,
     OtherBlueprint,
     Record,
@@ -26,7 +27,7 @@ Kind = Literal["mutation", "crossover", "copy"]
 
 class Node(Record):
     """One candidate. `frontier`: it stands on the frontier. `timed`: what depends on the machine's clock and memory.
-    `blueprint`: as trained, where training changed it; else the edges' edits tell all of it."""
+    `blueprint`: as trained, where training changed it (`growth`: how); else the edges' edits tell all of it."""
 
     id: CandidateId
     index: Whole
@@ -46,6 +47,7 @@ class Node(Record):
     twin: Twin | None = None
     inheritance: Inheritance | None
     blueprint: OtherBlueprint = None
+    growth: Growth = ()
     proposer: str = ""
     """The program from outside that proposed it; empty: bred by the run."""
 
@@ -138,6 +140,7 @@ def build_lineage(
                 twin=report.without_influence.twin,
                 inheritance=report.inheritance,
                 blueprint=report.blueprint,
+                growth=report.growth,
                 proposer=candidate.proposer,
             )
         )

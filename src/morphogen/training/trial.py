@@ -14,18 +14,17 @@ from morphogen.errors import CandidateError, DeviceError, DivergedError, InputEr
 from morphogen.estimates import known_of
 from morphogen.experiment import RATE_FOUND, Evolution
 from morphogen.inherit.checkpoint import save_checkpoint, save_moments
-from morphogen.inherit.descent import Moments
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
 from morphogen.metrics.throughput import tokens_per_second
-from morphogen.network import LanguageModel, assemble
+from morphogen.network import assemble
 from morphogen.training import accounts
 from morphogen.training.allocator import memory_kept
 from morphogen.training.assignment import Assignment
 from morphogen.training.device import answers, choose_device, out_of_memory
+from morphogen.training.growing import Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
 from morphogen.training.range_test import find_rate, rates, steps_each
-from morphogen.training.schedule import Schedule
 from morphogen.training.start import starting_weights
 from morphogen.training.trace import Progress
 from morphogen.training.trainer import Trainer
@@ -113,8 +112,7 @@ def _failed(job: Job, trial: "Trial | None", reason: str, stop_reason: StopReaso
 class Trial:
     """One candidate on its way from job to report.
 
-    Its architecture may change between two steps of its training (`become`). segments: those that it has had in this
-    job, the first of which it began with.
+    Its architecture may change between two steps of its training, as its rules of growth say.
     """
 
     def __init__(self, job: Job, prepared: PreparedData | None) -> None:
@@ -128,15 +126,14 @@ class Trial:
         start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, assignment.seed("weights"))
         self.inheritance, self.begun = start.report, start.begun
         self.vocabulary = assignment.prepared.vocabulary()
-        self.segments: list[accounts.Segment] = []
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
         with _its_own():
             self.rate_tests = self._find_rate(start.state) if assignment.experiment.train.searches_rate else 0
-            model = self._begins(assignment.blueprint, start.state, 0)
+            model = assemble(assignment.blueprint, start.state).to(self.device)
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         self.healing_steps = self._healing()
-        self.trainer = Trainer(
+        trainer = Trainer(
             model,
             self.assignment.experiment.train,
             total_steps=self.endings[-1].step,
@@ -144,6 +141,13 @@ class Trial:
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments,
             earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
+        )
+        per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
+        self.growing = Growing(
+            trainer,
+            held_BT1=self.mixture.held(),
+            seed=assignment.seed("growth"),
+            behind=Behind(behind // per_step, behind),
         )
         self.rung = -1
 
@@ -170,26 +174,15 @@ class Trial:
         data, per_step = self.assignment.experiment.data, self.assignment.prepared.tokens_per_step
         return min(data.healing_tokens // per_step, self.endings[-1].step)
 
-    def _begins(self, blueprint: Blueprint, state: StateDict, step: int) -> LanguageModel:
-        """The model of an architecture that is trained from `step` on, which is on record from now on."""
-        model = assemble(blueprint, state).to(self.device)
-        self.segments.append(accounts.Segment(blueprint, step))
-        return model
-
-    def become(
-        self, blueprint: Blueprint, state: StateDict, moments: Moments, schedule: Schedule | None = None
-    ) -> None:
-        """Goes on as `blueprint` from the next step on, with weights and moments spliced from the present ones.
-
-        What is new warms up on its own, over as many steps as a child's. schedule: as `Trainer.change`.
-        """
-        model = self._begins(blueprint, state, self.trainer.step)
-        self.trainer.change(model, moments, warmup=self.trainer.warmup, schedule=schedule)
-
     @property
     def blueprint(self) -> Blueprint:
         """The architecture as it is now."""
-        return self.segments[-1].blueprint
+        return self.growing.blueprint
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains it."""
+        return self.growing.trainer
 
     def run(self, progress: Progress | None, *, keep: bool = True) -> Report:
         """Train and measure, rung by rung. keep: whether a checkpoint is left. DivergedError when a number is not
@@ -216,16 +209,17 @@ class Trial:
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
         """Up to `until_step`: healing text first where it is due, then the mixture."""
-        trainer, healing, mixture = self.trainer, self.healing_steps, self.mixture
+        growing, trainer = self.growing, self.trainer
+        healing, mixture = self.healing_steps, self.mixture
         stop = None
         if trainer.step < healing:
             begins = self.assignment.first_step
-            stop = trainer.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
+            stop = growing.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
             if trainer.step == healing:
                 trainer.guards.new_text()
         if stop is None and trainer.step < until_step:
             first = self.assignment.first_step + self.assignment.before.steps - healing
-            stop = trainer.run(lambda step: mixture.batch(first + step), until_step, progress)
+            stop = growing.run(lambda step: mixture.batch(first + step), until_step, progress)
         if stop is StopReason.NOT_FINITE:
             loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
             raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
@@ -267,10 +261,11 @@ class Trial:
             costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
             tokens=tokens,
             steps=before.steps + max(0, trainer.step - self.healing_steps),
-            flops=accounts.flops(self.assignment, self.segments, trainer.step, self.rate_tests),
+            flops=accounts.flops(self.assignment, self.growing.segments, trainer.step, self.rate_tests),
             inheritance=self.inheritance,
             checkpoint=checkpoint,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
+            growth=(*before.growth, *self.growing.events),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,

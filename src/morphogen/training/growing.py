@@ -1,0 +1,92 @@
+"""A training that grows: its trainer, driven step by step, and the architectures that it has had.
+
+A trial and `morphogen train` both run this. B sequences, T1 tokens of a sequence: one more than there are targets.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import GrowthEvent, StopReason
+from morphogen.inherit.descent import Moments
+from morphogen.inherit.splice import StateDict
+from morphogen.network import assemble
+from morphogen.training.accounts import Segment
+from morphogen.training.schedule import Schedule
+from morphogen.training.trace import Progress
+from morphogen.training.trainer import Batches, Trainer
+
+OnEvent = Callable[[GrowthEvent], None]
+
+
+class Behind(NamedTuple):
+    """What lies behind the weights that a training begins with: steps and tokens, and what is known of their growth
+    (`Growing.memory` of the training that made them)."""
+
+    steps: int = 0
+    tokens: int = 0
+    memory: str = ""
+
+
+FROM_NOTHING = Behind()
+
+
+class Saved(NamedTuple):
+    """All that a training needs to go on as though it had never stopped: tensors by name, and plain JSON."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+
+class Growing:
+    """One training, from its first step to its last, in one or several calls of `run`.
+
+    held_BT1: a batch on which growth is measured, which is not trained on. seed: of what growth draws. behind: the
+    weights that it begins with. on_event: told of every growth as it happens. segments: the architectures that it has
+    had, the first of which it began with. events: what it grew by.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        held_BT1: NDArray[np.int64],
+        seed: int,
+        behind: Behind = FROM_NOTHING,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.held_BT1, self.seed, self.behind, self.on_event = held_BT1, seed, behind, on_event
+        self.segments = [Segment(trainer.model.blueprint, trainer.step)]
+        self.events: list[GrowthEvent] = []
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The architecture as it is now."""
+        return self.segments[-1].blueprint
+
+    def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
+        """As `Trainer.run`; between two steps the model may grow."""
+        return self.trainer.run(batches, until_step, progress)
+
+    def become(
+        self,
+        blueprint: Blueprint,
+        state: StateDict,
+        moments: Moments,
+        *,
+        warmup: int | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        """Goes on as `blueprint` from the next step on, with weights and moments spliced from the present ones.
+
+        warmup: steps over which what is new warms up on its own; None: as many as a training's own warm-up. schedule:
+        as `Trainer.change`.
+        """
+        model = assemble(blueprint, state).to(self.trainer.device)
+        self.segments.append(Segment(blueprint, self.trainer.step))
+        self.trainer.change(model, moments, warmup=self.trainer.warmup if warmup is None else warmup, schedule=schedule)
