@@ -1,5 +1,6 @@
 """The training loop: schedule, clipping, stages, checkpointing, randomness."""
 
+import json
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.device import choose_device
 from morphogen.training.guards import CHECK_EVERY
 from morphogen.training.losses import Forward, Loss, sequence_losses, token_ids, usual_loss
+from morphogen.training.saved import Saved
 from morphogen.training.schedule import FINAL_SCALE, Schedule
 from morphogen.training.trace import StepInfo
 from morphogen.training.trainer import Trainer
@@ -349,3 +351,65 @@ def test_gradients_of_several_batches_make_the_step_of_one_large_batch(kinds: di
         assert other.trace.grad_norms == pytest.approx(whole.trace.grad_norms, rel=1e-3)
         for name, values in whole.trace.figures.items():
             assert len(other.trace.figures[name]) == len(values)
+
+
+MIXED = {
+    "emb": {"dim": 32, "vocab": VOCAB, "dropout": 0.1},
+    "blocks": [
+        {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": {"kind": "moe", "hidden": 8, "n_experts": 4}}
+    ],
+}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_a_trainer_goes_on_from_its_state_bit_for_bit(schedule: str, optimizer: str) -> None:
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    train = Train.model_validate({"warmup": 4, "lr": 2e-3, "schedule": schedule, "optimizer": {"name": optimizer}})
+    model = Blueprint.model_validate(MIXED)
+    whole = make(build(model), train)
+    whole.run(counting, 12)
+    saved, averages = whole.state(), whole.averages
+    tensors = {name: tensor.clone() for name, tensor in saved.tensors.items()}
+    weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    plain = json.loads(json.dumps(saved.plain, allow_nan=False))
+    whole.run(counting, 30)
+    other = make(assemble(model, weights), train)
+    other.restore(Saved(tensors, plain), averages)
+    other.run(counting, 30)
+    assert other.trace.losses == whole.trace.losses
+    assert other.trace.grad_norms == whole.trace.grad_norms
+    assert other.trace.figures == whole.trace.figures
+    assert other.guards.state() == whole.guards.state()
+    assert all(torch.equal(mine, whole.model.state_dict()[name]) for name, mine in other.model.state_dict().items())
+    assert all(torch.equal(mine, whole.averages[name]) for name, mine in other.averages.items())
+
+
+def test_what_is_young_when_a_state_is_taken_warms_up_to_its_end() -> None:
+    first = make(build(blueprint()), Train(warmup=0))
+    first.run(counting, 3)
+    moments = Moments(of=first.updater.moments(), fresh={"emb.weight": torch.rand(VOCAB, 32) < 0.5})
+
+    def grown() -> Trainer:
+        return Trainer(build(blueprint()), Train(warmup=8), total_steps=20, tokens_per_step=64, seed=0, moments=moments)
+
+    whole = grown()
+    whole.run(counting, 4)
+    saved, averages = whole.state(), whole.averages
+    kept = Saved({name: tensor.clone() for name, tensor in saved.tensors.items()}, saved.plain)
+    weights = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    whole.run(counting, 20)
+    other = make(assemble(blueprint(), weights), Train(warmup=8), steps=20)
+    other.restore(kept, averages)
+    other.run(counting, 20)
+    assert other.trace.losses == whole.trace.losses
+
+
+def test_a_step_tells_what_balancing_adds_to_the_loss() -> None:
+    told: list[StepInfo] = []
+    make(build(Blueprint.model_validate(MIXED))).run(counting, 3, told.append)
+    assert all(step.balance > 0.0 for step in told)
+    told.clear()
+    make(build(blueprint())).run(counting, 3, told.append)
+    assert {step.balance for step in told} == {0.0}

@@ -4,7 +4,7 @@ At a constant rate the weights wander about a minimum, and their average lies ne
 about what a decay of the rate would have led to, without ending the training. Ref: arXiv 2306.03241, 2405.18392.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,17 @@ class Averaging:
         self._earlier = earlier
         self._taken = 0
         self.averages: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
+
+    def state(self) -> dict[str, int]:
+        """How far the averages have come."""
+        return {"earlier": self._earlier, "taken": self._taken}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, int], averages: Sequence[Tensor]) -> None:
+        """Goes on from what `state` gave, with the averages that there were then."""
+        self._earlier, self._taken = state["earlier"], state["taken"]
+        for own, average in zip(self.averages, averages, strict=True):
+            own.copy_(average)
 
     @torch.no_grad()
     def update(self) -> None:

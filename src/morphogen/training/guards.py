@@ -3,6 +3,8 @@
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from morphogen.candidate import StopReason
 from morphogen.experiment import Train
@@ -42,6 +44,30 @@ class Guards:
         self._best = math.inf
         self._checks_without_gain = 0
         self._checks_of_low_entropy = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that they remember, as strict JSON."""
+        return {
+            "steps": self.steps,
+            "nan_seen": self.nan_seen,
+            "loss_spike": self.loss_spike,
+            "norms": list(self._norms),
+            "losses": list(self._losses),
+            "since_check": list(self._since_check),
+            "best": self._best if math.isfinite(self._best) else None,
+            "checks_without_gain": self._checks_without_gain,
+            "checks_of_low_entropy": self._checks_of_low_entropy,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.steps, self.nan_seen, self.loss_spike = state["steps"], state["nan_seen"], state["loss_spike"]
+        self._norms = deque(state["norms"], maxlen=WINDOW)
+        self._losses = deque(state["losses"], maxlen=WINDOW)
+        self._since_check = list(state["since_check"])
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._checks_without_gain = state["checks_without_gain"]
+        self._checks_of_low_entropy = state["checks_of_low_entropy"]
 
     def observe(self, loss: float, grad_norm: float, entropy: float | None) -> StopReason | None:
         """One step: its loss (nats per token), gradient norm before clipping, and entropy (nats) where sampled."""

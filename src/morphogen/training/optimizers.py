@@ -12,6 +12,7 @@ from morphogen.experiment import Train
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.tensors import Spec, flat
+from morphogen.training.saved import Saved
 
 #: Devices on which torch has AdamW as one kernel.
 FUSED = frozenset({"cpu", "cuda"})
@@ -103,6 +104,26 @@ class Updater:
                         self._young.append((parameter, inherited.fresh[name].to(parameter.device)))
                 else:
                     self._young.append((parameter, torch.ones_like(parameter, dtype=torch.bool)))
+
+    def state(self) -> Saved:
+        """Moments bit for bit, and which entries are young yet."""
+        moments = {f"moments/{kind}/{name}": x for kind, of in self.moments().items() for name, x in of.items()}
+        youngest = self._young if self._steps < self._youth else []
+        young = {f"young/{self._names[parameter]}": mask for parameter, mask in youngest}
+        return Saved(moments | young, {"youth": self._youth, "steps": self._steps})
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from what `state` gave."""
+        self._young = []
+        for optimizer in self.optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                name = self._names[parameter]
+                kept = {kind: saved.tensors.get(f"moments/{kind}/{name}") for kind in KINDS[type(optimizer)]}
+                if state := {kind: x.to(parameter.device) for kind, x in kept.items() if x is not None}:
+                    optimizer.state[parameter] = state
+                if (mask := saved.tensors.get(f"young/{name}")) is not None:
+                    self._young.append((parameter, mask.to(parameter.device)))
+        self._youth, self._steps = saved.plain["youth"], saved.plain["steps"]
 
     def step(self, scale: float) -> None:
         """Update at `scale` × the base rates, then drop the gradients."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class StepInfo:
     """One finished step. step: counted from 1, of `steps`. loss: nats per token of text. grad_norm: before
     clipping. tokens: trained on so far. seconds: that this step took. entropy: of the predictions, in nats, where it
-    was sampled."""
+    was sampled. balance: what load balancing adds to the loss, before its coefficient; 0 without mixtures."""
 
     step: int
     steps: int
@@ -18,6 +18,7 @@ class StepInfo:
     tokens: int
     seconds: float
     entropy: float | None
+    balance: float = 0.0
 
 
 Progress = Callable[[StepInfo], None]

@@ -6,7 +6,8 @@ B sequences, T1 tokens of a sequence: one more than there are targets.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
 from morphogen.training.memory import PeakMemory
 from morphogen.training.optimizers import Updater, make_updater
+from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.trace import Progress, StepInfo, Trace
 
@@ -103,6 +105,38 @@ class Trainer:
         with self._averaging.in_place():
             return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def state(self) -> Saved:
+        """All that it needs to go on from here bit for bit, but for the weights and their averages."""
+        trace = {"losses": self.trace.losses, "grad_norms": self.trace.grad_norms}
+        history = {name: torch.tensor(values, dtype=torch.float64) for name, values in trace.items()}
+        figures = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.trace.figures.items()}
+        plain = {
+            "step": self.step,
+            "warmup": self.warmup,
+            "schedule": asdict(self.schedule),
+            "guards": self.guards.state(),
+            "averaging": None if self._averaging is None else self._averaging.state(),
+            "memory_bytes": self.memory.bytes,
+        }
+        parts = {"updater": self.updater.state(), "trace": Saved(history, {}), "figures": Saved(figures, {})}
+        return Saved.joined({**parts, "trainer": Saved({}, plain)})
+
+    def restore(self, saved: Saved, averages: Mapping[str, Tensor]) -> None:
+        """Goes on from what `state` gave, with a model of the weights that there were then, and their averages."""
+        plain, trace, figures = saved.part("trainer").plain, saved.part("trace").tensors, saved.part("figures").tensors
+        self.step, self.warmup, self.schedule = plain["step"], plain["warmup"], Schedule(**plain["schedule"])
+        self.updater.restore(saved.part("updater"))
+        self.guards.restore(plain["guards"])
+        self.memory.bytes = plain["memory_bytes"]
+        self.trace = Trace(
+            losses=trace["losses"].tolist(),
+            grad_norms=trace["grad_norms"].tolist(),
+            figures={name: values.tolist() for name, values in figures.items()},
+        )
+        if self._averaging is not None:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            self._averaging.restore(plain["averaging"], [averages[names[p]] for p in self.updater.parameters])
+
     def _taken(self, model: LanguageModel, moments: Moments | None, warmup: int) -> tuple[LanguageModel, Updater]:
         """The model made ready, and an optimizer of its own, which has the moments."""
         model.recompute = self.train.grad_ckpt
@@ -150,7 +184,7 @@ class Trainer:
         return on_host.to(self.device, non_blocking=True)
 
     def _step(self, ids_BT1: Tensor) -> Tensor:
-        """One update: (loss, gradient norm, entropy or NaN, figures in order of name), still on the device."""
+        """One update: (loss, gradient norm, entropy or NaN, balance, figures in order of name), still on the device."""
         if self.step == self._memory_step:
             averages = [] if self._averaging is None else self._averaging.averages
             state = [*self.model.buffers(), *self.updater.state_tensors(), *averages]
@@ -162,8 +196,8 @@ class Trainer:
         parts = ids_BT1.chunk(self.train.accumulate)
         with self.model.recording() as record:
             passed = [self._backward(part_BT1, len(part_BT1) / len(ids_BT1), record) for part_BT1 in parts]
-        nats_B = torch.cat([nats_B for nats_B, _ in passed])
-        sampled = torch.stack([found for _, found in passed]).mean()
+        nats_B = torch.cat([nats_B for nats_B, _, _ in passed])
+        sampled, balance = (torch.stack([one[place] for one in passed]).mean() for place in (1, 2))
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
         self.updater.step(self.schedule.scale(self.step))
         record.give_back()
@@ -171,26 +205,27 @@ class Trainer:
             self._averaging.update()
         means = record.means()
         self._figures = tuple(means)
-        return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, *means.values()])
+        return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, balance, *means.values()])
 
-    def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor]:
-        """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, and the
-        entropy or NaN."""
+    def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, the
+        entropy or NaN, and what load balancing added to the loss."""
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
         with bf16:
             logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
             forward = Forward.of(ids_BT1, logits_BTV, record)
         loss, nats_B = self.loss(forward), forward.nats_B.detach()
         sampled = entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else nats_B.new_full((), math.nan)
+        balance = [added.detach() for added in record.losses.get("balance", ())]
         record.losses.clear()  # each batch's own
         del forward, logits_BTV  # the backward pass frees them early
         (loss * share).backward()  # type: ignore[no-untyped-call]
-        return nats_B, sampled
+        return nats_B, sampled, torch.stack(balance).sum() if balance else nats_B.new_zeros(())
 
     def _read(self, rows: list[list[float]], seconds: float, progress: Progress | None) -> StopReason | None:
         """Hand the steps just finished to the trace, the guards and whoever watches."""
         stop: StopReason | None = None
-        for k, (loss, norm, sampled, *figures) in enumerate(rows):
+        for k, (loss, norm, sampled, balance, *figures) in enumerate(rows):
             step = self.step - len(rows) + k
             in_nats = None if math.isnan(sampled) else sampled
             self.trace.losses.append(loss)
@@ -201,7 +236,8 @@ class Trainer:
             stop = stop or self.guards.observe(loss, norm, in_nats)
             if progress is not None:
                 scale, tokens = self.schedule.scale(step), (step + 1) * self.tokens_per_step
-                progress(StepInfo(step + 1, self.total_steps, loss, norm, scale, tokens, seconds, in_nats))
+                told = StepInfo(step + 1, self.total_steps, loss, norm, scale, tokens, seconds, in_nats, balance)
+                progress(told)
         return stop
 
 
