@@ -78,7 +78,7 @@ HOMES = {
     "jinja2": {"report/html.py"},
     "plotly": {"report/html.py"},
     "graphviz": {"report/subway.py"},
-    "scipy": {"analysis/statistics.py"},
+    "scipy": {"analysis/statistics.py", "growth/blending.py"},
     "sklearn": {"search/screening.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
     "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},

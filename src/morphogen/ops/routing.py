@@ -171,8 +171,15 @@ def expert_ffn(
     Without a gate it is act(up_e x) down_e. Weights are cast to x's dtype. By torch's grouped matmul where that can,
     expert by expert elsewhere.
     """
+    return dispatch.combine(assigned_outputs(x_ND, dispatch, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
+
+
+def assigned_outputs(
+    x_ND: Tensor, dispatch: Dispatch, up_EHD: Tensor, gate_EHD: Tensor | None, down_EHD: Tensor, activation: str
+) -> Tensor:
+    """Every assignment's output, y_AD, the way that suits the sizes and the device."""
     outputs = grouped_outputs if _groupable(x_ND, up_EHD) else sliced_outputs
-    return dispatch.combine(outputs(x_ND, dispatch, up_EHD, gate_EHD, down_EHD, activation), weights_NK)
+    return outputs(x_ND, dispatch, up_EHD, gate_EHD, down_EHD, activation)
 
 
 def _groupable(x_ND: Tensor, up_EHD: Tensor) -> bool:

@@ -5,7 +5,7 @@ W places that two experts share, H hidden units of an expert, A assignments of t
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,7 @@ class Experts(Branch):
             routed = self._route(x_ND)
             kept_NK = self._kept(routed.experts_NK.view(*x_BTD.shape[:2], -1), state)
             self._report(routed, kept_NK)
-        refused = kept_NK if part.drop_policy == "greedy" else None
+        refused = kept_NK if self._refuses else None
         dispatch = routing.dispatch(routed.experts_NK, part.n_experts, refused)
         y_ND = self._outputs(dispatch, routed.weights_NK, x_BTD, state)
         if self.shared_up is not None and self.shared_down is not None:
@@ -161,8 +161,7 @@ class Experts(Branch):
     def _kept(self, experts_BTK: Tensor, state: State | None) -> Tensor | None:
         """Which assignments are within capacity, (N, K); None where nobody asks. `state` counts what was taken."""
         part = self.part
-        greedy = part.drop_policy == "greedy"
-        if part.capacity_factor is None or not (greedy or self.record is not None):
+        if part.capacity_factor is None or not (self._refuses or self.record is not None):
             return None
         (batch, length, _), device, start = experts_BTK.shape, experts_BTK.device, 0
         load_BE = torch.zeros(batch, part.n_experts, dtype=torch.long, device=device)
@@ -170,7 +169,7 @@ class Experts(Branch):
             load_BE, start = state["load"], int(state["position"][0])
         ceiling_T = routing.ceilings(part.capacity_factor, part.k, part.n_experts, start, length).to(device)
         kept_BTK, load_BE = routing.within_capacity(experts_BTK, ceiling_T, load_BE)
-        if state is not None and greedy:
+        if state is not None and self._refuses:
             state["load"] = load_BE
             state["position"] = torch.full((batch,), start + length, device=device)
         return kept_BTK.flatten(0, 1)
@@ -179,28 +178,51 @@ class Experts(Branch):
 
     def _outputs(self, dispatch: routing.Dispatch, weights_NK: Tensor, x_BTD: Tensor, state: State | None) -> Tensor:
         """Every token's outputs, times its weights, summed; y_ND."""
+        outputs = [its.combine(y_AD, weights_NK) for its, y_AD in self._assigned(dispatch, x_BTD, state)]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+    def _assigned(
+        self, dispatch: routing.Dispatch, x_BTD: Tensor, state: State | None
+    ) -> Iterator[tuple[routing.Dispatch, Tensor]]:
+        """Assignments and the output of each, y_AD: those to the stacked experts, then those to each of the others."""
         part, x_ND = self.part, x_BTD.flatten(0, 1)
-        if not self.others:
-            return self._stacked(dispatch, weights_NK, x_ND)
-        of_stacked, *of_others = dispatch.divided(part.stacked)
-        outputs = [self._stacked(of_stacked, weights_NK, x_ND)] if part.stacked else []
+        of_stacked, *of_others = dispatch.divided(part.stacked) if self.others else [dispatch]
+        if self.up is not None and self.down is not None:
+            gate_EHD = None if self.gate is None else self.gate.weight
+            up_EHD, down_EHD = self.up.weight, self.down.weight
+            yield of_stacked, routing.assigned_outputs(x_ND, of_stacked, up_EHD, gate_EHD, down_EHD, part.activation)
         for i, (its_dispatch, expert) in enumerate(zip(of_others, part.experts, strict=True)):
             other = self.others[i]
             assert isinstance(other, Branch)
             if expert.pointwise:
-                y_AD = other.mix(x_ND[its_dispatch.token_A][None])[0]
+                yield its_dispatch, other.mix(x_ND[its_dispatch.token_A][None])[0]
             else:
                 y_BTD = other.mix(x_BTD) if state is None else _remembering(other, x_BTD, state, f"others.{i}.")
-                y_AD = y_BTD.flatten(0, 1)[its_dispatch.token_A]
-            outputs.append(its_dispatch.combine(y_AD, weights_NK))
-        return torch.stack(outputs).sum(0)
+                yield its_dispatch, y_BTD.flatten(0, 1)[its_dispatch.token_A]
 
-    def _stacked(self, dispatch: routing.Dispatch, weights_NK: Tensor, x_ND: Tensor) -> Tensor:
-        assert self.up is not None
-        assert self.down is not None
-        gate_EHD = None if self.gate is None else self.gate.weight
-        up_EHD, down_EHD = self.up.weight, self.down.weight
-        return routing.expert_ffn(x_ND, weights_NK, dispatch, up_EHD, gate_EHD, down_EHD, self.part.activation)
+    @torch.no_grad()
+    def written(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """What each expert adds to the stream, on normalised input: (sum_E, count_E).
+
+        sum_E: of gate weight times the norm of the output, over the expert's assignments; one that it refuses adds
+        nothing. count_E: of all assignments.
+        """
+        routed = self._route(x_BTD.flatten(0, 1))
+        experts_NK = routed.experts_NK
+        kept_NK = self._kept(experts_NK.view(*x_BTD.shape[:2], -1), None)
+        dispatch = routing.dispatch(experts_NK, self.part.n_experts, kept_NK if self._refuses else None)
+        sum_E = torch.zeros(self.part.n_experts, dtype=routed.weights_NK.dtype, device=x_BTD.device)
+        for its_dispatch, y_AD in self._assigned(dispatch, x_BTD, None):
+            norm_A = torch.linalg.vector_norm(y_AD.to(sum_E.dtype), dim=-1)
+            sum_E.index_add_(
+                0, experts_NK.flatten()[its_dispatch.order_A], its_dispatch.weights(routed.weights_NK) * norm_A
+            )
+        return sum_E, experts_NK.flatten().bincount(minlength=self.part.n_experts)
+
+    @property
+    def _refuses(self) -> bool:
+        """Whether experts refuse tokens beyond their capacity."""
+        return self.part.drop_policy == "greedy"
 
     # ---------------------------------------------------------------------------------------------- reporting
 
