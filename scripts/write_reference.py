@@ -5,10 +5,11 @@ python scripts/write_reference.py [--check]
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from morphogen.blueprint.oneof import TELLING
 from morphogen.experiment import Experiment
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -38,7 +39,7 @@ Schema = Mapping[str, Any]
 def reference() -> str:
     """The whole page."""
     kinds = _kinds()
-    return "\n".join([HEAD, *(_section(name, kinds) for name in dict.fromkeys(_used("Experiment", kinds)))])
+    return "\n".join([HEAD, *(_section(name, kinds) for name in _used("Experiment", kinds, {}))])
 
 
 def undocumented() -> list[str]:
@@ -57,12 +58,14 @@ def _kinds() -> dict[str, Schema]:
     return {name: kind for name, kind in {**root["$defs"], "Experiment": root}.items() if "properties" in kind}
 
 
-def _used(name: str, kinds: Mapping[str, Schema]) -> Iterator[str]:
-    """A kind of data, then those its fields refer to, as they come."""
-    yield name
+def _used(name: str, kinds: Mapping[str, Schema], seen: dict[str, None]) -> Iterable[str]:
+    """A kind of data, then those its fields refer to, as they come; each once, added to `seen`."""
+    seen[name] = None
     for field in kinds[name]["properties"].values():
         for other in filter(kinds.__contains__, _references(field)):
-            yield from _used(other, kinds)
+            if other not in seen:
+                _used(other, kinds, seen)
+    return seen
 
 
 def _references(found: Any) -> Iterator[str]:
@@ -82,7 +85,7 @@ def _section(name: str, kinds: Mapping[str, Schema]) -> str:
     rows = [
         f"| `{field}` | {_type(what)} | {_default(what, field in kind.get('required', ()), kinds)} "
         f"| {what.get('description', '').replace('|', '&#124;')} |"
-        for field, what in sorted(kind["properties"].items(), key=lambda item: item[0] != "kind")
+        for field, what in sorted(kind["properties"].items(), key=lambda item: item[0] not in TELLING)
         if "const" not in what
     ]
     given = [f"`{field}: {what['const']}`. " for field, what in kind["properties"].items() if "const" in what]

@@ -4,25 +4,40 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from morphogen.blueprint.growth import GrowthRule
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
 
-#: Fields of a block that a change names one by one; `id` never changes.
-BLOCK_FIELDS = tuple(name for name in Block.model_fields if name != "id")
+#: Genes whose order counts -> their fields, which a change names one by one; `id` never changes.
+ORDERED: Mapping[str, tuple[str, ...]] = {
+    section: tuple(name for name in gene.model_fields if name != "id")
+    for section, gene in (("growth", GrowthRule), ("blocks", Block))
+}
 
 
 def canonical(blueprint: Blueprint) -> dict[str, Any]:
-    """What the blueprint computes, as plain data: without names, gene ids, or fields that have no effect."""
+    """What the blueprint computes, as plain data: without names, gene ids, or fields that have no effect. Growth is
+    there only where there is a rule."""
+    places = {block.id: i for i, block in enumerate(blueprint.blocks)}
+    rules = [_canonical_rule(rule, places) for rule in blueprint.growth]
     return {
         "emb": blueprint.emb.model_dump(mode="json"),
         "norm": blueprint.norm,
         "head": blueprint.head.model_dump(mode="json"),
         "blocks": [_canonical_block(block) for block in blueprint.blocks],
         "recurrences": [loop.model_dump(mode="json", exclude=set(loop.inert())) for loop in blueprint.recurrences],
+        **({"growth": rules} if rules else {}),
     }
+
+
+def _canonical_rule(rule: GrowthRule, places: Mapping[str, int]) -> dict[str, Any]:
+    plain = rule.model_dump(mode="json", exclude={"id": True, "do": set(rule.do.inert())})
+    if named := rule.blocks():
+        plain["do"]["blocks"] = sorted(places[block] for block in named if block in places)
+    return plain
 
 
 def _canonical_block(block: Block) -> dict[str, Any]:
@@ -47,16 +62,24 @@ def changes(before: Blueprint, after: Blueprint) -> tuple[Change, ...]:
     loops = [{loop["id"]: loop for loop in side["recurrences"]} for side in (old, new)]
     for gene in dict.fromkeys([*loops[0], *loops[1]]):
         found += _part_changes(f"recurrences.{gene}", loops[0].get(gene), loops[1].get(gene))
-    theirs, mine = {b["id"]: b for b in old["blocks"]}, {b["id"]: b for b in new["blocks"]}
+    for section, fields in ORDERED.items():
+        found += _gene_changes(section, fields, old[section], new[section])
+    return tuple(found)
+
+
+def _gene_changes(section: str, fields: Iterable[str], old: list[Any], new: list[Any]) -> list[Change]:
+    """What differs in genes whose order counts."""
+    found = list[Change]()
+    theirs, mine = {gene["id"]: gene for gene in old}, {gene["id"]: gene for gene in new}
     for gene in [*theirs, *(g for g in mine if g not in theirs)]:
         if gene not in mine or gene not in theirs:
-            found.append(Change(path=f"blocks.{gene}", before=theirs.get(gene), after=mine.get(gene)))
+            found.append(Change(path=f"{section}.{gene}", before=theirs.get(gene), after=mine.get(gene)))
             continue
-        for field in BLOCK_FIELDS:
-            found += _part_changes(f"blocks.{gene}.{field}", theirs[gene][field], mine[gene][field])
+        for field in fields:
+            found += _part_changes(f"{section}.{gene}.{field}", theirs[gene][field], mine[gene][field])
     if list(theirs) != list(mine):
-        found.append(Change(path="blocks", before=list(theirs), after=list(mine)))
-    return tuple(found)
+        found.append(Change(path=section, before=list(theirs), after=list(mine)))
+    return found
 
 
 def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
@@ -65,21 +88,23 @@ def apply(blueprint: Blueprint, edits: Iterable[Change]) -> Blueprint:
     Raises ValueError where a change does not fit.
     """
     data = blueprint.to_json()
-    blocks: dict[str, Any] = {block["id"]: block for block in data["blocks"]}
-    loops: dict[str, Any] = {loop["id"]: loop for loop in data["recurrences"]}
-    order = list(blocks)
+    genes: dict[str, dict[str, Any]] = {
+        section: {gene["id"]: gene for gene in data[section]} for section in (*ORDERED, "recurrences")
+    }
+    order = {section: list(genes[section]) for section in ORDERED}
     for change in edits:
         section, _, rest = change.path.partition(".")
         if section == "train":
             continue
-        if change.path == "blocks":
-            order = list(change.after)
-        elif section in ("blocks", "recurrences"):
-            _change(blocks if section == "blocks" else loops, rest, change)
+        if change.path in ORDERED:
+            order[section] = list(change.after)
+        elif section in genes:
+            _change(genes[section], rest, change)
         else:
             _set(data, change.path, change)
-    data["blocks"] = [blocks[gene] for gene in order if gene in blocks]
-    data["recurrences"] = sorted(loops.values(), key=lambda loop: loop["start"])
+    for section, ids in order.items():
+        data[section] = [genes[section][gene] for gene in ids if gene in genes[section]]
+    data["recurrences"] = sorted(genes["recurrences"].values(), key=lambda loop: loop["start"])
     return Blueprint.model_validate(data)
 
 
@@ -129,12 +154,13 @@ class Traits(NamedTuple):
 def traits(blueprint: Blueprint) -> Traits:
     """The blueprint taken apart once, for many distances."""
     plain = canonical(blueprint)
-    rest = [plain[name] for name in ("emb", "norm", "head", "recurrences")]
+    rest = [plain[name] for name in ("emb", "norm", "head", "recurrences", "growth") if name in plain]
     return Traits(tuple(_fields(block) for block in plain["blocks"]), _fields(rest))
 
 
 def distance(a: Blueprint, b: Blueprint) -> float:
-    """Structural distance: edit distance over blocks, plus the share of model-level fields and recurrences that differ.
+    """Structural distance: edit distance over blocks, plus the share of the model's fields, recurrences and
+    growth rules that differ.
 
     Putting in or taking out a block costs 1; turning one into another costs the share of their fields that differ.
     Symmetric, 0 only for blueprints of equal digest, and within the triangle inequality.

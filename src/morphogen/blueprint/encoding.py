@@ -37,6 +37,7 @@ def encoded(blueprint: Blueprint) -> dict[str, float]:
         found[f"{one} > {other}"] += 1.0
     rest = {name: plain[name] for name in ("emb", "norm", "head", "recurrences")}
     found.update(_summed(leaves("model", rest)))
+    found.update(_summed(pair for rule in plain.get("growth", []) for pair in _of_rule(rule)))
     found["blocks"] = math.log2(len(blocks))
     return dict(found)
 
@@ -47,6 +48,14 @@ def _of_block(block: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for path, part in block["parts"]:
         slot, _, number = path.partition(".")
         yield from leaves(f"{slot}.{part.get('kind')}" if number else slot, part)
+
+
+def _of_rule(rule: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Triggers and actions have names of their own for their fields, and each counts."""
+    when, do = rule["when"], rule["do"]
+    yield from leaves(f"growth.when.{when['trigger']}", when)
+    yield from leaves(f"growth.do.{do['action']}", do)
+    yield from leaves("growth.limits", rule["limits"])
 
 
 def leaves(path: str, value: Any) -> Iterator[tuple[str, float]]:

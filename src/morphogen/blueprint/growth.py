@@ -3,10 +3,12 @@
 A rule is a trigger (`when`), an action (`do`) and limits. Rules are genes: edits change them, children inherit them.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterable, Set
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from morphogen.blueprint.oneof import OneOf
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import GeneId
 
@@ -30,7 +32,8 @@ class _Counted(Frozen):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.at is None) == (self.every is None):
-            raise ValueError("expected one of 'at' and 'every'")
+            found = "neither 'at' nor 'every'" if self.at is None else "both 'at' and 'every'"
+            raise ValueError(f"got {found}, expected one of the two")
         return self
 
 
@@ -70,7 +73,7 @@ class GradientNormTrigger(Frozen):
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.above is None and self.below is None:
-            raise ValueError("expected 'above' or 'below'")
+            raise ValueError("got neither 'above' nor 'below', expected at least one of the two")
         return self
 
 
@@ -98,7 +101,7 @@ class PerplexityTrigger(Frozen):
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.above is None and self.below is None:
-            raise ValueError("expected 'above' or 'below'")
+            raise ValueError("got neither 'above' nor 'below', expected at least one of the two")
         return self
 
 
@@ -152,8 +155,8 @@ class ExpertUsageTrigger(Frozen):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if self.prune_at(2) >= self.split_at(2):
-            raise ValueError(f"prune_below {self.prune_at(2):g} is not below split_above {self.split_at(2):g}")
+        if self.prune_at(1) >= self.split_at(1):
+            raise ValueError(f"prune_below {self.prune_at(1):g} is not below split_above {self.split_at(1):g}")
         return self
 
     def split_at(self, experts: int) -> float:
@@ -210,7 +213,7 @@ Trigger = Annotated[
     | AnyTrigger
     | AllTrigger
     | MajorityTrigger,
-    Field(discriminator="trigger"),
+    OneOf("trigger"),
 ]
 for _several in (AnyTrigger, AllTrigger, MajorityTrigger):
     _several.model_rebuild()
@@ -226,6 +229,12 @@ class Action(Frozen):
     """Learning rate of new parameters, as a multiple of the others'."""
     warmup: NonNegativeInt | None = None
     """Steps over which new parameters warm up; null: as many as a training's own warm-up."""
+
+    adds: ClassVar[bool] = True
+
+    def inert(self) -> frozenset[str]:
+        """Fields that have no effect as the rest stands: an action that adds no parameters has none to train apart."""
+        return frozenset() if self.adds else frozenset({"new_param_lr_multiplier", "warmup"})
 
 
 class _InBlocks(Action):
@@ -294,6 +303,7 @@ class SplitExperts(_InBlocks):
 class PruneExperts(_InBlocks):
     """Experts go: with `when: expert_usage` those used too little, else one of each mixture. Lossy."""
 
+    adds: ClassVar = False
     action: Literal["prune_experts"] = "prune_experts"
     chooser: Literal["usage", "gate_norm", "merge"] = "usage"
     """Which goes first: the least used; that of the smallest gate weight times output norm; or the least used, merged
@@ -305,6 +315,7 @@ class PruneExperts(_InBlocks):
 class MergeExperts(_InBlocks):
     """The two experts of each mixture whose weights are nearest become one, weighed by their usage. Lossy."""
 
+    adds: ClassVar = False
     action: Literal["merge_experts"] = "merge_experts"
     min_experts: Annotated[int, Field(ge=2)] = 2
     """Experts that a mixture keeps."""
@@ -314,6 +325,7 @@ class CrossExperts(_InBlocks):
     """The least fit expert of each mixture becomes a blend of itself and the fittest; taken back where that costs more
     than `loss_budget`. Lossy."""
 
+    adds: ClassVar = False
     action: Literal["cross_experts"] = "cross_experts"
     blend: OpenShare = 0.5
     """Share of the fittest in the blend."""
@@ -332,6 +344,7 @@ class GrowVocabulary(Action):
 class DropLayer(Action):
     """Blocks go: those least used. Lossy."""
 
+    adds: ClassVar = False
     action: Literal["drop_layer"] = "drop_layer"
     layers: PositiveInt = 1
     """How many."""
@@ -340,6 +353,7 @@ class DropLayer(Action):
 class Narrow(_InBlocks):
     """Fewer hidden units, heads or residual channels; those of largest norm stay. Lossy."""
 
+    adds: ClassVar = False
     action: Literal["narrow"] = "narrow"
     target: Literal["ffn", "heads", "dim"] = "ffn"
     """What shrinks."""
@@ -359,7 +373,7 @@ GrowthAction = Annotated[
     | GrowVocabulary
     | DropLayer
     | Narrow,
-    Field(discriminator="action"),
+    OneOf("action"),
 ]
 
 
@@ -391,3 +405,21 @@ class GrowthRule(Frozen):
     """What is done then."""
     limits: GrowthLimits = GrowthLimits()
     """How far it goes."""
+
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that it names; none where it acts wherever it can."""
+        return self.do.blocks if isinstance(self.do, _InBlocks) else ()
+
+
+def of_blocks(rules: Iterable[GrowthRule], present: Set[str]) -> tuple[GrowthRule, ...]:
+    """The rules of a model that has the blocks `present`: those that it lacks are named no more, and a rule for blocks
+    all of which it lacks is gone."""
+    kept = list[GrowthRule]()
+    for rule in rules:
+        named = rule.blocks()
+        left = tuple(block for block in named if block in present)
+        if left == named:
+            kept.append(rule)
+        elif left:
+            kept.append(rule.model_copy(update={"do": rule.do.model_copy(update={"blocks": left})}))
+    return tuple(kept)

@@ -2,12 +2,14 @@
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from morphogen.blueprint.oneof import OneOf
 from morphogen.errors import nearest
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import REGISTRY
@@ -36,7 +38,7 @@ def describe(cls: type[BaseModel], details: Sequence[ErrorDetails], file: str, t
     details = [d for d in details if d["type"] != "too_short" or not _deeper(details, d["loc"])]
     lines: dict[tuple[Any, ...], str] = {}
     for detail in details:
-        at = (*detail["loc"], _tag_field(detail)) if detail["type"] == "union_tag_invalid" else detail["loc"]
+        at = (*detail["loc"], _tag_field(cls, detail)) if detail["type"] == "union_tag_invalid" else detail["loc"]
         line, column, path = place(tree, at)
         said = what(cls, detail, detail["loc"])
         lines.setdefault((line, column, at[-1:], said), f"{file}:{line}:{column} {path}: {said}")
@@ -64,7 +66,7 @@ def what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
         tag, allowed = str(ctx["tag"]), str(ctx["expected_tags"])
         return _choice(tag.removeprefix(TAG), sorted(a.strip("' ").removeprefix(TAG) for a in allowed.split(",")))
     if kind == "union_tag_not_found":
-        return f"got {show(got)}, expected a mapping with 'kind'"
+        return f"got {show(got)}, expected a mapping with '{_tag_field(cls, error)}'"
     if kind == "literal_error":
         return _choice(got, [a.strip("' ") for a in str(ctx["expected"]).replace(" or ", ", ").split(",")])
     if kind == "value_error":
@@ -109,10 +111,10 @@ def _is_part(model: type[BaseModel]) -> bool:
     return "kind" in model.model_fields
 
 
-def _tag_field(error: ErrorDetails) -> str:
-    """The field that says which of several kinds something is."""
+def _tag_field(cls: type[BaseModel], error: ErrorDetails) -> str:
+    """The field that says which of several kinds something is: one that pydantic names, or a mark of ours."""
     named = str(error["ctx"]["discriminator"])
-    return named.strip("'") if named.startswith("'") else "kind"
+    return named.strip("'") if named.startswith("'") else _allowed(cls, error["loc"]).told_by
 
 
 def _choice(got: object, allowed: list[str]) -> str:
@@ -177,35 +179,53 @@ def _key_place(mapping: CommentedMap, key: object) -> tuple[int, int] | None:
 
 def field_names(cls: type[BaseModel], loc: Loc) -> dict[str, str]:
     """Field names allowed in the mapping at `loc`, other names of fields among them -> the field's own."""
-    names = {name: own for m in _allowed(cls, loc)[0] for name, own in names_of(m).items()}
+    names = {name: own for m in _allowed(cls, loc).models for name, own in names_of(m).items()}
     return names | ({"type": "kind"} if "kind" in names and "type" not in names else {})
 
 
 def _other_kinds(cls: type[BaseModel], loc: Loc, name: str) -> list[str]:
-    """Of a part at `loc`: the kinds it might be that have a field called `name`."""
+    """Of what is one of several kinds at `loc`: the kinds it might be that have a field called `name`."""
     if not (loc and str(loc[-1]).startswith(TAG)):
         return []
-    marks = _allowed(cls, loc)[1]
-    return sorted({kind for mark in marks for kind, part in mark.choices().items() if name in part.names()})
+    return sorted({kind for kind, model in _allowed(cls, loc).kinds.items() if name in names_of(model)})
 
 
-def _allowed(cls: type[BaseModel], loc: Loc) -> tuple[set[type[BaseModel]], list[PartIn]]:
-    """What the mapping at `loc` may be, and the marks of the field that holds the part it belongs to."""
-    models: set[type[BaseModel]] = {cls}
-    marks: list[PartIn] = []
+class _Allowed(NamedTuple):
+    """models: what a mapping may be. kinds: of the field that holds it, or what it belongs to. told_by: the field that
+    tells those apart."""
+
+    models: set[type[BaseModel]]
+    kinds: Mapping[str, type[BaseModel]]
+    told_by: str
+
+
+def _allowed(cls: type[BaseModel], loc: Loc) -> _Allowed:
+    """What the mapping at `loc` may be."""
+    found = _Allowed({cls}, {}, "kind")
     for step in loc:
         if isinstance(step, int):
             continue
         if step.startswith(TAG):
             tag = step.removeprefix(TAG)
-            models = {c for mark in marks for kind, c in mark.choices().items() if kind == tag} or models
+            found = found._replace(models={found.kinds[tag]} if tag in found.kinds else found.models)
             continue
-        found = [m.model_fields[step] for m in models if step in m.model_fields]
-        if not found:
-            continue  # the key of a mapping, or the name of a branch of a union
-        marks = [m for f in found for m in (*f.metadata, *_metadata(f.annotation)) if isinstance(m, PartIn)]
-        models = {m for f in found for m in _models(f.annotation)}
-    return models, marks
+        fields = [m.model_fields[step] for m in found.models if step in m.model_fields]
+        if fields:  # else the key of a mapping, or the name of a branch of a union
+            found = _of_fields(fields)
+    return found
+
+
+def _of_fields(fields: Sequence[FieldInfo]) -> _Allowed:
+    models, kinds, told_by = set[type[BaseModel]](), dict[str, type[BaseModel]](), "kind"
+    for field in fields:
+        inner = set(_models(field.annotation))
+        models |= inner
+        for mark in (*field.metadata, *_metadata(field.annotation)):
+            if isinstance(mark, PartIn):
+                kinds |= mark.choices()
+            elif isinstance(mark, OneOf):
+                kinds, told_by = kinds | mark.choices(inner), mark.by
+    return _Allowed(models, kinds, told_by)
 
 
 def names_of(model: type[BaseModel]) -> dict[str, str]:

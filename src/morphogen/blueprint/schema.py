@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
+from morphogen.blueprint.growth import GrowthRule, of_blocks
 from morphogen.errors import InputError
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Context, GeneId, Modifier, NormKind, Part
@@ -112,7 +113,7 @@ class Gene:
 
 
 class Blueprint(Frozen):
-    """The architecture: embedding, blocks, which of them are looped, and head."""
+    """The architecture: embedding, blocks, which of them are looped, head, and how all of that grows in training."""
 
     name: str = "unnamed"
     """What the model is called; it changes nothing else."""
@@ -124,6 +125,8 @@ class Blueprint(Frozen):
     """Blocks, first to last."""
     recurrences: tuple[Recurrence, ...] = ()
     """Runs of blocks that are looped, in their order; none shares a block with another. Positions follow the blocks."""
+    growth: tuple[GrowthRule, ...] = ()
+    """Rules by which the model changes while it trains, asked in this order."""
     head: Head = Head()
     """The output head."""
 
@@ -136,14 +139,14 @@ class Blueprint(Frozen):
             **data,
             **{
                 key: _named(data[key], letter)
-                for key, letter in (("blocks", "b"), ("recurrences", "r"))
+                for key, letter in (("blocks", "b"), ("recurrences", "r"), ("growth", "rule"))
                 if isinstance(data.get(key), list | tuple)
             },
         }
 
     @model_validator(mode="after")
     def _unique_ids(self) -> Self:
-        for what, genes in (("blocks", self.blocks), ("recurrences", self.recurrences)):
+        for what, genes in (("blocks", self.blocks), ("recurrences", self.recurrences), ("growth rules", self.growth)):
             ids = [gene.id for gene in genes]
             if repeated := sorted({i for i in ids if ids.count(i) > 1}):
                 raise ValueError(f"{what} share the id {', '.join(repeated)}, expected every id once")
@@ -205,17 +208,20 @@ class Blueprint(Frozen):
         return genes
 
     def with_blocks(self, blocks: Iterable[Block]) -> "Blueprint | None":
-        """The same with other blocks, each recurrence moved with those it loops over; one that has lost all is gone.
+        """The same with other blocks, each recurrence moved with those it loops over. One that has lost all is gone,
+        and so is a growth rule that has lost all it names.
 
         None where that is invalid or nothing differs.
         """
         after = tuple(blocks)
         kept = follow(self.recurrences, [block.id for block in self.blocks], [block.id for block in after])
-        return self.evolve(blocks=after, recurrences=kept)
+        rules = of_blocks(self.growth, {block.id for block in after})
+        return self.evolve(blocks=after, recurrences=kept, growth=rules)
 
     def fresh_id(self, rng: np.random.Generator) -> str:
         """A gene id that neither this blueprint nor, for all practical purposes, any other of its lineage has."""
         taken = {b.id for b in self.blocks} | {b.origin for b in self.blocks} | {r.id for r in self.recurrences}
+        taken |= {rule.id for rule in self.growth}
         return next(name for _ in range(10**9) if (name := f"g{int(rng.integers(16**8)):08x}") not in taken)
 
     def to_json(self) -> dict[str, Any]:
@@ -224,10 +230,15 @@ class Blueprint(Frozen):
 
 
 def _named(genes: Sequence[Any], letter: str) -> tuple[Any, ...]:
-    """Blocks or recurrences as they were given, with the first free ids `<letter>0`, `<letter>1`, ... where absent."""
+    """Blocks, recurrences or rules as given, with the first free ids `<letter>0`, `<letter>1`, ... where absent."""
     taken = {str(gene["id"]) for gene in genes if isinstance(gene, Mapping) and gene.get("id")}
-    taken |= {gene.id for gene in genes if isinstance(gene, Block | Recurrence)}
+    taken |= {gene.id for gene in genes if isinstance(gene, Block | Recurrence | GrowthRule)}
     free = (f"{letter}{i}" for i in range(10**9) if f"{letter}{i}" not in taken)
-    return tuple(
-        {**gene, "id": next(free)} if isinstance(gene, Mapping) and not gene.get("id") else gene for gene in genes
-    )
+
+    def named(gene: Any) -> Any:
+        if isinstance(gene, Mapping):
+            return gene if gene.get("id") else {**gene, "id": next(free)}
+        unnamed = isinstance(gene, Block | Recurrence | GrowthRule) and not gene.id
+        return gene.model_copy(update={"id": next(free)}) if unnamed else gene
+
+    return tuple(map(named, genes))

@@ -20,6 +20,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from morphogen.blueprint.bounded import check_regular, compose, text_of
 from morphogen.blueprint.mistakes import Loc, describe, listed, names_of, other_names, place, show
+from morphogen.blueprint.oneof import TELLING
 from morphogen.errors import InputError, nearest
 from morphogen.parts.contract.part import Part
 from morphogen.paths import user_path
@@ -229,7 +230,7 @@ def _mistaken(plain: Any, found: Any, loc: Loc = ()) -> Iterator[tuple[Loc, str]
 
 
 def _needed(model: Any, full: Any) -> Any:
-    """Of `full`, which is what `model` says, what is not the default, and every `kind`.
+    """Of `full`, which is what `model` says, what is not the default, and what something is.
 
     A part that holds a number without effect, as evolution may leave one, is written out, so that what makes it so can
     be seen.
@@ -239,8 +240,8 @@ def _needed(model: Any, full: Any) -> Any:
         told = {name for name, field in type(model).model_fields.items() if values[name] != field.default}
         if isinstance(model, Part) and told & model.unread():
             told = set(values)
-        ordered = sorted(full, key=lambda name: name != "kind")  # what a part is comes before the rest of it
-        return {name: _needed(values[name], full[name]) for name in ordered if name in told or name == "kind"}
+        ordered = sorted(full, key=lambda name: name not in TELLING)  # what a part is comes before the rest of it
+        return {name: _needed(values[name], full[name]) for name in ordered if name in told or name in TELLING}
     if isinstance(model, dict):
         return {key: _needed(value, full[key]) for key, value in model.items()}
     if isinstance(model, list | tuple):
