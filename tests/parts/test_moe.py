@@ -75,6 +75,7 @@ KINDS = {
         hidden=8, n_experts=7, k=3, twins=(1, 0), experts=(MLP(hidden=20, activation="gelu"),), shared=1,
         router_bias="aux_free", capacity_factor=1.25, drop_policy="greedy", activation="geglu",
     ),
+    "nested": MoE(hidden=8, n_experts=9, k=2, twins=(1, 0, 1, 4, 6), router_bias="aux_free", activation="gelu"),
     "others": MoE(hidden=8, n_experts=2, k=1, experts=(MLP(hidden=20), MLP(hidden=5, activation="relu2"))),
 }  # fmt: skip
 
@@ -326,8 +327,8 @@ def test_the_mean_of_equal_experts_is_the_layer_they_came_from() -> None:
     ("fields", "message"),
     [
         ("hidden: 8, n_experts: 4, k: 5", "chooses 5 of 4 places"),
-        ("hidden: 8, n_experts: 4, twins: [4]", "expected different numbers below 3"),
-        ("hidden: 8, n_experts: 4, twins: [0, 0]", "expected different numbers below 2"),
+        ("hidden: 8, n_experts: 4, twins: [4]", r"twins\[0\] is 4, expected a number below 3"),
+        ("hidden: 8, n_experts: 5, twins: [0, 4]", r"twins\[1\] is 4, expected a number below 4"),
         ("hidden: 8, n_experts: 2, experts: [{hidden: 4, kind: dense}, {hidden: 4, kind: dense}, {hidden: 4}]",
          "kind"),
         ("hidden: 8, n_experts: 4, drop_policy: greedy", "there is no capacity_factor"),

@@ -4,8 +4,8 @@ Plain data that costs no tensor. Blocks are matched by gene id, parameters by na
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
@@ -99,12 +99,20 @@ class _Draft:
     notes: list[str] = field(default_factory=list)
 
 
-def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, int] | None = None) -> Plan:
+def plan(
+    child: Blueprint,
+    parents: Sequence[Blueprint],
+    sources: Mapping[str, int] | None = None,
+    *,
+    takes: Mapping[str, AxisMap] | None = None,
+    stacked: Collection[str] = (),
+) -> Plan:
     """Draw up how `child` inherits from `parents` (none, one, or two of a crossover).
 
     sources: gene id of a block -> parent it came from; where not given, the first parent with an equal block, else the
     first with a block of that id. The stem and the recurrences come from the first parent. InputError when a source has
-    no such block.
+    no such block. takes: `<gene key>/<axis>` -> where that axis' entries come from, where that is known better than by
+    alignment. stacked: ids of copied blocks that copy what they write too, which is lossy.
     """
     draft = _Draft()
     theirs = [{gene.key: gene for gene in parent.genes()} for parent in parents]
@@ -122,7 +130,10 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
             if not gene.part.neutral():
                 draft.notes.append(f"{gene.key} is new and does not start neutral")
         else:
-            _carry(draft, _Descent(gene, source, which, aligned, copied=origin))
+            silent = origin and gene.block is not None and gene.block.id not in stacked
+            if origin and not silent:
+                aligned = aligned.lossy("a copy that writes")
+            _carry(draft, _Descent(gene, source, which, _with_takes(gene.key, aligned, takes or {}), silent))
     if parents:
         draft.notes += _structure(child, parents[0])
         if len(parents) > 1:
@@ -135,6 +146,12 @@ def plan(child: Blueprint, parents: Sequence[Blueprint], sources: Mapping[str, i
         exact=exact,
         notes=tuple(draft.notes),
     )
+
+
+def _with_takes(key: str, aligned: Alignment, takes: Mapping[str, AxisMap]) -> Alignment:
+    """The alignment of gene `key` with the maps that are known of it."""
+    known = {axis: take for full, take in takes.items() for gene, _, axis in [full.rpartition("/")] if gene == key}
+    return replace(aligned, maps={**aligned.maps, **known}) if known else aligned
 
 
 def _dropped(draft: _Draft, parents: Sequence[Blueprint]) -> tuple[Dropped, ...]:
@@ -190,13 +207,14 @@ def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
 
 @dataclass(frozen=True)
 class _Descent:
-    """A gene and the one that it inherits from: in parent number `which`, by `aligned`; copied: as a copy of that."""
+    """A gene and the one that it inherits from: in parent number `which`, by `aligned`; silent: as a copy of that which
+    writes nothing yet."""
 
     gene: Gene
     source: Gene
     which: int
     aligned: Alignment
-    copied: bool
+    silent: bool
 
     @cached_property
     def sizes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -216,8 +234,8 @@ def _carry(draft: _Draft, descent: _Descent) -> None:
         item = _carried(draft, descent, name, spec)
         shrunk += sorted({p.axis for dim in item.dims for p in dim if p.take.how in ("largest", "mean")})
         draft.tensors.append(item)
-    if descent.copied:
-        return  # it writes nothing yet, so that it changes nothing, whatever else became of it
+    if descent.silent:
+        return  # it changes nothing, whatever else became of it
     if shrunk:
         draft.notes.append(f"{gene.key}: fewer along {', '.join(dict.fromkeys(shrunk))}")
     if aligned.note or not aligned.exact:
@@ -248,7 +266,7 @@ def _carried(draft: _Draft, descent: _Descent, name: str, spec: Spec) -> TensorP
         zero=zero,
         mean=mean,
         weights=weights,
-        clear=descent.copied and spec.writes,
+        clear=descent.silent and spec.writes,
     )
 
 

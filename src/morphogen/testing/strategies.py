@@ -167,13 +167,13 @@ def mambas(draw: st.DrawFn) -> Mamba:
 
 @st.composite
 def moes(draw: st.DrawFn, other: st.SearchStrategy[Part] | None = None) -> MoE:
-    """A mixture of few experts, so that a short text reaches each: shared ones, twins, capacities, another kind.
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins of twins, capacities, another kind.
 
     other: what an expert of another kind is; a dense layer when None.
     """
     own = draw(st.integers(2, 4))
     others = draw(st.lists(mlps() if other is None else other, max_size=1))
-    twins = draw(st.lists(st.integers(0, own - 1), max_size=2, unique=True))
+    twins = [draw(st.integers(0, own - 1 + i)) for i in range(draw(st.integers(0, 2)))]
     greedy = draw(st.booleans())
     return MoE(
         hidden=draw(st.sampled_from([1, 7, 8, 16])),

@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.ops.patterns import alibi_slopes
-from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, wider_heads
+from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, resized_heads, wider_heads
 from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axes, Axis, Init, Tensor
+from morphogen.parts.contract.widths import Width, times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -163,6 +164,13 @@ class Attention(Selective):
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and head_dim once for queries, keys and values: they grow by different rules."""
         return {**grouped_sizes(self, self.head_dim), "heads": self.heads, **super().sizes(ctx)}
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "Attention | None":
+        """Whole groups of heads, of MQA query heads; or wider heads, in pairs of channels under RoPE."""
+        if target == "heads" and self.kind == "MQA":
+            heads = times(self.heads, factor)
+            return self.evolve(heads=heads, kv_groups=heads)
+        return resized_heads(self, target, factor, self.kv_groups, 1 if self.rope == "none" else 2)
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

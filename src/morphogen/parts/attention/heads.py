@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from morphogen.parts.contract.tensors import Tensor
+from morphogen.parts.contract.widths import Width, times
 
 #: Query heads: more than any model has would only take long to list.
 Heads = Annotated[int, Field(ge=1, le=2**16)]
@@ -87,3 +88,10 @@ def fewer_heads(part: H, rng: np.random.Generator) -> H | None:
 def wider_heads(part: H) -> H | None:
     """Heads twice as wide, to 256 channels at most."""
     return part.evolve(head_dim=2 * part.head_dim) if part.head_dim <= 128 else None
+
+
+def resized_heads(part: H, target: Width, factor: float, group: int = 1, unit: int = 1) -> H | None:
+    """So many times the heads, in whole groups, or channels of a head, in whole units; None for another sort."""
+    if target == "heads":
+        return part.evolve(heads=group * times(part.heads // group, factor))
+    return part.evolve(head_dim=unit * times(part.head_dim // unit, factor)) if target == "head_dim" else None

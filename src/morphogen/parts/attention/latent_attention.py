@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.attention.heads import fewer_heads, more_heads, wider_heads
+from morphogen.parts.attention.heads import fewer_heads, more_heads, resized_heads, wider_heads
 from morphogen.parts.attention.kv_policy import KVPolicy
 from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axis, Tensor
+from morphogen.parts.contract.widths import Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,6 +94,10 @@ class LatentAttention(Selective):
             "latent": self.kv_latent_dim,
             **super().sizes(ctx),
         }
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "LatentAttention | None":
+        """Other heads, or channels of them without position."""
+        return resized_heads(self, target, factor)
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

@@ -13,11 +13,12 @@ from pydantic import PositiveInt, model_validator
 
 from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearFeature
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes
+from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, resized_heads
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axis, Init, Tensor
+from morphogen.parts.contract.widths import Width, times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +116,12 @@ class LinearAttention(Part):
     def sizes(self, ctx: Context) -> dict[str, int]:
         """kv_heads, group, dim, and the widths of queries and keys, and of values."""
         return {**grouped_sizes(self, self.values), "dim": ctx.dim}
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "LinearAttention | None":
+        """Whole groups of heads; or channels of heads, those of values among them."""
+        if target == "head_dim" and self.value_dim is not None:
+            return self.evolve(head_dim=times(self.head_dim, factor), value_dim=times(self.value_dim, factor))
+        return resized_heads(self, target, factor, self.kv_groups)
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

@@ -18,6 +18,7 @@ from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axis, Init, Spec, Tensor, flat, shape_of
+from morphogen.parts.contract.widths import Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,6 +162,11 @@ class Part(Frozen):
         what they come to, and then asks its base class.
         """
         return self
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "Part | None":
+        """Itself with `factor` times as many units of a sort, rounded to what it allows (`widths.times`): how a model
+        grows or shrinks in training. None where it has none of that sort, as by default, or cannot have so many."""
+        return None
 
     def unread(self) -> frozenset[str]:
         """Those of `inert` that nothing reads: they change no speed and no measurement either."""

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 from morphogen.parts.contract.operator import operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Tensor
+from morphogen.parts.contract.widths import Width, times
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +59,10 @@ class MLP(Part):
     def cost(self, ctx: Context) -> Cost:
         """Two matmuls, or three with a gate."""
         return Cost(flops=2.0 * (3 if self.activation in GATED else 2) * self.hidden * ctx.dim)
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "MLP | None":
+        """Other hidden units."""
+        return self.evolve(hidden=times(self.hidden, factor)) if target == "ffn" else None
 
     def kept(self, ctx: Context) -> float:
         """Before and after the activation; with a gate also the gate and the product."""

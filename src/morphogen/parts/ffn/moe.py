@@ -13,8 +13,10 @@ from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.registry import PartIn
 from morphogen.parts.contract.tensors import ZEROS, Axes, Init, Tensor
+from morphogen.parts.contract.widths import Width, times
 from morphogen.parts.ffn.inner_parts import alignment_inside, axes_inside, bare, inside
 from morphogen.parts.ffn.mlp import GATED, MLP, Activation
+from morphogen.parts.ffn.sharing import Sharing, aligned, by_index
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,8 +104,9 @@ class MoE(Part):
     """Parts that stand in for the last experts: feed-forward layers of other sizes, or kinds that mix tokens. Those
     read the whole sequence, and count where they are chosen."""
     twins: tuple[NonNegativeInt, ...] = ()
-    """Places (by number) that two experts share, the way an expert splits: of the tokens sent to the place, a second
-    gate sends each to one of the two. Twins are the last of the stacked experts."""
+    """Of every twin the number of the expert that it split from, with which it shares the place: of the tokens that
+    reach that one, a gate sends each on to the twin or leaves it there, one gate after another. Twins are the last of
+    the stacked experts; a twin may split in its turn."""
     drop_upcycle: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of each expert's hidden units drawn afresh when it is made from a dense layer (2502.19261)."""
 
@@ -111,11 +114,12 @@ class MoE(Part):
     def _possible(self) -> Self:
         if self.stacked < 0:
             raise ValueError(f"experts lists {len(self.experts)} parts, but n_experts is {self.n_experts}")
-        if len(set(self.twins)) < len(self.twins) or any(place >= self.own_places for place in self.twins):
-            raise ValueError(
-                f"twins is {list(self.twins)}, expected different numbers below {self.own_places}, the experts that "
-                "are neither twins nor listed in experts"
-            )
+        for i, host in enumerate(self.twins):
+            if host >= self.own_places + i:
+                raise ValueError(
+                    f"twins[{i}] is {host}, expected a number below {self.own_places + i}: one of the "
+                    f"{self.own_places} experts that are neither twins nor listed in experts, or an earlier twin"
+                )
         if self.places < max(2, self.k):
             raise ValueError(f"the router chooses {self.k} of {self.places} places, expected at least 2 and k of them")
         if self.drop_policy == "greedy" and self.capacity_factor is None:
@@ -141,6 +145,21 @@ class MoE(Part):
     def shared_width(self) -> int:
         """Hidden units of one shared expert."""
         return self.shared_hidden or self.hidden
+
+    @property
+    def sharing(self) -> Sharing:
+        """Who shares which place."""
+        return Sharing.of(self.own_places, self.twins)
+
+    def shared_by(self, sharing: Sharing) -> Self | None:
+        """Itself with experts that have split or gone; None where too few are left."""
+        return self.evolve(n_experts=len(sharing.experts) + len(self.experts), twins=sharing.twins)
+
+    def with_places(self, count: int) -> Self | None:
+        """Itself with so many places of stacked experts, as many as before or more."""
+        more = count - self.own_places
+        twins = tuple(host + more * (host >= self.own_places) for host in self.twins)
+        return self.evolve(n_experts=self.n_experts + more, twins=twins)
 
     def counts_as(self) -> frozenset[str]:
         """A mixture of experts."""
@@ -212,6 +231,15 @@ class MoE(Part):
             sizes |= {inside(i, axis): size for axis, size in part.sizes(ctx).items()}
         return sizes
 
+    def resized(self, target: Width, factor: float, ctx: Context) -> "MoE | None":
+        """Other hidden units of the experts, routed and shared; and what the parts in `experts` have of the sort."""
+        others = tuple(part.resized(target, factor, ctx) or part for part in self.experts)
+        changed: dict[str, object] = {"experts": others}
+        if target == "ffn":
+            changed["hidden"] = times(self.hidden, factor)
+            changed["shared_hidden"] = None if self.shared_hidden is None else times(self.shared_hidden, factor)
+        return self.evolve(**changed)
+
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""
         from morphogen.parts.ffn.moe_layer import Experts
@@ -262,10 +290,10 @@ class MoE(Part):
             axes, maps = _halves(parent)
             scales["down.weight"] = 2.0
         elif self.twins or parent.twins:
-            maps = self._twin_maps(parent)
+            maps = dict(self._shared_as(parent).takes())
         if self.experts and parent.experts:
             kept = min(len(self.experts), len(parent.experts))
-            maps["other"] = _index([i if i < kept else -1 for i in range(len(self.experts))], len(parent.experts))
+            maps["other"] = by_index([i if i < kept else -1 for i in range(len(self.experts))], len(parent.experts))
         whole = Alignment(
             sources=plain.sources,
             exact=not notes and plain.exact,
@@ -296,26 +324,15 @@ class MoE(Part):
             notes.append("router bias removed")
         if self.own_places != parent.own_places or len(self.experts) != len(parent.experts):
             notes.append(f"{parent.places} places became {self.places}")
-        if not set(parent.twins) <= set(self.twins):
+        if {gate.row for gate in parent.sharing.gates} - {gate.row for gate in self._shared_as(parent).gates}:
             notes.append("twins merged")
         if self.n_experts != parent.n_experts and self.drop_policy == "greedy":
             notes.append("capacity changed")
         return notes
 
-    def _twin_maps(self, parent: "MoE") -> dict[str, AxisMap]:
-        """Places by number; a twin from the parent's twin of its place, else from the expert that has the place."""
-        kept = min(self.own_places, parent.own_places)
-        firsts = [i if i < kept else -1 for i in range(self.own_places)]
-        seconds = [
-            parent.own_places + parent.twins.index(i) if i in parent.twins else i if i < kept else -1
-            for i in self.twins
-        ]
-        turns = [parent.twins.index(i) if i in parent.twins else -1 for i in self.twins]
-        return {
-            "place": _index(firsts, parent.own_places),
-            "expert": _index(firsts + seconds, parent.stacked),
-            "twin": _index(turns, len(parent.twins)),
-        }
+    def _shared_as(self, parent: "MoE") -> Sharing:
+        """Its sharing as what became of the parent's."""
+        return aligned(self.own_places, self.twins, parent.sharing)
 
     def _with_others(self, whole: Alignment, parent: "MoE", ctx: Context, parent_ctx: Context) -> Alignment:
         """The same with what the parts in `experts` inherit, each from the one of its number."""
@@ -358,7 +375,7 @@ class MoE(Part):
             dropped = np.random.default_rng(expert).random(self.hidden).argsort()
             fresh = set(dropped[: round(self.drop_upcycle * self.hidden)].tolist())
             index += [-1 if h in fresh or h >= parent_hidden else h for h in range(self.hidden)]
-        return _index(index, parent_hidden)
+        return by_index(index, parent_hidden)
 
     def bequeath(self, child: Part, ctx: Context, child_ctx: Context) -> Alignment | None:
         """To a dense layer: the mean of the stacked experts."""
@@ -379,17 +396,13 @@ class MoE(Part):
         )
 
 
-def _index(index: list[int], parent_size: int) -> AxisMap:
-    return AxisMap(how="index", size=len(index), parent_size=parent_size, index=tuple(index))
-
-
 def _halves(parent: MoE) -> tuple[dict[str, Axes], dict[str, AxisMap]]:
     """How an expert's units fall to the two that it becomes; both get its row of the router."""
     split = {"whole": parent.n_experts, "half": 2, "unit": parent.hidden // 2}
     maps = {axis: AxisMap(how="first", size=size, parent_size=size) for axis, size in split.items()}
     axes: dict[str, Axes] = dict.fromkeys(STACKED, ("whole", "half", "unit", "dim"))
     axes |= {"router.weight": ("whole", "copy", "dim"), "router.bias": ("whole", "copy")}
-    return axes, maps | {"copy": _index([0, 0], 1)}
+    return axes, maps | {"copy": by_index([0, 0], 1)}
 
 
 def _router_by_expert(child: MoE, parent: MoE) -> dict[str, Axes]:

@@ -1,12 +1,13 @@
 """The module of `MoE`.
 
 B batch, T tokens, N = B·T, D model dim, F places (what the router chooses among), E experts, K choices per token,
-W places that two experts share, H hidden units of an expert, A assignments of tokens to experts
+W gates between twins, H hidden units of an expert, A assignments of tokens to experts
 """
 
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from morphogen.parts.contract.layers import Linear, make_norm
 from morphogen.parts.contract.part import Context
 from morphogen.parts.ffn.mlp import GATED
 from morphogen.parts.ffn.moe import MoE
+from morphogen.parts.ffn.sharing import rounds
 
 #: How far one training step moves a router's bias: in logits for the softmax router, in scores for the sigmoid one.
 BIAS_STEP: Mapping[RouterKind, float] = {"softmax": 1e-2, "sigmoid": 3e-3}
@@ -48,10 +50,25 @@ class Routed:
     turn_NW: Tensor | None
 
 
+class Round(NamedTuple):
+    """Gates that act at once: their numbers, hosts and twins; and expert -> which gate it meets, −1 for none, (E,)."""
+
+    gates_W: Tensor
+    hosts_W: Tensor
+    twins_W: Tensor
+    gate_E: Tensor
+
+
 @functools.lru_cache(maxsize=256)
-def _twin_of(twins: tuple[int, ...], places: int, device: torch.device) -> Tensor:
-    """place -> which of the twins shares it, −1 where none does; (F,)."""
-    return torch.tensor([twins.index(place) if place in twins else -1 for place in range(places)], device=device)
+def _rounds(places: int, twins: tuple[int, ...], experts: int, device: torch.device) -> tuple[Round, ...]:
+    """In the order in which tokens meet them."""
+    found = []
+    for gates in rounds(places, twins):
+        hosts = [twins[gate] for gate in gates]
+        met = dict(zip(hosts, gates, strict=True))
+        rows = gates, hosts, [places + gate for gate in gates], [met.get(e, -1) for e in range(experts)]
+        found.append(Round(*(torch.tensor(row, device=device) for row in rows)))
+    return tuple(found)
 
 
 class Experts(Branch):
@@ -112,40 +129,43 @@ class Experts(Branch):
         x_ND = x_ND.to(torch.promote_types(x_ND.dtype, torch.float32))
         rows: list[Tensor] = [router.weight for router in (self.router, self.other_router) if router is not None]
         logits_NF = F.linear(x_ND, torch.cat(rows).to(x_ND.dtype))
-        chosen = routing.choose(logits_NF, part.k, part.router_type, part.router_temperature, self._place_bias())
+        bias_F, lean_W = self._biases()
+        chosen = routing.choose(logits_NF, part.k, part.router_type, part.router_temperature, bias_F)
         places_NK, weights_NK = chosen.places_NK, chosen.weights_NK
         experts_NK = places_NK + len(part.twins) * (places_NK >= part.own_places)
         turn_NW = None
         if self.twin is not None:
             turn_NW = F.linear(x_ND, self.twin.weight.to(x_ND.dtype))
-            which_NK = _twin_of(part.twins, part.places, x_ND.device)[places_NK]
-            split_NK, which_NK = which_NK >= 0, which_NK.clamp(min=0)
-            lean_NK = torch.zeros_like(weights_NK)
-            if self.router is not None and self.router.bias is not None:
-                first_W, second_W = self._twin_bias(self.router.bias)
-                lean_NK = (second_W - first_W).to(x_ND.dtype)[which_NK]
-            second_NK, factor_NK = routing.between_twins(turn_NW.gather(1, which_NK), lean_NK, split_NK)
-            experts_NK = torch.where(second_NK, part.own_places + which_NK, experts_NK)
-            weights_NK = weights_NK * factor_NK
+            for gates in self._rounds(x_ND.device):
+                which_NK = gates.gate_E[experts_NK]
+                split_NK, which_NK = which_NK >= 0, which_NK.clamp(min=0)
+                lean_NK = torch.zeros_like(weights_NK) if lean_W is None else lean_W.to(x_ND.dtype)[which_NK]
+                second_NK, factor_NK = routing.between_twins(turn_NW.gather(1, which_NK), lean_NK, split_NK)
+                experts_NK = torch.where(second_NK, part.own_places + which_NK, experts_NK)
+                weights_NK = weights_NK * factor_NK
         return Routed(experts_NK, weights_NK, logits_NF, chosen.logp_NF, turn_NW)
 
-    def _twin_bias(self, bias_E: Tensor) -> tuple[Tensor, Tensor]:
-        """Biases of those who share a place: of the first, of the second."""
-        first_W = bias_E[torch.tensor(self.part.twins, device=bias_E.device)]
-        return first_W, bias_E[self.part.own_places :]
+    def _rounds(self, device: torch.device) -> tuple[Round, ...]:
+        return _rounds(self.part.own_places, self.part.twins, self.part.n_experts, device)
 
-    def _place_bias(self) -> Tensor | None:
-        """An expert's own; the mean of the two where they share a place."""
-        part, biases = self.part, []
+    def _biases(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of every place, and by how much every gate leans to its twin; None without biases, or without twins.
+
+        A place's is its expert's own; where two share it, the mean of the two, gate by gate from the last one on.
+        """
+        part, biases, lean_W = self.part, list[Tensor](), None
         if self.router is not None and self.router.bias is not None:
-            bias_F = self.router.bias[: part.own_places]
+            bias_E = self.router.bias
             if part.twins:
-                mean_W = torch.stack(self._twin_bias(self.router.bias)).mean(0)
-                bias_F = bias_F.index_copy(0, torch.tensor(part.twins, device=bias_F.device), mean_W)
-            biases.append(bias_F)
+                lean_W = bias_E.new_zeros(len(part.twins))
+                for gates in reversed(self._rounds(bias_E.device)):
+                    first_W, second_W = bias_E[gates.hosts_W], bias_E[gates.twins_W]
+                    lean_W = lean_W.index_copy(0, gates.gates_W, second_W - first_W)
+                    bias_E = bias_E.index_copy(0, gates.hosts_W, torch.stack([first_W, second_W]).mean(0))
+            biases.append(bias_E[: part.own_places])
         if self.other_router is not None and self.other_router.bias is not None:
             biases.append(self.other_router.bias)
-        return torch.cat(biases) if biases else None
+        return torch.cat(biases) if biases else None, lean_W
 
     def _probabilities(self, routed: Routed) -> Tensor:
         """Each token's distribution over experts, probs_NE: its scores over their sum, twins sharing their place's."""
@@ -153,10 +173,12 @@ class Experts(Branch):
         probs_NF = routed.logp_NF.softmax(-1)
         if routed.turn_NW is None:
             return probs_NF
-        places_W = torch.tensor(part.twins, device=probs_NF.device)
-        second_NW = probs_NF[:, places_W] * routed.turn_NW.sigmoid()
-        first_NF = probs_NF.index_add(1, places_W, -second_NW)
-        return torch.cat([first_NF[:, : part.own_places], second_NW, first_NF[:, part.own_places :]], 1)
+        own_NF, others_NF = probs_NF[:, : part.own_places], probs_NF[:, part.own_places :]
+        stacked_NE = torch.cat([own_NF, torch.zeros_like(routed.turn_NW)], 1)
+        for gates in self._rounds(probs_NF.device):
+            second_NW = stacked_NE[:, gates.hosts_W] * routed.turn_NW[:, gates.gates_W].sigmoid()
+            stacked_NE = stacked_NE.index_add(1, gates.hosts_W, -second_NW).index_add(1, gates.twins_W, second_NW)
+        return torch.cat([stacked_NE, others_NF], 1)
 
     def _kept(self, experts_BTK: Tensor, state: State | None) -> Tensor | None:
         """Which assignments are within capacity, (N, K); None where nobody asks. `state` counts what was taken."""

@@ -56,10 +56,10 @@ def split_expert(part: MoE, ctx: Context, rng: np.random.Generator) -> Part | No
 
 @operator(MoE, preserves=False)
 def merge_twins(part: MoE, ctx: Context, rng: np.random.Generator) -> Part | None:
-    """Of two experts that share a place, the second goes."""
-    gone = pick(rng, part.twins)
-    rest = tuple(place for place in part.twins if place != gone)
-    return None if gone is None else part.evolve(n_experts=part.n_experts - 1, twins=rest)
+    """Of two experts that share a place, the second goes: the last twin of one, that has none itself."""
+    last = {gate.host: gate.twin for gate in part.sharing.gates}
+    gone = pick(rng, [gate.twin for gate in part.sharing.gates if last[gate.host] == gate.twin not in last])
+    return None if gone is None else part.shared_by(part.sharing.without(gone))
 
 
 @operator(MoE, preserves=True)

@@ -6,10 +6,11 @@ import numpy as np
 from pydantic import PositiveInt
 
 from morphogen.ops.names import MEMORY_CHUNK, MEMORY_FEATURES, MemoryFeature
-from morphogen.parts.attention.heads import fewer_heads, more_heads
+from morphogen.parts.attention.heads import fewer_heads, more_heads, resized_heads
 from morphogen.parts.contract.operator import BlockT, block_operator, operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import ZEROS, Tensor
+from morphogen.parts.contract.widths import Width
 from morphogen.parts.memory.readers import plain_heads
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class AssocMemory(Part):
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, head_dim and dim."""
         return {"heads": self.heads, "head_dim": self.head_dim, "dim": ctx.dim}
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "AssocMemory | None":
+        """Other heads, or channels of them."""
+        return resized_heads(self, target, factor)
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

@@ -5,17 +5,18 @@ B batch, T tokens, D model dim, H heads, E head dim, S slots
 
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import PositiveInt
 
 from morphogen.ops.slots import Slots, read_pairs
-from morphogen.parts.attention.heads import fewer_heads, more_heads, wider_heads
+from morphogen.parts.attention.heads import fewer_heads, more_heads, resized_heads, wider_heads
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Tensor
+from morphogen.parts.contract.widths import Width
 
 #: Heads that are put in anew have at most this many channels each.
 HEAD_DIM = 32
@@ -63,6 +64,10 @@ class Reader(Part):
     def sizes(self, ctx: Context) -> dict[str, int]:
         """heads, dim, and head_dim once for queries and keys and once for values: they grow by different rules."""
         return {"heads": self.heads, "k_dim": self.head_dim, "v_dim": self.head_dim, "dim": ctx.dim}
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> Self | None:
+        """Other heads, or channels of them."""
+        return resized_heads(self, target, factor)
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """The default, with queries rescaled where head_dim changes the scale of the softmax."""

@@ -17,6 +17,7 @@ from morphogen.parts.contract.operator import BlockT, block_operator, operator, 
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.registry import PartIn
 from morphogen.parts.contract.tensors import Axis, Tensor
+from morphogen.parts.contract.widths import Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,6 +127,11 @@ class Custom(Part):
     def norms(self, ctx: Context) -> Mapping[str, tuple[Axis, NormKind]]:
         """The plug-in's."""
         return self.plugin.norms(ctx)
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> Self | None:
+        """As the plug-in can be."""
+        other = self.plugin.resized(target, factor, ctx)
+        return None if other is None else self.evolve(params=other.model_dump(mode="json"))
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """The plug-in's."""

@@ -14,7 +14,8 @@ from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ONES, ZEROS, Axis, Init, Tensor
-from morphogen.parts.ssm.ssm import INNER, SSM, STEPS, UNIFORM, by_inner
+from morphogen.parts.contract.widths import Width, times
+from morphogen.parts.ssm.ssm import INNER, SSM, STEPS, UNIFORM, by_inner, with_units
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,6 +97,14 @@ class Mamba2(SSM):
         return replace(
             plain, axes=axes, parent_axes=axes, maps=maps, exact=plain.exact and take.how == "index", note=note
         )
+
+    def resized(self, target: Width, factor: float, ctx: Context) -> "Mamba2 | None":
+        """Other heads, or channels of them."""
+        units = self.units(ctx)
+        if target == "heads":
+            return with_units(self, times(units, factor), ctx)
+        width = times(self.head_dim, factor)
+        return self.evolve(head_dim=width, expand=round(units * width / ctx.dim, 6)) if target == "head_dim" else None
 
     def build(self, ctx: Context) -> "nn.Module":
         """(B, T, D) to (B, T, D)."""

@@ -5,7 +5,7 @@ B batch, T tokens, D model dim, F inner channels, N state size, K taps of the co
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
@@ -114,7 +114,10 @@ def by_inner(axes: Axes) -> Axes:
 # ------------------------------------------------------------------------------------------------------ module
 
 
-def with_units(part: SSM, units: int, ctx: Context) -> SSM | None:
+S = TypeVar("S", bound=SSM)
+
+
+def with_units(part: S, units: int, ctx: Context) -> S | None:
     """The part with so many heads or channels; None where that is no change."""
     return part.evolve(expand=round(units * part.unit / ctx.dim, 6)) if units != part.units(ctx) else None
 
