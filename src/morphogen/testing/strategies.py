@@ -167,7 +167,7 @@ def mambas(draw: st.DrawFn) -> Mamba:
 
 @st.composite
 def moes(draw: st.DrawFn, other: st.SearchStrategy[Part] | None = None) -> MoE:
-    """A mixture of few experts, so that a short text reaches each: shared ones, twins of twins, capacities, another kind.
+    """A mixture of few experts, so that a short text reaches each: shared ones, twins (of twins), capacities, others.
 
     other: what an expert of another kind is; a dense layer when None.
     """
