@@ -23,6 +23,7 @@ from morphogen.notices import Closed, Training
 from morphogen.run import evolve, settle
 from morphogen.session import Mend
 from morphogen.store.ledger import Ledger
+from processes import Command, forked
 from tiny import events, untimed
 
 #: SIGINT may be ignored where the tests run in the background.
@@ -242,18 +243,23 @@ def test_a_disk_that_is_full_for_the_log_stops_the_run_and_an_interrupt_stays_on
     same_run(folder, whole)
 
 
-def run_command(config, folder, *more, **options):
+def run_command(config, folder, *more):
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, "run", str(config), "--out", str(folder), "--json", *more],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
-def test_a_reader_that_leaves_stops_the_run_with_one_message(config, experiment, whole, tmp_path):
-    with run_command(config, tmp_path / "run", stdout=subprocess.PIPE) as process:
+def fork_command(config, folder):
+    return Command("run", config, "--out", folder, "--json")
+
+
+@pytest.mark.parametrize("start", [fork_command, pytest.param(run_command, marks=pytest.mark.slow)])
+def test_a_reader_that_leaves_stops_the_run_with_one_message(start, config, experiment, whole, tmp_path):
+    with start(config, tmp_path / "run") as process:
         for _ in range(3):
             json.loads(process.stdout.readline())
         process.stdout.close()
@@ -280,7 +286,7 @@ def session(leader):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_a_run_with_workers_leaves_no_process_and_one_line(number, config, experiment, whole, tmp_path):
     """To the whole group, as a terminal does; once workers train."""
-    with run_command(config, tmp_path / "run", "--workers", "2", stdout=subprocess.PIPE) as process:
+    with run_command(config, tmp_path / "run", "--workers", "2") as process:
         while json.loads(process.stdout.readline())["event"] != "closed":
             pass
         os.killpg(process.pid, number)
@@ -313,20 +319,16 @@ def test_standard_files_that_are_closed_or_full_never_fail_a_candidate(closed, c
 
 
 def together(count, act):
-    """The exit codes of that many processes that do the same at once."""
-    pids = []
-    for _ in range(count):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                act()
-                code = 0
-            except RunError as error:
-                code = 2 if "another writer has this run open" in str(error) or "holds a run" in str(error) else 1
-            finally:
-                os._exit(code)
-        pids.append(pid)
+    """The exit codes of that many processes that do the same at once: 2 of those that are told to leave it."""
+
+    def told():
+        try:
+            act()
+        except RunError as error:
+            return 2 if "another writer has this run open" in str(error) or "holds a run" in str(error) else 1
+        return 0
+
+    pids = [forked(told) for _ in range(count)]
     return sorted(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids)
 
 
