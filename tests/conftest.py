@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from morphogen.cli import main
+from morphogen.metrics import decoding
 from tiny import Cli
 
 # Timings are not what these tests are about, and the machine may be shared; the same examples every time.
@@ -19,6 +20,7 @@ settings.register_profile(
     "morphogen", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("morphogen")
+decoding.DECODED_TOKENS = 2
 
 
 @pytest.fixture(scope="module")

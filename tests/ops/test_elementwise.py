@@ -8,9 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from morphogen.errors import InputError
 from morphogen.ops import naive
@@ -129,6 +126,9 @@ def test_scores_under_rope_depend_on_the_distance_alone() -> None:
 
 def transformers_rope(kind: str, head_dim: int, theta: float, factor: float, context: int) -> tuple[Tensor, float]:
     """inv_freq and attention factor as transformers computes them."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     parameters: dict[str, Any] = {"rope_type": kind, "rope_theta": theta}
     if kind != "default":
         parameters |= {"factor": factor}
@@ -161,6 +161,8 @@ def test_yarn_is_that_of_transformers(head_dim: int, theta: float, factor: float
 
 @pytest.mark.parametrize("kind", ["default", "linear", "yarn"])
 def test_interleaved_pairs_are_the_halves_of_transformers_in_another_order(kind: str) -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
     head_dim, length = 16, 40
     draw = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 3, length, head_dim, generator=draw) for _ in range(2))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from morphogen.errors import InputError
 from morphogen.ops import naive_linear
@@ -112,6 +111,8 @@ def test_bf16_stays_near_fp64_by_dtype_and_by_autocast(slow: Any, fast: Any, del
 
 @pytest.mark.parametrize("length", [7, 63, 130])
 def test_the_delta_rule_equals_an_independent_implementation(length: int) -> None:
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
     q, k, v, state, log_decay, beta = leaves_of(length, (2, 3, 1, 8, 12), torch.float32)
     ours = outputs(gated_delta, [q, k, v, state, log_decay, beta], True)
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import MiniMaxConfig
-from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.inherit.descent import inherit
@@ -49,6 +47,9 @@ def off(want: Tensor, got: Tensor) -> float:
 @pytest.mark.parametrize("tokens", [7, 63, 130])
 def test_retention_equals_the_lightning_attention_of_another_library(tokens: int) -> None:
     """Compared before its norm, which runs over all heads there and over each here."""
+    from transformers import MiniMaxConfig
+    from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
+
     branch = branch_of(decay="retention", feature_map="silu", value_dim=E)
     config = MiniMaxConfig(
         hidden_size=DIM, num_attention_heads=HEADS, head_dim=E, block_size=16, num_hidden_layers=3,
