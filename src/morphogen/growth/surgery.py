@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Inheritance
 from morphogen.growth.actions import Grown
 from morphogen.inherit.descent import Moments, from_parent
@@ -40,21 +41,26 @@ def operate(
     touched.
 
     moments: kind -> parameter -> tensor, as `Updater.carried` gives them; they go where their parameters go, bit for
-    bit, and are zero for new entries. seed: of what is new. laid: tensors by name that take the place of the grown
-    model's, as of experts that merge; it is not exact then, and their moments stay.
+    bit, and are zero for fresh entries. Of a new block every entry counts as new, also of a copy. seed: of what is
+    drawn. laid: tensors that first take the place of those of `state`, as of experts that merge or cross; it is not
+    exact then.
     """
     after = grown.blueprint
     if after.emb.vocab is None:
         after = after.with_vocab(before.context().vocab)
     drawn = plan(after, [before], takes=grown.takes, stacked=grown.stacked)
-    spliced = splice(drawn, [from_parent(dict(state), 0, moments)], seed)
+    spliced = splice(drawn, [from_parent({**state, **(laid or {})}, 0, moments)], seed)
     exact = drawn.exact and not laid
-    notes = drawn.notes if not laid else (*drawn.notes, f"{len(laid)} tensors made anew")
-    for name, tensor in (laid or {}).items():
-        spliced.state[name] = tensor.detach().to(spliced.state[name], copy=True).reshape(spliced.state[name].shape)
+    notes = (*drawn.notes, *(f"{name} made anew" for name in laid or {}))
     dropped = sum(item.entries for item in drawn.dropped)
     report = spliced.report(after, exact, notes, dropped, ("before",))
-    return Operated(spliced.state, Moments.carried(spliced), report, exact)
+    carried, present = Moments.carried(spliced), {block.id for block in before.blocks}
+    new = {
+        name: torch.ones(spec.shape, dtype=torch.bool)
+        for name, (gene, _, spec) in specs(after).items()
+        if spec.trained and gene.block is not None and gene.block.id not in present
+    }
+    return Operated(spliced.state, Moments(carried.of, {**carried.fresh, **new}), report, exact)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Update rules, and which parameters they decay."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +56,31 @@ KINDS: dict[type[torch.optim.Optimizer], set[str]] = {
 } | ({torch.optim.Muon: {"momentum_buffer"}} if hasattr(torch.optim, "Muon") else {})
 
 
+#: What the kinds of tensors are called that say which entries are young, in what goes along with a growth.
+YOUNG = "young"
+
+
+@dataclass
+class Cohort:
+    """Entries that came to be at once. Their steps are `multiplier` times as long for good, and rise to that over
+    `warmup` steps, of which `taken` are behind them. masks: where they are, by parameter."""
+
+    multiplier: float
+    warmup: int
+    taken: int
+    masks: dict[str, Tensor]
+
+    @property
+    def factor(self) -> float:
+        """What the next step is scaled by."""
+        return self.multiplier * min(1.0, (self.taken + 1) / (self.warmup + 1))
+
+    @property
+    def grown_up(self) -> bool:
+        """Whether its factor stays as it is."""
+        return self.taken >= self.warmup
+
+
 class Updater:
     """One or two torch optimizers stepped as one. Each parameter group keeps its own rate; a step scales them all.
 
@@ -65,8 +91,7 @@ class Updater:
         self.optimizers = optimizers
         self._names = names
         self._groups = [(group, float(group["lr"])) for optimizer in optimizers for group in optimizer.param_groups]
-        self._young: list[tuple[nn.Parameter, Tensor]] = []
-        self._youth = self._steps = 0
+        self._cohorts: list[Cohort] = []
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -74,9 +99,10 @@ class Updater:
         return [parameter for group, _ in self._groups for parameter in group["params"]]
 
     def state_tensors(self) -> list[Tensor]:
-        """Moments and step counts."""
+        """Moments, step counts, and which entries are young."""
         states = (state for optimizer in self.optimizers for state in optimizer.state.values())
-        return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return moments + [mask for cohort in self._cohorts for mask in cohort.masks.values()]
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """The state of every parameter that has one: kind -> name -> tensor."""
@@ -87,58 +113,94 @@ class Updater:
                     found.setdefault(kind, {})[self._names[parameter]] = tensor
         return found
 
-    def adopt(self, inherited: Moments, warmup: int) -> None:
+    def carried(self) -> dict[str, dict[str, Tensor]]:
+        """What goes where the weights go when the model grows: the moments, and which entries are young yet."""
+        return self.moments() | {f"{YOUNG}{i}": cohort.masks for i, cohort in enumerate(self._cohorts)}
+
+    def adopt(
+        self, inherited: Moments, warmup: int, *, multiplier: float = 1.0, earlier: "Updater | None" = None
+    ) -> None:
         """Go on from inherited moments; entries that are new warm up over `warmup` steps on their own.
 
         Those are the fresh ones, and whole parameters without moments of the kinds that their optimizer keeps.
+        multiplier: of the rate of fresh ones, for good. earlier: what `carried` the moments; what was young there is so
+        still, with what is left of its warm-up.
         """
-        self._youth = warmup
+        moments = {kind: of for kind, of in inherited.of.items() if not kind.startswith(YOUNG)}
+        fresh, unmoved = dict[str, Tensor](), dict[str, Tensor]()
         for optimizer in self.optimizers:
             kinds = KINDS[type(optimizer)]
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 name = self._names[parameter]
-                state = {kind: of[name] for kind, of in inherited.of.items() if name in of}
+                state = {kind: of[name] for kind, of in moments.items() if name in of}
+                if name in inherited.fresh:
+                    fresh[name] = inherited.fresh[name].to(parameter.device)
                 if state.keys() == kinds:
                     optimizer.state[parameter] = {kind: x.to(parameter.device) for kind, x in state.items()}
-                    if name in inherited.fresh:
-                        self._young.append((parameter, inherited.fresh[name].to(parameter.device)))
                 else:
-                    self._young.append((parameter, torch.ones_like(parameter, dtype=torch.bool)))
+                    unmoved[name] = ~fresh[name] if name in fresh else torch.ones_like(parameter, dtype=torch.bool)
+        older = [] if earlier is None else self._still_young(earlier._cohorts, inherited.of, fresh)
+        found = [*older, Cohort(multiplier, warmup, 0, fresh), Cohort(1.0, warmup, 0, unmoved)]
+        self._cohorts = [cohort for cohort in found if any(bool(mask.any()) for mask in cohort.masks.values())]
+
+    def _still_young(
+        self,
+        cohorts: Sequence[Cohort],
+        carried: Mapping[str, Mapping[str, Tensor]],
+        fresh: Mapping[str, Tensor],
+    ) -> list[Cohort]:
+        """Cohorts of a model that has grown, by their masks as these were carried, without what is younger yet; the
+        grown up of one rate are joined."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        found: list[Cohort] = []
+        for i, cohort in enumerate(cohorts):
+            masks = {name: mask.to(parameters[name].device) for name, mask in carried[f"{YOUNG}{i}"].items()}
+            masks |= {name: mask & ~fresh[name] for name, mask in masks.items() if name in fresh}
+            masks = {name: mask for name, mask in masks.items() if bool(mask.any())}
+            alike = (c for c in found if c.grown_up and cohort.grown_up and c.multiplier == cohort.multiplier)
+            if (other := next(alike, None)) is None:
+                found.append(replace(cohort, masks=masks))
+            else:
+                joined = {name: mask | other.masks[name] for name, mask in masks.items() if name in other.masks}
+                other.masks = {**other.masks, **masks, **joined}
+        return found
 
     def state(self) -> Saved:
         """Moments bit for bit, and which entries are young yet."""
         moments = {f"moments/{kind}/{name}": x for kind, of in self.moments().items() for name, x in of.items()}
-        youngest = self._young if self._steps < self._youth else []
-        young = {f"young/{self._names[parameter]}": mask for parameter, mask in youngest}
-        return Saved(moments | young, {"youth": self._youth, "steps": self._steps})
+        young = {f"{YOUNG}/{i}/{name}": x for i, cohort in enumerate(self._cohorts) for name, x in cohort.masks.items()}
+        numbers = [{"multiplier": c.multiplier, "warmup": c.warmup, "taken": c.taken} for c in self._cohorts]
+        return Saved(moments | young, {"cohorts": numbers})
 
     def restore(self, saved: Saved) -> None:
         """Goes on from what `state` gave."""
-        self._young = []
+        self._cohorts = [Cohort(**numbers, masks={}) for numbers in saved.plain["cohorts"]]
         for optimizer in self.optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 name = self._names[parameter]
                 kept = {kind: saved.tensors.get(f"moments/{kind}/{name}") for kind in KINDS[type(optimizer)]}
                 if state := {kind: x.to(parameter.device) for kind, x in kept.items() if x is not None}:
                     optimizer.state[parameter] = state
-                if (mask := saved.tensors.get(f"young/{name}")) is not None:
-                    self._young.append((parameter, mask.to(parameter.device)))
-        self._youth, self._steps = saved.plain["youth"], saved.plain["steps"]
+                for i, cohort in enumerate(self._cohorts):
+                    if (mask := saved.tensors.get(f"{YOUNG}/{i}/{name}")) is not None:
+                        cohort.masks[name] = mask.to(parameter.device)
 
     def step(self, scale: float) -> None:
         """Update at `scale` × the base rates, then drop the gradients."""
         for group, lr in self._groups:
             group["lr"] = lr * scale
-        warming = self._young if self._steps < self._youth else []
-        before = [parameter.detach().clone() for parameter, _ in warming]
+        named = {name: parameter for parameter, name in self._names.items()} if self._cohorts else {}
+        scaled = [(named[name], x, c.factor) for c in self._cohorts if c.factor != 1.0 for name, x in c.masks.items()]
+        before = {parameter: parameter.detach().clone() for parameter, _, _ in scaled}
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        share = (self._steps + 1) / (self._youth + 1)
         with torch.no_grad():
-            for (parameter, young), old in zip(warming, before, strict=True):
-                parameter.copy_(torch.where(young, torch.lerp(old, parameter, share), parameter))
-        self._steps += 1
+            for parameter, young, factor in scaled:
+                parameter.copy_(torch.where(young, torch.lerp(before[parameter], parameter, factor), parameter))
+        for cohort in self._cohorts:
+            cohort.taken += 1
+        self._cohorts = [cohort for cohort in self._cohorts if not cohort.grown_up or cohort.multiplier != 1.0]
 
 
 def decays(spec: Spec) -> bool:

@@ -80,14 +80,22 @@ class Trainer:
         self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
-    def change(self, model: LanguageModel, moments: Moments, *, warmup: int, schedule: Schedule | None = None) -> None:
+    def change(
+        self,
+        model: LanguageModel,
+        moments: Moments,
+        *,
+        warmup: int,
+        multiplier: float = 1.0,
+        schedule: Schedule | None = None,
+    ) -> None:
         """Goes on with another model from the next step on: one grown out of the present one.
 
-        moments: of the present optimizer, carried to the new model's parameters. warmup: steps over which what is new
-        in it warms up on its own. schedule: of all steps from the first on; None goes on with the present one. The
-        average of the weights begins anew.
+        moments: what the present updater had `carried`, brought to the new model's parameters. warmup: steps over which
+        what is new in it warms up on its own. multiplier: of its rate, for good. schedule: of all steps from the first
+        on; None goes on with the present one. The average of the weights begins anew.
         """
-        self.model, self.updater = self._taken(model, moments, warmup)
+        self.model, self.updater = self._taken(model, moments, warmup, multiplier, self.updater)
         if schedule is not None:
             self.schedule = schedule
 
@@ -137,13 +145,20 @@ class Trainer:
             names = {parameter: name for name, parameter in self.model.named_parameters()}
             self._averaging.restore(plain["averaging"], [averages[names[p]] for p in self.updater.parameters])
 
-    def _taken(self, model: LanguageModel, moments: Moments | None, warmup: int) -> tuple[LanguageModel, Updater]:
+    def _taken(
+        self,
+        model: LanguageModel,
+        moments: Moments | None,
+        warmup: int,
+        multiplier: float = 1.0,
+        earlier: Updater | None = None,
+    ) -> tuple[LanguageModel, Updater]:
         """The model made ready, and an optimizer of its own, which has the moments."""
         model.recompute = self.train.grad_ckpt
         model.train()
         updater = make_updater(model, self.train)
         if moments is not None:
-            updater.adopt(moments, warmup)
+            updater.adopt(moments, warmup, multiplier=multiplier, earlier=earlier)
         averaged = self.train.schedule == "constant"
         self._averaging = Averaging(updater.parameters, self.earlier_steps + self.step) if averaged else None
         # memory is measured where the recurrences take all their steps

@@ -1,0 +1,179 @@
+"""What came to be while a model trained: its own rate and warm-up, through several growths and a restart."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from morphogen.blueprint.growth import GrowthAction
+from morphogen.blueprint.schema import Blueprint
+from morphogen.experiment import Train
+from morphogen.growth.actions import act
+from morphogen.growth.surgery import Operated, operate
+from morphogen.network import assemble, build
+from morphogen.training.trainer import Trainer
+
+ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
+PARENT = Blueprint.model_validate(
+    {
+        "emb": {"dim": 16, "vocab": 37},
+        "blocks": [
+            {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}, "ffn": {"kind": "dense", "hidden": 16}},
+            {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}, "ffn": {"kind": "dense", "hidden": 24}},
+        ],
+    }
+)
+WIDEN = {"action": "widen", "factor": 1.5}
+DEEPEN = {"action": "deepen"}
+TO_MOE = {"action": "to_moe", "blocks": ["b1"]}
+
+
+def batch(step: int) -> Any:
+    return np.random.default_rng(step).integers(37, size=(4, 17))
+
+
+def trainer(optimizer: str = "adamw") -> Trainer:
+    fields = {"warmup": 0, "optimizer": {"name": optimizer}, "instability_threshold": 1e9, "clip": 1e9}
+    train = Train.model_validate(fields)
+    return Trainer(build(PARENT, seed=1), train, total_steps=40, tokens_per_step=64, seed=0)
+
+
+def grow(here: Trainer, action: dict[str, Any], warmup: int = 0, multiplier: float = 1.0) -> Operated:
+    blueprint = here.model.blueprint
+    grown = act(blueprint, ACTION.validate_python(action), np.random.default_rng(0))
+    assert grown is not None
+    done = operate(grown, blueprint, here.model.state_dict(), here.updater.carried(), 5)
+    here.change(assemble(grown.blueprint, done.state), done.moments, warmup=warmup, multiplier=multiplier)
+    return done
+
+
+def moved(here: Trainer, step: int) -> dict[str, Tensor]:
+    """By how much each parameter goes in one step."""
+    before = {name: p.detach().clone() for name, p in here.model.named_parameters()}
+    here.run(batch, step + 1)
+    return {name: p.detach() - before[name] for name, p in here.model.named_parameters()}
+
+
+def masks(done: Operated) -> dict[str, Tensor]:
+    return dict(done.moments.fresh)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize("action", [WIDEN, DEEPEN, TO_MOE], ids=["widen", "deepen", "to_moe"])
+def test_new_entries_have_a_rate_of_their_own_and_old_ones_keep_theirs(optimizer: str, action: dict[str, Any]) -> None:
+    plain, quick = trainer(optimizer), trainer(optimizer)
+    for each, multiplier in ((plain, 1.0), (quick, 3.0)):
+        each.run(batch, 3)
+        fresh = masks(grow(each, action, multiplier=multiplier))
+    assert fresh
+    wanted, got = moved(plain, 3), moved(quick, 3)
+    for name, by in wanted.items():
+        young = fresh.get(name, torch.zeros_like(by, dtype=torch.bool))
+        assert torch.equal(got[name][~young], by[~young]), name
+        torch.testing.assert_close(got[name][young], 3 * by[young], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_rate_is_for_good_and_a_warm_up_is_not() -> None:
+    here = trainer()
+    here.run(batch, 3)
+    grow(here, WIDEN, warmup=3, multiplier=2.0)
+    factors = []
+    for step in range(3, 9):
+        factors.append(here.updater._cohorts[0].factor)
+        here.run(batch, step + 1)
+    assert factors == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    grow(here, DEEPEN)
+    assert [c.multiplier for c in here.updater._cohorts] == [2.0, 1.0]
+
+
+def test_older_young_entries_keep_their_rate_and_what_is_left_of_their_warm_up() -> None:
+    here = trainer()
+    here.run(batch, 2)
+    first = masks(grow(here, WIDEN, warmup=4, multiplier=2.0))
+    here.run(batch, 4)
+    second = masks(grow(here, DEEPEN, warmup=2, multiplier=4.0))
+    cohorts = here.updater._cohorts
+    assert [(c.multiplier, c.warmup, c.taken) for c in cohorts] == [(2.0, 4, 2), (4.0, 2, 0)]
+    old = {name.replace("blocks.1.", "blocks.2."): mask for name, mask in first.items()}  # a block came in between
+    assert cohorts[0].masks.keys() == old.keys()
+    assert all(torch.equal(cohorts[0].masks[name], mask) for name, mask in old.items())
+    assert {name for name in second if name.startswith("blocks.1.")} == set(second)
+    assert all(bool(mask.all()) for mask in second.values())
+    assert all(torch.equal(cohorts[1].masks[name], mask) for name, mask in second.items())
+    here.run(batch, 12)
+    wider = grow(here, {"action": "widen", "target": "dim"})
+    assert [c.multiplier for c in here.updater._cohorts] == [2.0, 4.0, 1.0]
+    for name, mask in here.updater._cohorts[0].masks.items():
+        assert mask.sum() == old[name].sum(), name
+        assert not (mask & wider.moments.fresh.get(name, torch.zeros_like(mask))).any(), name
+
+
+def test_the_grown_up_of_one_rate_are_kept_together() -> None:
+    here = trainer()
+    for step in range(1, 5):
+        here.run(batch, step)
+        grow(here, WIDEN, multiplier=2.0)
+    here.run(batch, 5)
+    grow(here, {"action": "widen", "target": "heads"})
+    assert [c.multiplier for c in here.updater._cohorts] == [2.0, 1.0]
+
+
+def test_a_growth_before_the_first_step_makes_only_new_entries_young() -> None:
+    here = trainer()
+    fresh = masks(grow(here, WIDEN, multiplier=3.0))
+    assert here.updater._cohorts[0].multiplier == 3.0
+    assert here.updater._cohorts[0].masks.keys() == fresh.keys()
+    assert all(torch.equal(mask, fresh[name]) for name, mask in here.updater._cohorts[0].masks.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_a_grown_training_goes_on_bit_for_bit_from_what_it_saved(optimizer: str) -> None:
+    here = trainer(optimizer)
+    for step, action, warmup, multiplier in ((2, WIDEN, 6, 2.0), (3, DEEPEN, 5, 0.5), (4, TO_MOE, 0, 3.0)):
+        here.run(batch, step)
+        grow(here, action, warmup, multiplier)
+    here.run(batch, 6)
+    saved, averages = here.state(), here.averages
+    tensors = {name: tensor.clone() for name, tensor in saved.tensors.items()}
+    state = {name: tensor.clone() for name, tensor in here.model.state_dict().items()}
+    other = Trainer(assemble(here.model.blueprint, state), here.train, total_steps=40, tokens_per_step=64, seed=0)
+    other.restore(saved._replace(tensors=tensors), averages)
+    for each in (here, other):
+        each.run(batch, 14)
+    assert here.trace.losses == other.trace.losses
+    for name, tensor in here.model.state_dict().items():
+        assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(
+    "action",
+    [WIDEN, DEEPEN, TO_MOE, {"action": "widen", "target": "dim"}, {"action": "widen", "target": "heads"},
+     {"action": "drop_layer"}, {"action": "narrow"}, {"action": "grow_vocabulary", "tokens": 41}],
+    ids=lambda a: "-".join(map(str, a.values())),
+)  # fmt: skip
+def test_every_parameter_is_in_one_group_none_is_stale_and_old_moments_stay(
+    optimizer: str, action: dict[str, Any]
+) -> None:
+    here = trainer(optimizer)
+    here.run(batch, 3)
+    before = {kind: {name: x.clone() for name, x in of.items()} for kind, of in here.updater.moments().items()}
+    done = grow(here, action)
+    names = {parameter: name for name, parameter in here.model.named_parameters()}
+    assert sorted(names[p] for p in here.updater.parameters) == sorted(names.values())
+    after = here.updater.moments()
+    assert {name for of in after.values() for name in of} <= set(names.values())
+    for kind, of in after.items():
+        everything = torch.cat([x.flatten() for x in before[kind].values()])
+        for name, x in of.items():
+            if x.dim():
+                assert torch.isin(x[x != 0], everything).all(), (kind, name)
+                young = done.moments.fresh.get(name)
+                copied = action == DEEPEN and not name.endswith(("o.weight", "down.weight"))
+                assert young is None or copied or not x[young].any(), (kind, name)
+    here.run(batch, 5)
+    known = {name for of in here.updater.moments().values() for name in of}
+    assert known == set(names.values())
