@@ -4,8 +4,10 @@ Blueprints of nearly equal size (± 5 %), made by random edits of one root: the 
 trained; each blueprint inherits its weights and is trained on, and so is its twin from fresh weights, by the very job
 that evolution gives. The truth is the same blueprints trained from scratch on `--times 4` times the tokens, with
 several seeds. Kendall's τ of each ranking with the truth, with a bootstrap interval over blueprints and what it costs
-in FLOPs of the child alone, beside that of the number of parameters, of the loss right after the splice, and of one
-scratch seed for another, above which no predictor can be expected to come.
+in FLOPs of the child alone; beside that of twins for lossy edits alone (a child by exact edits then stands by its
+distance from the root that trained on as long, another by its twin's from the root's twin), of the number of
+parameters, of the loss right after the splice, and of one scratch seed for another, above which no predictor can be
+expected to come.
 
     python benchmarks/rank_by.py [CONFIG] [--blueprints 24] [--edits 1] [--parent-tokens N] [--tokens N] [--times 4]
                                  [--seeds 1] [--minutes 60] [--out FOLDER] [--quick]
@@ -14,6 +16,7 @@ Goes on where it was stopped when it is started again with the same arguments.
 """
 
 import argparse
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -42,8 +45,10 @@ TOLERANCE = 0.05
 
 
 class Row(NamedTuple):
-    """What was found of one blueprint: its job's report, its parameters, and the truth by seed."""
+    """What was found of one blueprint: whether its edits are exact, its job's report, its parameters, and the truth by
+    seed."""
 
+    exact: bool
     child: Report
     params: float
     scratch: list[float]
@@ -133,6 +138,7 @@ def main() -> None:
     assert root.checkpoint is not None, root.reason
     parent = ParentRef(id=root.id, blueprint=experiment.model.to_json(), checkpoint=root.checkpoint)
     behind = Ancestor(first_token=0, steps=root.steps, tokens=root.tokens.own)
+    control = trained(shop, "control", experiment.model, options.tokens, parent, ancestor=behind)
     rows = []
     for i, made in enumerate(equals(experiment, options.blueprints, options.edits, experiment.train.seed)):
         if time.monotonic() > deadline:
@@ -146,24 +152,30 @@ def main() -> None:
             print(f"[{i + 1}/{options.blueprints}] left out: {lost[0]}", flush=True)
             continue
         params = costs(made.child, experiment.data.seq_len)["params"]
-        rows.append(Row(child, params, [report.metrics["bpb"] for report in reports[1:]]))
+        exact = all(edit.preserves for edit in made.edits)
+        rows.append(Row(exact, child, params, [report.metrics["bpb"] for report in reports[1:]]))
         twin, truth = child.value("bpb"), ", ".join(f"{value:.4f}" for value in rows[-1].scratch)
         named = "+".join(edit.operator for edit in made.edits)
         said = f"{named}: inherited {child.metrics['bpb']:.4f}, twin {twin:.4f}, {options.times} x {truth}"
         print(f"[{i + 1}/{options.blueprints}] {said}", flush=True)
     if len(rows) > 2:
-        report_agreement(rows, options.seeds, experiment.train.seed)
+        report_agreement(rows, control, options.seeds, experiment.train.seed)
 
 
-def report_agreement(rows: list[Row], seeds: int, seed: int) -> None:
+def report_agreement(rows: list[Row], control: Report, seeds: int, seed: int) -> None:
     """The table: each predictor of the from-scratch mean, and one seed of another."""
     mean = [float(np.mean(row.scratch)) for row in rows]
     own = [row.child.metrics["bpb"] for row in rows]
     twins = [value for row in rows if (value := row.child.value("bpb")) is not None]
+    beside_root = [
+        one - control.metrics["bpb"] if row.exact else twin - (control.value("bpb") or math.nan)
+        for row, one, twin in zip(rows, own, twins, strict=True)
+    ]
     predictors = {
         "rank_by: inherited": (own, mean, 1.0),
         "rank_by: scratch": (twins, mean, 2.0),
         "rank_by: both": ([0.5 * (one + other) for one, other in zip(own, twins, strict=True)], mean, 2.0),
+        "twins of lossy edits alone": (beside_root, mean, 2.0 - sum(row.exact for row in rows) / len(rows)),
         "right after the splice": ([row.child.metrics["bpb_inherited"] for row in rows], mean, 0.0),
         "parameters": ([-row.params for row in rows], mean, 0.0),
     }

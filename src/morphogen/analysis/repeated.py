@@ -39,7 +39,7 @@ def _difference(engine: Engine, id: str, name: str, better: Direction) -> Differ
     if not measured:
         return None
     values = [(one.metrics[name], other.metrics[name]) for one, other in measured]
-    mean, low, high = over_seeds_and_texts([one - other for one, other in values], _of_texts(measured, name))
+    mean, low, high = over_seeds_and_texts([one - other for one, other in values], text_influence(measured, name))
     assert mean is not None
     sign = 1.0 if better == "min" else -1.0
     ends = [] if low is None or high is None else sorted((sign * low, sign * high))
@@ -55,11 +55,11 @@ def _difference(engine: Engine, id: str, name: str, better: Direction) -> Differ
     )
 
 
-def _of_texts(measured: Sequence[tuple[Report, Report]], name: str) -> Floats | None:
-    """How far every part of the text pushes the mean difference; None where that is not known of all."""
+def text_influence(measured: Sequence[tuple[Report, Report]], name: str) -> Floats | None:
+    """How far every part of the text pushes the mean difference of pairs; None where that is not known of all."""
     found = [(one.influence_of(name), other.influence_of(name)) for one, other in measured]
     moved = [one - other for one, other in found if one is not None and other is not None and len(one) == len(other)]
-    return np.mean(moved, axis=0) if len(moved) == len(found) else None
+    return np.mean(moved, axis=0) if moved and len(moved) == len(found) else None
 
 
 def _has(report: Report, name: str) -> bool:

@@ -13,10 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Paired, Role, Verification, Verified
+from morphogen.analysis.repeated import text_influence
 from morphogen.analysis.statistics import holm, paired, t_interval, welch
 from morphogen.analysis.trials import (
     MOST_DESIGNS,
@@ -89,6 +88,7 @@ def verify(
     check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
     run, shop = opened(path, device=device, workers=workers, say=say)
     tokens = run.budget_tokens if tokens is None else tokens
+    check_range({"tokens × times": (tokens * max(times), 1, MOST_TOKENS)})
     check_tokens(tokens, shop.prepared)
     if measurable(shop.prepared, "test"):
         shop = replace(shop, split="test")
@@ -265,12 +265,8 @@ def _paired(reports: Sequence[Report], roots: Sequence[Report], metric: str) -> 
     ]
     differences = [one.metrics[metric] - other.metrics[metric] for one, other in pairs]
     mean, low, high = t_interval(differences, LEVEL)
-    pushes = [
-        z_U - root_U
-        for one, other in pairs
-        if (z_U := one.influence_of(metric)) is not None and (root_U := other.influence_of(metric)) is not None
-    ]
-    error = standard_error(np.mean(pushes, axis=0)) if pushes else None
+    influence_U = text_influence(pairs, metric)
+    error = None if influence_U is None else standard_error(influence_U)
     p = paired(differences)
     return Paired(pairs=len(pairs), difference=mean, low=low, high=high, p=p, p_holm=None, text_error=error)
 
