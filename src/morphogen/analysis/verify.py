@@ -88,7 +88,7 @@ def verify(
     check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
     run, shop = opened(path, device=device, workers=workers, say=say)
     tokens = run.budget_tokens if tokens is None else tokens
-    check_range({"tokens × times": (tokens * max(times), 1, MOST_TOKENS)})
+    check_range({"tokens times --times": (tokens * max(times), 1, MOST_TOKENS)})
     check_tokens(tokens, shop.prepared)
     if measurable(shop.prepared, "test"):
         shop = replace(shop, split="test")
