@@ -81,7 +81,7 @@ HOMES = {
     "scipy": {"analysis/statistics.py", "growth/blending.py"},
     "sklearn": {"search/screening.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},
-    "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "strategies")},
+    "hypothesis": {f"testing/{name}.py" for name in ("contract", "fields", "operators", "rules", "strategies")},
 }
 NO_TORCH = {
     "errors",

@@ -89,7 +89,8 @@ class Architectures:
     def __init__(self, experiment: Experiment, policy: Policy | None = None) -> None:
         """InputError for operators and templates that cannot be used."""
         self._experiment = experiment
-        self.policy = Policy.of(experiment.evolution, experiment.data.seq_len) if policy is None else policy
+        seq_len, root = experiment.data.seq_len, experiment.model
+        self.policy = Policy.of(experiment.evolution, seq_len, root) if policy is None else policy
 
     def founders(self, rng: np.random.Generator) -> tuple[Design, ...]:
         """The experiment's model alone."""

@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -21,10 +21,14 @@ STEPS = 8
 
 def parts_of(cls: type[Part], kind: str | None = None) -> st.SearchStrategy[Any]:
     """Valid parts of a class: of all its fields, those that can be varied from what their types and bounds say."""
-    fields = {name: _values(field) for name, field in cls.model_fields.items()}
-    if kind is not None:
-        fields["kind"] = st.just(kind)
-    return st.fixed_dictionaries(fields).map(lambda drawn: _valid(cls, drawn)).filter(lambda part: part is not None)
+    return frozen_of(cls, {} if kind is None else {"kind": st.just(kind)})
+
+
+def frozen_of(cls: type[Frozen], given: Mapping[str, st.SearchStrategy[Any]] = {}) -> st.SearchStrategy[Any]:
+    """Likewise data that is no part. given: fields that are drawn otherwise."""
+    fields = {name: _values(field) for name, field in cls.model_fields.items() if name not in given}
+    whole = st.fixed_dictionaries({**fields, **given})
+    return whole.map(lambda drawn: _valid(cls, drawn)).filter(lambda part: part is not None)
 
 
 def _valid(cls: type[Frozen], drawn: dict[str, Any]) -> Frozen | None:

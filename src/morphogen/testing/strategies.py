@@ -32,6 +32,7 @@ from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.parts.ssm.mamba import Mamba
 from morphogen.parts.ssm.mamba2 import Mamba2
 from morphogen.testing.fields import parts_of
+from morphogen.testing.rules import growth_rules
 
 VOCAB = 37
 #: Of a block.
@@ -378,6 +379,7 @@ def blueprints(draw: st.DrawFn, min_blocks: int = 1, max_blocks: int = 4, vocab:
         blocks=tuple(draw(blocks()).model_copy(update={"id": id}) for id in ids),
         head={"tie_embeddings": draw(st.booleans())},
         recurrences=draw(loops(len(ids))),
+        growth=draw(growth_rules(tuple(ids))),
     )
 
 

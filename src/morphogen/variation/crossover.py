@@ -1,7 +1,8 @@
 """Crossover: blocks are homologous when they have the same gene id, wherever they stand.
 
-Every block of the child comes whole from one parent; embedding, recurrences, norm and head come from the first. A
-child has blocks of both parents, no gene twice, and an architecture that is neither parent's.
+Every block of the child comes whole from one parent; embedding, recurrences, norm, head and growth rules come from the
+first. Where blocks are taken out of the midst of the second, so are its rules of other ids, as far as they fit the
+child. A child has blocks of both parents, no gene twice, and an architecture that is neither parent's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,15 @@ from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
 from morphogen.experiment import Crossing
+from morphogen.variation.growth import added_rules
 from morphogen.variation.operator import Proposal
 
 #: A child's blocks, each with the number of the parent it comes from.
 Mosaic = list[tuple[Block, int]]
 
 
+#: What an edit calls the crossing that takes no rules of the second parent.
+ONE_POINT = "crossover_one_point"
 #: Tosses of a coin for every gene before a pair counts as having no new child.
 TOSSES = 16
 
@@ -39,7 +43,7 @@ def one_point(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> 
     stop, tail = len(second.blocks), len(first.blocks)
     # a cut is before the shared gene or after it
     cuts = [Cut(at[gene] + past, there[gene] + past, stop, tail) for gene in at if gene in there for past in (0, 1)]
-    return _first_new("crossover_one_point", first, second, _cut(first, second, cuts, rng))
+    return _first_new(ONE_POINT, first, second, _cut(first, second, cuts, rng))
 
 
 def aligned_span(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
@@ -134,6 +138,8 @@ def _first_new(name: str, first: Blueprint, second: Blueprint, mosaics: Iterable
         if {source for _, source in mosaic} != {0, 1}:
             continue
         child = first.with_blocks(block for block, _ in mosaic)
+        if child is not None and second.growth and name != ONE_POINT:
+            child = added_rules(child, second)
         if child is None or digest(child) in parents:
             continue
         sources = {block.id: source for block, source in mosaic}

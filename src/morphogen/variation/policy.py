@@ -17,6 +17,7 @@ from morphogen.errors import RunError
 from morphogen.experiment import Evolution, Train
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.variation.act import Surroundings, apply_operator, trained
+from morphogen.variation.growth import rule_weights
 from morphogen.variation.operator import Proposal, check_weights, mutate, operator_weights
 from morphogen.variation.template import check_templates
 
@@ -48,15 +49,17 @@ class Policy(NamedTuple):
     seq_len: int | None = None
 
     @classmethod
-    def of(cls, evolution: Evolution, seq_len: int | None = None) -> Self:
-        """What an experiment starts with. InputError for weights and templates that cannot be used."""
+    def of(cls, evolution: Evolution, seq_len: int | None = None, root: Blueprint | None = None) -> Self:
+        """What an experiment starts with; operators on growth rules are drawn where `root` has rules. InputError for
+        weights and templates that cannot be used."""
         if isinstance(evolution.templates, str):
             raise RunError(f"evolution.templates: {evolution.templates} has not been read yet")
         check_templates(evolution.templates)
         check_weights(evolution.mutation_weights)
         if not evolution.edits:
             return cls({}, evolution.templates, seq_len=seq_len)
-        weights = operator_weights(evolution.mutation_weights)
+        given = evolution.mutation_weights
+        weights = operator_weights({**given, **({} if root is None else rule_weights(root, given))})
         if evolution.adaptive_mutation:
             weights = {name: _within(weight, evolution) for name, weight in weights.items()}
         return cls(weights, evolution.templates, seq_len=seq_len)

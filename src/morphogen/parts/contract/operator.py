@@ -177,11 +177,12 @@ def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool]) ->
     return _add("block", preserves)
 
 
-def model_operator(*, preserves: bool | Callable[..., bool]) -> Callable[[F], F]:
+def model_operator(*, preserves: bool | Callable[..., bool], weight: float = 1.0) -> Callable[[F], F]:
     """Registers a mutation of the whole blueprint: `(blueprint, rng) -> blueprint`, None where it does not apply.
 
     Args:
         preserves: As of `operator`; a predicate of the blueprint.
+        weight: How often it is drawn, relative to the others, unless an experiment says otherwise.
 
     Returns:
         A decorator, which gives the function back.
@@ -189,7 +190,7 @@ def model_operator(*, preserves: bool | Callable[..., bool]) -> Callable[[F], F]
     Raises:
         RuntimeError: Another operator has the function's name.
     """
-    return _add("model", preserves)
+    return _add("model", preserves, weight=weight)
 
 
 def train_operator(*, preserves: bool) -> Callable[[F], F]:

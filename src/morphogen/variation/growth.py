@@ -1,0 +1,295 @@
+"""Operators on growth rules. They change no weights, and are drawn in runs whose root has rules or that ask for them.
+
+A drawn rule can act on the blueprint at hand, by a trigger that a short training can fire, and has limits.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args, get_origin
+
+import numpy as np
+
+from morphogen.blueprint import growth as rules
+from morphogen.blueprint.growth import GrowthAction, GrowthLimits, GrowthRule, Trigger, of_blocks
+from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.blueprint.tensors import parameter_count
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.operator import model_operator, pick
+from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.moe import MoE
+
+#: Operators add to fewer rules than these,
+MOST_RULES = 4
+#: which act at most so often,
+MOST_TIMES = 4
+#: and make a model at most so many times as large, whichever way it is measured.
+MOST_GROWTH = 4
+#: Steps that counts and windows are drawn around, where no rule of the blueprint names any.
+STEPS = 20
+#: Actions on the experts of mixtures.
+ON_EXPERTS = rules.AddExperts | rules.SplitExperts | rules.PruneExperts | rules.MergeExperts | rules.CrossExperts
+#: Values that are never drawn: what jumps in loss, depends on the clock, or costs a forward pass for every layer.
+NOT_DRAWN = frozenset({"stack", "removal", "activation", "head_dim"})
+
+
+def rule_weights(root: Blueprint, given: Mapping[str, float]) -> dict[str, float]:
+    """The weights of these operators that are not `given`, in a run from `root`: 1 where it has rules or is given a
+    weight for more, else as declared, 0."""
+    wanted = len(root.growth) > 0 or given.get("add_growth_rule", 0.0) > 0.0
+    return {name: 1.0 for name in NAMES if wanted and name not in given}
+
+
+# ------------------------------------------------------------------------------------------------ what can act where
+
+
+def places(blueprint: Blueprint, action: GrowthAction) -> tuple[str, ...]:
+    """Ids of the blocks in which an action finds something to act on, as the blueprint stands; all for one that acts
+    on the whole model."""
+    return tuple(block.id for block in blueprint.blocks if _found(block, action))
+
+
+def _found(block: Block, action: GrowthAction) -> bool:
+    match action:
+        case rules.Widen(target="ffn") | rules.Narrow(target="ffn"):
+            return any(isinstance(part, MLP | MoE) for part in block.branches())
+        case rules.Widen(target="heads" | "head_dim") | rules.Narrow(target="heads"):
+            return block.attn is not None
+        case rules.ToMoE():
+            return isinstance(block.ffn, MLP)
+        case rules.PruneExperts() | rules.MergeExperts():
+            return isinstance(block.ffn, MoE) and block.ffn.n_experts > action.min_experts
+        case rules.AddExperts() | rules.SplitExperts() | rules.CrossExperts():
+            return isinstance(block.ffn, MoE)
+    return True
+
+
+def fits(blueprint: Blueprint, rule: GrowthRule) -> bool:
+    """Whether a rule finds something to act on, now or once another has made mixtures, and no limit of it is below what
+    the model has already."""
+    found, named = places(blueprint, rule.do), rule.blocks()
+    if isinstance(rule.do, ON_EXPERTS):
+        found += tuple(block for each in blueprint.growth for block in _mixed(blueprint, each))
+    if not found or (named and not set(named) & set(found)):
+        return False
+    if isinstance(rule.do, rules.GrowVocabulary) and (blueprint.emb.vocab or 0) >= rule.do.tokens:
+        return False
+    if isinstance(rule.do, rules.DropLayer) and len(blueprint.blocks) < 2:
+        return False
+    return all(most is None or most >= held for most, held in _held(blueprint, rule.limits))
+
+
+def _mixed(blueprint: Blueprint, rule: GrowthRule) -> tuple[str, ...]:
+    """The blocks that a rule gives mixtures."""
+    found = places(blueprint, rule.do) if isinstance(rule.do, rules.ToMoE) else ()
+    return tuple(block for block in found if not rule.blocks() or block in rule.blocks())
+
+
+def _held(blueprint: Blueprint, limits: GrowthLimits) -> Iterator[tuple[int | None, int]]:
+    """(limit, what the model has) for the limits of size."""
+    yield limits.max_layers, len(blueprint.blocks)
+    yield limits.max_dim, blueprint.emb.dim
+    yield limits.max_params, parameter_count(blueprint.nominal)
+
+
+def added_rules(child: Blueprint, other: Blueprint) -> Blueprint:
+    """The child with rules of another blueprint too: those whose ids it lacks, and that fit it."""
+    own = {rule.id for rule in child.growth}
+    offered = of_blocks(other.growth, {block.id for block in child.blocks})
+    new = tuple(rule for rule in offered if rule.id not in own)
+    with_all = child.evolve(growth=(*child.growth, *new)) if new else None
+    fitting = [] if with_all is None else [rule for rule in new if fits(with_all, rule)]
+    return (child.evolve(growth=(*child.growth, *fitting)) or child) if fitting else child
+
+
+# ------------------------------------------------------------------------------------------------------------- draws
+
+
+def _steps(blueprint: Blueprint, rng: np.random.Generator) -> int:
+    """A number of steps of the order that the blueprint's own rules name: half, once or twice the least."""
+    named = [int(value) for rule in blueprint.growth for value in _counts(rule.when)]
+    return max(2, round(min(named, default=STEPS) * float(rng.choice([0.5, 1.0, 2.0]))))
+
+
+def _counts(trigger: Trigger) -> Iterator[int]:
+    """The numbers of steps in a trigger."""
+    match trigger:
+        case rules.AnyTrigger(of=several) | rules.AllTrigger(of=several) | rules.MajorityTrigger(of=several):
+            for each in several:
+                yield from _counts(each)
+        case rules.StepTrigger(at=at, every=every):
+            yield at or every or STEPS
+        case rules.PlateauTrigger(window=window) | rules.ExpertUsageTrigger(window=window):
+            yield window
+
+
+def _trigger(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> Trigger:
+    """Something that a short training may come to."""
+    steps = _steps(blueprint, rng)
+    drawn: list[Trigger] = [
+        rules.StepTrigger(at=steps),
+        rules.StepTrigger(every=steps),
+        rules.PlateauTrigger(window=steps, tolerance=float(rng.choice([1e-3, 1e-2, 5e-2]))),
+        rules.UtilizationTrigger(
+            threshold=float(rng.choice([0.1, 0.25, 0.5])), share=float(rng.choice([0.5, 0.8])), window=steps
+        ),
+    ]
+    if isinstance(action, rules.SplitExperts | rules.PruneExperts):
+        drawn.append(rules.ExpertUsageTrigger(window=steps, interval=steps, min_age=steps))
+    return drawn[int(rng.integers(len(drawn)))]
+
+
+def _actions(blueprint: Blueprint, rng: np.random.Generator) -> list[GrowthAction]:
+    """One of each sort that finds something to act on."""
+    factor = float(rng.choice([1.25, 1.5]))
+    most = MOST_GROWTH * max(
+        (block.ffn.n_experts for block in blueprint.blocks if isinstance(block.ffn, MoE)), default=1
+    )
+    drawn: list[GrowthAction] = [
+        rules.Widen(target="ffn", factor=float(rng.choice([1.25, 1.5, 2.0]))),
+        rules.Widen(target="heads", factor=factor),
+        rules.Widen(target="dim", factor=factor),
+        rules.Deepen(
+            layers=int(rng.integers(1, 3)),
+            where=("middle", "end", "alternate")[int(rng.integers(3))],
+            how=("copy", "fresh")[int(rng.integers(2))],
+        ),
+        rules.ToMoE(n_experts=int(rng.integers(2, 5)), k=int(rng.integers(1, 3))),
+        rules.AddExperts(max_experts=most),
+        rules.SplitExperts(max_experts=most),
+        rules.PruneExperts(chooser=("usage", "gate_norm", "merge")[int(rng.integers(3))]),
+        rules.MergeExperts(),
+        rules.CrossExperts(),
+        rules.Narrow(target="ffn"),
+        *([rules.DropLayer()] if len(blueprint.blocks) > 2 else []),
+    ]
+    return [action for action in drawn if places(blueprint, action)]
+
+
+def _limits(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> GrowthLimits:
+    """Room for the action, and an end to it."""
+    times, depth = int(rng.integers(1, MOST_TIMES)), len(blueprint.blocks)
+    layers = min(depth + times * action.layers, MOST_GROWTH * depth + 1) if isinstance(action, rules.Deepen) else None
+    wider = isinstance(action, rules.Widen) and action.target == "dim"
+    known = blueprint.emb.vocab is not None  # else the real size is not
+    return GrowthLimits(
+        max_layers=layers,
+        max_dim=MOST_GROWTH * blueprint.emb.dim if wider else None,
+        max_params=MOST_GROWTH * parameter_count(blueprint) if known and action.adds else None,
+        max_times=times,
+        cooldown_steps=_steps(blueprint, rng),
+    )
+
+
+def _in_one_block(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> GrowthAction:
+    """The action in one of the blocks where it can act; as it is where it names none."""
+    one = pick(rng, places(blueprint, action))
+    names_blocks = "blocks" in type(action).model_fields
+    return action.model_copy(update={"blocks": (one,)}) if names_blocks and one is not None else action
+
+
+# ---------------------------------------------------------------------------------------------------- the operators
+
+
+def _with(blueprint: Blueprint, made: Sequence[GrowthRule]) -> Blueprint | None:
+    """The blueprint with these rules; None where two of them say the same, or nothing differs."""
+    said = [rule.model_dump_json(exclude={"id"}) for rule in made]
+    return blueprint.evolve(growth=tuple(made)) if len(set(said)) == len(said) else None
+
+
+@model_operator(preserves=True, weight=0.0)
+def add_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """A rule by which the model changes while it trains, within limits. Ref: arXiv 2203.06211, 2305.02869."""
+    action = pick(rng, _actions(blueprint, rng)) if len(blueprint.growth) < MOST_RULES else None
+    if action is None:
+        return None
+    if rng.random() < 0.25:
+        action = _in_one_block(blueprint, action, rng)
+    rule = GrowthRule(
+        id=blueprint.fresh_id(rng),
+        when=_trigger(blueprint, action, rng),
+        do=action,
+        limits=_limits(blueprint, action, rng),
+    )
+    return _with(blueprint, (*blueprint.growth, rule))
+
+
+@model_operator(preserves=True, weight=0.0)
+def remove_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """One growth rule fewer."""
+    gone = pick(rng, blueprint.growth)
+    return None if gone is None else _with(blueprint, [rule for rule in blueprint.growth if rule is not gone])
+
+
+@model_operator(preserves=True, weight=0.0)
+def copy_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """A growth rule once more, with another trigger, another target, or in one block alone."""
+    rule = pick(rng, blueprint.growth) if len(blueprint.growth) < MOST_RULES else None
+    if rule is None:
+        return None
+    changed: list[dict[str, object]] = [{"when": _trigger(blueprint, rule.do, rng)}]
+    changed += [{"do": other} for other in _other_choices(rule.do, ("target",))]
+    changed += [{"do": _in_one_block(blueprint, rule.do, rng)}]
+    other = rule.evolve(id=blueprint.fresh_id(rng), **changed[int(rng.integers(len(changed)))])
+    if other is None or not fits(blueprint, other):
+        return None
+    at = blueprint.growth.index(rule) + 1
+    return _with(blueprint, (*blueprint.growth[:at], other, *blueprint.growth[at:]))
+
+
+@model_operator(preserves=True, weight=0.0)
+def tune_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
+    """A number of a growth rule doubled or halved, or another of its choices."""
+    rule = pick(rng, blueprint.growth)
+    if rule is None:
+        return None
+    section = ("when", "do", "limits")[int(rng.integers(3))]
+    part: Frozen = {"when": rule.when, "do": rule.do, "limits": rule.limits}[section]
+    tuned = _tuned(part, rng)
+    other = None if tuned is None else rule.evolve(**{section: tuned})
+    if other is None or (fits(blueprint, rule) and not fits(blueprint, other)):
+        return None
+    if any(_beyond(most, before, held) for (most, held), (before, _) in _limits_of(blueprint, other, rule)):
+        return None
+    return _with(blueprint, [other if each is rule else each for each in blueprint.growth])
+
+
+def _limits_of(
+    blueprint: Blueprint, rule: GrowthRule, before: GrowthRule
+) -> Iterator[tuple[tuple[int | None, int], tuple[int | None, int]]]:
+    """(limit, what `MOST_GROWTH` multiplies) of a rule and of what it was before."""
+    yield from zip(_held(blueprint, rule.limits), _held(blueprint, before.limits), strict=True)
+    yield (rule.limits.max_times, 1), (before.limits.max_times, 1)
+
+
+def _beyond(most: int | None, before: int | None, held: int) -> bool:
+    """Whether a limit has risen further than operators let it."""
+    return most is not None and before is not None and most > before and most > MOST_GROWTH * held
+
+
+def _tuned(part: Frozen, rng: np.random.Generator) -> Frozen | None:
+    """With one number doubled or halved, or one choice another; of several triggers, one of them tuned."""
+    if isinstance(part, rules.AnyTrigger | rules.AllTrigger | rules.MajorityTrigger):
+        at = int(rng.integers(len(part.of)))
+        tuned = _tuned(part.of[at], rng)
+        return None if tuned is None else part.evolve(of=(*part.of[:at], tuned, *part.of[at + 1 :]))
+    made: list[Frozen] = list(_other_choices(part, tuple(type(part).model_fields)))
+    unread = part.inert() if isinstance(part, rules.Action) else frozenset[str]()
+    for name, value in part:
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in unread:
+            scaled = value * float(rng.choice([0.5, 2.0]))
+            other = part.evolve(**{name: round(scaled) if isinstance(value, int) else scaled})
+            made += [] if other is None else [other]
+    return pick(rng, made)
+
+
+def _other_choices(part: Frozen, names: Sequence[str]) -> list[Frozen]:
+    """The part with another value in one of these fields, where it is one of a few words."""
+    made = list[Frozen]()
+    for name in names:
+        field = type(part).model_fields.get(name)
+        if field is not None and get_origin(field.annotation) is Literal:
+            words = [word for word in get_args(field.annotation) if word not in NOT_DRAWN]
+            made += [other for word in words if (other := part.evolve(**{name: word})) is not None]
+    return made
+
+
+NAMES = tuple(act.__name__ for act in (add_growth_rule, copy_growth_rule, remove_growth_rule, tune_growth_rule))
