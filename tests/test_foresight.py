@@ -254,6 +254,56 @@ def test_what_has_no_effect_is_told_and_not_refused(what: str, place: Path) -> N
     assert notes[0].startswith(f"{path}:")
 
 
+ANCHORED = "train: {lr: 0.01, anchoring: {%s}}"
+
+
+@pytest.mark.parametrize(
+    ("anchoring", "evolution", "said"),
+    [
+        ("rehearsal: {every: 5}", "", "train.anchoring.rehearsal.every: is 5, but has no effect with source 'data'"),
+        ("rehearsal: {temperature: 0.5}", "", "train.anchoring.rehearsal.temperature: is 0.5, but has no effect"),
+        (
+            "rehearsal: {source: generations}",
+            "scratch",
+            "train.anchoring.rehearsal: samples before the first step alone",
+        ),
+        ("rehearsal: {source: generations, every: 5}", "scratch", ""),
+        ("rehearsal: {source: generations}", "", ""),
+        ("freeze_expand_tune: {}", "scratch", "train.anchoring.freeze_expand_tune: has no effect"),
+        ("freeze_expand_tune: {}", "", ""),
+        ("self_distillation: {}", "scratch", ""),
+    ],
+)
+def test_means_against_forgetting_that_hold_on_to_nothing_are_told(
+    anchoring: str, evolution: str, said: str, place: Path
+) -> None:
+    text = TEXT.replace("train: {lr: 0.01}", ANCHORED % anchoring)
+    if evolution:
+        text = text.replace("evolution: {", f"evolution: {{weight_inheritance: {evolution}, ")
+    (place / "f.yaml").write_text(text)
+    found = [
+        f"{'.'.join(map(str, remark.loc))}: {remark.said}" for remark in knobs(read_experiment(str(place / "f.yaml")))
+    ]
+    assert said in "\n".join(found) if said else not any("anchoring" in line for line in found)
+
+
+@pytest.mark.parametrize(
+    ("anchoring", "said"),
+    [
+        ("rehearsal: {share: 1.5}", "train.anchoring.rehearsal.share"),
+        ("rehearsal: {source: dreams}", "train.anchoring.rehearsal.source"),
+        ("rehearsal: {sahre: 0.5}", "did you mean 'share'"),
+        ("self_distillation: {decay: 1.0}", "train.anchoring.self_distillation.decay"),
+        ("self_distillation: {direction: backward}", "train.anchoring.self_distillation.direction"),
+        ("self_distillation: {weight: 0}", "train.anchoring.self_distillation.weight"),
+        ("freeze_expand_tune: {freeze_steps: 0}", "train.anchoring.freeze_expand_tune.freeze_steps"),
+        ("rehearse: {}", "did you mean 'rehearsal'"),
+    ],
+)
+def test_means_against_forgetting_that_mean_nothing_are_refused(anchoring: str, said: str, place: Path) -> None:
+    assert said in told(place, ("train: {lr: 0.01}", ANCHORED % anchoring))
+
+
 def test_defaults_and_our_own_files_are_not_told_of(place: Path) -> None:
     for name in ("live_smoke.yaml", "live_phi_tiny.yaml"):
         experiment = read_experiment(ROOT / "configs" / name)

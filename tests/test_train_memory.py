@@ -8,6 +8,7 @@ from morphogen.cost import Step, costs
 from morphogen.experiment import Data, Experiment, Train
 from morphogen.network import build
 from morphogen.parts.contract.part import REGISTRY
+from morphogen.training.anchored import Anchoring
 from morphogen.training.trainer import Trainer
 
 #: The estimate is at most so many times too large or too small.
@@ -48,6 +49,7 @@ def both(
     )
     settings = Train.model_validate({"instability_threshold": 1e9, **train})
     trainer = Trainer(build(blueprint, seed=0), settings, total_steps=3, tokens_per_step=4 * T, seed=0)
+    Anchoring(settings.anchoring, trainer, seq_len=T, seed=0, end_of_text=0)
     ids = np.random.default_rng(0).integers(vocab, size=(3, 4, T + 1))
     trainer.run(lambda step: ids[step], 3)
     return costs(blueprint, T, Step.of(settings, data))["train_memory_bytes"], float(trainer.memory.bytes)
@@ -69,6 +71,7 @@ def test_the_estimate_is_near_the_measured_peak_for_every_kind(kind: str) -> Non
     assert 1 / FACTOR <= estimate / measured <= FACTOR
 
 
+TAUGHT = {"self_distillation": {}}
 LOOP = [{"start": 0, "end": 2, "train_recurrence": 4, "max_train_recurrence": 4}]
 
 
@@ -82,6 +85,9 @@ LOOP = [{"start": 0, "end": 2, "train_recurrence": 4, "max_train_recurrence": 4}
         {"recurrences": LOOP},
         {"optimizer": {"name": "lion"}},
         {"optimizer": {"name": "muon"}},
+        {"anchoring": TAUGHT},
+        {"anchoring": TAUGHT, "vocab": 2048},
+        {"anchoring": TAUGHT, "bf16": True},
     ],
     ids=str,
 )

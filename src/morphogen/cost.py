@@ -14,6 +14,9 @@ from morphogen.parts.contract.part import COUNTED, Cost
 
 #: A training step computes the forward pass once and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
+#: Numbers in fp32 for every token and entry of the vocabulary that a teacher's divergence holds at its peak, and those
+#: that both sides' logits are copied to from bfloat16.
+TAUGHT, COPIED = 4.0, 2.0
 
 declare(
     Figure(
@@ -97,30 +100,33 @@ def structure(blueprint: Blueprint) -> dict[str, float]:
 
 class Step(NamedTuple):
     """What decides about a training step's memory beside the architecture. moments: numbers that the optimizer keeps
-    for every weight. averaged: whether an average of the weights is kept beside them."""
+    for every weight. averaged: whether an average of the weights is kept beside them. taught: whether a teacher is."""
 
     sequences: int
     bf16: bool = False
     grad_ckpt: bool = False
     moments: int = 2
     averaged: bool = True
+    taught: bool = False
 
     @classmethod
     def of(cls, train: Train, data: Data) -> Self:
         """As an experiment trains."""
         moments = 2 if train.optimizer.name == "adamw" else 1
-        return cls(data.batch_size, train.bf16, train.grad_ckpt, moments, train.schedule == "constant")
+        averaged, taught = train.schedule == "constant", train.anchoring.self_distillation is not None
+        return cls(data.batch_size, train.bf16, train.grad_ckpt, moments, averaged, taught)
 
 
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     """Bytes that a training step holds at its peak, estimated.
 
-        4 · params · (1 + moments + averaged) + max(batch · Σ kept, 4 · params)
+        4 · params · (1 + moments + averaged + taught) + max(batch · Σ kept, 4 · params)
 
     The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass,
     when all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an
     entry with bf16, where the weights have copies too. Every step of a recurrence keeps its own. With `grad_ckpt`
-    blocks keep their input, and one at a time all of it.
+    blocks keep their input, and one at a time all of it. With a teacher there are its logits, both sides'
+    log-probabilities, and what their divergence is made of.
     """
     params, size = parameter_count(blueprint), 2.0 if step.bf16 else 4.0
     blocks: dict[str, float] = {}
@@ -135,8 +141,11 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
                 inputs += times * 4.0 * gene.ctx.dim
             blocks[gene.block.id] = blocks.get(gene.block.id, 0.0) + kept
     activations = step.sequences * seq_len * (outside + inputs + max(blocks.values(), default=0.0))
+    if step.taught:
+        numbers = TAUGHT + COPIED * step.bf16
+        activations += 4.0 * step.sequences * seq_len * numbers * blueprint.context().vocab
     copies = 2.0 * params if step.bf16 else 0.0
-    return 4.0 * params * (1 + step.moments + step.averaged) + max(activations + copies, 4.0 * params)
+    return 4.0 * params * (1 + step.moments + step.averaged + step.taught) + max(activations + copies, 4.0 * params)
 
 
 def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[str, float]:

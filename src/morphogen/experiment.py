@@ -22,6 +22,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.figures import Direction
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.registry import TAG
+from morphogen.sections.anchoring import AnchoringSection
 from morphogen.sections.data import BPE, Data, Split
 from morphogen.sections.evolution import OBJECTIVES, Crossing, Evolution, Proposer
 from morphogen.sections.shards import Shard
@@ -30,6 +31,7 @@ from morphogen.sections.values import Decay, changed
 __all__ = [
     "BPE",
     "RATE_FOUND",
+    "AnchoringSection",
     "Crossing",
     "Data",
     "Evolution",
@@ -123,6 +125,8 @@ class Train(Frozen):
     """Held-out perplexity after rung 1 above which a candidate is gated; null: none is."""
     optimizer: Optimizer = Optimizer()
     """The update rule and its settings."""
+    anchoring: AnchoringSection = AnchoringSection()
+    """What keeps a model from forgetting while it grows, or learns from other text."""
 
     @model_validator(mode="after")
     def _remap_of_something(self) -> Self:

@@ -47,6 +47,7 @@ def knobs(experiment: Experiment) -> Iterator[Remark]:
     for i, loop in enumerate(experiment.model.recurrences):
         yield from _of_part(loop, ("model", "recurrences", i))
     yield from _of_training(experiment.train, experiment.data, experiment.evolution)
+    yield from _of_anchoring(experiment.train, experiment.evolution, grows=bool(experiment.model.growth))
     yield from _of_search(experiment.evolution)
 
 
@@ -93,6 +94,24 @@ def _of_training(train: Train, data: Data, evolution: Evolution) -> Iterator[Rem
         yield Remark(("train", "decay_share"), said)
     if data.healing_shards and not data.healing_tokens:
         yield Remark(("data", "healing_shards"), "have no effect: healing_tokens is 0")
+
+
+def _of_anchoring(train: Train, evolution: Evolution, *, grows: bool) -> Iterator[Remark]:
+    """What means against forgetting have nothing to hold on to."""
+    loc, anchoring = ("train", "anchoring"), train.anchoring
+    inherits = evolution.weight_inheritance != "scratch"
+    if (rehearsal := anchoring.rehearsal) is not None and rehearsal.source == "data":
+        for name in sorted(changed(rehearsal) & {"every", "temperature"}):
+            said = f"is {show(dict(rehearsal)[name])}, but has no effect with source 'data'"
+            yield Remark((*loc, "rehearsal", name), said)
+    if rehearsal is not None and rehearsal.source == "generations" and rehearsal.every is None and not inherits:
+        said = (
+            "samples before the first step alone, which with evolution.weight_inheritance 'scratch' is that of weights"
+        )
+        yield Remark((*loc, "rehearsal"), f"{said} that have learnt nothing, so that it has no effect; give 'every'")
+    if anchoring.freeze_expand_tune is not None and not inherits and not grows:
+        said = "has no effect with evolution.weight_inheritance 'scratch' and without growth rules: nothing is old"
+        yield Remark((*loc, "freeze_expand_tune"), said)
 
 
 def _of_search(evolution: Evolution) -> Iterator[Remark]:

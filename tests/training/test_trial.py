@@ -523,3 +523,46 @@ def test_a_rate_that_is_to_be_found_is_found_by_short_trainings_that_count(make:
     none = run_surrogate(make(train={"lr": "auto", "instability_threshold": 1e-6, "warmup": 0}, steps=(80, 80)))
     assert none.status is Status.FAILED
     assert "'auto' found none" in none.reason
+
+
+ANCHORS: dict[str, Any] = {
+    "rehearsal": {"share": 0.5, "buffer_tokens": 16 * (SEQ + 1)},
+    "self_distillation": {"decay": 0.9},
+    "freeze_expand_tune": {"freeze_steps": 2, "tune_steps": 1},
+}
+
+
+def test_a_child_rehearses_its_lineage_s_text_and_holds_what_it_inherited(make: Callable[..., Job]) -> None:
+    parent = make()
+    job = child_of(make(train={"anchoring": ANCHORS}), run_surrogate(parent), hidden=48)
+    child = Trial(job, None)
+    anchoring = child.growing.anchoring
+    assert anchoring is not None
+    assert anchoring.rehearsal is not None
+    mixture = Mixture(data_of(parent), seed_of(parent))
+    behind = {row.tobytes() for step in range(10) for row in mixture.batch(step)}
+    kept = [row.tobytes() for row in anchoring.rehearsal.buffer.rows]
+    assert len(kept) == len(set(kept)) == 16
+    assert set(kept) <= behind
+    assert anchoring.rehearsal.buffer.seen == 10 * BATCH
+    old = child.trainer.model.emb.weight.detach().clone()
+    child.growing.run(child.mixture.batch, 2)
+    assert torch.equal(child.trainer.model.emb.weight, old)
+    child.growing.run(child.mixture.batch, 3)
+    assert not torch.equal(child.trainer.model.emb.weight, old)
+
+
+@pytest.mark.parametrize("source", ["data", "generations"])
+def test_an_anchored_trial_repeats_and_its_flops_count(make: Callable[..., Job], source: str) -> None:
+    anchors = {**ANCHORS, "rehearsal": {**ANCHORS["rehearsal"], "source": source}}
+    parent = make()
+    report = run_surrogate(parent)
+    plain = run_surrogate(child_of(parent, report, hidden=48))
+    job = child_of(make(train={"anchoring": anchors}), report, hidden=48)
+    one, other = run_surrogate(job), run_surrogate(job)
+    assert one.status is Status.TRAINED
+    assert one.replace(timed={}) == other.replace(timed={})
+    forward = cost.total(Blueprint.model_validate(job.candidate.blueprint), SEQ).flops
+    sampled = 16 * SEQ if source == "generations" else 0
+    assert one.flops - plain.flops == pytest.approx(forward * (10 * STEP + sampled))
+    assert one.costs["train_memory_bytes"] > plain.costs["train_memory_bytes"]

@@ -1,7 +1,7 @@
 """What a candidate starts from: its parents' weights through the edits that made it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -39,13 +39,15 @@ class Moments:
 class Inherited:
     """Weights, the report of how they came about, and the optimizer's moments where these were asked for.
 
-    begun: tokens behind the checkpoint that the lineage began with, from outside of the run.
+    begun: tokens behind the checkpoint that the lineage began with, from outside of the run. new: where the entries of
+    a parameter are new ones, of those that are not carried whole.
     """
 
     state: StateDict
     report: Inheritance
     moments: Moments | None = None
     begun: Tokens = NO_TOKENS
+    new: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def inherit(
@@ -89,15 +91,17 @@ def inherit(
         spliced, report = splice_edits(child, loaded, edits, seed, names)
         return spliced.state, report
     drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
-    return spliced_at_once(drawn, child, [state for _, state in whole], names, seed)
+    done = spliced_at_once(drawn, child, [state for _, state in whole], names, seed)
+    return done.state, done.report
 
 
 def spliced_at_once(
     drawn: Plan, child: Blueprint, states: Sequence[Mapping[str, Tensor]], names: Sequence[str], seed: int
-) -> tuple[StateDict, Inheritance]:
+) -> Inherited:
     """One plan carried out on its parents' states, which stay as they are, and the report."""
     spliced = splice(drawn, [from_parent(dict(state), which) for which, state in enumerate(states)], seed)
-    return spliced.state, spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
+    report = spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
+    return Inherited(spliced.state, report, new=Moments.carried(spliced).fresh)
 
 
 def from_parent(
@@ -143,9 +147,8 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: st
         spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, [parent.id for parent in job.parents])
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
-    if not with_moments:
-        return Inherited(spliced.state, report, begun=begun)
-    return Inherited(spliced.state, report, Moments.carried(spliced), begun)
+    carried = Moments.carried(spliced)
+    return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh)
 
 
 def splice_edits(

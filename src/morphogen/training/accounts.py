@@ -51,12 +51,24 @@ def tokens(assignment: Assignment, steps: int, healing: int, begun: Tokens) -> T
 
     Which text lies behind an `init_checkpoint` (`begun`) nobody can tell, so that none of it counts as seen twice.
     """
-    before, per_step, ancestors = assignment.before, assignment.prepared.tokens_per_step, _ancestors(assignment)
-    earlier, healed = before.steps, before.tokens.own // per_step - before.steps
-    first, seed = assignment.first_step, assignment.data_seed
-    runs = [Trained(assignment.own_data_seed, earlier + steps - healing, healed + healing, first)]
+    earlier, *ancestors = runs(assignment)
+    now = earlier._replace(steps=earlier.steps + steps - healing, healing_steps=earlier.healing_steps + healing)
+    taken = steps * assignment.prepared.tokens_per_step
+    own, lineage = assignment.before.tokens.own + taken, behind(assignment, begun) + taken
+    unique = unique_tokens(assignment.prepared, [now, *ancestors])
+    return Tokens(own=own, lineage=lineage, unique=unique + begun.unique)
+
+
+def runs(assignment: Assignment) -> list[Trained]:
+    """What the weights were trained on before this job: the candidate's own earlier jobs, then each of its ancestors
+    whose weights were inherited."""
+    before, per_step, seed = assignment.before, assignment.prepared.tokens_per_step, assignment.data_seed
+    healed = before.tokens.own // per_step - before.steps
     # an ancestor's `steps` are those on the training shards; what else its tokens tell of was healing
-    runs += [Trained(seed, a.steps, a.tokens // per_step - a.steps, a.first_token // per_step) for a in ancestors]
-    taken = steps * per_step
-    own, lineage = before.tokens.own + taken, behind(assignment, begun) + taken
-    return Tokens(own=own, lineage=lineage, unique=unique_tokens(assignment.prepared, runs) + begun.unique)
+    return [
+        Trained(assignment.own_data_seed, before.steps, healed, assignment.first_step),
+        *(
+            Trained(seed, a.steps, a.tokens // per_step - a.steps, a.first_token // per_step)
+            for a in _ancestors(assignment)
+        ),
+    ]

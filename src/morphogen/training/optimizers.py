@@ -13,6 +13,7 @@ from morphogen.experiment import Train
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.tensors import Spec, flat
+from morphogen.training.holding import Hold
 from morphogen.training.saved import Saved
 
 #: Devices on which torch has AdamW as one kernel.
@@ -92,6 +93,7 @@ class Updater:
         self._names = names
         self._groups = [(group, float(group["lr"])) for optimizer in optimizers for group in optimizer.param_groups]
         self._cohorts: list[Cohort] = []
+        self._hold: Hold | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -170,7 +172,12 @@ class Updater:
         moments = {f"moments/{kind}/{name}": x for kind, of in self.moments().items() for name, x in of.items()}
         young = {f"{YOUNG}/{i}/{name}": x for i, cohort in enumerate(self._cohorts) for name, x in cohort.masks.items()}
         numbers = [{"multiplier": c.multiplier, "warmup": c.warmup, "taken": c.taken} for c in self._cohorts]
-        return Saved(moments | young, {"cohorts": numbers})
+        if self._hold is None:
+            return Saved(moments | young, {"cohorts": numbers, "hold": None})
+        held = self._hold
+        new = {f"new/{self._names[parameter]}": mask for parameter, mask in held.new.items()}
+        hold = {"freeze": held.freeze_steps, "tune": held.tune_steps, "steps": held.steps}
+        return Saved(moments | young | new, {"cohorts": numbers, "hold": hold})
 
     def restore(self, saved: Saved) -> None:
         """Goes on from what `state` gave."""
@@ -184,6 +191,29 @@ class Updater:
                 for i, cohort in enumerate(self._cohorts):
                     if (mask := saved.tensors.get(f"{YOUNG}/{i}/{name}")) is not None:
                         cohort.masks[name] = mask.to(parameter.device)
+        self._hold = None
+        if (held := saved.plain["hold"]) is not None:
+            prefix = "new/"
+            new = {name.removeprefix(prefix): x for name, x in saved.tensors.items() if name.startswith(prefix)}
+            self.hold(new, held["freeze"], held["tune"])
+            assert self._hold is not None
+            self._hold.steps = held["steps"]
+
+    def hold(self, new: Mapping[str, Tensor], freeze_steps: int, tune_steps: int) -> None:
+        """For so many steps only entries that are `new` train, parameter -> where; others are held, bit for bit, and
+        then come back to their full rate over `tune_steps`."""
+        masks = {p: new[name].to(p.device) for p in self.parameters if (name := self._names[p]) in new}
+        self._hold = Hold(self.parameters, masks, freeze_steps, tune_steps)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether what is old of the model is held as it is."""
+        return self._hold is not None and self._hold.frozen
+
+    def hold_gradients(self) -> None:
+        """Drops the gradients of what is held; after the backward pass, before the gradients' norm is taken."""
+        if self._hold is not None:
+            self._hold.drop_gradients()
 
     def step(self, scale: float) -> None:
         """Update at `scale` × the base rates, then drop the gradients."""
@@ -192,15 +222,30 @@ class Updater:
         named = {name: parameter for parameter, name in self._names.items()} if self._cohorts else {}
         scaled = [(named[name], x, c.factor) for c in self._cohorts if c.factor != 1.0 for name, x in c.masks.items()]
         before = {parameter: parameter.detach().clone() for parameter, _, _ in scaled}
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        if self._hold is None:
+            self._update()
+        else:
+            self._hold.around(self._update, self._state_of)
+            self._hold = None if self._hold.over else self._hold
         with torch.no_grad():
             for parameter, young, factor in scaled:
                 parameter.copy_(torch.where(young, torch.lerp(before[parameter], parameter, factor), parameter))
         for cohort in self._cohorts:
             cohort.taken += 1
         self._cohorts = [cohort for cohort in self._cohorts if not cohort.grown_up or cohort.multiplier != 1.0]
+
+    def _update(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _state_of(self, parameter: nn.Parameter) -> Mapping[str, Any]:
+        """What an optimizer keeps of a parameter; nothing before its first step."""
+        for optimizer in self.optimizers:
+            if parameter in optimizer.state:
+                found: Mapping[str, Any] = optimizer.state[parameter]
+                return found
+        return {}
 
 
 def decays(spec: Spec) -> bool:

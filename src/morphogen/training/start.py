@@ -1,5 +1,6 @@
 """What a candidate starts from: its parents' weights, `train.init_checkpoint`, or fresh ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from morphogen.blueprint.schema import Blueprint
@@ -43,9 +44,9 @@ def from_checkpoint(blueprint: Blueprint, experiment: Experiment, prepared: Prep
     drawn = plan(blueprint, [theirs])
     if provenance.tokenizer != prepared.tokenizer_digest:
         drawn = _across(drawn, blueprint, theirs, provenance, experiment, prepared)
-    weights, report = spliced_at_once(drawn, blueprint, [state], [NAME], seed)
+    done = spliced_at_once(drawn, blueprint, [state], [NAME], seed)
     behind = provenance.tokens
-    return Inherited(weights, report, begun=Tokens(own=0, lineage=behind.lineage, unique=behind.unique))
+    return replace(done, begun=Tokens(own=0, lineage=behind.lineage, unique=behind.unique))
 
 
 def _across(

@@ -74,6 +74,7 @@ class Trainer:
         self.schedule = Schedule.of(train, total_steps, begun=moments is not None)
         self.guards = Guards(train, self.warmup)
         self.memory = PeakMemory(self.device)
+        self.beside: list[Tensor] = []  # what others keep beside the model, counted in its memory
         self.trace = Trace()
         self.step = 0
         self.model, self.updater = self._taken(model, moments, self.warmup)
@@ -104,6 +105,10 @@ class Trainer:
         """The model with the weights that are to be measured: averaged ones at a constant rate, else its own."""
         with contextlib.nullcontext() if self._averaging is None else self._averaging.in_place():
             yield self.model
+
+    def precision(self) -> contextlib.AbstractContextManager[object]:
+        """In which forward passes of training are made."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
 
     @property
     def averages(self) -> dict[str, Tensor]:
@@ -202,7 +207,7 @@ class Trainer:
         """One update: (loss, gradient norm, entropy or NaN, balance, figures in order of name), still on the device."""
         if self.step == self._memory_step:
             averages = [] if self._averaging is None else self._averaging.averages
-            state = [*self.model.buffers(), *self.updater.state_tensors(), *averages]
+            state = [*self.model.buffers(), *self.beside, *self.updater.state_tensors(), *averages]
             with self.memory.measure([*self.model.parameters(), *state]):
                 return self._update(ids_BT1)
         return self._update(ids_BT1)
@@ -213,9 +218,12 @@ class Trainer:
             passed = [self._backward(part_BT1, len(part_BT1) / len(ids_BT1), record) for part_BT1 in parts]
         nats_B = torch.cat([nats_B for nats_B, _, _ in passed])
         sampled, balance = (torch.stack([one[place] for one in passed]).mean() for place in (1, 2))
+        self.updater.hold_gradients()
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
+        held = self.updater.frozen
         self.updater.step(self.schedule.scale(self.step))
-        record.give_back()
+        if not held:
+            record.give_back()
         if self._averaging is not None:
             self._averaging.update()
         means = record.means()
@@ -225,8 +233,7 @@ class Trainer:
     def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, the
         entropy or NaN, and what load balancing added to the loss."""
-        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
-        with bf16:
+        with self.precision():
             logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
             forward = Forward.of(ids_BT1, logits_BTV, record)
         loss, nats_B = self.loss(forward), forward.nats_B.detach()

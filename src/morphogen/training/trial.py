@@ -20,6 +20,7 @@ from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
 from morphogen.training import accounts
 from morphogen.training.allocator import memory_kept
+from morphogen.training.anchored import Anchoring, Earlier
 from morphogen.training.assignment import Assignment
 from morphogen.training.device import answers, choose_device, out_of_memory
 from morphogen.training.growing import Behind, Growing
@@ -143,11 +144,17 @@ class Trial:
             earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
         )
         per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
+        anchors = assignment.experiment.train.anchoring
+        anchoring = Anchoring.of(anchors, trainer, assignment.prepared, assignment.seed("anchoring"))
+        if anchoring is not None and behind:
+            with _its_own():
+                anchoring.begin(Earlier(assignment.prepared, accounts.runs(assignment)), new=start.new)
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
             seed=assignment.seed("growth"),
             behind=Behind(behind // per_step, behind),
+            anchoring=anchoring,
         )
         self.rung = -1
 
@@ -261,7 +268,7 @@ class Trial:
             costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
             tokens=tokens,
             steps=before.steps + max(0, trainer.step - self.healing_steps),
-            flops=accounts.flops(self.assignment, self.growing.segments, trainer.step, self.rate_tests),
+            flops=self._flops(),
             inheritance=self.inheritance,
             checkpoint=checkpoint,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
@@ -280,6 +287,12 @@ class Trial:
         if trainer.memory.bytes:
             taken["peak_memory_bytes"] = float(trainer.memory.bytes)
         return {**measurement.timed, **taken, "seconds": time.perf_counter() - self.started}
+
+    def _flops(self) -> float:
+        """Of its training, what keeps it from forgetting included."""
+        growing = self.growing
+        trained = accounts.flops(self.assignment, growing.segments, self.trainer.step, self.rate_tests)
+        return trained + (0.0 if growing.anchoring is None else growing.anchoring.flops)
 
     def _tokens(self) -> Tokens:
         steps = self.trainer.step
