@@ -185,19 +185,3 @@ def test_moments_go_the_same_way_and_step_counts_stay() -> None:
     assert blending.merged(steps, biased, "b1", (0, 2), 0.5, np.arange(H)) == {}
     weights = blending.merged(state, biased, "b1", (0, 2), 0.5, np.arange(H))
     assert "blocks.1.ffn.router.bias" in weights
-
-
-@pytest.mark.parametrize(("after", "kept"), [(2.0, True), (2.01, True), (2.011, False), (float("nan"), False)])
-def test_a_crossing_that_costs_too_much_is_taken_back_bit_for_bit(after: float, kept: bool) -> None:
-    state = model().state_dict()
-    _, order = blending.match(state, blueprint(), "b1", 0, 1)
-    made = blending.blended(state, blueprint(), "b1", (0, 1), 0.5, order)
-
-    def loss(held: Any) -> float:
-        return 2.0 if torch.equal(held[UP], state[UP]) else after
-
-    crossed = blending.cross(state, made, loss, 0.01 + 1e-9)
-    assert crossed.kept is kept
-    assert crossed.loss == 2.0
-    for name, tensor in crossed.state.items():
-        assert torch.equal(tensor, made[name] if kept and name in made else state[name])

@@ -121,7 +121,21 @@ def test_the_chooser_orders_those_below_the_threshold() -> None:
     by_norm = experts.to_prune(trigger, PruneExperts(chooser="gate_norm"), blueprint, 12, written)
     assert by_norm == {"b0": (3, 2)}  # expert 0 writes less yet, but is well used
     other = model({"n_experts": 4, "experts": [{"kind": "dense", "hidden": 4}] * 2})
-    assert experts.to_prune(trigger, PruneExperts(chooser="merge"), other, 12, no_writing) == {}
+    for chooser in ("usage", "merge"):
+        by = PruneExperts.model_validate({"chooser": chooser})
+        assert experts.to_prune(trigger, by, other, 12, no_writing) == {}
+    merge = PruneExperts(chooser="merge", min_experts=2)
+    lonely = model({"n_experts": 4, "experts": [{"kind": "dense", "hidden": 4}] * 3})
+    assert experts.to_prune(StepTrigger(at=1), merge, lonely, 12, no_writing) == {}
+
+
+def test_twins_may_go_where_places_may_not() -> None:
+    blueprint = model({"n_experts": 5, "k": 2, "twins": (0, 2)})  # two places would be left of three
+    experts, trigger = watched(blueprint, *[{"b0": [1.0, 2.0, 400.0, 3.0, 4.0]}] * 12)
+    assert experts.to_prune(trigger, PruneExperts(), blueprint, 12, no_writing) == {"b0": (0, 1, 4)}
+    three = model({"n_experts": 5, "k": 3, "twins": (0, 2)})
+    experts, trigger = watched(three, *[{"b0": [1.0, 2.0, 400.0, 3.0, 4.0]}] * 12)
+    assert experts.to_prune(trigger, PruneExperts(), three, 12, no_writing) == {"b0": (0, 4)}
 
 
 def test_probation_has_to_last() -> None:

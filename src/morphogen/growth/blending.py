@@ -3,7 +3,7 @@
 E experts, H hidden units, W weights of one unit, D model dim, B batch, T tokens
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -153,28 +153,3 @@ def merged(
             rows = out[name] = tensors[name].detach().clone()
             rows[i] = torch.lerp(rows[i], rows[j], share)
     return out
-
-
-class Crossed(NamedTuple):
-    """What became of a crossing. state: tensors by name; those from before it where it was taken back."""
-
-    state: StateDict
-    loss: float
-    loss_after: float
-    kept: bool
-
-
-def cross(
-    state: Mapping[str, Tensor],
-    made: Mapping[str, Tensor],
-    loss: Callable[[Mapping[str, Tensor]], float],
-    budget: float,
-) -> Crossed:
-    """Lays what was `made` over a state, and takes it back where that costs more than `budget`, bit for bit.
-
-    loss: of a state on a held batch, in nats.
-    """
-    before, laid = loss(state), {**state, **made}
-    after = loss(laid)
-    kept = after - before <= budget
-    return Crossed(laid if kept else dict(state), before, after, kept)

@@ -223,26 +223,25 @@ class Experts:
         """Experts that are to go, by block, those first that the action's chooser would have go first.
 
         With an `expert_usage` in the trigger: the old enough ones whose usage has been below its threshold for
-        `probation` steps; else one of each mixture. At least `min_experts` stay, and as many as the router chooses.
-        Only experts of the usual kind `merge`; a mixture that has changed in this step waits for the next one.
+        `probation` steps; else one of each mixture. At least `min_experts` stay, and as many places as the router
+        chooses. Experts of other kinds stay, and a mixture that has changed in this step waits for the next one.
         """
         self._read()
         found = {}
         for block, moe, book in self._open(action, blueprint, step):
             usage = self.usage(block)
-            candidates = list(range(moe.n_experts))
+            candidates = list(range(moe.stacked))
             if (judge := usage_trigger(trigger)) is not None:
                 usage, least, below = self.usage(block, judge.window), judge.prune_at(moe.n_experts), book.below
                 lasts = [steps >= judge.probation for steps in below[_name(judge)]]
-                candidates = [e for e in book.settled(judge, step) if usage[e] < least and lasts[e]]
-            if action.chooser == "merge":
-                candidates = [e for e in candidates if e < moe.stacked]
+                settled = [e for e in book.settled(judge, step) if e < moe.stacked]
+                candidates = [e for e in settled if usage[e] < least and lasts[e]]
             by = written()[block] if action.chooser == "gate_norm" and candidates else usage
             ranked = sorted(candidates, key=lambda e: (by[e], e))
-            room = min(moe.n_experts - action.min_experts, _dispensable(moe))
+            most = moe.n_experts - action.min_experts
             if action.chooser == "merge":
-                room = min(room, moe.stacked - 1)
-            found[block] = tuple(ranked[: max(0, room if judge is not None else min(room, 1))])
+                most = min(most, moe.stacked - 1)
+            found[block] = _dispensable(moe, ranked, most if judge is not None else min(most, 1))
         return {block: chosen for block, chosen in found.items() if chosen}
 
     def _open(self, action: Action, blueprint: Blueprint, step: int) -> Iterator[tuple[str, MoE, Book]]:
@@ -256,10 +255,11 @@ class Experts:
         """Of each mixture the two experts whose weights are nearest, by block, the more used one first: that stays."""
         found = {}
         for block, moe, _ in self._open(action, blueprint, step):
-            if min(moe.n_experts - action.min_experts, _dispensable(moe), moe.stacked - 1) > 0:
-                i, j = nearest(block)
+            if moe.n_experts > action.min_experts and moe.stacked > 1:
                 usage = self.usage(block)
-                found[block] = (i, j) if usage[i] >= usage[j] else (j, i)
+                stays, goes = sorted(nearest(block), key=lambda e: (-usage[e], e))
+                if _dispensable(moe, [goes], 1):
+                    found[block] = stays, goes
         return found
 
     def to_cross(self, action: CrossExperts, blueprint: Blueprint, step: int, written: Written) -> dict[str, Pair]:
@@ -330,9 +330,15 @@ def entropy(usage: Sequence[float]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _dispensable(moe: MoE) -> int:
-    """How many experts may go at most so that the router still has as many places as it chooses, and two."""
-    return moe.n_experts - max(2, moe.k)
+def _dispensable(moe: MoE, experts: Sequence[int], most: int) -> tuple[int, ...]:
+    """The first of these that may all go, so that as many places are left as the router chooses, and two."""
+    sharing, gone = moe.sharing, list[int]()
+    for expert in experts:
+        fewer = sharing.without(expert)
+        if len(gone) < most and moe.shared_by(fewer) is not None:
+            sharing = fewer
+            gone.append(expert)
+    return tuple(gone)
 
 
 def _name(trigger: ExpertUsageTrigger) -> str:
