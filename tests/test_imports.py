@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "growth": ARCHITECTURE | {"inherit", "variation"},
     "data": {"experiment", "sections", "store"},
     "metrics": ARCHITECTURE | {"data"},
-    "training": ARCHITECTURE | {"data", "metrics", "inherit", "growth"},
+    "training": ARCHITECTURE | {"data", "metrics", "inherit", "growth", "store"},
     "store": set(),
     "report": set(),
     "search": ARCHITECTURE | {"variation", "selection", "store"},
@@ -64,6 +64,8 @@ JOINING = [
     "proposers",
     "session",
     "run",
+    "beginnings",
+    "trainings",
     "cli",
 ]
 for position, name in enumerate(JOINING):
@@ -73,11 +75,13 @@ for position, name in enumerate(JOINING):
 HOMES = {
     "transformers": {"parts/foreign.py", "data/tokenizers.py"},
     "ray": {"execution/ray.py"},
-    "rich": {"cli/console.py", "cli/launch.py", "report/tables.py"},
+    "rich": {"cli/console.py", "cli/launch.py", "cli/training.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
     "jinja2": {"report/html.py"},
     "plotly": {"report/html.py"},
     "graphviz": {"report/subway.py"},
+    "matplotlib": {"report/growth.py"},
+    "tensorboard": set(),
     "scipy": {"analysis/statistics.py", "growth/blending.py"},
     "sklearn": {"search/screening.py"},
     "pytest": {"testing/contract.py", "testing/operators.py"},

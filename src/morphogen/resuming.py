@@ -123,14 +123,14 @@ def _other_files(
 ) -> Iterator[str]:
     """What of the files that the run reads does not hold what it held."""
     try:
-        yield from _other_text(told["data"], data)
+        yield from other_text(told["data"], data)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / ENVIRONMENT}: cannot be read: data is damaged") from None
     if told.get("init_checkpoint", now := checksum(experiment)) != now:
         yield f"train.init_checkpoint: {experiment.train.init_checkpoint} does not hold what it held then"
 
 
-def _other_text(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+def other_text(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """What of the text or its tokens is not what it was."""
     if text_of(there) == text_of(here):
         return

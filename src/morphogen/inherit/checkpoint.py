@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +22,8 @@ FORMAT = "morphogen-checkpoint-1"
 MOMENTS_FORMAT = "morphogen-moments-1"
 #: What the names of averaged weights begin with; those without it are the weights themselves.
 AVERAGE = "average/"
+#: And those of what a training needs besides, to go on from here.
+BESIDE = "beside/"
 
 
 def save_checkpoint(
@@ -29,13 +32,16 @@ def save_checkpoint(
     blueprint: Blueprint,
     extra: Mapping[str, str],
     averages: Mapping[str, Tensor] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights with their blueprint: to a temporary file in the same folder, synced, renamed.
 
     averages: of weights, where these were measured in their place; they stand in the same file, marked by `AVERAGE`.
+    beside: what a training needs besides to go on, marked by `BESIDE`.
     RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
     """
     marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
+    marked |= {f"{BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}
     metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
     _write(path, FORMAT, {**state, **marked}, metadata)
 
@@ -46,13 +52,30 @@ def load_checkpoint(path: Path, *, measured: bool = False) -> tuple[dict[str, Te
     measured: the weights as they were measured, averaged where the checkpoint has averages; else those that training
     goes on from. The tensors are views of the mapped file; what is written to them stays in memory.
     """
+    state, averages, _, blueprint, metadata = load_whole(path)
+    return state | (averages if measured else {}), blueprint, metadata
+
+
+class Whole(NamedTuple):
+    """All that a checkpoint holds."""
+
+    state: dict[str, Tensor]
+    averages: dict[str, Tensor]
+    beside: dict[str, Tensor]
+    blueprint: Blueprint
+    metadata: dict[str, str]
+
+
+def load_whole(path: Path) -> Whole:
+    """Weights, averages and what is beside them. InputError as `load_checkpoint`."""
     found, metadata = _read(path, FORMAT)
-    averages = {name.removeprefix(AVERAGE): tensor for name, tensor in found.items() if name.startswith(AVERAGE)}
-    state = {name: tensor for name, tensor in found.items() if not name.startswith(AVERAGE)}
+    averages, beside = (
+        {name.removeprefix(mark): tensor for name, tensor in found.items() if name.startswith(mark)}
+        for mark in (AVERAGE, BESIDE)
+    )
+    state = {name: tensor for name, tensor in found.items() if not name.startswith((AVERAGE, BESIDE))}
     if any(name not in state or state[name].shape != tensor.shape for name, tensor in averages.items()):
         raise InputError(f"{path}: its averages are not those of its weights")
-    if measured:
-        state |= averages
     try:
         blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
     except ValidationError as error:
@@ -62,7 +85,7 @@ def load_checkpoint(path: Path, *, measured: bool = False) -> tuple[dict[str, Te
         raise InputError(f"{path}: the weights are not those of its blueprint")
     if odd := [f"{name} of {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]:
         raise InputError(f"{path}: holds {odd[0]}, expected floating-point numbers")
-    return {name: state[name] for name in wanted}, blueprint, metadata
+    return Whole({name: state[name] for name in wanted}, averages, beside, blueprint, metadata)
 
 
 def save_moments(checkpoint: Path, moments: Mapping[str, Mapping[str, Tensor]]) -> None:

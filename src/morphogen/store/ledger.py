@@ -176,7 +176,7 @@ class Ledger:
             raise RunError(f"{folder}: no run here ({FILE} is missing)")
         check_own(folder, FILES)
         with contextlib.ExitStack() as undo:
-            lock = None if readonly else undo.enter_context(_hold(folder))
+            lock = None if readonly else undo.enter_context(hold(folder))
             with _reading(path):
                 connection = undo.enter_context(contextlib.closing(_connect(path, readonly)))
                 _prepare(path, connection, create)
@@ -287,11 +287,11 @@ def last_stop(events: Sequence[Event]) -> str | None:
     return last.reason if isinstance(last, Stop) else None
 
 
-def in_use(folder: Path) -> str:
+def in_use(folder: Path, name: str = LOCK) -> str:
     """Who has the run in `folder` open for writing, e.g. `process 12 on host`; empty when nobody has."""
     try:
-        check_own(folder, [LOCK])
-        with (folder / LOCK).open(encoding="utf-8") as lock:
+        check_own(folder, [name])
+        with (folder / name).open(encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -313,9 +313,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be used as a run's ledger: {error}") from error
 
 
-def _hold(folder: Path) -> IO[str]:
-    """The writer's lock: `ledger.lock`, freed by the system when its process ends, however it ends."""
-    path = folder / LOCK
+def hold(folder: Path, name: str = LOCK, what: str = "run") -> IO[str]:
+    """The writer's lock, freed by the system when its process ends, however it ends. RunError where another has it."""
+    path = folder / name
     try:
         lock = open_own(path, "a+")
     except OSError as error:
@@ -330,7 +330,7 @@ def _hold(folder: Path) -> IO[str]:
         holder = lock.read()
         lock.close()
         if isinstance(error, BlockingIOError):
-            raise RunError(f"{folder}: another writer has this run open ({holder or 'unknown process'})") from error
+            raise RunError(f"{folder}: another writer has this {what} open ({holder or 'unknown process'})") from error
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
     return lock
 

@@ -4,11 +4,10 @@ A trial and `morphogen train` both run this. B sequences, T1 tokens of a sequenc
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import GrowthEvent, StopReason
@@ -18,6 +17,7 @@ from morphogen.inherit.splice import StateDict
 from morphogen.network import assemble
 from morphogen.training.accounts import Segment
 from morphogen.training.anchored import Anchoring
+from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.trace import Progress
 from morphogen.training.trainer import Batches, Trainer
@@ -37,13 +37,6 @@ class Behind(NamedTuple):
 
 
 FROM_NOTHING = Behind()
-
-
-class Saved(NamedTuple):
-    """All that a training needs to go on as though it had never stopped: tensors by name, and plain JSON."""
-
-    tensors: dict[str, Tensor]
-    plain: dict[str, Any]
 
 
 class Growing:
@@ -81,6 +74,22 @@ class Growing:
         if self.anchoring is not None:
             batches = self.anchoring.batches(batches)
         return self.trainer.run(batches, until_step, progress)
+
+    def state(self) -> Saved:
+        """What it needs to go on, but for the trainer's part."""
+        segments = [[segment.blueprint.to_json(), segment.first_step] for segment in self.segments]
+        plain = {"segments": segments, "events": [event.model_dump(mode="json") for event in self.events]}
+        anchors = None if self.anchoring is None else self.anchoring.state()
+        parts = {"growth": Saved({}, plain), **({} if anchors is None else {"anchoring": anchors})}
+        return Saved.joined(parts)
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from what `state` gave, with the trainer as it was then."""
+        plain = saved.part("growth").plain
+        self.segments = [Segment(Blueprint.model_validate(blueprint), step) for blueprint, step in plain["segments"]]
+        self.events = [GrowthEvent.model_validate(event) for event in plain["events"]]
+        if self.anchoring is not None:
+            self.anchoring.restore(saved.part("anchoring"))
 
     def become(
         self,

@@ -1,0 +1,364 @@
+"""One training from its first step to its last, with checkpoints that it goes on from bit for bit: `morphogen train`.
+
+What trains and grows is `Growing`, as in a trial; here is what a training of hours needs around it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import GrowthEvent, StopReason, Tokens, stream
+from morphogen.data.mixture import Mixture, Trained, unique_tokens
+from morphogen.data.prepare import PreparedData
+from morphogen.errors import DivergedError, RunError
+from morphogen.experiment import Experiment, Train
+from morphogen.growth import log
+from morphogen.inherit.checkpoint import save_checkpoint
+from morphogen.inherit.provenance import Provenance
+from morphogen.inherit.splice import StateDict
+from morphogen.metrics.perplexity import evaluate
+from morphogen.network import assemble
+from morphogen.store.files import canonical_json
+from morphogen.training import snapshots
+from morphogen.training.device import out_of_memory
+from morphogen.training.growing import Behind, Growing
+from morphogen.training.interrupts import Interrupt, heard
+from morphogen.training.journal import Journal
+from morphogen.training.saved import Saved
+from morphogen.training.schedule import Schedule
+from morphogen.training.snapshots import Snapshot
+from morphogen.training.trace import StepInfo
+from morphogen.training.trainer import Trainer
+
+#: The finished model, in a training's folder.
+MODEL = "model.safetensors"
+#: In a checkpoint's metadata: the architecture that its training began with, and what it grew by.
+BEGUN_AS, GREW_BY = "begun_as", "growth"
+#: An interrupt is heard after about so long, or after one step.
+HEARD_SECONDS, MOST_STEPS = 1.0, 100
+#: Guards that nothing trips: a training that is asked for so many steps takes them.
+UNGUARDED = {"entropy_threshold": 0.0, "instability_threshold": 1e300, "no_improve_patience": 2**62}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How far a training goes, and what it does on its way.
+
+    Attributes:
+        steps: Of the optimizer, in all.
+        checkpoint_every: Steps between two checkpoints.
+        keep: Checkpoints that stay; 0: all.
+        eval_every: Steps between two measurements on held-out text; 0: at the end alone.
+        early_stop: Whether the guards of `train` end it as they end a candidate's training.
+        tensorboard: Whether TensorBoard's events are written.
+    """
+
+    steps: int
+    checkpoint_every: int
+    keep: int
+    eval_every: int
+    early_stop: bool = False
+    tensorboard: bool = False
+
+
+class Origin(NamedTuple):
+    """What a training is, whether it begins or goes on. id: its own. blueprint: that it began with. begun: tokens
+    behind the weights that it began with. tokenizer_json: its tokenizer, where the name does not tell it."""
+
+    id: str
+    experiment: Experiment
+    blueprint: Blueprint
+    begun: Tokens
+    tokenizer_json: str = ""
+    memory: str = ""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step is done, of a model of so many parameters. event: the last line of growth, empty before the first."""
+
+    step: StepInfo
+    params: int
+    event: str
+
+
+@dataclass(frozen=True)
+class Grew:
+    """The model grew."""
+
+    row: log.Row
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The model was measured on held-out text, in bits per byte."""
+
+    step: int
+    bpb: float
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something that the user should know."""
+
+    text: str
+
+
+News = Stepped | Grew | Evaluated | Noted
+Observer = Callable[[News], None]
+
+
+class Outcome(NamedTuple):
+    """How a training ended. stop: why a guard ended it. interrupted: whether it was asked to end before its time."""
+
+    step: int
+    tokens: int
+    bpb: float | None
+    blueprint: Blueprint
+    stop: StopReason | None
+    interrupted: bool
+    events: int
+
+
+class LongRun:
+    """A training in a folder that is its own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        origin: Origin,
+        prepared: PreparedData,
+        wanted: Wanted,
+        start: StateDict | Snapshot,
+        observer: Observer,
+        device: str,
+    ) -> None:
+        """start: the weights that it begins with, or the checkpoint that it goes on from."""
+        self.folder, self.origin, self.prepared, self.wanted, self.observer = folder, origin, prepared, wanted, observer
+        self.mixture = Mixture(prepared, self._seed("data"))
+        blueprint, state = (start.blueprint, start.state) if isinstance(start, Snapshot) else (origin.blueprint, start)
+        per_step = prepared.tokens_per_step
+        self.first_step = origin.begun.lineage // per_step
+        trainer = Trainer(
+            assemble(blueprint, state).to(device),
+            self._train(),
+            total_steps=wanted.steps,
+            tokens_per_step=per_step,
+            seed=self._seed("dropout"),
+            earlier_steps=self.first_step,
+        )
+        self.saved_at = -1
+        self.last: StepInfo | None = None
+        if isinstance(start, Snapshot):
+            self._restore_trainer(trainer, start)
+        noted = start.saved.part("journal").plain if isinstance(start, Snapshot) else None
+        self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
+        self.growing = Growing(
+            trainer,
+            held_BT1=self.mixture.held(),
+            seed=self._seed("growth"),
+            behind=Behind(self.first_step, origin.begun.lineage, origin.memory),
+            on_event=self._grew,
+        )
+        if isinstance(start, Snapshot):
+            self.growing.restore(start.saved.part("growing"))
+        self._size = self._measured_size()
+
+    def _seed(self, purpose: str) -> int:
+        seed = self.origin.experiment.train.seed
+        return int(stream(seed, 0, f"{purpose}/{seed}").integers(2**31))
+
+    def _train(self) -> Train:
+        train = self.origin.experiment.train
+        return train if self.wanted.early_stop else train.model_copy(update=UNGUARDED)
+
+    def _restore_trainer(self, trainer: Trainer, snapshot: Snapshot) -> None:
+        trainer.restore(snapshot.saved, snapshot.averages)
+        self.saved_at = snapshot.step
+        if trainer.schedule.steps != self.wanted.steps:  # other --steps; the warm-up stays where it was
+            asked = Schedule.of(self._train(), self.wanted.steps, begun=True)
+            trainer.schedule = replace(asked, warmup=min(trainer.warmup, self.wanted.steps))
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains it."""
+        return self.growing.trainer
+
+    @property
+    def step(self) -> int:
+        """Of the optimizer, so far."""
+        return self.trainer.step
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until it is asked to end; then there is a checkpoint of the step that it came to.
+
+        Raises:
+            DivergedError: Loss or gradient are no numbers any more; the checkpoints are of before.
+            RunError: A file cannot be written, or memory is not enough.
+        """
+        with closing(self.journal), heard() as interrupt:
+            try:
+                stop = self._loop(interrupt)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise RunError(
+                    f"out of memory on {self.trainer.device} at step {self.step}; lower data.batch_size and raise "
+                    f"train.accumulate, or set limits to growth. {self._where_to_go_on()}"
+                ) from None
+            if not interrupt.asked:
+                if not self.journal.evals or self.journal.evals[-1][0] != self.step:
+                    self._evaluate()
+                    self._save()
+                self._write_model()
+            return self._outcome(stop, interrupted=interrupt.asked)
+
+    def _loop(self, interrupt: Interrupt) -> StopReason | None:
+        wanted, stop = self.wanted, None
+        pace = 1
+        while self.step < wanted.steps and stop is None and not interrupt.asked:
+            begun_at, before = time.monotonic(), self.step
+            until = min(self.step + pace, self._next(wanted.checkpoint_every), self._next(wanted.eval_every))
+            stop = self.growing.run(self._batch, min(until, wanted.steps), self._stepped)
+            if stop is StopReason.NOT_FINITE:
+                trace = self.trainer.trace
+                raise DivergedError(
+                    f"training diverged at step {self.step}: loss {trace.losses[-1]}, gradient norm "
+                    f"{trace.grad_norms[-1]}. {self._where_to_go_on()}"
+                )
+            seconds = (time.monotonic() - begun_at) / max(1, self.step - before)
+            pace = int(min(max(HEARD_SECONDS / max(seconds, 1e-9), 1), MOST_STEPS))
+            if wanted.eval_every and self.step % wanted.eval_every == 0:
+                self._evaluate()
+            if self.step % wanted.checkpoint_every == 0:
+                self._save()
+        if self.saved_at != self.step:
+            self._save()
+        return stop
+
+    def _next(self, every: int) -> int:
+        """The next step that is a multiple of `every`."""
+        return (self.step // every + 1) * every if every else self.wanted.steps
+
+    def _batch(self, step: int) -> Any:
+        return self.mixture.batch(self.first_step + step)
+
+    def _where_to_go_on(self) -> str:
+        kept = snapshots.found(self.folder)
+        return f"The last checkpoint is of step {kept[0][0]}" if kept else "There is no checkpoint yet"
+
+    # -- what it tells
+
+    def _stepped(self, step: StepInfo) -> None:
+        self.last = step
+        self.journal.step(step, self._lr(step), self._size)
+        self.observer(Stepped(step, self._size[0], self.journal.rows[-1].event if self.journal.rows else ""))
+
+    def _lr(self, step: StepInfo) -> float:
+        train = self.origin.experiment.train
+        lr = train.lr if train.optimizer.lr is None else train.optimizer.lr
+        assert isinstance(lr, float)
+        return lr * step.lr_scale
+
+    def _grew(self, event: GrowthEvent) -> None:
+        """Told by `Growing` right after it went on as another model."""
+        segments, last = self.growing.segments, self.last
+        moment = log.Moment(
+            time=datetime.now().isoformat(" ", "seconds"),
+            step=self.step,
+            tokens=self.step * self.prepared.tokens_per_step,
+            loss=None if last is None else last.loss,
+            balance=None if last is None else last.balance,
+            lr=None if last is None else self._lr(last),
+        )
+        before = segments[-2].blueprint if len(segments) > 1 else segments[-1].blueprint
+        rows = log.rows_of(event, moment, before, self.growing.blueprint)
+        self._size = self._measured_size()
+        self.journal.grew(rows)
+        for row in rows:
+            self.observer(Grew(row))
+
+    def _measured_size(self) -> tuple[int, int, int, int]:
+        """Parameters, layers, channels, experts in all."""
+        blueprint = self.growing.blueprint
+        params = sum(parameter.numel() for parameter in self.trainer.model.parameters())
+        return params, len(blueprint.blocks), blueprint.emb.dim, sum(experts_of(blueprint).values())
+
+    def _evaluate(self) -> None:
+        experiment = self.origin.experiment
+        with self.trainer.measurable() as model:
+            found = evaluate(model, self.mixture, experiment.data.eval_tokens, bf16=experiment.train.bf16)
+        bpb = float(found["bpb"])
+        self.journal.evaluated(self.step, self.step * self.prepared.tokens_per_step, bpb)
+        self.observer(Evaluated(self.step, bpb))
+
+    # -- what it leaves
+
+    def _save(self) -> None:
+        """A checkpoint of now; every line of the tables is on disk before."""
+        parts = Saved.joined({"growing": self.growing.state(), "journal": Saved({}, self.journal.state())})
+        trainer = self.trainer.state()
+        saved = Saved({**trainer.tensors, **parts.tensors}, {**trainer.plain, **parts.plain})
+        model, blueprint = self.trainer.model, self.growing.blueprint
+        snapshots.write(
+            self.folder,
+            self.origin.id,
+            self.step,
+            blueprint,
+            model.state_dict(),
+            self.trainer.averages,
+            saved,
+            self._metadata(),
+        )
+        self.saved_at = self.step
+        snapshots.tidy(self.folder, self.wanted.keep)
+
+    def _write_model(self) -> None:
+        """The finished model, as a candidate's checkpoint is."""
+        model, blueprint = self.trainer.model, self.growing.blueprint
+        save_checkpoint(self.folder / MODEL, model.state_dict(), blueprint, self._metadata(), self.trainer.averages)
+
+    def _metadata(self) -> Mapping[str, str]:
+        """As a candidate's checkpoint has it, and what this training began with and grew by."""
+        own, begun = self.step * self.prepared.tokens_per_step, self.origin.begun
+        tokens = Tokens(own=own, lineage=begun.lineage + own, unique=self._unique() + begun.unique)
+        prepared = self.prepared
+        behind = Provenance(prepared.tokenizer_digest, prepared.tokenizer, prepared.vocabulary(), tokens, begun)
+        events = [event.model_dump(mode="json") for event in self.growing.events]
+        return {
+            "candidate": self.origin.experiment.model.name,
+            "steps": str(self.step),
+            BEGUN_AS: canonical_json(self.origin.blueprint.to_json()),
+            GREW_BY: canonical_json(events),
+            "tokenizer_json": self.origin.tokenizer_json,
+            **behind.to_metadata(),
+        }
+
+    def _unique(self) -> int:
+        run = Trained(self._seed("data"), self.step, 0, self.first_step)
+        return unique_tokens(self.prepared, [run])
+
+    def _outcome(self, stop: StopReason | None, *, interrupted: bool) -> Outcome:
+        return Outcome(
+            self.step,
+            self.step * self.prepared.tokens_per_step,
+            self.journal.evals[-1][2] if self.journal.evals else None,
+            self.growing.blueprint,
+            stop,
+            interrupted,
+            len(self.growing.events),
+        )
+
+
+def experts_of(blueprint: Blueprint) -> dict[str, int]:
+    """Block id -> experts of its mixture, of those that have one."""
+    return {
+        block.id: int(count)
+        for block in blueprint.blocks
+        if (count := dict(block.ffn or {}).get("n_experts")) is not None
+    }

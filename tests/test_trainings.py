@@ -1,0 +1,299 @@
+"""One training in a folder of its own: what it leaves, going on with it after kills and interrupts, what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morphogen.beginnings import Asked
+from morphogen.errors import InputError, RunError
+from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.report.growth import picture
+from morphogen.store.files import TEMPORARY
+from morphogen.training import snapshots
+from morphogen.training.long_run import Evaluated, News, Noted, Outcome, Stepped
+from morphogen.trainings import train
+from tiny import Cli, write_config, write_corpus
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, own_cache: None) -> Path:
+    """A training that nothing disturbed."""
+    folder = config.parent / "whole"
+    trained(config, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these trainings."""
+    monkeypatch.setattr("morphogen.trainings.picture", lambda folder: b"")
+
+
+def trained(config: Path, folder: Path, steps: int = STEPS, **options: Any) -> Outcome:
+    return train(config, folder, steps=steps, **{"checkpoint_every": 5, "eval_every": 0, **options})
+
+
+def losses(folder: Path) -> list[tuple[str, ...]]:
+    """Every step's number, tokens, losses, rate and size."""
+    with (folder / "steps.csv").open() as file:
+        return [tuple(row) for row in csv.reader(file)]
+
+
+def test_a_training_leaves_its_model_its_tables_and_a_picture(whole: Path) -> None:
+    rows = losses(whole)
+    assert rows[0][:3] == ("step", "tokens", "loss")
+    assert [int(row[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
+    assert [int(row[1]) for row in rows[1:]] == [128 * step for step in range(1, STEPS + 1)]
+    assert float(rows[-1][2]) < float(rows[1][2])
+    assert picture(whole).startswith(b"\x89PNG")
+    assert [path.name for _, path in snapshots.found(whole)] == [
+        f"step-{step:08}.safetensors" for step in (STEPS, 10, 5)
+    ]
+    _, blueprint, extra = load_checkpoint(whole / "model.safetensors", measured=True)
+    assert extra["steps"] == str(STEPS)
+    assert json.loads(extra["tokens"]) == {"own": 1536, "lineage": 1536, "unique": 1536}
+    assert json.loads(extra["begun_as"]) == blueprint.to_json()
+    assert (whole / "growth.csv").read_text().count("\n") == 1
+    assert not list(whole.rglob(f"*{TEMPORARY}"))
+
+
+def kill(steps: int, *runs: tuple[Path, Path, list[str]]) -> list[str]:
+    """Each training killed at its moments, and then let through; the exit codes of its trials, joined."""
+    words = " -- ".join(f"{config} {out} {' '.join(moments)}" for config, out, moments in runs).split()
+    command = [sys.executable, str(Path(__file__).parent / "growing_kills.py"), str(steps), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    codes: dict[str, list[str]] = {str(out): [] for _, out, _ in runs}
+    for line in done.stdout.splitlines():
+        out, _, code = line.split()
+        codes[out].append(code)
+    return [",".join(found) for found in codes.values()]
+
+
+def test_a_training_that_is_killed_again_and_again_gives_what_it_would_have_given(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    moments = ["rename:2", "step:7", "rename:9", "restore:1"]
+    (codes,) = kill(STEPS, (config, tmp_path / "killed", moments))
+    assert codes == ",".join(["-9"] * len(moments) + ["0"])
+    assert losses(tmp_path / "killed") == losses(whole)
+    mine, same = (load_checkpoint(folder / "model.safetensors")[0] for folder in (tmp_path / "killed", whole))
+    assert all(mine[name].equal(tensor) for name, tensor in same.items())
+    assert not list((tmp_path / "killed").rglob(f"*{TEMPORARY}"))
+
+
+def test_more_steps_go_on_where_fewer_ended(config: Path, whole: Path, tmp_path: Path) -> None:
+    trained(config, tmp_path / "short", 7)
+    trained(config, tmp_path / "short", resume=True)
+    assert losses(tmp_path / "short") == losses(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(config: Path, whole: Path, tmp_path: Path) -> None:
+    folder, told = tmp_path / "damaged", list[News]()
+    trained(config, folder, 10)
+    latest = snapshots.path_at(folder, 10)
+    latest.write_bytes(latest.read_bytes()[:-100])
+    trained(config, folder, resume=True, observer=told.append)
+    lines = [news.text for news in told if isinstance(news, Noted)]
+    assert any("passed over" in line and "step-00000010" in line for line in lines)
+    assert "goes on from step 5" in lines
+    assert losses(folder) == losses(whole)
+    for _, path in snapshots.found(folder):
+        path.write_bytes(b"nothing")
+    with pytest.raises(RunError, match="none of its checkpoints is sound"):
+        trained(config, folder, 20, resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_checkpoint_of_the_step_it_came_to(
+    config: Path, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    def interrupt(news: News) -> None:
+        if isinstance(news, Stepped) and news.step.step == 3:
+            os.kill(os.getpid(), number)
+
+    outcome = trained(config, tmp_path / "run", observer=interrupt)
+    assert outcome.interrupted
+    assert next(step for step, _ in snapshots.found(tmp_path / "run")) == outcome.step
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not trained(config, tmp_path / "run", resume=True).interrupted
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_checkpoints_are_kept_as_many_as_asked_for(config: Path, tmp_path: Path) -> None:
+    trained(config, tmp_path / "one", 8, checkpoint_every=1, keep=1)
+    assert [step for step, _ in snapshots.found(tmp_path / "one")] == [8]
+    trained(config, tmp_path / "all", 4, checkpoint_every=1, keep=0)
+    assert [step for step, _ in snapshots.found(tmp_path / "all")] == [4, 3, 2, 1]
+
+
+def test_batches_that_make_a_step_together_train_as_one_large_batch(config: Path, tmp_path: Path) -> None:
+    trained(config, tmp_path / "large", 8, asked=Asked(batch_size=8))
+    trained(config, tmp_path / "several", 8, asked=Asked(batch_size=2, accumulate=4))
+    large, several = ([list(map(float, row)) for row in losses(tmp_path / name)[1:]] for name in ("large", "several"))
+    for mine, other in zip(large, several, strict=True):
+        assert mine[:2] == other[:2]
+        assert mine[2] == pytest.approx(other[2], rel=1e-4)
+
+
+def test_held_out_text_is_measured_at_intervals_and_at_the_end(config: Path, tmp_path: Path) -> None:
+    told: list[News] = []
+    outcome = trained(config, tmp_path / "run", 7, eval_every=3, observer=told.append)
+    found = [(news.step, news.bpb) for news in told if isinstance(news, Evaluated)]
+    assert [step for step, _ in found] == [3, 6, 7]
+    assert outcome.bpb == found[-1][1]
+    assert (tmp_path / "run" / "evals.csv").read_text().splitlines()[0] == "step,tokens,bpb"
+
+
+def test_a_checkpoint_brings_its_architecture_its_weights_and_its_text(whole: Path, tmp_path: Path) -> None:
+    on = tmp_path / "on"
+    told: list[News] = []
+    trained(whole / "model.safetensors", on, 3, observer=told.append)
+    first = next(news for news in told if isinstance(news, Stepped))
+    assert first.step.loss < float(losses(whole)[1][2]) - 0.5
+    _, _, extra = load_checkpoint(on / "model.safetensors")
+    assert json.loads(extra["tokens"])["lineage"] == 1536 + 3 * 128
+    assert json.loads(extra["begun"])["lineage"] == 1536
+    trained(snapshots.path_at(whole, 10), tmp_path / "earlier", 3)
+    other = write_corpus(tmp_path / "other", 30)
+    trained(whole / "model.safetensors", tmp_path / "data", 3, asked=Asked(data=str(other)))
+    trained(whole / "model.safetensors", tmp_path / "data", 5, resume=True)  # --data is remembered
+    assert str(other) in (tmp_path / "data" / "experiment.yaml").read_text()
+
+
+def test_a_checkpoint_of_a_trained_tokenizer_brings_it_along(tmp_path: Path) -> None:
+    config = write_config(tmp_path, **{"tokenizer: bytes": "tokenizer: {kind: bpe, vocab: 300}"})
+    trained(config, tmp_path / "bpe", 2)
+    lonely = tmp_path / "lonely"
+    lonely.mkdir()
+    (lonely / "model.safetensors").write_bytes((tmp_path / "bpe" / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="name its text with --data"):
+        trained(lonely / "model.safetensors", tmp_path / "on", 2)
+    other = write_corpus(tmp_path / "other", 60)
+    asked = Asked(data=str(other), batch_size=4, seq_len=32)
+    for source, out in ((lonely / "model.safetensors", "a"), (tmp_path / "bpe" / "model.safetensors", "b")):
+        trained(source, tmp_path / out, 2, asked=asked)
+        _, _, theirs = load_checkpoint(source)
+        _, _, mine = load_checkpoint(tmp_path / out / "model.safetensors")
+        assert mine["tokenizer"] == theirs["tokenizer"]
+
+
+def refused(cli: Cli, *args: object) -> str:
+    code, _, err = cli("train", *args)
+    assert code == 2, err
+    assert "Traceback" not in err
+    return " ".join(err.split())
+
+
+def test_what_cannot_be_gone_on_with_is_refused_in_one_message(
+    cli: Cli, config: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    trained(config, folder, 6)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    on = ("--output-dir", folder, "--steps")
+    assert "add --resume" in refused(cli, config, *on, 20)
+    assert "--steps: got 6, but the training" in refused(cli, config, *on, 6, "--resume")
+    assert "--steps: got 5, but the training" in refused(cli, config, *on, 5, "--resume")
+    assert "train.lr is 0.01 there and 0.5 here" in refused(cli, config, *on, 20, "--resume", "--lr", 0.5)
+    other = write_corpus(tmp_path / "other", 30)
+    assert "holds another training" in refused(cli, config, *on, 20, "--resume", "--data", other)
+    wider = tmp_path / "wider.yaml"
+    wider.write_text(config.read_text().replace("hidden: 32", "hidden: 40"))
+    assert "model.blocks.b0.ffn.hidden is 32 there and 40 here" in refused(cli, wider, *on, 20, "--resume")
+    tokens = tmp_path / "tokens.yaml"
+    tokens.write_text(config.read_text().replace("tokenizer: bytes", "tokenizer: {kind: bpe, vocab: 300}"))
+    assert "data.tokenizer" in refused(cli, tokens, *on, 20, "--resume")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    snapshots.path_at(folder, 99).write_bytes(snapshots.path_at(whole, 10).read_bytes())
+    trained(config, tmp_path / "stranger", 2, asked=Asked(seed=7))
+    snapshots.path_at(folder, 99).write_bytes(snapshots.path_at(tmp_path / "stranger", 2).read_bytes())
+    assert "a checkpoint of another training" in refused(cli, config, *on, 200, "--resume")
+
+
+def test_folders_that_are_no_training_s_are_left_alone(cli: Cli, config: Path, tmp_path: Path) -> None:
+    file, strange, run = tmp_path / "file", tmp_path / "strange", tmp_path / "run"
+    file.write_text("mine")
+    strange.mkdir()
+    (strange / "thesis.tex").write_text("mine")
+    run.mkdir()
+    (run / "ledger.sqlite").write_text("")
+    assert "is a file" in refused(cli, config, "--steps", 2, "--output-dir", file)
+    assert "thesis.tex" in refused(cli, config, "--steps", 2, "--output-dir", strange)
+    assert "holds a run of a search" in refused(cli, config, "--steps", 2, "--output-dir", run)
+    inside = config.parent / "corpus" / "out"
+    assert "lies in the text" in refused(cli, config, "--steps", 2, "--output-dir", inside)
+    assert not inside.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lr", "-1"], "--lr: got -1.0"),
+        (["--steps", "0"], "--steps"),
+        (["--seq-len", "4"], "--seq-len"),
+        (["--accumulate", "0"], "--accumulate"),
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+        (["--device", "gpu"], "device: got 'gpu'"),
+        (["--keep", "-1"], "--keep"),
+    ],
+)
+def test_options_out_of_range_are_told_by_name(
+    cli: Cli, config: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    steps = [] if "--steps" in options else ["--steps", 2]
+    assert said in refused(cli, config, *steps, "--output-dir", tmp_path / "out", *options)
+
+
+def test_sources_that_are_none_are_told(cli: Cli, config: Path, tmp_path: Path) -> None:
+    out = ("--steps", 2, "--output-dir", tmp_path / "out")
+    assert "no such checkpoint" in refused(cli, tmp_path / "no.safetensors", *out)
+    assert "no such file" in refused(cli, tmp_path / "no.yaml", *out)
+    assert "is a folder" in refused(cli, config.parent, *out)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"{}")
+    assert "not a readable checkpoint" in refused(cli, broken, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_one_process_trains_in_a_folder(config: Path, tmp_path: Path) -> None:
+    def again(news: News) -> None:
+        if isinstance(news, Stepped) and news.step.step == 2:
+            with pytest.raises(RunError, match="another writer has this training open"):
+                trained(config, tmp_path / "run", resume=True)
+
+    trained(config, tmp_path / "run", 3, observer=again)
+
+
+def test_json_lines_tell_every_step_and_a_summary(cli: Cli, config: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("train", config, "--steps", 3, "--output-dir", tmp_path / "run", "--json")
+    assert code == 0
+    lines, _, summary = out.partition("\n{\n")
+    steps = [told for line in lines.splitlines() if (told := json.loads(line))["event"] == "step"]
+    assert [told["step"] for told in steps] == [1, 2, 3]
+    assert json.loads("{" + summary)["steps"] == 3
+
+
+def test_tensorboard_is_asked_for_by_name_where_it_is_missing(
+    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: Callable[[str], object] = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name))
+    told = refused(cli, config, "--steps", 2, "--output-dir", tmp_path / "run", "--tensorboard")
+    assert "install morphogen[tensorboard]" in told
