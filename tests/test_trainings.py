@@ -14,7 +14,7 @@ import pytest
 
 from morphogen.beginnings import Asked
 from morphogen.errors import InputError, RunError
-from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.report.growth import picture
 from morphogen.store.files import TEMPORARY
 from morphogen.training import snapshots
@@ -297,3 +297,52 @@ def test_tensorboard_is_asked_for_by_name_where_it_is_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name))
     told = refused(cli, config, "--steps", 2, "--output-dir", tmp_path / "run", "--tensorboard")
     assert "install morphogen[tensorboard]" in told
+
+
+def test_status_tells_of_a_training_and_of_its_checkpoints(cli: Cli, config: Path, whole: Path) -> None:
+    code, out, _ = cli("status", whole)
+    assert code == 0
+    told = dict(line.split("  ", 1) for line in out.splitlines())
+    assert told["state"].strip() == "finished"
+    assert told["step"].strip() == str(STEPS)
+    assert "1 layers, dim 16" in told["now"]
+    assert told["at the start"].strip() == told["now"].strip()
+    for path in (whole / "model.safetensors", snapshots.path_at(whole, 10)):
+        code, out, _ = cli("status", path, "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert (found["step"], found["tokens"]) in {(STEPS, 1536), (10, 1280)}
+        assert found["now"]["experts_per_layer"] == [0]
+        assert found["growth"] == []
+    code, _, err = cli("status", config.parent / "nothing.safetensors")
+    assert (code, "no such checkpoint" in err) == (2, True)
+
+
+def test_generate_writes_on_from_a_prompt(cli: Cli, whole: Path, tmp_path: Path) -> None:
+    model = whole / "model.safetensors"
+    ask = ("--prompt", "alpha ", "--max-tokens", 20)
+    first, again, other = (cli("generate", model, *ask, "--seed", seed) for seed in (1, 1, 2))
+    assert first[0] == 0
+    assert first[1].startswith("alpha ")
+    assert first == again
+    assert first != other
+    likeliest = [cli("generate", model, *ask, "--temperature", 0, "--seed", seed)[1] for seed in (1, 2)]
+    assert likeliest[0] == likeliest[1] == cli("generate", model, *ask, "--top-k", 1)[1]
+    code, out, _ = cli("generate", model, "--max-tokens", 5, "--json")
+    assert (code, json.loads(out)["prompt"]) == (0, "")
+    for option, said in (
+        (("--top-k", 0), "--top-k"),
+        (("--temperature", -1), "temperature"),
+        (("--temperature", "nan"), "temperature"),
+        (("--max-tokens", -1), "--max-tokens"),
+        (("--prompt", "\udcff"), "--prompt"),
+        (("--seed", 2**70), "--seed"),
+    ):
+        code, _, err = cli("generate", model, *option)
+        assert (code, said in err, "Traceback" in err) == (2, True, False), err
+    state, blueprint, _ = load_checkpoint(model)
+    state["emb.weight"] = state["emb.weight"].clone().fill_(float("nan"))
+    save_checkpoint(tmp_path / "broken.safetensors", state, blueprint, {"tokenizer_name": "bytes"})
+    code, _, err = cli("generate", tmp_path / "broken.safetensors", *ask)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "not finite" in err

@@ -24,6 +24,8 @@ MOMENTS_FORMAT = "morphogen-moments-1"
 AVERAGE = "average/"
 #: And those of what a training needs besides, to go on from here.
 BESIDE = "beside/"
+#: In the metadata: the architecture that a training began with, and what it grew by, where it did.
+BEGUN_AS, GREW_BY = "begun_as", "growth"
 
 
 def save_checkpoint(

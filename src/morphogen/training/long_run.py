@@ -18,7 +18,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import DivergedError, RunError
 from morphogen.experiment import Experiment, Train
 from morphogen.growth import log
-from morphogen.inherit.checkpoint import save_checkpoint
+from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
 from morphogen.metrics.perplexity import evaluate
@@ -37,8 +37,6 @@ from morphogen.training.trainer import Trainer
 
 #: The finished model, in a training's folder.
 MODEL = "model.safetensors"
-#: In a checkpoint's metadata: the architecture that its training began with, and what it grew by.
-BEGUN_AS, GREW_BY = "begun_as", "growth"
 #: An interrupt is heard after about so long, or after one step.
 HEARD_SECONDS, MOST_STEPS = 1.0, 100
 #: Guards that nothing trips: a training that is asked for so many steps takes them.

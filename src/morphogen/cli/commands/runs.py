@@ -1,7 +1,7 @@
 """Commands that look at a run's folder and change nothing in it."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,13 +13,37 @@ from morphogen.paths import user_path
 
 
 @app.command()
-def status(folder: flags.Folder, as_json: flags.AsJson = False) -> None:
-    """Where a run stands. It may be running meanwhile."""
+def status(
+    place: Annotated[str, typer.Argument(help="the folder of a run or a training, or a checkpoint", metavar="PLACE")],
+    as_json: flags.AsJson = False,
+) -> None:
+    """Where a run or a training stands, or what a checkpoint holds. It may be running meanwhile."""
     from morphogen.cli.console import show_facts
     from morphogen.cli.status import in_words, standing
 
-    told = standing(run_folder(folder))
+    if (grown := _of_one_model(place)) is not None:
+        from morphogen.cli import grown as growth
+
+        show_facts(grown if as_json else growth.in_words(grown), as_json)
+        for line in () if as_json else growth.history(grown):
+            print(line)
+        return
+    told = standing(run_folder(place))
     show_facts(told if as_json else in_words(told), as_json)
+
+
+def _of_one_model(place: str) -> dict[str, Any] | None:
+    """What is told of a training or a checkpoint; None for a run."""
+    path = user_path(place, "PLACE")
+    if path.suffix == ".safetensors":
+        from morphogen.cli.grown import of_checkpoint
+
+        return of_checkpoint(path)
+    if (path / "training.json").exists():
+        from morphogen.cli.grown import of_training
+
+        return of_training(path)
+    return None
 
 
 @app.command()
