@@ -40,11 +40,11 @@ def hypervolume_chart(volumes: Sequence[float]) -> Figure:
         "line": {"color": BLUE, "width": 2.4},
         "marker": {"color": BLUE, "size": 8},
     }
-    figure = _figure([line], "generation", "hypervolume")
-    figure["layout"]["yaxis"]["rangemode"] = "tozero"
+    drawn = figure([line], "generation", "hypervolume")
+    drawn["layout"]["yaxis"]["rangemode"] = "tozero"
     if len(volumes) <= 12:
-        figure["layout"]["xaxis"]["dtick"] = 1
-    return figure
+        drawn["layout"]["xaxis"]["dtick"] = 1
+    return drawn
 
 
 def objective_charts(
@@ -96,7 +96,7 @@ def _scatter(
 
     titles = [f"{name} {'↓' if objectives[name] == 'min' else '↑'}" for name in axes]
     traces = [trace(others, "trained", GREY, 7), trace(best, "frontier", RED, 10)]
-    return _figure([one for one in traces if one["x"]], *titles)
+    return figure([one for one in traces if one["x"]], *titles)
 
 
 def _error_bars(axes: tuple[str, str], reports: Sequence[Report], color: str) -> Figure:
@@ -110,13 +110,14 @@ def _error_bars(axes: tuple[str, str], reports: Sequence[Report], color: str) ->
     return bars
 
 
-def _figure(traces: list[Figure], x_title: str, y_title: str) -> Figure:
+def figure(traces: list[Figure], x_title: str, y_title: str) -> Figure:
+    """Traces on two axes, as every chart of a page looks."""
     axis = {"gridcolor": _GRID, "linecolor": _INK, "zeroline": False, "exponentformat": "SI", "automargin": True}
     return {
         "data": traces,
         "layout": {
-            "xaxis": {**axis, "title": {"text": _text(x_title)}},
-            "yaxis": {**axis, "title": {"text": _text(y_title)}},
+            "xaxis": {**axis, "title": {"text": text(x_title)}},
+            "yaxis": {**axis, "title": {"text": text(y_title)}},
             "font": {"color": _INK, "size": 12},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
@@ -133,12 +134,12 @@ def _tip(candidate: Candidate, report: Report, objectives: Objectives) -> str:
     """Which candidate a spot is, what made it, and what it was measured at."""
     values = ", ".join(f"{name} {number(report.value(name))}" for name in objectives)
     lines = [f"{candidate.id} · generation {candidate.generation}", shorten(edits_short(candidate), _EDITS), values]
-    return "<br>".join(map(_text, lines))
+    return "<br>".join(map(text, lines))
 
 
-def _text(text: str) -> str:
+def text(words: str) -> str:
     """Text as Plotly shows it, which reads tags and entities in it."""
-    return escape(harmless(text), quote=False)
+    return escape(harmless(words), quote=False)
 
 
 def _drawn(value: float) -> float:

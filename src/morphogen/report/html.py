@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status
 from morphogen.escape import harmless
-from morphogen.report.charts import hypervolume_chart, objective_charts
+from morphogen.report.charts import Figure, hypervolume_chart, objective_charts
+from morphogen.report.grown import growth_charts, growth_rows
 from morphogen.report.subway import lineage_svg
 from morphogen.report.tables import Row, cell, frontier_rows, headers, is_numeric, operator_rows, reason_rows
 from morphogen.report.wording import number, verdict
@@ -64,14 +65,18 @@ def report_html(
         "training tokens": number(sum(report.tokens.own for report in reports.values())),
         "training FLOPs": number(sum(report.flops for report in reports.values())),
     }
-    charts = {"Hypervolume": hypervolume_chart(hypervolumes)} if hypervolumes else {}
+    charts: dict[str, Figure | None] = {}
+    if hypervolumes:
+        charts["Hypervolume"] = hypervolume_chart(hypervolumes)
+    charts |= objective_charts(candidates, reports, frontier, objectives) | growth_charts(reports)
     return _template().render(
         run=run,
         facts=told,
-        charts=charts | objective_charts(candidates, reports, frontier, objectives),
+        charts=charts,
         verdict=verdict(against_root, reports, objectives),
         frontier=_shown(frontier_rows(candidates, reports, frontier, objectives, against_root)),
         lineage=Markup(lineage_svg(run, candidates, reports, frontier, objectives)),
+        growth=_shown(growth_rows(reports)),
         operators=_shown(operator_rows(candidates, reports, frontier)),
         lost=_shown(reason_rows(candidates, reports)),
         **_assets(),
