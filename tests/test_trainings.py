@@ -346,3 +346,14 @@ def test_generate_writes_on_from_a_prompt(cli: Cli, whole: Path, tmp_path: Path)
     code, _, err = cli("generate", tmp_path / "broken.safetensors", *ask)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "not finite" in err
+
+
+@pytest.mark.parametrize("anchor", ["rehearsal: {share: 0.5}", "self_distillation: {weight: 0.5}"])
+def test_what_keeps_a_model_from_forgetting_goes_on_too(config: Path, tmp_path: Path, anchor: str) -> None:
+    anchored = tmp_path / "anchored.yaml"
+    text = config.read_text().replace("train: {", f"train: {{anchoring: {{{anchor}}}, ")
+    anchored.write_text(text)
+    trained(anchored, tmp_path / "whole", 8)
+    trained(anchored, tmp_path / "parts", 3)
+    trained(anchored, tmp_path / "parts", 8, resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")

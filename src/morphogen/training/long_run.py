@@ -25,6 +25,7 @@ from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble
 from morphogen.store.files import canonical_json
 from morphogen.training import snapshots
+from morphogen.training.anchored import Anchoring
 from morphogen.training.device import out_of_memory
 from morphogen.training.growing import Behind, Growing
 from morphogen.training.interrupts import Interrupt, heard
@@ -156,11 +157,16 @@ class LongRun:
             self._restore_trainer(trainer, start)
         noted = start.saved.part("journal").plain if isinstance(start, Snapshot) else None
         self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
+        anchors = origin.experiment.train.anchoring
+        anchoring = Anchoring.of(anchors, trainer, prepared, self._seed("anchoring"))
+        if anchoring is not None and origin.begun.lineage and not isinstance(start, Snapshot):
+            anchoring.begin(None, new={})  # on which text those weights were trained nobody can tell
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
             seed=self._seed("growth"),
             behind=Behind(self.first_step, origin.begun.lineage, origin.memory),
+            anchoring=anchoring,
             on_event=self._grew,
         )
         if isinstance(start, Snapshot):
