@@ -6,7 +6,7 @@ again. What a window holds is of the model as it is: windows begin anew whenever
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -66,8 +66,8 @@ class Signals:
     """What is known of a training between two of its steps.
 
     steps, tokens: behind the weights, their ancestors' among them. losses, grad_norms: of the steps since the
-    architecture last changed, oldest first. uses: measure -> utilization of every block, in [0, 1], over a trigger's
-    window; None while there are too few samples. snapshot: of the machine. asked: ids of rules that were asked for by
+    architecture last changed, oldest first. uses: utilization of every block, in [0, 1], as a trigger measures it; None
+    while there are too few samples. snapshot: of the machine. asked: ids of rules that were asked for by
     hand.
     """
 
@@ -75,7 +75,7 @@ class Signals:
     tokens: int
     losses: Sequence[float] = ()
     grad_norms: Sequence[float] = ()
-    uses: Callable[[str, int], Mapping[str, float] | None] = lambda measure, window: None
+    uses: Callable[[UtilizationTrigger], Mapping[str, float] | None] = lambda trigger: None
     snapshot: Callable[[], Snapshot] = Snapshot
     asked: frozenset[str] = frozenset()
 
@@ -97,22 +97,38 @@ Ahead = Callable[[Any, Since, int], int]
 
 class _Kind(NamedTuple):
     """How a kind of trigger is asked. ahead: steps until it has to be asked again: of the trigger, what lies behind
-    the weights, and the tokens of a step."""
+    the weights, and the tokens of a step. back: windows of losses that it reads."""
 
     fired: Check
     ahead: Ahead
+    back: int = 0
 
 
 _KINDS: dict[type, _Kind] = {}
 
 
-def _kind(*triggers: type, ahead: Ahead) -> Callable[[Check], Check]:
+def _kind(*triggers: type, ahead: Ahead, back: int = 0) -> Callable[[Check], Check]:
     def register(check: Check) -> Check:
         for trigger in triggers:
-            _KINDS[trigger] = _Kind(check, ahead)
+            _KINDS[trigger] = _Kind(check, ahead, back)
         return check
 
     return register
+
+
+def parts(trigger: Trigger) -> Iterator[Trigger]:
+    """The trigger, or those that it combines."""
+    if isinstance(trigger, AnyTrigger | AllTrigger | MajorityTrigger):
+        for one in trigger.of:
+            yield from parts(one)
+    else:
+        yield trigger
+
+
+def reach(trigger: Trigger) -> int:
+    """How many steps back a trigger reads losses and gradient norms."""
+    needs = ((one, _KINDS[type(one)].back) for one in parts(trigger))
+    return max((back * one.model_dump()["window"] for one, back in needs if back), default=0)
 
 
 def fired(trigger: Trigger, signals: Signals, watched: Watched) -> Fired | None:
@@ -188,7 +204,7 @@ def _tokens(trigger: TokensTrigger, signals: Signals, watched: Watched) -> Fired
 # -------------------------------------------------------------------------------------------------- windows
 
 
-@_kind(PlateauTrigger, ahead=_window_stride)
+@_kind(PlateauTrigger, ahead=_window_stride, back=WINDOWS_BACK)
 def _plateau(trigger: PlateauTrigger, signals: Signals, watched: Watched) -> Fired | None:
     if not flat(signals.losses, trigger.window, trigger.tolerance):
         return None
@@ -254,7 +270,7 @@ def _student(free: int) -> float:
     return z + first / v + second / v**2 + third / v**3
 
 
-@_kind(GradientNormTrigger, ahead=_window_stride)
+@_kind(GradientNormTrigger, ahead=_window_stride, back=1)
 def _gradient_norm(trigger: GradientNormTrigger, signals: Signals, watched: Watched) -> Fired | None:
     if len(signals.grad_norms) < trigger.window:
         return None
@@ -262,7 +278,7 @@ def _gradient_norm(trigger: GradientNormTrigger, signals: Signals, watched: Watc
     return _outside(f"the mean gradient norm over {trigger.window} steps", mean, trigger.below, trigger.above)
 
 
-@_kind(PerplexityTrigger, ahead=_window_stride)
+@_kind(PerplexityTrigger, ahead=_window_stride, back=1)
 def _perplexity(trigger: PerplexityTrigger, signals: Signals, watched: Watched) -> Fired | None:
     if len(signals.losses) < trigger.window:
         return None
@@ -280,7 +296,7 @@ def _outside(what: str, value: float, below: float | None, above: float | None) 
     return None
 
 
-@_kind(LossSpikeTrigger, ahead=_window_stride)
+@_kind(LossSpikeTrigger, ahead=_window_stride, back=2)
 def _loss_spike(trigger: LossSpikeTrigger, signals: Signals, watched: Watched) -> Fired | None:
     """Any of the steps since the last look."""
     losses, window = signals.losses, trigger.window
@@ -297,7 +313,7 @@ def _loss_spike(trigger: LossSpikeTrigger, signals: Signals, watched: Watched) -
 
 @_kind(UtilizationTrigger, ahead=_window_stride)
 def _utilization(trigger: UtilizationTrigger, signals: Signals, watched: Watched) -> Fired | None:
-    uses = signals.uses(trigger.measure, trigger.window)
+    uses = signals.uses(trigger)
     if not uses:
         return None
     used = sum(value > trigger.threshold for value in uses.values())
