@@ -34,8 +34,8 @@ run: $(STAMP) ## evolve on real text for a few minutes, into runs/live_smoke (a 
 test: $(STAMP) ## the fast tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow'
 
-test-slow: $(STAMP) ## the longer proofs
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
+test-slow: $(STAMP) ## the longer proofs, and what is drawn at random from more examples
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'slow or hypothesis' --hypothesis-profile thorough
 
 check: $(STAMP) ## style, strict types, import rule
 	@$(VENV)/bin/ruff check .

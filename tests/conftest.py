@@ -11,15 +11,22 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from examples import PROFILES
 from morphogen.cli import main
 from morphogen.metrics import decoding
 from tiny import Cli
 
 # Timings are not what these tests are about, and the machine may be shared; the same examples every time.
-settings.register_profile(
-    "morphogen", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("morphogen")
+for name, count in PROFILES.items():
+    settings.register_profile(
+        name,
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("fast")
 decoding.DECODED_TOKENS = 2
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.blueprint.schema import Blueprint
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.contract.part import REGISTRY, Context, Cost
@@ -40,7 +41,7 @@ def _plugin() -> Iterator[None]:
         yield
 
 
-test_contract = contract_tests(*KINDS)
+test_contract = contract_tests(*KINDS, examples=up_to(16))
 
 
 @pytest.mark.parametrize(
@@ -87,29 +88,21 @@ def assert_holds(check: Check, blueprint: Blueprint) -> None:
 
 
 @pytest.mark.parametrize(("slot", "kind"), [key for key in KINDS if key != ("extra", "custom")])
-@settings(max_examples=8, suppress_health_check=TOLERATED)
+@settings(max_examples=up_to(16), suppress_health_check=TOLERATED)
 @given(data=st.data())
 def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.DataObject) -> None:
     assert data.draw(parts_of(REGISTRY[slot, kind], kind)).label == kind
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=8)
+@settings(max_examples=up_to(60, fast=4))
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
     changes_and_is_exact_as_declared(name, blueprint, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=60)
-@given(blueprint=blueprints(), seed=st.integers(0, 2**31))
-def test_an_operator_is_exact_as_declared_on_many_blueprints(name: str, blueprint: Blueprint, seed: int) -> None:
-    changes_and_is_exact_as_declared(name, blueprint, seed)
-
-
 @pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False))
-@settings(max_examples=8)
+@settings(max_examples=up_to(24, fast=4))
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
     new_weights_train(name, blueprint, seed)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from examples import up_to
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
 from morphogen.errors import DivergedError, InputError
@@ -60,7 +61,7 @@ def fed(model: LanguageModel, ids_BT: torch.Tensor, chunk: int) -> tuple[torch.T
     window=st.none() | st.integers(1, 80),
     sizes=st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 4), st.integers(1, 9), st.integers(1, 9)),
 )
-@settings(max_examples=200)
+@settings(max_examples=up_to(200))
 def test_a_cache_keeps_what_a_later_token_may_see_and_no_more(
     kind: Any, count: int, window: int | None, sizes: tuple[int, int, int, int, int]
 ) -> None:

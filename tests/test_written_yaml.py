@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from examples import up_to
 from morphogen.blueprint.yaml import written
 
 ODD = "no yes NO off y N ~ null 1e3 1e-8 0x1F 0o17 017 12:30 12:30:00 1_000 .5 5. .inf .nan + - = << ? | ! & * % @ ` # "
@@ -19,7 +20,7 @@ TEXTS = st.one_of(
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
 
 
-@settings(max_examples=300)
+@settings(max_examples=up_to(300))
 @given(st.dictionaries(TEXTS, st.one_of(LEAVES, st.lists(LEAVES), st.dictionaries(TEXTS, LEAVES)), min_size=1))
 def test_what_is_written_reads_the_same_in_yaml_1_1_and_1_2(data: dict[str, Any]) -> None:
     text = written(data)

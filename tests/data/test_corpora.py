@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.data import corpora
 from morphogen.data.corpora import documents, fingerprint
 from morphogen.data.document import Document, Reader, digest_of
@@ -69,7 +70,7 @@ def test_stdlib_docs_are_topics_then_docstrings_and_nothing_is_imported(
     lines=st.lists(st.text(alphabet="aé\r\n\u2028 😀", max_size=200), max_size=120),
     long=st.integers(0, 4),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=up_to(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sections_of_one_text_file_join_to_the_file(tmp_path: Path, lines: list[str], long: int) -> None:
     raw = ("\n\n".join(lines) + "x" * (long * SECTION_CHARS)).encode()
     path = tmp_path / "book.txt"

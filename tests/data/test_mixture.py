@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.data.mixture import BLOCK, Mixture, Trained, _table, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError
@@ -82,7 +83,7 @@ def test_weights_hold_for_every_prefix(prepared: PreparedData) -> None:
 
 
 @given(weights=st.lists(st.floats(1e-4, 1e4), min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 def test_the_block_table_is_a_fair_allocation(weights: list[float]) -> None:
     shard_K, rank_K, per_block = _table(weights)
     assert len(shard_K) == BLOCK == per_block.sum()

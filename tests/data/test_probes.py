@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from examples import up_to
 from morphogen.data.mixture import BLOCK, Mixture, Trained, unique_tokens
 from morphogen.data.prepare import prepare
 from morphogen.data.probes import POWER, Probe, scored_only, slot_law
@@ -17,7 +18,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Data
 
 
-@settings(max_examples=60)
+@settings(max_examples=up_to(60))
 @given(pairs=st.integers(1, 12), spare=st.integers(0, 40), vocab=st.integers(30, 300), seed=st.integers(0, 2**63))
 def test_a_sequence_holds_pairs_then_every_key_once_again_with_its_value(
     pairs: int, spare: int, vocab: int, seed: int

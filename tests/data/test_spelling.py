@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, byte_level_bpe, characters_bpe, llama, roberta, suffix_bpe, word_piece
 from torch import Tensor, nn
 
+from examples import up_to
 from morphogen.data.document import digest_of
 from morphogen.data.mixture import EvalBatch, Mixture
 from morphogen.data.prepare import prepare
@@ -112,7 +113,7 @@ def counted(file: TokenFile, table_V: Ids) -> Ids:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @given(text=any_text)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=up_to(25), deadline=None)
 def test_bytes_add_up_for_any_text_and_losses_are_noticed(kind: str, text: str) -> None:
     tokenizer = TRAINED[kind]
     [spelled] = tokenizer.spell_batch([text])

@@ -8,6 +8,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.data.tokenizers import (
     LONGEST_RUN,
     ByteTokenizer,
@@ -27,7 +28,7 @@ any_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=6
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), TRAINED], ids=["bytes", "bpe"])
 @given(texts=st.lists(any_text, max_size=4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=up_to(80), deadline=None)
 def test_round_trip_is_exact_and_bytes_add_up(tokenizer: Tokenizer, texts: list[str]) -> None:
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         assert tokenizer.decode([*ids.tolist(), tokenizer.eot]) == text

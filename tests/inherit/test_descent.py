@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import up_to
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
@@ -26,7 +27,7 @@ from strategies import VOCAB, blueprints, rngs
 FP64_BOUND = 1e-12
 EXACT = sorted(name for name, op in OPERATORS.items() if op.preserves is not False)
 
-some = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=up_to(12), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def stirred(blueprint: Blueprint, seed: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import up_to
 from morphogen.errors import InputError
 from morphogen.ops import naive, sparse_attention, tiled_attention
 from morphogen.ops.patterns import Pattern, alibi_slopes
@@ -122,7 +123,7 @@ def test_bf16_stays_near_fp64_by_dtype_and_by_autocast(pattern: Pattern) -> None
     global_stride=st.integers(1, 40),
     dilation=st.integers(1, 100),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 def test_exactly_the_keys_of_the_definition_are_read(
     kind: Any, length: int, window: int, block_size: int, block_stride: int, own_block_only: bool, global_stride: int,
     dilation: int,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from examples import up_to
 from morphogen.ops import naive_routing, routing
 
 ACTIVATIONS = ["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
@@ -34,7 +35,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
     biased=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=up_to(60))
 def test_the_choice_and_its_gradient_are_those_of_the_definition(
     tokens: int, places: int, k: int, kind: Any, temperature: float, biased: bool
 ) -> None:
@@ -84,7 +85,7 @@ def test_twins_take_the_tokens_on_their_side() -> None:
     seed=st.integers(0, 99),
     cut=st.integers(0, 50),
 )
-@settings(max_examples=60)
+@settings(max_examples=up_to(60))
 def test_capacity_is_that_of_the_loop_whole_or_in_pieces(
     length: int, n_experts: int, k: int, factor: float, seed: int, cut: int
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from examples import up_to
 from morphogen.parts.contract.branch import Branch, State
 from morphogen.parts.contract.initial import draw
 from morphogen.parts.contract.part import Context, Part
@@ -45,7 +46,7 @@ def inputs(length: int, dtype: torch.dtype = torch.float64, dim: int = CTX.dim) 
 
 
 @pytest.mark.parametrize(("slot", "kind"), EXTRAS)
-@settings(max_examples=15)
+@settings(max_examples=up_to(15))
 @given(data=st.data())
 def test_chunks_of_any_size_give_what_the_whole_gives(slot: str, kind: str, data: st.DataObject) -> None:
     part, length = data.draw(PARTS[slot, kind]()), data.draw(st.integers(1, 60))

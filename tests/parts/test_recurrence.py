@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
+from examples import up_to
 from morphogen.blueprint.diff import apply, changes, digest, distance
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import dumps, loads
@@ -268,7 +269,7 @@ def test_a_plan_says_which_changes_of_a_loop_are_exact(change: dict[str, Any], e
         assert back.exact == (set(initial_state(child, 0)) == set(initial_state(parent, 0)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=up_to(30))
 @given(model=blueprints(), seed=st.integers(0, 2**31))
 def test_children_by_crossover_keep_the_first_parents_loops_where_its_blocks_are(model: Blueprint, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -327,7 +328,7 @@ def test_following_always_gives_ranges_that_fit(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     "name", ["insert_block", "duplicate_block", "duplicate_block_span", "delete_block", "move_block", "swap_blocks"]
 )
-@settings(max_examples=20)
+@settings(max_examples=up_to(20))
 @given(seed=st.integers(0, 2**31))
 def test_structural_operators_leave_a_valid_model_and_a_true_edit(name: str, seed: int) -> None:
     parent = blueprint({"start": 1, "end": 3}, {"start": 3, "end": 4, "adapter": "gated"}, attn=False)

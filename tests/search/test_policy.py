@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import as_text, engine, experiment, run, start
 
+from examples import up_to
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import Action, Template
@@ -206,7 +207,7 @@ def test_children_are_repaired_and_the_root_need_not_be():
     assert not children[0].edits[0].repair
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=up_to(30), deadline=None)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_a_repair_adds_what_is_missing_and_replays(blueprint, seed):
     evolution = Evolution(**GATES)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import matrix_of
 
+from examples import up_to
 from morphogen.selection.contribution import _Exact, _Sampled, least, scaled, smsemoa
 
 SIDE = 4
@@ -26,7 +27,7 @@ GRIDS = st.integers(1, 4).flatmap(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=up_to(120), deadline=None)
 @given(GRIDS)
 def test_contributions_are_the_cells_that_a_point_covers_alone(points):
     rows = list(range(len(points)))
@@ -34,7 +35,7 @@ def test_contributions_are_the_cells_that_a_point_covers_alone(points):
     assert got == pytest.approx(alone(points), abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(GRIDS, st.integers(0, 8))
 def test_who_contributes_least_goes_first_and_of_those_alike_the_last(points, drop):
     left, gone = list(range(len(points))), []

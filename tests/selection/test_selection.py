@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from scored import BY_PARAMS, OBJECTIVES, POOL, draw, matrix_of, report
 
+from examples import up_to
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError
 from morphogen.figures import Bounds, Descriptor
@@ -137,7 +138,7 @@ def test_ranks_and_crowding_agree_with_brute_force_on_edge_cases(rows):
     check_against_brute_force(F)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=up_to(80), deadline=None)
 @given(st.integers(1, 4).flatmap(lambda m: st.lists(st.lists(st.integers(0, 4), min_size=m, max_size=m), max_size=14)))
 def test_ranks_and_crowding_agree_with_brute_force_on_crowded_grids(rows):
     check_against_brute_force(np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 1))
@@ -192,7 +193,7 @@ def test_hypervolume_of_a_known_staircase():
     assert hypervolume(points, reference) == pytest.approx(0.5 * 1.0 + 0.25 * 1.0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 9.0), st.floats(0.0, 1.0)), min_size=1, max_size=12))
 def test_hypervolume_never_shrinks_as_candidates_are_added(values):
     reports = [report(f"{i:02d}", bpb=bpb, recall=recall) for i, (bpb, recall) in enumerate(values)]
@@ -254,7 +255,7 @@ def test_an_infeasible_candidate_adds_no_hypervolume():
     assert hypervolume(matrix([inside, outside], OBJECTIVES, LIMITS), reference) == alone > 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.integers(0, 4), st.sampled_from([0.0, 0.0, 0.5, 1.0])), min_size=1, max_size=12
@@ -370,7 +371,7 @@ UNLIKELY = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=up_to(30), deadline=None)
 @given(
     st.lists(st.tuples(UNLIKELY, UNLIKELY, UNLIKELY), min_size=1, max_size=7),
     st.sampled_from([{}, {"c": Bounds(max=1.0)}, {"c": Bounds(min=1e-300, max=1e300)}]),

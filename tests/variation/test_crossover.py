@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from pydantic import ValidationError
 
+from examples import up_to
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.experiment import Evolution
@@ -76,7 +77,7 @@ def test_a_child_that_happens_to_be_a_parent_is_not_produced():
 
 @pytest.mark.parametrize("name", sorted(CROSSOVERS))
 @given(root=blueprints(min_blocks=2), rng=rngs())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=up_to(40), deadline=None, suppress_health_check=list(HealthCheck))
 def test_children_are_mosaics_of_whole_blocks(name, root, rng):
     first, second = mutate(root, rng, 4, {}).child, mutate(root, rng, 4, {}).child
     before = first.to_json(), second.to_json()
@@ -95,7 +96,7 @@ def test_children_are_mosaics_of_whole_blocks(name, root, rng):
 
 
 @given(root=blueprints(min_blocks=2), rng=rngs())
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=up_to(40), deadline=None, suppress_health_check=list(HealthCheck))
 def test_an_aligned_span_is_contiguous_in_the_child(root, rng):
     proposal = aligned_span(mutate(root, rng, 3, {}).child, mutate(root, rng, 3, {}).child, rng)
     assume(proposal is not None)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from examples import up_to
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.effective import effective
 from morphogen.blueprint.schema import Blueprint
@@ -163,7 +164,7 @@ def test_what_makes_a_difference_is_left(pair: tuple[Blueprint, Blueprint]) -> N
     assert digest(effective(pair[0], LENGTH)) != digest(effective(pair[1], LENGTH))
 
 
-@settings(max_examples=120, suppress_health_check=TOLERATED, deadline=None)
+@settings(max_examples=up_to(120), suppress_health_check=TOLERATED, deadline=None)
 @given(blueprint=blueprints(max_blocks=2), length=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_plainest_form_computes_the_same_at_that_length(blueprint: Blueprint, length: int, seed: int) -> None:
     try:
@@ -196,7 +197,7 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.shape == second.shape and torch.allclose(first.double(), second.double(), rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=150, suppress_health_check=TOLERATED, deadline=None)
+@settings(max_examples=up_to(150), suppress_health_check=TOLERATED, deadline=None)
 @given(
     blueprint=blueprints(max_blocks=2),
     name=st.sampled_from(NAMES),

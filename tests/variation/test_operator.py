@@ -1,10 +1,13 @@
 """Operators lifted to blueprints: valid, different, recorded, exact exactly when they say so."""
 
+import contextlib
+
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.errors import InputError, OperatorError
@@ -26,7 +29,7 @@ from morphogen.variation.operator import (
 from plugins import installed
 from strategies import blueprints, rngs
 
-many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=up_to(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def small(**changes):
@@ -45,7 +48,7 @@ def only(*names):
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=up_to(20), deadline=None)
 def test_drawn_blueprints_survive_json(data):
     blueprint = data.draw(blueprints())
     assert Blueprint.model_validate(blueprint.to_json()) == blueprint
@@ -53,7 +56,7 @@ def test_drawn_blueprints_survive_json(data):
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 @given(blueprint=blueprints(), rng=rngs())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_operator_gives_a_valid_changed_child_and_a_replayable_edit(name, blueprint, rng):
     before = blueprint.to_json()
     made = apply_operator(blueprint, name, rng)
@@ -93,13 +96,19 @@ def test_every_operator_applies_to_some_drawn_blueprint(monkeypatch):
     monkeypatch.setattr("morphogen.plugins.entry_points", installed)
     left = set(OPERATORS)
 
+    class NothingLeftError(Exception):
+        """All have applied somewhere: nothing more needs to be drawn."""
+
     @given(blueprint=blueprints())
-    @settings(max_examples=600, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=600, deadline=None, phases=[Phase.generate])
     def collect(blueprint):
         found = {name for name in left if apply_operator(blueprint, name, np.random.default_rng(0))}
         left.difference_update(found)
+        if not left:
+            raise NothingLeftError
 
-    collect()
+    with contextlib.suppress(NothingLeftError):
+        collect()
     assert not left, sorted(left)
 
 

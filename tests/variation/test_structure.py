@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, initial_state
@@ -75,7 +76,7 @@ def test_all_operators_of_this_file_are_exact_or_lossy_everywhere():
 
 @pytest.mark.parametrize("name", EXACT)
 @given(blueprint=blueprints(max_blocks=3), rng=rngs(), seed=st.integers(0, 999))
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=up_to(12), deadline=None, suppress_health_check=list(HealthCheck))
 def test_exact_operators_leave_the_logits_alone(name, blueprint, rng, seed):
     made = apply_operator(blueprint, name, rng)
     assume(made is not None)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Action, Conditions, Template
@@ -260,7 +261,7 @@ def test_without_templates_one_is_made_up_and_novelty_varies_those_there_are():
     assert "base" not in names
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_made_up_templates_are_valid_and_repeat_by_seed(blueprint, seed):
     usable = simple_operators({})
@@ -280,7 +281,7 @@ def test_made_up_templates_are_valid_and_repeat_by_seed(blueprint, seed):
         assert replayed(blueprint, made.steps) == made.child
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_operators_switched_off_are_in_no_jitter_and_in_no_new_template(blueprint, seed):
     weights = dict.fromkeys(simple_operators({}), 0.0) | {"widen_ffn": 1.0, "widen_dim": 2.0}
