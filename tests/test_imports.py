@@ -40,12 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     "cost": {"experiment", "network", "blueprint", "parts"},
     "inherit": ARCHITECTURE | {"store"},
     "variation": ARCHITECTURE | {"inherit"},
-    "growth": ARCHITECTURE | {"inherit", "variation", "knobs", "sections"},
+    "growth": ARCHITECTURE | {"inherit", "variation"},
     "data": {"experiment", "sections", "store"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit", "growth", "store"},
     "store": set(),
     "report": set(),
+    "fusion": ARCHITECTURE | {"data", "inherit", "reading", "store"},
     "search": ARCHITECTURE | {"variation", "selection", "store"},
     "execution": ARCHITECTURE | {"training", "metrics", "inherit", "data", "store"},
     "testing": ARCHITECTURE | {"inherit", "search", "selection", "variation"},
@@ -73,7 +74,13 @@ for position, name in enumerate(JOINING):
 
 #: Library -> the only modules that may import it, at any depth of their code.
 HOMES = {
-    "transformers": {"parts/foreign.py", "data/tokenizers.py"},
+    "transformers": {
+        "parts/foreign.py",
+        "data/tokenizers.py",
+        "fusion/importing.py",
+        "fusion/exporting.py",
+        "fusion/modeling_morphogen.py",
+    },
     "ray": {"execution/ray.py"},
     "rich": {"cli/console.py", "cli/launch.py", "cli/training.py", "report/tables.py"},
     "datasets": {"data/hub.py"},

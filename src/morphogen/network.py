@@ -86,17 +86,20 @@ class LanguageModel(nn.Module):
         self.record: Record | None = None
         ctx = blueprint.context()
         self.emb = nn.Embedding(ctx.vocab, ctx.dim, _weight=torch.empty(ctx.vocab, ctx.dim))
+        self.positions = None
+        if (places := blueprint.emb.positions) is not None:
+            self.positions = nn.Embedding(places, ctx.dim, _weight=torch.empty(places, ctx.dim))
         self.dropout = nn.Dropout(blueprint.emb.dropout)
         self.blocks = nn.ModuleList(Residual(block, ctx) for block in blueprint.blocks)
         self.recurrences = nn.ModuleList(part.build(ctx) for part in blueprint.recurrences)
         self.norm = make_norm(ctx.norm, ctx.dim)
         self.head = None
         if not blueprint.head.tie_embeddings:
-            self.head = Linear(ctx.dim, ctx.vocab)
+            self.head = Linear(ctx.dim, ctx.vocab, blueprint.head.bias)
 
     def hidden(self, ids_BT: Tensor) -> Tensor:
         """Normalised final hidden states, (B, T, D)."""
-        return self._through(ids_BT, self._block)
+        return self._through(self._embedded(ids_BT, 0), self._block)
 
     def set_progress(self, fraction: float) -> None:
         """What share of training is done, from 0 to 1: recurrences take more steps as it rises. 1 until it is set."""
@@ -182,7 +185,26 @@ class LanguageModel(nn.Module):
             prefix = f"blocks.{position}@{step}" if step else f"blocks.{position}"
             return self._at(position).extend(x_BTD, cache, prefix)
 
-        return self._through(ids_BT, run)
+        if self.positions is None:
+            return self._through(self._embedded(ids_BT, 0), run)
+        stem = cache.setdefault("emb", {})
+        start = int(stem["seen"][0]) if stem else 0
+        x_BTD = self._embedded(ids_BT, start)
+        stem["seen"] = torch.full(ids_BT.shape[:1], start + ids_BT.shape[1], device=ids_BT.device)
+        return self._through(x_BTD, run)
+
+    def _embedded(self, ids_BT: Tensor, start: int) -> Tensor:
+        """What the first block reads of tokens that stand at `start` and after. InputError where none can stand."""
+        x_BTD: Tensor = self.emb(ids_BT)
+        scale, end = self.blueprint.emb.scale, start + ids_BT.shape[1]
+        if scale != 1.0:
+            x_BTD = x_BTD * scale
+        if self.positions is not None:
+            if end > (places := self.positions.num_embeddings):
+                raise InputError(f"got a sequence of {end} tokens, but the model has {places} learned positions")
+            x_BTD = x_BTD + self.positions.weight[start:end]
+        dropped: Tensor = self.dropout(x_BTD)
+        return dropped
 
     def _at(self, position: int) -> Residual:
         block = self.blocks[position]
@@ -195,9 +217,9 @@ class LanguageModel(nn.Module):
             return self._recomputed(block, x_BTD)
         return block(x_BTD)
 
-    def _through(self, ids_BT: Tensor, run: Runner) -> Tensor:
+    def _through(self, x_BTD: Tensor, run: Runner) -> Tensor:
         """Normalised final hidden states: every block once and in order, those of a recurrence step after step."""
-        x_BTD, done = self.dropout(self.emb(ids_BT)), 0
+        done = 0
         for loop in self.recurrences:
             assert isinstance(loop, Loop)
             for position in range(done, loop.part.start):
@@ -218,7 +240,9 @@ class LanguageModel(nn.Module):
         return loop.part.max_train_recurrence if self.eval_steps is None else self.eval_steps
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:
-        return F.linear(hidden_BTD, self.emb.weight if self.head is None else self.head.weight)
+        logits_BTV = F.linear(hidden_BTD, self.emb.weight) if self.head is None else self.head(hidden_BTD)
+        cap = self.blueprint.head.softcap
+        return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -24,9 +24,9 @@ def canonical(blueprint: Blueprint) -> dict[str, Any]:
     places = {block.id: i for i, block in enumerate(blueprint.blocks)}
     rules = [_canonical_rule(rule, places) for rule in blueprint.growth]
     return {
-        "emb": blueprint.emb.model_dump(mode="json"),
+        "emb": blueprint.emb.model_dump(mode="json", exclude=blueprint.emb.unsaid()),
         "norm": blueprint.norm,
-        "head": blueprint.head.model_dump(mode="json"),
+        "head": blueprint.head.model_dump(mode="json", exclude=blueprint.head.unsaid()),
         "blocks": [_canonical_block(block) for block in blueprint.blocks],
         "recurrences": [loop.model_dump(mode="json", exclude=set(loop.inert())) for loop in blueprint.recurrences],
         **({"growth": rules} if rules else {}),
@@ -43,7 +43,10 @@ def _canonical_rule(rule: GrowthRule, places: Mapping[str, int]) -> dict[str, An
 def _canonical_block(block: Block) -> dict[str, Any]:
     return {
         "parallel": block.parallel,
-        "parts": [(path, part.model_dump(mode="json", exclude=set(part.inert()))) for _, path, part in block.parts()],
+        "parts": [
+            (path, part.model_dump(mode="json", exclude=part.unsaid() | dict.fromkeys(part.inert(), True)))
+            for _, path, part in block.parts()
+        ],
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -22,6 +22,8 @@ from morphogen.parts.stem import Stem
 class Embedding(Frozen):
     """Token embedding."""
 
+    later: ClassVar = frozenset({"scale", "positions"})
+
     dim: PositiveInt
     """Channels of the residual stream."""
     vocab: PositiveInt | None = None
@@ -30,13 +32,30 @@ class Embedding(Frozen):
     """Share of the embedding's entries that a training step drops."""
     init_std: PositiveFloat | None = None
     """Standard deviation at the start; null is 1/√dim, with which first logits of a tied head have unit variance."""
+    scale: PositiveFloat = 1.0
+    """What the embedding is multiplied by before the first block, but not where it is the head."""
+    positions: PositiveInt | None = None
+    """Positions that have a learned vector of their own, added to the tokens'; no sequence may then be longer. null:
+    none."""
 
 
 class Head(Frozen):
     """Output head; tied, it is the embedding itself."""
 
+    later: ClassVar = frozenset({"bias", "softcap"})
+
     tie_embeddings: bool = True
     """Whether the embedding's matrix is the head's too."""
+    bias: bool = False
+    """Whether every token has a bias; a tied head has none."""
+    softcap: PositiveFloat | None = None
+    """Logits stay within this of 0, by tanh; null leaves them as they are."""
+
+    @model_validator(mode="after")
+    def _own_bias(self) -> Self:
+        if self.bias and self.tie_embeddings:
+            raise ValueError("bias is true, but a tied head has none; expected tie_embeddings false")
+        return self
 
 
 class Block(Frozen):
@@ -195,7 +214,8 @@ class Blueprint(Frozen):
     def genes(self, seq_len: int = 256) -> list[Gene]:
         """Every part with its place: the stem first, then block by block."""
         ctx = self.context(seq_len)
-        genes = [Gene("stem", "", "stem", Stem(tie_embeddings=self.head.tie_embeddings), ctx, None)]
+        stem = Stem(**dict(self.head), positions=self.emb.positions or 0, scale=self.emb.scale)
+        genes = [Gene("stem", "", "stem", stem, ctx, None)]
         for position, block in enumerate(self.blocks):
             loop = next((loop for loop in self.recurrences if loop.start <= position < loop.end), None)
             seen: Counter[str] = Counter()

@@ -164,13 +164,27 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), GELU but for 5e-4 at most. Ref: arXiv 1606.08415."""
+    return F.gelu(x, approximate="tanh")
+
+
 #: Activations of one argument, and by the name of the gated one those that its gate goes through.
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "relu2": relu2, "silu": F.silu}
-GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+}
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "geglu_tanh": gelu_tanh}
 
 
 def gated_activation(name: str, gate: Tensor, up: Tensor) -> Tensor:
-    """act(gate) ⊙ up: silu for swiglu, gelu for geglu. Ref: arXiv 2002.05202. Raises InputError for another name."""
+    """act(gate) ⊙ up: silu for swiglu, gelu for geglu, its tanh formula for geglu_tanh. Ref: arXiv 2002.05202.
+
+    Raises InputError for another name.
+    """
     if name not in GATES:
         raise InputError(unknown("gated_activation", name, GATES))
     return GATES[name](gate) * up

@@ -1,13 +1,13 @@
-"""The tensors outside the blocks: token embedding, final norm, and the output head when it is not tied.
+"""The tensors outside the blocks: token embedding, learned positions, final norm, and the head when it is not tied.
 
-Their names have no prefix: `emb.weight`, `norm.weight`, `head.weight`.
+Their names have no prefix: `emb.weight`, `positions.weight`, `norm.weight`, `head.weight`, `head.bias`.
 """
 
 from typing import ClassVar
 
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Init, Tensor
+from morphogen.parts.contract.tensors import ZEROS, Init, Tensor
 
 
 class Stem(Part):
@@ -16,16 +16,24 @@ class Stem(Part):
     slot: ClassVar = "stem"
     neutral_fields: ClassVar = frozenset({"tie_embeddings"})
     tie_embeddings: bool
+    positions: int = 0
+    bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """The embedding starts at `emb.init_std`, the head at the same scale; a tied head is the embedding itself."""
         start = Init("normal", (ctx.init_std,))
         table = {"emb.weight": Tensor(("vocab", "dim"), start, writes=True)}
-        return table if self.tie_embeddings else table | {"head.weight": Tensor(("vocab", "dim"), start)}
+        if self.positions:
+            table["positions.weight"] = Tensor(("place", "dim"), start, writes=True)
+        if not self.tie_embeddings:
+            table["head.weight"] = Tensor(("vocab", "dim"), start)
+        return table | ({"head.bias": Tensor(("vocab",), ZEROS)} if self.bias else {})
 
     def sizes(self, ctx: Context) -> dict[str, int]:
-        """vocab and dim."""
-        return {"vocab": ctx.vocab, "dim": ctx.dim}
+        """vocab, dim, and place: the positions that are learned."""
+        return {"vocab": ctx.vocab, "dim": ctx.dim, "place": self.positions}
 
     def cost(self, ctx: Context) -> Cost:
         """The head's matmul; looking a token up costs nothing."""
@@ -36,7 +44,8 @@ class Stem(Part):
         return 2.0 * ctx.vocab + 4.0 * ctx.dim
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
-        """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens, lose."""
+        """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens or other
+        positions, lose."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Stem):
             return None
@@ -44,8 +53,8 @@ class Stem(Part):
         if parent.tie_embeddings and not self.tie_embeddings:
             sources["head.weight"] = "emb.weight"
         tied = self.tie_embeddings and not parent.tie_embeddings
-        exact = not tied and ctx.vocab == parent_ctx.vocab
-        note = "tied the head to the embedding" if tied else ""
+        exact = plain.exact and not tied and ctx.vocab == parent_ctx.vocab
+        note = "tied the head to the embedding" if tied else plain.note
         if ctx.vocab != parent_ctx.vocab:
             note = f"vocabulary {parent_ctx.vocab} became {ctx.vocab}"
         return Alignment(sources=sources, exact=exact, note=note, scales=plain.scales, zero=plain.zero)

@@ -5,7 +5,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from morphogen.parts.attention.latent_attention import LatentAttention
 from morphogen.parts.attention.linear_attention import DECAYS, LinearAttention
 from morphogen.parts.attention.sparsity import SPARSITIES
 from morphogen.parts.contract.part import REGISTRY, Modifier, Part
-from morphogen.parts.ffn.mlp import MLP
+from morphogen.parts.ffn.mlp import MLP, Activation
 from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.memory.associative_memory import AssocMemory
 from morphogen.parts.memory.chunk_memory import ChunkMemory
@@ -85,6 +85,8 @@ def attentions(draw: st.DrawFn, kind: str = "GQA") -> Attention:
         rope_context=draw(st.sampled_from([16, 2048])),
         alibi=draw(st.booleans()),
         qk_norm=draw(st.sampled_from(["none", "rms", "layer"])),
+        # scores do not tell a bias of keys that are not turned
+        bias=draw(st.sampled_from(["none", "qkv", "all"] if rope in ("standard", "yarn") else ["none"])),
         softcap=draw(st.sampled_from([None, 5.0, 50.0])),
         gating_pos=draw(st.sampled_from(["none", "output", "value"])),
         gating_op=draw(st.sampled_from(["dense", "diagonal"])),
@@ -139,8 +141,8 @@ def linear_attentions(draw: st.DrawFn) -> LinearAttention:
 @st.composite
 def mlps(draw: st.DrawFn) -> MLP:
     """A feed-forward layer, its size not always a multiple of 8."""
-    activation = draw(st.sampled_from(["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]))
-    return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation)
+    activation = draw(st.sampled_from(get_args(Activation)))
+    return MLP(hidden=draw(st.sampled_from([1, 7, 9, 16, 24, 40])), activation=activation, bias=draw(st.booleans()))
 
 
 def ssm_fields(draw: st.DrawFn) -> dict[str, Any]:

@@ -228,13 +228,14 @@ def change_norm(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | N
 @model_operator(preserves=True)
 def untie_head(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
     """An output head of its own, starting as a copy of the embedding."""
-    return blueprint.evolve(head={"tie_embeddings": False}) if blueprint.head.tie_embeddings else None
+    return blueprint.evolve(head=blueprint.head.evolve(tie_embeddings=False)) if blueprint.head.tie_embeddings else None
 
 
 @model_operator(preserves=False)
 def tie_head(blueprint: Blueprint, rng: np.random.Generator) -> Blueprint | None:
     """The embedding as the output head."""
-    return blueprint.evolve(head={"tie_embeddings": True}) if not blueprint.head.tie_embeddings else None
+    tied = blueprint.head.evolve(tie_embeddings=True, bias=False)
+    return blueprint.evolve(head=tied) if not blueprint.head.tie_embeddings else None
 
 
 # ---------------------------------------------------------------------------------------- branches of a block

@@ -3,7 +3,7 @@
 from morphogen.cli.app import app
 
 # isort: off
-from morphogen.cli.commands import run, train, generate, experiments, known, runs, outside, evidence  # noqa: F401
+from morphogen.cli.commands import run, train, generate, experiments, models, known, runs, outside, evidence  # noqa: F401
 # isort: on
 
 __all__ = ["app"]

@@ -13,7 +13,15 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.ops.patterns import alibi_slopes
-from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, resized_heads, wider_heads
+from morphogen.parts.attention.heads import (
+    BIASES,
+    GROUPED,
+    Heads,
+    check_groups,
+    grouped_sizes,
+    resized_heads,
+    wider_heads,
+)
 from morphogen.parts.attention.selector import Selective
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator, pick
@@ -42,8 +50,9 @@ class Attention(Selective):
 
     slot: ClassVar = "attn"
     neutral_fields: ClassVar = Selective.neutral_fields | {
-        *("kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy")
+        *("kind", "heads", "head_dim", "kv_groups", "dropout", "kv_policy", "bias")
     }
+    later: ClassVar = frozenset({"bias"})
 
     kind: Literal["MHA", "GQA", "MQA"]
     """Every query head with its own keys and values (MHA), groups that share them (GQA), or one for all (MQA)."""
@@ -69,6 +78,8 @@ class Attention(Selective):
     """Norm of every head's queries and keys."""
     softcap: PositiveFloat | None = None
     """Scores stay within this of 0, by tanh; null leaves them as they are."""
+    bias: Literal["none", "qkv", "all"] = "none"
+    """Which projections have a bias: none, those of queries, keys and values, or these and the output's."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of attention weights that a training step drops."""
     gating_pos: Literal["none", "output", "value"] = "none"
@@ -141,7 +152,8 @@ class Attention(Selective):
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """The grouped heads', the gate in use, ALiBi's slopes (constants of their heads, carried like weights)."""
-        table = dict(GROUPED)
+        biases = {"none": 0, "qkv": 3, "all": 4}[self.bias]
+        table = {**GROUPED, **dict(itertools.islice(BIASES.items(), biases))}
         if self.gating_pos != "none":
             gate, heads = GATES[self.gating_pos]
             if self.gating_op == "dense":
@@ -226,7 +238,7 @@ class Attention(Selective):
             plain = plain.lossy("RoPE frequencies changed with head_dim")
         plain = replace(plain, exact=plain.exact and ratio > 1)
         if self.qk_norm == "none":
-            return replace(plain, scales={**plain.scales, "q.weight": math.sqrt(ratio)})
+            return replace(plain, scales={**plain.scales, **dict.fromkeys(("q.weight", "q.bias"), math.sqrt(ratio))})
         return self._with_normed_heads(plain, parent, ratio)
 
     def _with_normed_heads(self, plain: Alignment, parent: "Attention", ratio: float) -> Alignment:
@@ -239,7 +251,7 @@ class Attention(Selective):
             return plain
         repeat = tuple(i % parent.head_dim for i in range(self.head_dim))
         take = AxisMap(how="index", size=self.head_dim, parent_size=parent.head_dim, index=repeat)
-        padded = {"q.weight": ("q_dim",)}
+        padded = dict.fromkeys(("q.weight", "q.bias"), ("q_dim",))
         return replace(
             plain,
             maps={**plain.maps, "k_dim": take},

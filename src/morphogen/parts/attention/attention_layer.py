@@ -48,10 +48,10 @@ class AttentionBranch(SelectiveBranch):
         self.part = part
         width, kv_width = part.heads * part.head_dim, part.kv_heads * part.head_dim
         self.norm = make_norm(ctx.norm, ctx.dim)
-        self.q = Linear(ctx.dim, width)
-        self.k = Linear(ctx.dim, kv_width)
-        self.v = Linear(ctx.dim, kv_width)
-        self.o = Linear(width, ctx.dim)
+        self.q = Linear(ctx.dim, width, part.bias != "none")
+        self.k = Linear(ctx.dim, kv_width, part.bias != "none")
+        self.v = Linear(ctx.dim, kv_width, part.bias != "none")
+        self.o = Linear(width, ctx.dim, part.bias == "all")
         self.q_norm = make_norm(QK_NORMS[part.qk_norm], part.head_dim) if part.qk_norm != "none" else None
         self.k_norm = make_norm(QK_NORMS[part.qk_norm], part.head_dim) if part.qk_norm != "none" else None
         dense = part.gating_op == "dense"

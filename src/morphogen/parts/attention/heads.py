@@ -6,7 +6,7 @@ from typing import Annotated, Protocol, Self, TypeVar
 import numpy as np
 from pydantic import Field
 
-from morphogen.parts.contract.tensors import Tensor
+from morphogen.parts.contract.tensors import ZEROS, Tensor
 from morphogen.parts.contract.widths import Width, times
 
 #: Query heads: more than any model has would only take long to list.
@@ -17,6 +17,14 @@ GROUPED: Mapping[str, Tensor] = {
     "k.weight": Tensor((("kv_heads", "k_dim"), "dim"), fresh_zero=("k_dim",)),
     "v.weight": Tensor((("kv_heads", "v_dim"), "dim")),
     "o.weight": Tensor(("dim", ("kv_heads", "group", "v_dim")), fresh_zero=("kv_heads", "group", "v_dim"), writes=True),
+}
+
+#: Their biases, which start at zero.
+BIASES: Mapping[str, Tensor] = {
+    "q.bias": Tensor((("kv_heads", "group", "q_dim"),), ZEROS),
+    "k.bias": Tensor((("kv_heads", "k_dim"),), ZEROS),
+    "v.bias": Tensor((("kv_heads", "v_dim"),), ZEROS),
+    "o.bias": Tensor(("dim",), ZEROS, writes=True),
 }
 
 

@@ -1,6 +1,6 @@
 """Frozen, strict data: what parts, blueprints and experiments are made of."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
@@ -14,8 +14,13 @@ PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
 class Frozen(Documented):
-    """Frozen, strict data. `evolve` is how operators make a changed copy."""
+    """Frozen, strict data. `evolve` is how operators make a changed copy.
 
+    Attributes:
+        later: Fields that came when digests were on record already: at their default they count as not there.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset()
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     @classmethod
@@ -25,6 +30,19 @@ class Frozen(Documented):
         for name, field in cls.model_fields.items():
             if isinstance(field.validation_alias, AliasChoices):
                 found |= {str(alias): name for alias in field.validation_alias.choices}
+        return found
+
+    def unsaid(self) -> dict[str, Any]:
+        """What to leave out of a dump, itself and all it holds, for fields that came `later` to change no digest."""
+        found: dict[str, Any] = {}
+        for name, value in self:
+            if name in self.later and value == type(self).model_fields[name].default:
+                found[name] = True
+            elif isinstance(value, Frozen) and (inner := value.unsaid()):
+                found[name] = inner
+            elif isinstance(value, tuple):
+                several = {i: each.unsaid() for i, each in enumerate(value) if isinstance(each, Frozen)}
+                found |= {name: kept} if (kept := {i: inner for i, inner in several.items() if inner}) else {}
         return found
 
     def evolve(self, **changes: object) -> Self | None:

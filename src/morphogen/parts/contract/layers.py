@@ -61,15 +61,16 @@ def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
 
 
 class Linear(Layer):
-    """x Wᵀ with W of shape (out, in); no bias."""
+    """x Wᵀ with W of shape (out, in); with `bias`, plus a vector."""
 
-    def __init__(self, size_in: int, size_out: int) -> None:
+    def __init__(self, size_in: int, size_out: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size_out, size_in))
+        self.bias = nn.Parameter(torch.empty(size_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
 def rotations(

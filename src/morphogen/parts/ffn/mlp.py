@@ -7,15 +7,16 @@ from pydantic import PositiveInt
 
 from morphogen.parts.contract.operator import operator, pick
 from morphogen.parts.contract.part import Context, Cost, Part
-from morphogen.parts.contract.tensors import Tensor
+from morphogen.parts.contract.tensors import ZEROS, Tensor
 from morphogen.parts.contract.widths import Width, times
 
 if TYPE_CHECKING:
     from torch import nn
 
-Activation = Literal["swiglu", "geglu", "gelu", "relu", "relu2", "silu"]
+Activation = Literal["swiglu", "geglu", "geglu_tanh", "gelu", "gelu_tanh", "relu", "relu2", "silu"]
+#: Those that operators choose from: what `gelu_tanh` would add to them is rounding.
 ACTIVATIONS: tuple[Activation, ...] = ("swiglu", "geglu", "gelu", "relu", "relu2", "silu")
-GATED = frozenset({"swiglu", "geglu"})
+GATED = frozenset({"swiglu", "geglu", "geglu_tanh"})
 
 
 class MLP(Part):
@@ -25,13 +26,17 @@ class MLP(Part):
     """
 
     slot: ClassVar = "ffn"
-    neutral_fields: ClassVar = frozenset({"hidden"})
+    neutral_fields: ClassVar = frozenset({"hidden", "bias"})
+    later: ClassVar = frozenset({"bias"})
 
     kind: Literal["dense"] = "dense"
     hidden: PositiveInt
     """Units of the hidden layer."""
     activation: Activation = "swiglu"
-    """Function of the units; swiglu and geglu are gated and have a third matrix."""
+    """Function of the units; those called …glu are gated and have a third matrix, those called …_tanh take GELU by its
+    tanh formula, as models of that origin do."""
+    bias: bool = False
+    """Whether every matrix has a bias."""
 
     @property
     def pointwise(self) -> bool:
@@ -39,12 +44,14 @@ class MLP(Part):
         return True
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
-        """Only gated activations have a gate."""
-        return {
-            "up.weight": Tensor(("hidden", "dim")),
-            **({"gate.weight": Tensor(("hidden", "dim"))} if self.activation in GATED else {}),
-            "down.weight": Tensor(("dim", "hidden"), fresh_zero=("hidden",), writes=True),
-        }
+        """Only gated activations have a gate. Biases start at zero."""
+        gate = ("gate",) if self.activation in GATED else ()
+        table = {f"{name}.weight": Tensor(("hidden", "dim")) for name in ("up", *gate)}
+        table["down.weight"] = Tensor(("dim", "hidden"), fresh_zero=("hidden",), writes=True)
+        if self.bias:
+            table |= {f"{name}.bias": Tensor(("hidden",), ZEROS) for name in ("up", *gate)}
+            table["down.bias"] = Tensor(("dim",), ZEROS, writes=True)
+        return table
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """hidden and dim."""

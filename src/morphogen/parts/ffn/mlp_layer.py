@@ -16,9 +16,9 @@ class FeedForward(Branch):
         super().__init__()
         self.activation = part.activation
         self.norm = make_norm(ctx.norm, ctx.dim)
-        self.up = Linear(ctx.dim, part.hidden)
-        self.gate = Linear(ctx.dim, part.hidden) if part.activation in GATED else None
-        self.down = Linear(part.hidden, ctx.dim)
+        self.up = Linear(ctx.dim, part.hidden, part.bias)
+        self.gate = Linear(ctx.dim, part.hidden, part.bias) if part.activation in GATED else None
+        self.down = Linear(part.hidden, ctx.dim, part.bias)
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """Remembers nothing."""

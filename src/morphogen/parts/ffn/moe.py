@@ -346,7 +346,7 @@ class MoE(Part):
     def _upcycled(self, parent: MLP, ctx: Context, parent_ctx: Context) -> Alignment:
         """Every expert a copy of the dense layer, less the units that `drop_upcycle` draws afresh. Ref: 2212.05055."""
         theirs = parent.specs(parent_ctx)
-        same = self.activation == parent.activation and self.stacked > 0
+        same = self.activation == parent.activation and self.stacked > 0 and not parent.bias
         exact = same and not (self.experts or self.drop_upcycle) and self.drop_policy == "none"
         copied = AxisMap(how="index", size=self.stacked, parent_size=1, index=(0,) * self.stacked)
         rows: Axes = ("expert", "hidden", "dim")

@@ -17,9 +17,10 @@ def upcycled(part: MLP, rng: np.random.Generator, drop: float) -> MoE:
     return MoE(hidden=part.hidden, activation=part.activation, n_experts=n_experts, drop_upcycle=drop)
 
 
-@operator(MLP, preserves=True)
+@operator(MLP, preserves=lambda part, ctx: not part.bias)
 def dense_to_moe(part: MLP, ctx: Context, rng: np.random.Generator) -> Part | None:
-    """A dense layer becomes four or eight experts, each a copy of it. Ref: arXiv 2212.05055."""
+    """A dense layer becomes four or eight experts, each a copy of it, but for biases, which experts have not. Ref:
+    arXiv 2212.05055."""
     return upcycled(part, rng, drop=0.0)
 
 

@@ -1,0 +1,318 @@
+"""A trained model of another framework as the root of a search: its blueprint, its weights, its tokenizer.
+
+Weights are read from safetensors alone, tensor by tensor; remote code is never run.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count, specs
+from morphogen.blueprint.yaml import dumps
+from morphogen.data import hub
+from morphogen.data.tokenizers import Tokenizer, named
+from morphogen.data.vocabulary import Vocabulary
+from morphogen.errors import InputError, unknown
+from morphogen.experiment import Experiment
+from morphogen.fusion.describe import Config, Layout, read_decoder
+from morphogen.fusion.describe_ssm import SSMS
+from morphogen.fusion.dialects import DIALECTS, REFUSED, SILENT
+from morphogen.fusion.taking import Taken, taken
+from morphogen.inherit.checkpoint import save_checkpoint
+from morphogen.inherit.provenance import Provenance
+from morphogen.paths import user_path
+from morphogen.store.files import write_atomic
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+#: What is fetched of a model on the hub.
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+#: Longest sequences that the written experiment trains on.
+SEQ_LEN = 256
+
+
+class Weights:
+    """The safetensors of a model's folder, one file or several with an index; each tensor is read when it is asked for.
+
+    bytes_read: of the tensors asked for so far.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._homes = _homes(folder)
+        self.bytes_read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._homes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._homes
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor. InputError where it is missing, or its file cannot be read."""
+        if name not in self._homes:
+            raise InputError(unknown(f"{self._folder}: tensor", name, self._homes))
+        path = self._folder / self._homes[name]
+        with _readable(path), safe_open(path, framework="pt") as file:
+            if name not in file.keys():  # noqa: SIM118
+                raise InputError(f"{path}: has no tensor {name}, which {INDEX} says it has")
+            tensor: Tensor = file.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} is of {tensor.dtype}, expected floating-point numbers")
+        self.bytes_read += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        yield
+    except (SafetensorError, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a whole safetensors file ({said})") from None
+
+
+def _homes(folder: Path) -> dict[str, str]:
+    """Every tensor of a folder -> the file that holds it."""
+    if (index := folder / INDEX).is_file():
+        found = _json(index).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
+            raise InputError(f"{index}: has no weight_map, expected tensor names to file names")
+        if odd := sorted(each for each in found.values() if Path(each).name != each):
+            raise InputError(f"{index}: names the file {odd[0]!r}, expected one of the same folder")
+        if gone := sorted(each for each in set(found.values()) if not (folder / each).is_file()):
+            raise InputError(f"{folder / gone[0]}: no such file, but {INDEX} names it")
+        return dict(found)
+    files = [WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise InputError(f"{folder}: has {len(files)} safetensors files and no {INDEX}, expected one or the other")
+    if not files:
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+        if pickled:
+            raise InputError(
+                f"{folder}: has weights only as pickle ({pickled[0]}), which is never loaded; expected .safetensors"
+            )
+        raise InputError(f"{folder}: has no weights, expected {WEIGHTS} or {INDEX}")
+    path = folder / files[0]
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return dict.fromkeys(file.keys(), files[0])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model: a local one, or a copy of a repository of the hub. InputError where there is none."""
+    path = user_path(model, "MODEL")
+    if path.exists() or not hub_name(model):
+        if not path.is_dir():
+            raise InputError(
+                f"{model}: no such folder, expected one with config.json, or the name of a model on the hub"
+            )
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    unheard = hub.unreachable("models", model)
+    try:
+        return Path(snapshot_download(model, allow_patterns=FETCHED, local_files_only=unheard is not None))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        why = unheard or str(error).splitlines()[0]
+        raise InputError(f"{model}: no such folder, and not to be had from the hub: {why}") from None
+
+
+def hub_name(model: str) -> bool:
+    """Whether it could be the name of a model on the hub."""
+    return model.count("/") <= 1 and not model.startswith((".", "/", "~")) and not model.endswith((".json", ".yaml"))
+
+
+def layout_of(folder: Path) -> Layout:
+    """What the config of a folder describes. InputError for what is unknown, or what a blueprint cannot say."""
+    path = folder / "config.json"
+    raw = _json(path)
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise InputError(f"{path}: has no model_type, expected one of {', '.join(sorted([*DIALECTS, *SSMS]))}")
+    if kind in REFUSED:
+        raise InputError(f"{path}: architecture {kind!r} cannot be said by a blueprint: {REFUSED[kind]}")
+    if kind not in DIALECTS and kind not in SSMS:
+        raise InputError(unknown(f"{path}: architecture", kind, [*DIALECTS, *SSMS]))
+    if "quantization_config" in raw:
+        raise InputError(f"{path}: its weights are quantised, expected floating-point numbers")
+    fields, defaults = _with_defaults(folder)
+    config = Config(fields)
+    try:
+        layout = SSMS[kind](config) if kind in SSMS else read_decoder(config, DIALECTS[kind])
+    except InputError as error:
+        raise InputError(str(error).replace("config.json", str(path), 1)) from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: a field is not what it should be ({error})") from None
+    left = (name for name in fields if name not in config.read | SILENT)
+    odd = [name for name in left if name not in defaults or fields[name] != defaults[name]]
+    if odd:
+        said = "; ".join(f"{name} is {fields[name]!r}" for name in sorted(odd))
+        raise InputError(f"{path}: {said}, which cannot be honoured")
+    return layout
+
+
+def _with_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of a config with those that it leaves to its defaults, and these."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return config.to_dict(), type(config)().to_dict()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+
+
+def weights_of(folder: Path, layout: Layout) -> dict[str, Tensor]:
+    """Our state dict. InputError for tensors that are missing, of another shape, or that nothing is made of."""
+    weights = Weights(folder)
+    base = layout.prefix if not any(name.startswith(layout.prefix) for name in weights) else ""
+    if "embed_out.weight" not in weights and "lm_head.weight" in weights:
+        layout = layout.renamed("embed_out.weight", "lm_head.weight")
+    shapes = {name: spec.shape for name, (_, _, spec) in specs(layout.blueprint).items()}
+    sources = {source.name: source for source in layout.tensors.values() if isinstance(source, Taken)}
+    missing = sorted(name for name in sources if name.removeprefix(base) not in weights)
+    if missing:
+        raise InputError(
+            f"{folder}: lacks {len(missing)} tensors that its config asks for, the first of them {missing[0]}"
+        )
+    known = {name.removeprefix(base) for name in sources}
+    spare = sorted(name for name in weights if name not in known and not name.endswith(layout.spare))
+    if spare:
+        raise InputError(f"{folder}: has {len(spare)} tensors that no blueprint has, the first of them {spare[0]}")
+    last: dict[str, Tensor] = {}
+
+    def read(name: str) -> Tensor:
+        if name not in last:  # several of ours may lie in one of theirs, one after another
+            last.clear()
+            last[name] = weights[name.removeprefix(base)]
+        found = last[name]
+        if tuple(found.shape) != sources[name].of:
+            raise InputError(
+                f"{folder}: {name} has shape {tuple(found.shape)}, expected {sources[name].of} by its config"
+            )
+        return found
+
+    return taken(layout.tensors, shapes, read)
+
+
+def imported(model: str) -> tuple[Blueprint, dict[str, Tensor]]:
+    """Reads a trained model of another framework.
+
+    >>> blueprint, state = imported("path/to/folder")
+    >>> model = assemble(blueprint, state)
+
+    Args:
+        model: Its folder, or its name on the hub.
+
+    Returns:
+        The blueprint and a state dict for it; logits are those of the model in fp32, to rounding.
+
+    Raises:
+        InputError: It cannot be read, or a blueprint cannot say what it computes.
+    """
+    folder = model_folder(model)
+    layout = layout_of(folder)
+    return layout.blueprint, weights_of(folder, layout)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import wrote: the experiment, its weights, and what is to be known of them."""
+
+    experiment: Path
+    checkpoint: Path
+    architecture: str
+    parameters: int
+    notes: tuple[str, ...]
+
+
+def import_model(model: str, out: Path, *, tokenizer: str | None = None, force: bool = False) -> Imported:
+    """Writes an experiment whose root is a trained model: `out` in YAML, the weights beside it as safetensors.
+
+    Args:
+        model: Its folder, or its name on the hub.
+        out: The YAML to write.
+        tokenizer: What to use in place of the model's own, as `data.tokenizer`.
+        force: Whether what lies there is overwritten.
+
+    Raises:
+        InputError: The model cannot be read, a blueprint cannot say what it computes, or files are there already.
+        RunError: Nothing can be written.
+    """
+    checkpoint = out.with_suffix(".safetensors")
+    if there := [path for path in (out, checkpoint) if path.exists() and not force]:
+        raise InputError(f"{there[0]}: is there already; --force overwrites it")
+    folder = model_folder(model)
+    layout = layout_of(folder)
+    called = tokenizer or (str(folder.resolve()) if user_path(model, "MODEL").exists() else model)
+    its = _tokenizer(called, folder, own=tokenizer is None)
+    vocab = layout.blueprint.context().vocab
+    if its.vocab_size > vocab:
+        raise InputError(
+            f"{model}: its embedding has {vocab} rows, but the tokenizer {called!r} has {its.vocab_size} tokens"
+        )
+    state = weights_of(folder, layout)
+    behind = Provenance(its.digest, called, Vocabulary(its.pieces, its.eot).pack())
+    save_checkpoint(checkpoint, state, layout.blueprint, behind.to_metadata())
+    notes = tuple(f"config.json: {note}" for note in layout.notes)
+    text = f"# {layout.blueprint.name}, imported from {model}: what evolution begins with. `morphogen run {out.name}`\n"
+    text += "# goes on from its weights; put your own text into data.shards.\n"
+    write_atomic(out, (text + dumps(_experiment(layout.blueprint, called, checkpoint.name))).encode())
+    return Imported(out, checkpoint, layout.blueprint.name, parameter_count(layout.blueprint), notes)
+
+
+def _tokenizer(called: str, folder: Path, *, own: bool) -> Tokenizer:
+    if own and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise InputError(f"{folder}: has no tokenizer, expected tokenizer.json; or name one with --tokenizer")
+    return named(called)
+
+
+def _experiment(blueprint: Blueprint, tokenizer: str, checkpoint: str) -> Experiment:
+    """A short sweep from the model, on text that is on every machine."""
+    seq_len = min(SEQ_LEN, blueprint.emb.positions or SEQ_LEN)
+    batch_size = 8
+    tokens = 16 * seq_len * batch_size
+    return Experiment.model_validate(
+        {
+            "model": blueprint,
+            "train": {"lr": 1e-4, "warmup": 5, "init_checkpoint": checkpoint, "instability_threshold": 1000.0},
+            "data": {
+                "tokenizer": tokenizer,
+                "seq_len": seq_len,
+                "batch_size": batch_size,
+                "shards": [{"source": "stdlib-code"}],
+                "eval_tokens": 4 * seq_len * batch_size,
+            },
+            "evolution": {
+                "generations": 2,
+                "population": 4,
+                "topk_keep": 3,
+                "rung1_tokens": tokens,
+                "rung2_tokens": 2 * tokens,
+                "objectives": {"bpb": "min", "flops_per_token": "min", "params": "min"},
+            },
+        }
+    )

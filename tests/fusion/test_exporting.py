@@ -1,0 +1,246 @@
+"""What is exported is loaded by transformers' Auto classes and gives the same logits and tokens, with a cache."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from tiny_models import MODELS, ids, saved, write_tokenizer
+from torch import Tensor
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.data.tokenizers import ByteTokenizer, Tokenizer, named, train_bpe
+from morphogen.data.vocabulary import Vocabulary
+from morphogen.errors import InputError
+from morphogen.fusion.exporting import export_model, model_files
+from morphogen.fusion.importing import imported
+from morphogen.inherit.checkpoint import save_checkpoint
+from morphogen.inherit.provenance import Provenance
+from morphogen.network import assemble, initial_state
+from morphogen.testing.models import stirred
+from strategies import blueprints
+
+#: Loads a folder in a process that has never seen it and has no network; prints its class and what it generates.
+FRESH = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+folder, prompt, tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+ids = torch.tensor(prompt)
+with torch.no_grad():
+    torch.save(model(ids).logits, folder + "/../logits.pt")
+    done = model.generate(ids, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
+text = AutoTokenizer.from_pretrained(folder)
+print(json.dumps([type(model).__name__, done.tolist(), text("größer than 1 </s>")["input_ids"]]))
+"""
+
+
+def written(folder: Path, blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, data in model_files(blueprint, state).items():
+        (folder / name).write_bytes(data)
+
+
+def loaded(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, local_files_only=True).eval()
+
+
+def assert_same(theirs: Any, blueprint: Blueprint, state: Mapping[str, Tensor], vocab: int, tokens: int) -> None:
+    """Logits, and so many greedy tokens by each side's own cache."""
+    ours = assemble(blueprint, state).eval()
+    prompt_BT = torch.randint(vocab, (2, 7), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted, got = ours(prompt_BT), theirs(prompt_BT).logits
+        assert float((wanted - got).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+        done = theirs.generate(prompt_BT, max_new_tokens=tokens, do_sample=False, eos_token_id=None)
+    assert torch.equal(done, ours.generate(prompt_BT, tokens, temperature=0.0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_that_came_in_goes_out_in_its_own_class(name: str, tmp_path: Path) -> None:
+    theirs = saved(name, tmp_path / "in")
+    blueprint, state = imported(str(tmp_path / "in"))
+    written(tmp_path / "out", blueprint, state)
+    kind = json.loads((tmp_path / "out" / "config.json").read_text())["model_type"]
+    # a plain one of these is a Llama in all but name
+    assert kind == {"phi3": "mistral"}.get(MODELS[name][0], MODELS[name][0]) or name == "qwen2"
+    with torch.no_grad():
+        wanted, got = theirs(ids()).logits, loaded(tmp_path / "out")(ids()).logits
+    assert float((wanted - got).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+HYBRID = {
+    "emb": {"dim": 16, "vocab": 257},
+    "blocks": [
+        {
+            "attn": {"kind": "GQA", "heads": 4, "head_dim": 4, "kv_groups": 2, "sparsity": "sliding", "sw": 5},
+            "ffn": {"kind": "moe", "hidden": 12, "n_experts": 4, "k": 2},
+        },
+        {"ssm": {"kind": "mamba2", "head_dim": 8}, "extras": [{"kind": "short_conv"}]},
+    ],
+}
+
+
+def checkpoint(folder: Path, blueprint: Blueprint, tokenizer: Tokenizer, name: str) -> Path:
+    path = folder / "it.safetensors"
+    provenance = Provenance(tokenizer.digest, name, Vocabulary(tokenizer.pieces, tokenizer.eot).pack())
+    save_checkpoint(path, initial_state(blueprint, 0), blueprint, provenance.to_metadata())
+    return path
+
+
+def in_a_fresh_process(folder: Path, prompt: list[list[int]], tokens: int) -> tuple[str, list[list[int]], list[int]]:
+    code = [sys.executable, "-c", FRESH, str(folder), json.dumps(prompt), str(tokens)]
+    done = subprocess.run(code, capture_output=True, text=True, check=False, env={**ENVIRONMENT, **offline(folder)})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index('["') :].splitlines()[0])  # a question may stand before it
+    return found[0], found[1], found[2]
+
+
+def offline(folder: Path) -> dict[str, str]:
+    return {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home"), "OMP_NUM_THREADS": "1"}
+
+
+ENVIRONMENT = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
+
+
+LLAMA = {
+    "emb": {"dim": 16, "vocab": 257},
+    "blocks": [{"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}, "ffn": {"kind": "dense", "hidden": 24}}],
+}
+QWEN = {
+    **LLAMA,
+    "blocks": [
+        {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8, "bias": "qkv"}, "ffn": {"kind": "dense", "hidden": 9}}
+    ],
+}
+
+
+@pytest.mark.parametrize(("data", "kinds"), [(LLAMA, {"llama"}), (QWEN, {"qwen2", "morphogen"})])
+def test_the_tokenizer_of_a_native_class_gives_the_same_ids(data: Any, kinds: set[str], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    path = checkpoint(tmp_path, Blueprint.model_validate(data), ByteTokenizer(), "bytes")
+    found = export_model(str(path), tmp_path / "out")
+    assert found.architecture in kinds
+    text = "größer than 1 </s>"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == list(text.encode())
+
+
+def test_a_hybrid_is_loaded_in_a_fresh_process_by_the_class_in_its_folder(tmp_path: Path) -> None:
+    blueprint = Blueprint.model_validate(HYBRID)
+    path = checkpoint(tmp_path, blueprint, ByteTokenizer(), "bytes")
+    found = export_model(str(path), tmp_path / "out")
+    assert found.architecture == "morphogen"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "package `morphogen` installed" in card
+    prompt = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(3))
+    name, done, text = in_a_fresh_process(tmp_path / "out", prompt.tolist(), 40)
+    assert name == "MorphogenForCausalLM"
+    assert text == list("größer than 1 </s>".encode())
+    ours = assemble(blueprint, initial_state(blueprint, 0)).eval()
+    with torch.no_grad():
+        assert float((ours(prompt) - torch.load(tmp_path / "logits.pt")).abs().max()) <= 1e-5
+    assert done == ours.generate(prompt, 40, temperature=0.0).tolist()
+
+
+def test_beams_and_the_loss_of_the_class_in_the_folder(tmp_path: Path) -> None:
+    blueprint = Blueprint.model_validate(HYBRID)
+    state = stirred(blueprint, dtype=torch.float32)
+    written(tmp_path / "out", blueprint, state)
+    theirs, prompt = loaded(tmp_path / "out"), torch.randint(256, (2, 9))
+    assert_same(theirs, blueprint, state, 256, 20)
+    with torch.no_grad():
+        beams = theirs.generate(prompt, max_new_tokens=8, num_beams=3, eos_token_id=None)
+        plain = theirs.generate(prompt, max_new_tokens=8, num_beams=3, use_cache=False, eos_token_id=None)
+        assert torch.equal(beams, plain)
+        logits = assemble(blueprint, state).eval()(prompt)
+        wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), prompt[:, 1:].flatten())
+        assert torch.allclose(theirs(prompt, labels=prompt).loss, wanted)
+    with pytest.raises(ValueError, match="padding on the left"):
+        theirs(prompt, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"gating_pos": "output"}, {"alibi": True}, {"kv_policy": {"kind": "window", "window": 4}}, {"selector": "dsa"}],
+)
+def test_what_no_class_of_theirs_computes_is_not_given_out_as_one(changes: dict[str, Any], tmp_path: Path) -> None:
+    attn = {"kind": "MHA", "heads": 2, "head_dim": 8}
+    block = {"attn": attn, "ffn": {"kind": "dense", "hidden": 24}}
+    plain = Blueprint.model_validate({"emb": {"dim": 16, "vocab": 50}, "blocks": [block, block]})
+    files = model_files(plain, initial_state(plain, 0))
+    assert json.loads(files["config.json"])["model_type"] == "llama"
+    assert "modeling_morphogen.py" not in files
+    one = {**block, "attn": {**attn, **changes}}
+    odd = Blueprint.model_validate({"emb": {"dim": 16, "vocab": 50}, "blocks": [block, one]})
+    assert json.loads(model_files(odd, initial_state(odd, 0))["config.json"])["model_type"] == "morphogen"
+
+
+def test_norms_that_grew_are_not_given_out_as_one_eps() -> None:
+    block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}, "ffn": {"kind": "dense", "hidden": 24}}
+    plain = Blueprint.model_validate({"emb": {"dim": 16, "vocab": 50}, "blocks": [block]})
+    state = initial_state(plain, 0)
+    state["blocks.0.attn.norm.eps"] = torch.tensor(5e-6)
+    assert json.loads(model_files(plain, state)["config.json"])["model_type"] == "morphogen"
+
+
+def test_tokenizers_go_along(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["a few words, größer and smaller", "12 more words"] * 20
+    bpe = train_bpe(texts, 300)
+    (tmp_path / "their").mkdir()
+    write_tokenizer(tmp_path / "their")
+    (tmp_path / "bpe.json").write_text(bpe.to_json())
+    for i, called in enumerate([str(tmp_path / "their"), str(tmp_path / "bpe.json")]):
+        tokenizer = named(called)
+        blueprint = Blueprint.model_validate(HYBRID).model_copy(update={"emb": EMB})
+        path = checkpoint(tmp_path, blueprint, tokenizer, called)
+        export_model(str(path), tmp_path / f"out{i}")
+        theirs = AutoTokenizer.from_pretrained(tmp_path / f"out{i}")
+        for text in texts[:2]:
+            assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode_batch([text])[0].tolist()
+        assert theirs.eos_token_id == tokenizer.eot
+
+
+EMB = Blueprint.model_validate(HYBRID).emb.model_copy(update={"vocab": 400})
+
+
+def test_what_cannot_be_exported_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    blueprint = Blueprint.model_validate(HYBRID)
+    path = checkpoint(tmp_path, blueprint, ByteTokenizer(), "bytes")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out: is there already; --force"):
+        export_model(str(path), out)
+    assert (out / "mine.txt").read_text() == "mine"
+    with pytest.raises(InputError, match=r"nowhere.safetensors: no such checkpoint"):
+        export_model(str(tmp_path / "nowhere.safetensors"), tmp_path / "new")
+    write_tokenizer(tmp_path / "their")
+    with pytest.raises(InputError, match=r"were trained with the tokenizer 'bytes'"):
+        export_model(str(path), tmp_path / "new", tokenizer=str(tmp_path / "their"))
+    assert not (tmp_path / "new").exists()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["it.safetensors", "out", "their"]
+    export_model(str(path), out, force=True)
+    assert not (out / "mine.txt").exists()
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(blueprint=blueprints())
+def test_random_blueprints_go_out_with_equal_logits_and_256_equal_tokens(blueprint: Blueprint) -> None:
+    import tempfile
+
+    state = stirred(blueprint, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as name:
+        written(Path(name), blueprint, state)
+        assert_same(loaded(Path(name)), blueprint, state, blueprint.context().vocab, 256)

@@ -1,0 +1,133 @@
+"""Models of other frameworks come in with equal logits, or are refused with one message."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import MODELS, ids, saved, write_tokenizer
+
+from morphogen.errors import InputError
+from morphogen.fusion.importing import Weights, import_model, imported
+from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.network import Cache, assemble
+from morphogen.reading import read_experiment
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_imported_model_gives_its_logits(name: str, tmp_path: Path) -> None:
+    theirs = saved(name, tmp_path)
+    blueprint, state = imported(str(tmp_path))
+    ours = assemble(blueprint, state).eval()
+    cache: Cache = {}
+    with torch.no_grad():
+        wanted = theirs(ids()).logits
+        assert float((ours(ids()) - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+        chunks = [ours.extend(piece, cache) for piece in torch.split(ids(), [11, 1, 12], 1)]
+    assert float((torch.cat(chunks, 1) - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+def test_shards_are_read_and_only_what_is_asked_for(tmp_path: Path) -> None:
+    theirs = saved("llama", tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    weights = Weights(tmp_path)
+    assert weights["model.norm.weight"].shape == (32,)
+    assert weights.bytes_read == 32 * 4
+    blueprint, state = imported(str(tmp_path))
+    with torch.no_grad():
+        assert torch.allclose(assemble(blueprint, state)(ids()), theirs(ids()).logits, atol=1e-5)
+
+
+def test_half_precision_comes_in_as_it_is(tmp_path: Path) -> None:
+    theirs = saved("qwen3", tmp_path).bfloat16()
+    theirs.save_pretrained(tmp_path)
+    _, state = imported(str(tmp_path))
+    assert torch.equal(state["norm.weight"], theirs.model.norm.weight.float())
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def changed(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model_type": "lama"}, "architecture: got 'lama', .*did you mean 'llama'"),
+        ({"model_type": None}, "has no model_type"),
+        ({"model_type": "olmo2"}, "'olmo2' cannot be said by a blueprint: its norms stand after"),
+        ({"hidden_act": "tanhshrink"}, "hidden_act: got 'tanhshrink'"),
+        ({"logit_scale": 0.5}, "logit_scale is 0.5, which cannot be honoured"),
+        ({"pretraining_tp": 2}, "pretraining_tp is 2"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "rope_type.*got 'dynamic'",
+        ),
+        ({"num_attention_heads": 3, "head_dim": 8}, "config.json"),
+        ({"num_hidden_layers": 0}, "blocks cannot be"),
+        ({"num_hidden_layers": 3}, "lacks 9 tensors .* model.layers.2"),
+        ({"num_hidden_layers": 1}, "has 9 tensors that no blueprint has, the first of them model.layers.1"),
+        ({"intermediate_size": 40}, r"has shape \(44, 32\), expected \(40, 32\)"),
+        ({"vocab_size": 299}, r"embed_tokens.weight has shape \(300, 32\)"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    changed(tmp_path, **fields)
+    with pytest.raises(InputError, match=said) as raised:
+        imported(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_and_pickled_weights_are_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"not a whole safetensors file"):
+        imported(str(tmp_path))
+    shard.unlink()
+    with pytest.raises(InputError, match=r"no such file, but .*index.json names it"):
+        imported(str(tmp_path))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../x.safetensors"}}))
+    with pytest.raises(InputError, match=r"expected one of the same folder"):
+        imported(str(tmp_path))
+    for path in (index, *tmp_path.glob("*.safetensors")):
+        path.unlink()
+    with pytest.raises(InputError, match=r"has no weights"):
+        imported(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(InputError, match=r"only as pickle \(pytorch_model.bin\)"):
+        imported(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json: not JSON"):
+        imported(str(tmp_path))
+    with pytest.raises(InputError, match=r"no such folder"):
+        imported(str(tmp_path / "elsewhere"))
+
+
+def test_an_import_writes_an_experiment_that_begins_with_the_weights(tmp_path: Path) -> None:
+    folder, out = tmp_path / "gpt2", tmp_path / "root.yaml"
+    theirs = saved("gpt2", folder)
+    with pytest.raises(InputError, match=r"has no tokenizer"):
+        import_model(str(folder), out)
+    write_tokenizer(folder)
+    found = import_model(str(folder), out)
+    assert "resid_pdrop" in found.notes[0]
+    experiment = read_experiment(str(out))
+    assert experiment.data.tokenizer == str(folder)
+    assert experiment.data.seq_len == experiment.model.emb.positions == 64
+    state, blueprint, metadata = load_checkpoint(tmp_path / "root.safetensors")
+    assert blueprint == experiment.model
+    assert metadata["tokenizer"]
+    with torch.no_grad():
+        assert torch.allclose(assemble(blueprint, state).eval()(ids()), theirs(ids()).logits, atol=1e-5)
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r"root.yaml: is there already; --force"):
+        import_model(str(folder), out)
+    import_model(str(folder), out, force=True)
+    assert out.read_bytes() == before
