@@ -357,3 +357,28 @@ def test_what_keeps_a_model_from_forgetting_goes_on_too(config: Path, tmp_path: 
     trained(anchored, tmp_path / "parts", 3)
     trained(anchored, tmp_path / "parts", 8, resume=True)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_what_was_rehearsed_from_is_rehearsed_from_in_the_next_training_too(config: Path, tmp_path: Path) -> None:
+    def kept(folder: Path) -> tuple[set[tuple[int, ...]], int]:
+        saved = snapshots.read(snapshots.found(folder)[0][1]).saved.part("growing").part("anchoring")
+        return {tuple(row) for row in saved.tensors["rows"].tolist()}, saved.plain["seen"]
+
+    anchored, other = tmp_path / "anchored.yaml", write_corpus(tmp_path / "other", 30)
+    anchored.write_text(config.read_text().replace("train: {", "train: {anchoring: {rehearsal: {share: 0.5}}, "))
+    trained(anchored, tmp_path / "first", 4)
+    first, seen = kept(tmp_path / "first")
+    for name in ("model.safetensors", "checkpoints/step-00000004.safetensors"):
+        out = tmp_path / name.replace("/", "-")
+        trained(tmp_path / "first" / name, out, 3, asked=Asked(data=str(other)))
+        then, seen_then = kept(out)
+        assert first < then
+        assert seen_then > seen
+
+
+def test_it_is_told_where_there_is_nothing_to_rehearse_from(config: Path, whole: Path, tmp_path: Path) -> None:
+    anchored, told = tmp_path / "anchored.yaml", list[News]()
+    anchors = f"train: {{init_checkpoint: {whole / 'model.safetensors'}, anchoring: {{rehearsal: {{share: 0.5}}}}, "
+    anchored.write_text(config.read_text().replace("train: {", anchors))
+    trained(anchored, tmp_path / "out", 2, observer=told.append)
+    assert any("nothing is kept" in news.text for news in told if isinstance(news, Noted))

@@ -4,7 +4,7 @@ B sequences, T1 tokens of a sequence: one more than there are targets.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,29 @@ from morphogen.training.trainer import Batches, Trainer
 #: Said where `freeze_expand_tune` has nothing to do.
 NOTHING_NEW = "freeze_expand_tune: nothing is new, so that nothing is frozen"
 NOTHING_OLD = "freeze_expand_tune: nothing is old, so that nothing is frozen"
+#: Said where `rehearsal` knows nothing of what lies behind.
+NOTHING_KEPT = "rehearsal: nothing is kept of the text behind these weights; what is trained on from here is rehearsed"
+
+
+class Past(Protocol):
+    """The sequences that lie behind some weights, as far as anybody can tell. sequences: how many."""
+
+    sequences: int
+
+    def rows(self, count: int, seed: int) -> list[Ids]:
+        """At most so many of them, each as likely as another."""
+
+
+class Remembered:
+    """Those that an earlier training kept to rehearse from (`Anchoring.state`)."""
+
+    def __init__(self, saved: Saved) -> None:
+        self._rows: list[Ids] = list(saved.tensors["rows"].numpy()) if "rows" in saved.tensors else []
+        self.sequences: int = saved.plain["seen"]
+
+    def rows(self, count: int, seed: int) -> list[Ids]:
+        """As `Past`: what it kept is a uniform sample already, and of that any part."""
+        return self._rows[:count]
 
 
 class Earlier:
@@ -82,7 +105,7 @@ class Anchoring:
 
     # --------------------------------------------------------------------------------------- what lies behind
 
-    def begin(self, earlier: Earlier | None, *, new: Mapping[str, Tensor]) -> str:
+    def begin(self, earlier: Past | None, *, new: Mapping[str, Tensor]) -> str:
         """Before the first step of weights that were trained before; why nothing is frozen, in words, if so.
 
         earlier: on what, where anybody can tell. new: where the entries of a parameter are new.
@@ -92,9 +115,15 @@ class Anchoring:
             self._sample()
         elif rehearsal is not None and earlier is not None:
             buffer = rehearsal.buffer
-            buffer.offer(earlier.rows(buffer.capacity, self.seed), _rng(self.seed))
+            rows = earlier.rows(buffer.capacity, self.seed)
+            buffer.offer((row for row in rows if len(row) == self.seq_len + 1), _rng(self.seed))
             buffer.seen = max(buffer.seen, earlier.sequences)
         return self._freeze(new)
+
+    @property
+    def unfilled(self) -> bool:
+        """Whether it rehearses from data, and has none yet."""
+        return self.rehearsal is not None and self.rehearsal.takes_in and not self.rehearsal.buffer.rows
 
     def grown(self, moments: Moments, carry: Callable[[StateDict], StateDict]) -> str:
         """After the trainer's model has grown; why nothing is frozen, in words, if so.

@@ -5,7 +5,7 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import GrowthEvent, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData
-from morphogen.errors import DivergedError, RunError
+from morphogen.errors import DivergedError, InputError, RunError
 from morphogen.experiment import Experiment, Train
 from morphogen.growth import log
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint
@@ -25,7 +25,7 @@ from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble
 from morphogen.store.files import canonical_json
 from morphogen.training import snapshots
-from morphogen.training.anchored import Anchoring
+from morphogen.training.anchored import NOTHING_KEPT, Anchoring, Remembered
 from morphogen.training.device import out_of_memory
 from morphogen.training.growing import Behind, Growing
 from morphogen.training.interrupts import Interrupt, heard
@@ -157,21 +157,40 @@ class LongRun:
             self._restore_trainer(trainer, start)
         noted = start.saved.part("journal").plain if isinstance(start, Snapshot) else None
         self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
-        anchors = origin.experiment.train.anchoring
-        anchoring = Anchoring.of(anchors, trainer, prepared, self._seed("anchoring"))
-        if anchoring is not None and origin.begun.lineage and not isinstance(start, Snapshot):
-            anchoring.begin(None, new={})  # on which text those weights were trained nobody can tell
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
             seed=self._seed("growth"),
             behind=Behind(self.first_step, origin.begun.lineage, origin.memory),
-            anchoring=anchoring,
+            anchoring=self._anchored(trainer, begins=not isinstance(start, Snapshot)),
             on_event=self._grew,
         )
         if isinstance(start, Snapshot):
             self.growing.restore(start.saved.part("growing"))
         self._size = self._measured_size()
+
+    def _anchored(self, trainer: Trainer, *, begins: bool) -> Anchoring | None:
+        """What keeps it from forgetting, told of what lies behind the weights where it begins with those of others."""
+        anchoring = Anchoring.of(
+            self.origin.experiment.train.anchoring, trainer, self.prepared, self._seed("anchoring")
+        )
+        if anchoring is not None and begins and self.origin.begun.lineage:
+            said = anchoring.begin(self._remembered(), new={})
+            for line in (said, NOTHING_KEPT if anchoring.unfilled else ""):
+                if line:
+                    self.observer(Noted(line))
+        return anchoring
+
+    def _remembered(self) -> Remembered | None:
+        """What the training whose weights this one begins with kept to rehearse from; None where it kept nothing."""
+        weights = Path(self.origin.experiment.train.init_checkpoint or "")
+        kept = [weights, *(path for _, path in snapshots.found(weights.parent))]
+        for path in kept:
+            with suppress(InputError):
+                saved = snapshots.read(path).saved
+                if "anchoring" in saved.plain.get("growing", {}):
+                    return Remembered(saved.part("growing").part("anchoring"))
+        return None
 
     def _seed(self, purpose: str) -> int:
         seed = self.origin.experiment.train.seed
