@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "cost": {"experiment", "network", "blueprint", "parts"},
     "inherit": ARCHITECTURE | {"store"},
     "variation": ARCHITECTURE | {"inherit"},
-    "growth": ARCHITECTURE | {"inherit", "variation"},
+    "growth": ARCHITECTURE | {"inherit", "variation", "knobs", "sections"},
     "data": {"experiment", "sections", "store"},
     "metrics": ARCHITECTURE | {"data"},
     "training": ARCHITECTURE | {"data", "metrics", "inherit", "growth", "store"},

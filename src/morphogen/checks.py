@@ -6,7 +6,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
-from morphogen.foresight import foreseen, nominal
+from morphogen.foresight import foreseen, late_growth, nominal
 from morphogen.knobs import Remark
 from morphogen.reading import dotted, is_templates, placed, read_experiment, said_of
 from morphogen.search.availability import check_figures
@@ -73,7 +73,7 @@ def examined(experiment: Experiment) -> tuple[Blueprint, bool, list[Remark]]:
     """The blueprint of a located experiment with its vocabulary as large as the file says, whether that is known, and
     what is odd. InputError, with a line each, for all that can be known to be wrong before any text is read."""
     model, known = nominal(experiment)
-    remarks = list(foreseen(experiment, model, whole=known))
+    remarks = [*foreseen(experiment, model, whole=known), *late_growth(experiment)]
     refused = [remark for remark in remarks if remark.refused]
     wrong = [f"{dotted(remark.loc)}: {remark.said}" for remark in refused]
     try:

@@ -17,8 +17,9 @@ from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError
 from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
+from morphogen.growth.rules import growth_remarks, late
 from morphogen.knobs import Remark, knobs
-from morphogen.search.rungs import composed, rejection, stages
+from morphogen.search.rungs import composed, promotion, rejection, stages
 from morphogen.store.ordinary import open_ordinary
 
 #: Bytes to train one candidate with that no machine has.
@@ -70,6 +71,7 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     """All that can be known of a located experiment, the worst first. model: its blueprint, the vocabulary filled in;
     whole: whether to that size, or to less."""
     yield from knobs(experiment)
+    yield from growth_remarks(model, experiment.data.seq_len, begun=experiment.train.init_checkpoint is not None)
     yield from _missing(experiment)
     yield from _budgets(experiment)
     step = Step.of(experiment.train, experiment.data)
@@ -81,6 +83,18 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     if told and (said := rejection(found, evolution, gated=evolution.structural_gates == "reject")):
         field = "rung0_thresholds" if evolution.rung0_thresholds else "structural_gates"
         yield Remark(("evolution", field), f"the root is rejected by rung 0: {said}", True)
+
+
+def late_growth(experiment: Experiment) -> Iterator[Remark]:
+    """Growth rules that wait for more steps or tokens than the longest lineage of a search can have."""
+    train, evolution = experiment.train, experiment.evolution
+    if train.init_checkpoint is not None:  # behind which nobody knows what lies
+        return
+    extra = promotion(evolution).budget_tokens if evolution.promotion_prob > 0.0 else 0
+    own = min(train.max_tokens, sum(stage.budget_tokens for stage in stages(evolution)) + extra)
+    trainings = evolution.generations + 1 if evolution.weight_inheritance == "parent" else 1
+    most = trainings * own + evolution.anneal_tokens + experiment.data.healing_tokens
+    yield from late(experiment.model, most // experiment.tokens_per_step, most)
 
 
 # ---------------------------------------------------------------------------------------------- what is not there

@@ -294,11 +294,11 @@ def test_what_a_candidate_grew_into_and_when_stands_in_both_files() -> None:
         edit=WIDEN,
     )
     grown = Report(id="seed-0-a", status=Status.TRAINED, blueprint={"name": "wider"}, growth=(event,))
-    reports = {**REPORTS, grown.id: grown}
+    reports = {grown.id: grown, "widen_ffn-1-b": REPORTS["widen_ffn-1-b"]}
     entry = build_frontier("run", {}, 0.0, CANDIDATES, reports, [grown.id]).candidates[0]
     assert (entry.blueprint, entry.growth) == ({"name": "wider"}, (event,))
     lineage = build_lineage("run", CANDIDATES, reports, [grown.id])
     assert Lineage.model_validate_json(lineage.model_dump_json()).records()[1][grown.id].growth == (event,)
     assert Report.model_validate_json(grown.model_dump_json()) == grown
-    silent = [REPORTS["widen_ffn-1-b"].model_dump(), lineage.model_dump()["nodes"][1]]
+    silent = [REPORTS["widen_ffn-1-b"].model_dump(), lineage.model_dump(mode="json")["nodes"][1]]
     assert not any("growth" in record for record in silent)

@@ -40,7 +40,8 @@ class Inherited:
     """Weights, the report of how they came about, and the optimizer's moments where these were asked for.
 
     begun: tokens behind the checkpoint that the lineage began with, from outside of the run. new: where the entries of
-    a parameter are new ones, of those that are not carried whole.
+    a parameter are new ones, of those that are not carried whole. memory: what the rules of growth of the first parent
+    remember.
     """
 
     state: StateDict
@@ -48,6 +49,7 @@ class Inherited:
     moments: Moments | None = None
     begun: Tokens = NO_TOKENS
     new: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: str = ""
 
 
 def inherit(
@@ -132,12 +134,13 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: st
         fresh = sum(tensor.numel() for tensor in state.values())
         return Inherited(state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",)))
     loaded = []
-    begun = NO_TOKENS
+    begun, memory = NO_TOKENS, ""
     for which, parent in enumerate(job.parents):
         path = Path(job.run_dir) / parent.checkpoint
         state, blueprint, metadata = load_checkpoint(path)
         provenance = Provenance.from_metadata(metadata, path)
         check_tokenizers([tokenizer, provenance.tokenizer], ["this run", str(path)])
+        memory = memory if which else provenance.growth
         begun = max(begun, provenance.begun, key=lambda tokens: tokens.lineage)
         if blueprint != Blueprint.model_validate(parent.blueprint):
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
@@ -148,7 +151,7 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: st
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     carried = Moments.carried(spliced)
-    return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh)
+    return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh, memory)
 
 
 def splice_edits(

@@ -23,7 +23,8 @@ class Provenance:
 
     tokenizer: the digest of its definition; None where the checkpoint does not say. name: what the experiment called
     it. vocabulary: packed, see `data.vocabulary`. tokens: behind these weights. begun: those of them that were behind
-    the checkpoint from which the lineage began, counted in its own tokens.
+    the checkpoint from which the lineage began, counted in its own tokens. growth: what its rules of growth
+    remember, as JSON; empty without rules.
     """
 
     tokenizer: str | None = None
@@ -31,6 +32,7 @@ class Provenance:
     vocabulary: str = ""
     tokens: Tokens = NO_TOKENS
     begun: Tokens = NO_TOKENS
+    growth: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """Text by name, as safetensors keeps it."""
@@ -40,6 +42,7 @@ class Provenance:
             "vocabulary": self.vocabulary,
             "tokens": self.tokens.model_dump_json(),
             "begun": self.begun.model_dump_json(),
+            **({"growth_memory": self.growth} if self.growth else {}),
         }
 
     @classmethod
@@ -58,6 +61,7 @@ class Provenance:
             metadata.get("vocabulary", ""),
             tokens,
             begun,
+            metadata.get("growth_memory", ""),
         )
 
 

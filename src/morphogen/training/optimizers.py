@@ -253,6 +253,22 @@ def decays(spec: Spec) -> bool:
     return len(spec.shape) >= 2 and not any("vocab" in factors for factors in flat(spec.axes))
 
 
+def moments_kept(train: Train) -> Callable[[Spec], int]:
+    """How many numbers the optimizer keeps for every entry of a parameter."""
+
+    def kept(spec: Spec) -> int:
+        if train.optimizer.name == "adamw" or (train.optimizer.name == "muon" and not _for_muon(spec)):
+            return 2
+        return 1
+
+    return kept
+
+
+def _for_muon(spec: Spec) -> bool:
+    """Whether Muon updates a parameter rather than AdamW."""
+    return decays(spec) and len(spec.shape) == 2
+
+
 def split_parameters(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Every trainable parameter exactly once: (decayed, not decayed), told apart by the parts' specs."""
     table = specs(model.blueprint)

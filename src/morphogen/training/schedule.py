@@ -1,7 +1,7 @@
 """The learning rate over the steps of a training, as a share of its highest. The trainer asks it at every step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from morphogen.experiment import Train
@@ -35,6 +35,11 @@ class Schedule:
         warmup = 0 if begun else min(train.warmup, steps // 2)
         decay = math.ceil(train.decay_share * steps) if train.schedule == "wsd" else 0
         return cls(steps, warmup, train.schedule, min(decay, steps - warmup))
+
+    def until(self, steps: int) -> Self:
+        """The same shape over another number of steps: a decay has its share of them, the warm-up stays as it is."""
+        decay = math.ceil(self.decay * steps / self.steps) if self.steps else 0
+        return replace(self, steps=steps, decay=min(decay, max(0, steps - self.warmup)))
 
     def scale(self, step: int) -> float:
         """The share at a step, the first of which is 0."""

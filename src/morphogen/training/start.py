@@ -91,4 +91,5 @@ def _own_weights(job: Job, before: Report, *, with_moments: bool) -> Inherited:
     path = Path(job.run_dir) / before.checkpoint
     state, blueprint, metadata = load_checkpoint(path)
     moments = Moments(of=load_moments(path, blueprint), fresh={}) if with_moments else None
-    return Inherited(state, before.inheritance, moments, Provenance.from_metadata(metadata, path).begun)
+    provenance = Provenance.from_metadata(metadata, path)
+    return Inherited(state, before.inheritance, moments, provenance.begun, memory=provenance.growth)

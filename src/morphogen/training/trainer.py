@@ -45,7 +45,8 @@ class Trainer:
     noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
     moments: optimizer state to go on from; then only what is new warms up. loss: what a step descends on; None is
     the `usual_loss`. The losses told and guarded are those of the text, whatever it is. earlier_steps: behind the
-    weights that it begins with, which decides how far back their average reaches.
+    weights that it begins with, which decides how far back their average reaches. on_record: shown what the branches
+    recorded of each step.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Trainer:
         self.trace = Trace()
         self.step = 0
         self.model, self.updater = self._taken(model, moments, self.warmup)
+        self.on_record: Callable[[Record], None] | None = None
         self._figures: tuple[str, ...] = ()
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
@@ -218,6 +220,8 @@ class Trainer:
             passed = [self._backward(part_BT1, len(part_BT1) / len(ids_BT1), record) for part_BT1 in parts]
         nats_B = torch.cat([nats_B for nats_B, _, _ in passed])
         sampled, balance = (torch.stack([one[place] for one in passed]).mean() for place in (1, 2))
+        if self.on_record is not None:
+            self.on_record(record)
         self.updater.hold_gradients()
         norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
         held = self.updater.frozen

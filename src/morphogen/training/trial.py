@@ -44,7 +44,7 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     report = _attempt(job, progress, prepared, keep=not job.repeat)
     if report.status is not Status.TRAINED:
         return report
-    if not job.with_twin:
+    if not job.with_twin and (job.twin is None or report.blueprint is None):
         return report.replace(twin=job.twin)
     return _with_twin(job, report, _attempt(twin_job(job, report), progress, prepared, keep=False))
 
@@ -153,7 +153,10 @@ class Trial:
             trainer,
             held_BT1=self.mixture.held(),
             seed=assignment.seed("growth"),
-            behind=Behind(behind // per_step, behind),
+            behind=Behind(behind // per_step, behind, start.memory),
+            own_steps=assignment.before.tokens.own // per_step,
+            budget=assignment.experiment.evolution.budget,
+            most_steps=(assignment.experiment.train.max_tokens - assignment.before.tokens.own) // per_step,
             anchoring=anchoring,
         )
         self.rung = -1
@@ -215,16 +218,17 @@ class Trial:
         )
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
-        """Up to `until_step`: healing text first where it is due, then the mixture."""
+        """Up to `until_step`, as planned before growth: healing text first where it is due, on which nothing grows,
+        then the mixture."""
         growing, trainer = self.growing, self.trainer
         healing, mixture = self.healing_steps, self.mixture
         stop = None
         if trainer.step < healing:
             begins = self.assignment.first_step
-            stop = growing.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
+            stop = trainer.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
             if trainer.step == healing:
                 trainer.guards.new_text()
-        if stop is None and trainer.step < until_step:
+        if stop is None and trainer.step < growing.ending(until_step):
             first = self.assignment.first_step + self.assignment.before.steps - healing
             stop = growing.run(lambda step: mixture.batch(first + step), until_step, progress)
         if stop is StopReason.NOT_FINITE:
@@ -241,7 +245,7 @@ class Trial:
         if self.assignment.experiment.evolution.keeps_moments:  # first: where there are weights, there are moments
             save_moments(Path(job.run_dir) / where, self.trainer.updater.moments())
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
-        behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun)
+        behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory())
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
         state = self.trainer.model.state_dict()
         save_checkpoint(Path(job.run_dir) / where, state, self.blueprint, extra, self.trainer.averages)
@@ -300,7 +304,11 @@ class Trial:
 
     def _share(self, tokens: Tokens) -> dict[str, float]:
         """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""
-        budget = self.assignment.job.budget_tokens
+        budget, grown = self.assignment.job.budget_tokens, len(self.growing.segments) > 1
+        if budget and grown and self.growing.budget == "flops":
+            each = cost.train_flops(self.assignment.blueprint, self.assignment.prepared.seq_len, 1)
+            spent = accounts.flops(self.assignment, self.growing.segments, self.trainer.step, 0)
+            return {"budget_share": spent / (budget * each)}
         return {"budget_share": tokens.own / budget} if budget else {}
 
 

@@ -4,9 +4,15 @@ Weights that were trained for another blueprint judge an edit wrongly where it d
 better from scratch can be worse inherited. A twin is the candidate as though it were the root: it reads the text that
 the root began with, in the same order, and every tensor that both have (gene, name and shape) begins with the same
 weights, so that it is compared with the root and all other twins in pairs. The root is its own twin.
+
+A candidate that grew has the twin of what it grew into, which does not grow: it judges an architecture.
 """
 
+import math
+
+from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, Stage
+from morphogen.cost import train_flops
 
 #: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
 ALONE = {
@@ -24,15 +30,35 @@ def twin_job(job: Job, report: Report) -> Job:
     experiment["train"] = {**experiment["train"], "init_checkpoint": None, "ppl_stop_threshold": None}
     experiment["train"] |= {"init_tokenizer": "same"}
     experiment["evolution"] = {**experiment["evolution"], **ALONE}
-    earlier = job.before.tokens.own if job.before is not None else 0
-    budget_tokens = earlier + sum(stage.budget_tokens for stage in job.stages)
+    trained = job.candidate.as_trained(report)
     return job.replace(
         with_twin=False,
         experiment=experiment,
-        candidate=job.candidate.as_trained(report).replace(index=0, generation=0, parents=(), edits=()),
+        candidate=trained.replace(
+            index=0,
+            generation=0,
+            parents=(),
+            edits=(),
+            blueprint={name: value for name, value in trained.blueprint.items() if name != "growth"},
+        ),
         parents=(),
         ancestors=(),
         before=None,
         first_token=0,
-        stages=(Stage(rung=job.stages[-1].rung, budget_tokens=budget_tokens),),
+        stages=(Stage(rung=job.stages[-1].rung, budget_tokens=_tokens(job, report)),),
     )
+
+
+def _tokens(job: Job, report: Report) -> int:
+    """Those that the candidate has for itself; under `budget: flops`, where it grew, as many as cost what it costs."""
+    planned = sum(stage.budget_tokens for stage in job.stages)
+    if job.experiment["evolution"]["budget"] == "tokens" or not report.growth:
+        return planned + (job.before.tokens.own if job.before is not None else 0)
+    seq_len, before = job.experiment["data"]["seq_len"], job.before
+    grown = Blueprint.model_validate(job.candidate.as_trained(report).blueprint)
+    begun = Blueprint.model_validate(job.candidate.as_trained(before).blueprint)
+    if begun.emb.vocab is None:
+        begun = begun.with_vocab(grown.context().vocab)
+    each, grown_each = (train_flops(blueprint, seq_len, 1) for blueprint in (begun, grown))
+    spent = 0.0 if before is None else before.flops
+    return math.floor((spent + planned * each) / grown_each)
