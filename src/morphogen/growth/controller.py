@@ -225,7 +225,11 @@ class Controller:
         """All that it remembers, as strict JSON, of the architecture as it is now."""
         return {
             "of": _identity(blueprint),
-            "rules": {id: [one.times, one.since.steps, one.since.tokens] for id, one in self.standings.items()},
+            "rules": {
+                rule.id: [one.times, one.since.steps, one.since.tokens, rule.when.model_dump(mode="json")]
+                for rule in self.rules
+                for one in [self.standings[rule.id]]
+            },
             "last": self.last,
             "growths": self.growths,
             "losses": list(self.losses),
@@ -235,10 +239,13 @@ class Controller:
         }
 
     def _remember(self, memory: Mapping[str, Any]) -> None:
-        """How the rules stand that an ancestor had too."""
-        for id, (times, steps, tokens) in memory["rules"].items():
-            if id in self.standings:
-                self.standings[id] = Standing(times, Since(steps, tokens))
+        """How the rules stand that an ancestor had too; what was passed before a trigger was as it is, is past."""
+        for rule in self.rules:
+            if rule.id in memory["rules"]:
+                times, steps, tokens, when = memory["rules"][rule.id]
+                same = when == rule.when.model_dump(mode="json")
+                since = Since(steps, tokens) if same else self.standings[rule.id].since
+                self.standings[rule.id] = Standing(times, since)
         self.last, self.growths = memory["last"], memory["growths"]
 
     def _go_on(self, blueprint: Blueprint, memory: Mapping[str, Any]) -> None:
