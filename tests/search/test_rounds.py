@@ -106,11 +106,11 @@ def test_a_job_of_a_later_round_goes_on_from_the_last_report():
     [
         ASHA,
         PROMOTION,
-        {**ASHA, "promotion_prob": 1.0},
+        pytest.param({**ASHA, "promotion_prob": 1.0}, marks=pytest.mark.slow),
         {"structural_elite_k": 2, "survival": "nsga3", "parent_selection": "tournament"},
-        {"parent_selection": "map_elites", "archive_max_elites": 5},
-        {"survival": "ageing", "parent_selection": "downsampled_lexicase"},
-        {"baseline": "random"},
+        pytest.param({"parent_selection": "map_elites", "archive_max_elites": 5}, marks=pytest.mark.slow),
+        pytest.param({"survival": "ageing", "parent_selection": "downsampled_lexicase"}, marks=pytest.mark.slow),
+        pytest.param({"baseline": "random"}, marks=pytest.mark.slow),
         {"objectives": {"bpb": "min", "novelty": "max"}, "constraints": {"params": {"max": 9000.0}}},
     ],
 )

@@ -147,7 +147,15 @@ def test_a_share_of_places_is_not_screened():
     assert any(event.predicted.keys() == {*event.screened} != set() for event in none)
 
 
-@pytest.mark.parametrize("values", [[0.0], [0.0, 1e308, -1e308], [5e-324, 1.0, 1e300], [1.0, 1.0, 1.0, 1.0, 7.0]])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, 1e308, -1e308],
+        pytest.param([0.0], marks=pytest.mark.slow),
+        pytest.param([5e-324, 1.0, 1e300], marks=pytest.mark.slow),
+        pytest.param([1.0, 1.0, 1.0, 1.0, 7.0], marks=pytest.mark.slow),
+    ],
+)
 def test_no_value_that_a_figure_may_take_ends_a_screened_search(values):
     def evaluate(candidate):
         return measure(candidate, bpb=values[candidate.index % len(values)], long_recall=0.0)

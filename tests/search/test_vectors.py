@@ -65,7 +65,9 @@ def evolved(generations, **settings):
     return search, [[search.reports[id].metrics[f] for f in objectives] for id in search.survivors]
 
 
-@pytest.mark.parametrize("survival", ["rank_crowding", "nsga3", "smsemoa"])
+@pytest.mark.parametrize(
+    "survival", ["rank_crowding", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga3", "smsemoa"))]
+)
 def test_the_known_front_of_zdt1_is_found(survival):
     search, values = evolved(60, parent_selection="tournament", crossover_prob=0.9, survival=survival)
     front = get_problem("zdt1").pareto_front(n_pareto_points=1000)
