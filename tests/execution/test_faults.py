@@ -46,9 +46,18 @@ def nothing_failed(folder):
     return statuses
 
 
-@pytest.mark.parametrize("execution", [IN_PROCESS, Execution(workers=2)], ids=["in process", "pool"])
+IN_POOL = Execution(workers=2)
+BROKEN, MINE = BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("mine")
+
+
 @pytest.mark.parametrize(
-    "error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("mine")], ids=["os", "value"]
+    ("error", "execution"),
+    [
+        pytest.param(BROKEN, IN_PROCESS, id="os in process"),
+        pytest.param(MINE, IN_POOL, id="value in a pool"),
+        pytest.param(MINE, IN_PROCESS, id="value in process", marks=pytest.mark.slow),
+        pytest.param(BROKEN, IN_POOL, id="os in a pool", marks=pytest.mark.slow),
+    ],
 )
 def test_an_observer_s_error_is_raised_as_it_is_and_leaves_a_run_that_goes_on(
     error, execution, experiment, whole, tmp_path
@@ -77,7 +86,7 @@ def after_a_generation(number, act):
     return watch
 
 
-@pytest.mark.parametrize("execution", [IN_PROCESS, Execution(workers=2)], ids=["in process", "pool"])
+@pytest.mark.parametrize("execution", [IN_PROCESS, pytest.param(IN_POOL, id="pool", marks=pytest.mark.slow)])
 def test_a_cache_that_is_deleted_in_mid_run_ends_it_and_is_made_again(
     execution, experiment, whole, tmp_path, monkeypatch
 ):

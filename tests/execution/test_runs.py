@@ -43,7 +43,7 @@ def pool(experiment):
         pool.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_pool_gives_the_same_lineage_as_one_process(workers, experiment, whole, tmp_path):
     heard = []
     evolve(experiment, tmp_path / "run", execution=Execution(workers=workers), observer=heard.append)
