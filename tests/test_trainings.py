@@ -272,6 +272,20 @@ def test_sources_that_are_none_are_told(cli: Cli, config: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_rules_that_cannot_be_meant_are_told_with_their_line(cli: Cli, tmp_path: Path) -> None:
+    out = ("--steps", 2, "--output-dir", tmp_path / "out")
+    for when, do, said in (
+        ("step, at: 9", "widen", ".when: never fires: it waits for 9 steps, but there are 2 in all"),
+        ("step, at: 1", "merge_experts", ".do: merge_experts has nothing to act on: there is no mixture"),
+    ):
+        rule = f"  growth: [{{when: {{trigger: {when}}}, do: {{action: {do}}}}}]\n  blocks:"
+        config = write_config(tmp_path, **{"  blocks:": rule})
+        told = refused(cli, config, *out)
+        assert f"{config}:4:" in told
+        assert f"model.growth[0]{said}" in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_one_process_trains_in_a_folder(config: Path, tmp_path: Path) -> None:
     def again(news: News) -> None:
         if isinstance(news, Stepped) and news.step.step == 2:

@@ -20,6 +20,7 @@ from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
 from morphogen.growth.rules import growth_remarks, late
 from morphogen.knobs import Remark, knobs
 from morphogen.search.rungs import composed, promotion, rejection, stages
+from morphogen.sections.values import changed
 from morphogen.store.ordinary import open_ordinary
 
 #: Bytes to train one candidate with that no machine has.
@@ -86,7 +87,8 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
 
 
 def late_growth(experiment: Experiment) -> Iterator[Remark]:
-    """Growth rules that wait for more steps or tokens than the longest lineage of a search can have."""
+    """Growth rules that wait for more steps or tokens than the longest lineage of a search can have; refused where the
+    file says how to search, as it is not for `morphogen train` alone then."""
     train, evolution = experiment.train, experiment.evolution
     if train.init_checkpoint is not None:  # behind which nobody knows what lies
         return
@@ -94,7 +96,9 @@ def late_growth(experiment: Experiment) -> Iterator[Remark]:
     own = min(train.max_tokens, sum(stage.budget_tokens for stage in stages(evolution)) + extra)
     trainings = evolution.generations + 1 if evolution.weight_inheritance == "parent" else 1
     most = trainings * own + evolution.anneal_tokens + experiment.data.healing_tokens
-    yield from late(experiment.model, most // experiment.tokens_per_step, most)
+    searched = len(changed(evolution)) > 0
+    for remark in late(experiment.model, most // experiment.tokens_per_step, most):
+        yield remark._replace(refused=remark.refused and searched)
 
 
 # ---------------------------------------------------------------------------------------------- what is not there

@@ -10,14 +10,14 @@ DIR/growth.png          how it went
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import PositiveInt
 
 from morphogen import resuming
-from morphogen.beginnings import TOKENIZER, Asked, experiment_of
+from morphogen.beginnings import CHECKPOINT, TOKENIZER, Asked, experiment_of
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.record import recorded, understood
 from morphogen.candidate import Record, Tokens, stream
@@ -28,12 +28,13 @@ from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
+from morphogen.growth.rules import unheard
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import NO_TOKENS
 from morphogen.inherit.splice import StateDict
 from morphogen.network import initial_state
 from morphogen.paths import user_path
-from morphogen.reading import dotted, found_again, local_paths, located, placeless
+from morphogen.reading import dotted, found_again, local_paths, located, placed, placeless, said_of
 from morphogen.report.growth import picture
 from morphogen.run import settle
 from morphogen.runfolder import library_versions, resolved_yaml
@@ -155,7 +156,8 @@ def train(
     experiment = found_again(experiment_of(str(source), asked, folder), folder)
     _check_places(folder, experiment)
     experiment, prepared = settle(experiment)
-    for line in (*_remarks(experiment), *prepared.remarks(), bf16_warning(experiment.train.bf16, place)):
+    file = None if str(source).endswith(CHECKPOINT) else source
+    for line in (*_remarks(experiment, steps, file), *prepared.remarks(), bf16_warning(experiment.train.bf16, place)):
         if line:
             observer(Noted(line))
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,13 +215,17 @@ def _check_places(folder: Path, experiment: Experiment) -> None:
             raise InputError(f"--output-dir: {folder}: lies in the text {text}, which it would change")
 
 
-def _remarks(experiment: Experiment) -> list[str]:
-    """What is odd about the architecture and the text. InputError for what cannot be; what only matters to a search is
-    none of a training's."""
-    found = [it for it in foreseen(experiment, experiment.model, whole=True) if it.loc[0] in ("model", "data")]
-    if wrong := [f"{dotted(it.loc)}: {it.said}" for it in found if it.refused]:
-        raise InputError("\n".join(wrong))
-    return [f"{dotted(it.loc)}: {it.said}" for it in found]
+def _remarks(experiment: Experiment, steps: int, file: str | Path | None) -> list[str]:
+    """What is odd about the architecture and the text, with its place in the file, if there is one. InputError for what
+    cannot be; what only matters to a search is none of a training's."""
+    model = experiment.model
+    found = [it for it in foreseen(experiment, model, whole=True) if it.loc[0] in ("model", "data")]
+    if experiment.train.init_checkpoint is None:  # else nobody knows here what lies behind its weights
+        found += unheard(model, steps, steps * experiment.tokens_per_step)
+    with nullcontext() if file is None else placed(file):
+        if wrong := [f"{dotted(it.loc)}: {it.said}" for it in found if it.refused]:
+            raise InputError("\n".join(wrong))
+    return [f"{dotted(it.loc)}: {it.said}" for it in found] if file is None else said_of(file, found)
 
 
 def _begin(

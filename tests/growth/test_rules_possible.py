@@ -9,7 +9,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.checks import validated
 from morphogen.cli import main
 from morphogen.errors import InputError
-from morphogen.growth.rules import check_growth, growth_remarks
+from morphogen.growth.rules import check_growth, growth_remarks, unheard
 
 DENSE = {"ffn": {"kind": "dense", "hidden": 32}}
 MIXED = {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 4, "k": 2}}
@@ -183,6 +183,22 @@ LATE: list[tuple[dict[str, Any], str]] = [
 def test_a_trigger_beyond_the_end_is_refused(when: dict[str, Any], message: str) -> None:
     assert message in said(blueprint(rule("widen", when)), 100, 6400)
     assert said(blueprint(rule("widen", when)), 1000, 64_000) == said(blueprint(rule("widen", when))) == ""
+
+
+def test_one_training_that_may_be_made_longer_needs_one_rule_that_it_comes_to() -> None:
+    both = blueprint(rule("widen", {"trigger": "step", "at": 50}), rule("deepen", {"trigger": "step", "at": 900}))
+    assert [(remark.loc[2], remark.refused) for remark in unheard(both, 100, 10**9)] == [(1, False)]
+    assert [(remark.loc[2], remark.refused) for remark in unheard(both, 10, 10**9)] == [(0, True), (1, True)]
+    assert [remark.refused for remark in unheard(blueprint(rule("widen", {"trigger": "plateau"})), 10, 99)] == [False]
+    assert unheard(blueprint(), 1, 1) == []
+
+
+def test_a_file_that_says_nothing_of_a_search_is_only_told_of_late_rules(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(FILE.format(at=10**6, action="widen", weights="parent").partition("evolution")[0])
+    found = validated(str(file))
+    assert found.said.startswith("ok")
+    assert [note for note in found.notes if "never fires: it waits for 1,000,000 steps" in note]
 
 
 def test_knobs_without_effect_are_told_and_not_refused() -> None:

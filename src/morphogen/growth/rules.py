@@ -161,6 +161,15 @@ def late(blueprint: Blueprint, most_steps: int | None, most_tokens: int | None) 
         yield from _never(rule.when, ("model", "growth", i, "when"), beyond)
 
 
+def unheard(blueprint: Blueprint, steps: int, tokens: int) -> list[Remark]:
+    """Likewise of one training, which may be made longer: refused only where no rule of the model is ever come to."""
+    found = list(late(blueprint, steps, tokens))
+    waiting = {remark.loc[:3] for remark in found if remark.refused}
+    by_count = all(isinstance(rule.when, rules.StepTrigger | rules.TokensTrigger) for rule in blueprint.growth)
+    nothing = by_count and len(waiting) == len(blueprint.growth)
+    return [remark._replace(refused=nothing) for remark in found]
+
+
 def _never(when: Trigger, loc: Loc, why: Why, *, whole: bool = True) -> Iterator[Remark]:
     """Triggers that never fire, and why; refused where their rule therefore never does (`whole`)."""
     if isinstance(when, rules.AnyTrigger | rules.AllTrigger | rules.MajorityTrigger):
