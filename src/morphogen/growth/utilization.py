@@ -2,15 +2,15 @@
 
 A layer is a block, and what it does is the change that it makes of the stream, δ = y − x. Three measures u of it:
 
-    gradient    −Σ_t δ_t·g_t + N/2 · Σ_t (δ_t·g_t)², g = ∂L/∂y over the N tokens t of a step, L their mean loss: what
-                taking the block away would change the loss by, to second order, the Hessian that of the empirical
-                Fisher matrix token by token. The first term alone, which is the gradient of a factor at the block's
-                output, goes to zero as a model learns. Ref: arXiv 1906.10771.
+    gradient    Σ_t (δ_t·g_t)², g = ∂L/∂y at the tokens t of a step: how far the loss would move, to first order, if the
+                block were taken away at a token, squared. (The plain sum of δ·g is the gradient of a factor at the
+                block's output, which goes to zero as a model learns, however much it needs the block.) Of the
+                estimates from gradients it ranks layers most like their removal does. Ref: arXiv 1906.10771.
     removal     L without the block − L, on a held batch: what it does change it by; a forward pass each.
     activation  ‖δ‖ · the share of entries of δ that are not zero. It says little of what a layer is good for.
 
-The utilization of a layer is the mean of its u over the window, by that of the most used layer; 0 where it is negative.
-That of an identity, whose δ is 0, is 0. Shapes: B sequences, T tokens, D channels, V vocabulary.
+The utilization of a layer is the mean of its u over the window, by that of the most used layer; 0 where it is
+negative. That of an identity, whose δ is 0, is 0. Shapes: B sequences, T tokens, D channels, V vocabulary.
 """
 
 from collections import deque
@@ -39,15 +39,13 @@ class Watch:
 
     def __init__(self, model: LanguageModel, measure: Literal["gradient", "activation"]) -> None:
         self._model, self._measure = model, measure
-        self._tokens = 0
-        self._sums = {block.id: torch.zeros(2, device=model.emb.weight.device) for block in model.blueprint.blocks}
+        self._sums = {block.id: torch.zeros((), device=model.emb.weight.device) for block in model.blueprint.blocks}
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Meanwhile it watches."""
         look = self._gradient if self._measure == "gradient" else self._activation
-        hooks = [self._model.emb.register_forward_hook(self._count)]
-        hooks += [
+        hooks = [
             module.register_forward_hook(partial(look, block.id))
             for block, module in zip(self._model.blueprint.blocks, self._model.blocks, strict=True)
         ]
@@ -59,11 +57,8 @@ class Watch:
 
     def scores(self) -> dict[str, float]:
         """u of every block, by id."""
-        rows = torch.stack(list(self._sums.values())).tolist()
-        return {block: one + 0.5 * self._tokens * other for block, (one, other) in zip(self._sums, rows, strict=True)}
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], x_BTD: Tensor) -> None:
-        self._tokens += x_BTD.shape[0] * x_BTD.shape[1]
+        values = torch.stack(list(self._sums.values())).tolist()
+        return dict(zip(self._sums, values, strict=True))
 
     def _gradient(self, block: str, module: nn.Module, inputs: tuple[Tensor, ...], y_BTD: Tensor) -> None:
         if not y_BTD.requires_grad:
@@ -73,14 +68,14 @@ class Watch:
 
         def meet(grad_BTD: Tensor) -> None:
             each_BT = torch.einsum("btd,btd->bt", delta_BTD.float(), grad_BTD.float())
-            self._sums[block] += torch.stack([-each_BT.sum(), each_BT.square().sum()])
+            self._sums[block] += each_BT.square().sum()
 
         y_BTD.register_hook(meet)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _activation(self, block: str, module: nn.Module, inputs: tuple[Tensor, ...], y_BTD: Tensor) -> None:
         delta_BTD = (y_BTD - inputs[0]).float()
-        self._sums[block][0] += torch.linalg.vector_norm(delta_BTD) * (delta_BTD != 0.0).float().mean()
+        self._sums[block] += torch.linalg.vector_norm(delta_BTD) * (delta_BTD != 0.0).float().mean()
 
 
 @torch.no_grad()
