@@ -20,7 +20,10 @@ MORE = {
     ],
     "morphogen.parts.contract.part": [
         *("Context", "Cost"),
-        *(f"Part.{name}" for name in ("anew", "tensors", "norms", "sizes", "build", "cost", "kept", "specs", "align")),
+        *(
+            f"Part.{name}"
+            for name in ("anew", "tensors", "norms", "sizes", "build", "cost", "kept", "specs", "align", "resized")
+        ),
     ],
     "morphogen.run": ["Run.resume"],
     "morphogen.search.engine": ["Engine.replay", "Engine.job", "Engine.job_in"],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from morphogen.errors import MorphogenError
 
 if TYPE_CHECKING:
+    from morphogen.growth.models import grow
     from morphogen.inherit.descent import inherit
     from morphogen.network import build
     from morphogen.plugins import allow_code
@@ -30,6 +31,7 @@ __all__ = [
     "allow_code",
     "build",
     "evolve",
+    "grow",
     "inherit",
     "load",
     "mutate",
@@ -44,6 +46,7 @@ _HOMES = {
     "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),
     "evolve": ("morphogen.run", "evolve"),
+    "grow": ("morphogen.growth.models", "grow"),
     "inherit": ("morphogen.inherit.descent", "inherit"),
     "load": ("morphogen.run", "load"),
     "mutate": ("morphogen.variation.operator", "edit"),

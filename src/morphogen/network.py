@@ -1,7 +1,8 @@
 """Blueprint to LanguageModel. B batch, T tokens, D model dim, V vocabulary."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class LanguageModel(nn.Module):
     """A decoder-only language model: token ids (B, T) to logits (B, T, V).
 
     recompute: keep no activations within blocks in training. eval_steps: outside training, how many steps every
-    recurrence takes instead of its own `max_train_recurrence`.
+    recurrence takes instead of its own `max_train_recurrence`. progress: what share of training is done, from 0 to 1.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -82,7 +83,7 @@ class LanguageModel(nn.Module):
         self.blueprint = blueprint
         self.recompute = False
         self.eval_steps: int | None = None
-        self._progress = 1.0
+        self.progress = 1.0
         self.record: Record | None = None
         ctx = blueprint.context()
         self.emb = nn.Embedding(ctx.vocab, ctx.dim, _weight=torch.empty(ctx.vocab, ctx.dim))
@@ -103,7 +104,7 @@ class LanguageModel(nn.Module):
 
     def set_progress(self, fraction: float) -> None:
         """What share of training is done, from 0 to 1: recurrences take more steps as it rises. 1 until it is set."""
-        self._progress = fraction
+        self.progress = fraction
 
     def _recomputed(self, block: Residual, x_BTD: Tensor) -> Tensor:
         """The block, run again in the backward pass. What it reports then goes to a record that nobody reads."""
@@ -125,6 +126,10 @@ class LanguageModel(nn.Module):
             yield record
         finally:
             self._report_to(outer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records nothing: what is recorded belongs to a step of the original."""
+        return {**self.__dict__, "record": None}
 
     def _report_to(self, record: Record | None) -> None:
         self.record = record
@@ -179,6 +184,48 @@ class LanguageModel(nn.Module):
         finally:
             self.train(mode)
         return ids_BT
+
+    def grow(
+        self, action: Mapping[str, Any], *, seed: int = 0, experts: Mapping[str, Sequence[int]] | None = None
+    ) -> "LanguageModel":
+        """A grown copy, by an action as in a growth rule's `do`; this model stays as it is. See `morphogen.grow`."""
+        import morphogen  # what grows models stands above this module; the package knows where
+
+        return morphogen.grow(self, action, seed=seed, experts=experts)
+
+    def grow_layers(
+        self, layers: int = 1, *, where: str = "middle", how: str = "copy", seed: int = 0
+    ) -> "LanguageModel":
+        """A copy with so many blocks more, exact unless `how` is stack. where: middle, end or alternate; how: copy,
+        fresh or stack."""
+        return self.grow({"action": "deepen", "layers": layers, "where": where, "how": how}, seed=seed)
+
+    def widen(
+        self, target: str = "ffn", factor: float = 1.5, *, blocks: Sequence[str] = (), seed: int = 0
+    ) -> "LanguageModel":
+        """A copy with `factor` times the hidden units (ffn), heads, channels of a head (head_dim) or residual channels
+        (dim), in all blocks or those of these ids; exact but for head_dim under RoPE."""
+        return self.grow({"action": "widen", "target": target, "factor": factor, "blocks": blocks}, seed=seed)
+
+    def to_moe(self, n_experts: int = 4, k: int = 2, *, blocks: Sequence[str] = (), seed: int = 0) -> "LanguageModel":
+        """A copy with mixtures in the place of dense layers; exact."""
+        return self.grow({"action": "to_moe", "n_experts": n_experts, "k": k, "blocks": blocks}, seed=seed)
+
+    def split_expert(self, block: str, expert: int, *, seed: int = 0) -> "LanguageModel":
+        """A copy in which an expert, by its number in the stack, has a twin that shares its tokens; exact."""
+        return self.grow({"action": "split_experts"}, seed=seed, experts={block: (expert,)})
+
+    def prune_expert(self, block: str, expert: int) -> "LanguageModel":
+        """A copy without an expert."""
+        return self.grow({"action": "prune_experts"}, experts={block: (expert,)})
+
+    def merge_experts(self, block: str, first: int, second: int) -> "LanguageModel":
+        """A copy in which the first of two experts is the mean of both, and the second is gone."""
+        return self.grow({"action": "merge_experts"}, experts={block: (first, second)})
+
+    def grow_vocabulary(self, tokens: int, *, seed: int = 0) -> "LanguageModel":
+        """A copy that knows so many tokens; the logits of the old ones stay."""
+        return self.grow({"action": "grow_vocabulary", "tokens": tokens}, seed=seed)
 
     def _hidden_on(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         def run(position: int, step: int, x_BTD: Tensor) -> Tensor:
@@ -236,7 +283,7 @@ class LanguageModel(nn.Module):
 
     def _steps(self, loop: Loop) -> int:
         if self.training:
-            return loop.part.steps(self._progress)
+            return loop.part.steps(self.progress)
         return loop.part.max_train_recurrence if self.eval_steps is None else self.eval_steps
 
     def _logits(self, hidden_BTD: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The torch side of a part: the modules of branches and of modifiers, and what they remember and report."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,10 @@ class Branch(Layer):
 
     norm: Layer
     record: Record | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records nothing."""
+        return {**self.__dict__, "record": None}
 
     def take_back(self, counts: Tensor) -> None:
         """Change buffers by what was tallied over a training step."""

@@ -164,8 +164,16 @@ class Part(Frozen):
         return self
 
     def resized(self, target: Width, factor: float, ctx: Context) -> "Part | None":
-        """Itself with `factor` times as many units of a sort, rounded to what it allows (`widths.times`): how a model
-        grows or shrinks in training. None where it has none of that sort, as by default, or cannot have so many."""
+        """How a model grows or shrinks in training: another number of units of a sort.
+
+        Args:
+            target: Hidden units (ffn), heads, or channels of a head (head_dim).
+            factor: How many times as many, rounded to what it allows (`widths.times`).
+            ctx: The model around it.
+
+        Returns:
+            Itself, changed; None where it has none of that sort, as by default, or cannot have so many.
+        """
         return None
 
     def unread(self) -> frozenset[str]:

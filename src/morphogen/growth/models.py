@@ -1,0 +1,105 @@
+"""Growing a model by hand, from Python."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from morphogen.blueprint.growth import Action, CrossExperts, GrowthAction, MergeExperts, PruneExperts, SplitExperts
+from morphogen.blueprint.schema import Blueprint
+from morphogen.errors import InputError, OperatorError, unknown
+from morphogen.growth.actions import Chosen, act
+from morphogen.growth.blending import blended, match, merged
+from morphogen.growth.morphogenesis import mixtures
+from morphogen.growth.surgery import operate
+from morphogen.inherit.splice import StateDict
+from morphogen.network import LanguageModel, assemble
+
+_ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
+
+
+def grow(
+    model: LanguageModel,
+    action: GrowthAction | Mapping[str, Any],
+    *,
+    seed: int = 0,
+    experts: Mapping[str, Sequence[int]] | None = None,
+) -> LanguageModel:
+    """Gives a grown copy of a model; the model itself stays as it is.
+
+    Where the action is exact the copy computes the same function.
+
+    >>> deeper = grow(model, {"action": "deepen", "layers": 4})
+
+    Args:
+        model: Any model of morphogen's, on any device.
+        action: What is done, as in a growth rule's `do`.
+        seed: Of what is drawn: new weights, and what to act on where that is not said.
+        experts: Id of a block to experts of its mixture, by their numbers in the stack, for actions on experts. Of two
+            that merge the first takes the second in; of two that cross the first becomes a blend of both.
+
+    Returns:
+        Another model, on the same device, in the same mode and precision.
+
+    Raises:
+        InputError: The action is none, or names blocks or experts that the model does not have.
+        OperatorError: There is nothing for it to do.
+    """
+    wanted, blueprint = _read(action), model.blueprint
+    chosen = _checked(blueprint, wanted, experts or {})
+    grown = act(blueprint, wanted, np.random.default_rng(seed), chosen)
+    if grown is None:
+        raise OperatorError(f"{wanted.action}: there is nothing for it to do in blueprint {blueprint.name!r}")
+    state = model.state_dict()
+    done = operate(grown, blueprint, state, {}, seed, laid=_blends(blueprint, state, wanted, chosen))
+    other = assemble(grown.blueprint, done.state).to(model.emb.weight.device)
+    other.recompute, other.eval_steps = model.recompute, model.eval_steps
+    other.set_progress(model.progress)
+    return other.train(model.training)
+
+
+def _read(action: GrowthAction | Mapping[str, Any]) -> GrowthAction:
+    try:
+        return _ACTION.validate_python(action if isinstance(action, Action) else dict(action))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise InputError(f"grow: {place + ': ' if place else ''}{first['msg']}") from None
+
+
+def _checked(blueprint: Blueprint, action: GrowthAction, experts: Mapping[str, Sequence[int]]) -> Chosen:
+    """The experts that are named, all of them there. Two where they merge or cross."""
+    ids, found = {block.id for block in blueprint.blocks}, mixtures(blueprint)
+    for block in dict(action).get("blocks", ()):
+        if block not in ids:
+            raise InputError(unknown(f"{action.action}: block", block, ids))
+    if experts and not isinstance(action, SplitExperts | PruneExperts | MergeExperts | CrossExperts):
+        raise InputError(f"{action.action}: acts on no experts of one's own choice")
+    pairs = isinstance(action, MergeExperts | CrossExperts)
+    if pairs and not experts:
+        raise InputError(f"{action.action}: expected two experts of a block")
+    for block, numbers in experts.items():
+        if block not in found:
+            raise InputError(unknown(f"{action.action}: block with a mixture of experts", block, found))
+        if pairs and len(numbers) != 2:
+            raise InputError(f"{action.action}: got {len(numbers)} experts of block {block}, expected two")
+        count = found[block].stacked
+        if wrong := [number for number in numbers if not 0 <= number < count]:
+            raise InputError(f"{action.action}: got expert {wrong[0]} of block {block}, expected 0 to {count - 1}")
+        if len(set(numbers)) < len(numbers):
+            raise InputError(f"{action.action}: got the same expert of block {block} twice")
+    return {block: tuple(numbers) for block, numbers in experts.items()}
+
+
+def _blends(blueprint: Blueprint, state: StateDict, action: GrowthAction, chosen: Chosen) -> StateDict:
+    """The weights of experts that merge, evenly, or cross."""
+    laid: StateDict = {}
+    if isinstance(action, MergeExperts | CrossExperts):
+        for block, (i, j) in chosen.items():
+            _, order = match(state, blueprint, block, i, j)
+            if isinstance(action, MergeExperts):
+                laid |= merged(state, blueprint, block, (i, j), 0.5, order)
+            else:
+                laid |= blended(state, blueprint, block, (i, j), action.blend, order)
+    return laid
