@@ -189,6 +189,10 @@ def test_a_larger_vocabulary_leaves_the_old_logits_and_starts_as_the_mean() -> N
         assert grown is not None
         assert grown.blueprint.emb.vocab == 50
         assert jump(blueprint, grown) <= 1e-15
+        state = stirred(blueprint)
+        after = operate(grown, blueprint, state, {}, 1).state
+        for name in ("emb.weight", "head.weight") if not tie else ("emb.weight",):
+            torch.testing.assert_close(after[name][37:], state[name].mean(0).expand(13, -1))
     assert grow(MIXED, action="grow_vocabulary", tokens=37) is None
 
 

@@ -84,7 +84,7 @@ def test_a_rate_is_for_good_and_a_warm_up_is_not() -> None:
     for step in range(3, 9):
         factors.append(here.updater._cohorts[0].factor)
         here.run(batch, step + 1)
-    assert factors == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert factors == [2 / 16, 8 / 16, 18 / 16, 2.0, 2.0, 2.0]
     grow(here, DEEPEN)
     assert [c.multiplier for c in here.updater._cohorts] == [2.0, 1.0]
 

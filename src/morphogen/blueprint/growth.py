@@ -228,7 +228,8 @@ class Action(Frozen):
     new_param_lr_multiplier: PositiveFloat = 1.0
     """Learning rate of new parameters, as a multiple of the others'."""
     warmup: NonNegativeInt | None = None
-    """Steps over which new parameters warm up; null: as many as a training's own warm-up."""
+    """Steps over which new parameters warm up, by the square; null: 50, or as many as a training's own warm-up where
+    that is longer."""
 
     adds: ClassVar[bool] = True
 
@@ -293,7 +294,7 @@ class AddExperts(_InBlocks):
 
 class SplitExperts(_InBlocks):
     """Experts become two that share their place: with `when: expert_usage` those used too much, else the most used of
-    each mixture. Exact; a twin splits again once it has a place of its own."""
+    each mixture. Exact; either of the two may split again."""
 
     action: Literal["split_experts"] = "split_experts"
     max_experts: PositiveInt | None = None

@@ -130,7 +130,7 @@ def blended(
     i, j = pair
     out = {}
     for name, stack_EHD in _Place.of(blueprint, block).stacks(tensors).items():
-        if stack_EHD.dim() == 3:  # a step count has none
+        if stack_EHD.dim() == 3 and stack_EHD.is_floating_point():  # a step count, or which entries are young, has none
             blend = out[name] = stack_EHD.detach().clone()
             blend[i] = torch.lerp(blend[i], blend[j][torch.from_numpy(order).to(blend.device)], share)
     return out
@@ -149,7 +149,7 @@ def merged(
     moe, out = place.moe, blended(tensors, blueprint, block, pair, share, order)
     alone = i < moe.own_places and j < moe.own_places and not {i, j} & set(moe.twins)
     for name in [place.prefix + "router.weight", place.prefix + "router.bias"] if alone else []:
-        if name in tensors and tensors[name].dim() > 0:
+        if name in tensors and tensors[name].dim() > 0 and tensors[name].is_floating_point():
             rows = out[name] = tensors[name].detach().clone()
             rows[i] = torch.lerp(rows[i], rows[j], share)
     return out

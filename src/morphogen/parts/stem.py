@@ -45,7 +45,8 @@ class Stem(Part):
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens or other
-        positions, lose."""
+        positions, lose. New tokens start as the mean of the old ones, so that they take little of their probability.
+        """
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Stem):
             return None
@@ -57,4 +58,5 @@ class Stem(Part):
         note = "tied the head to the embedding" if tied else plain.note
         if ctx.vocab != parent_ctx.vocab:
             note = f"vocabulary {parent_ctx.vocab} became {ctx.vocab}"
-        return Alignment(sources=sources, exact=exact, note=note, scales=plain.scales, zero=plain.zero)
+        mean = dict.fromkeys(("emb.weight", "head.weight"), ("vocab",)) if ctx.vocab > parent_ctx.vocab else {}
+        return Alignment(sources=sources, exact=exact, note=note, scales=plain.scales, zero=plain.zero, mean=mean)

@@ -250,9 +250,8 @@ class Growing:
     ) -> str:
         """Goes on as `blueprint` from the next step on, with weights and moments spliced from the present ones.
 
-        warmup: steps over which what is new warms up on its own; None: as many as a training's own warm-up. multiplier:
-        of its rate. carry: the splice that the weights went through, for others of the same architecture; None: as from
-        one architecture to the other. What its anchoring has to say of it.
+        warmup, multiplier: as `Trainer.change`. carry: the splice that the weights went through, for others of the same
+        architecture; None: as from one architecture to the other. What its anchoring has to say of it.
         """
         trainer = self.trainer
         if carry is None:
@@ -268,7 +267,7 @@ class Growing:
         trainer.change(
             assemble(blueprint, state).to(trainer.device),
             moments,
-            warmup=trainer.warmup if warmup is None else warmup,
+            warmup=warmup,
             multiplier=multiplier,
             schedule=trainer.schedule.until(trainer.total_steps),
         )

@@ -64,17 +64,20 @@ YOUNG = "young"
 @dataclass
 class Cohort:
     """Entries that came to be at once. Their steps are `multiplier` times as long for good, and rise to that over
-    `warmup` steps, of which `taken` are behind them. masks: where they are, by parameter."""
+    `warmup` steps, of which `taken` are behind them: evenly, or by the square where they came in the midst of a
+    training. masks: where they are, by parameter."""
 
     multiplier: float
     warmup: int
     taken: int
     masks: dict[str, Tensor]
+    squared: bool = False
 
     @property
     def factor(self) -> float:
         """What the next step is scaled by."""
-        return self.multiplier * min(1.0, (self.taken + 1) / (self.warmup + 1))
+        share = min(1.0, (self.taken + 1) / (self.warmup + 1))
+        return self.multiplier * (share * share if self.squared else share)
 
     @property
     def grown_up(self) -> bool:
@@ -142,7 +145,8 @@ class Updater:
                 else:
                     unmoved[name] = ~fresh[name] if name in fresh else torch.ones_like(parameter, dtype=torch.bool)
         older = [] if earlier is None else self._still_young(earlier._cohorts, inherited.of, fresh)
-        found = [*older, Cohort(multiplier, warmup, 0, fresh), Cohort(1.0, warmup, 0, unmoved)]
+        grown = earlier is not None
+        found = [*older, Cohort(multiplier, warmup, 0, fresh, grown), Cohort(1.0, warmup, 0, unmoved, grown)]
         self._cohorts = [cohort for cohort in found if any(bool(mask.any()) for mask in cohort.masks.values())]
 
     def _still_young(
@@ -171,7 +175,7 @@ class Updater:
         """Moments bit for bit, and which entries are young yet."""
         moments = {f"moments/{kind}/{name}": x for kind, of in self.moments().items() for name, x in of.items()}
         young = {f"{YOUNG}/{i}/{name}": x for i, cohort in enumerate(self._cohorts) for name, x in cohort.masks.items()}
-        numbers = [{"multiplier": c.multiplier, "warmup": c.warmup, "taken": c.taken} for c in self._cohorts]
+        numbers = [{name: x for name, x in vars(cohort).items() if name != "masks"} for cohort in self._cohorts]
         if self._hold is None:
             return Saved(moments | young, {"cohorts": numbers, "hold": None})
         held = self._hold

@@ -30,6 +30,9 @@ from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.trace import Progress, StepInfo, Trace
 
+#: Steps over which what a growth brings warms up. Its second moments begin at zero, so that its first steps are as long
+#: as the rate allows in whatever direction, while the other weights are where they can be disturbed.
+YOUTH = 50
 #: On an accelerator, losses are read back only every so many steps, so that the host runs ahead.
 READ_EVERY = 10
 #: The first step at which the optimizer's state is already there, so that its memory is typical.
@@ -88,16 +91,18 @@ class Trainer:
         model: LanguageModel,
         moments: Moments,
         *,
-        warmup: int,
+        warmup: int | None = None,
         multiplier: float = 1.0,
         schedule: Schedule | None = None,
     ) -> None:
         """Goes on with another model from the next step on: one grown out of the present one.
 
         moments: what the present updater had `carried`, brought to the new model's parameters. warmup: steps over which
-        what is new in it warms up on its own. multiplier: of its rate, for good. schedule: of all steps from the first
-        on; None goes on with the present one. The average of the weights begins anew.
+        what is new in it warms up on its own; None: `YOUTH`, or as many as its own warm-up where that is longer.
+        multiplier: of its rate, for good. schedule: of all steps from the first on; None goes on with the present one.
+        The average of the weights begins anew.
         """
+        warmup = max(YOUTH, self.warmup) if warmup is None else warmup
         self.model, self.updater = self._taken(model, moments, warmup, multiplier, self.updater)
         if schedule is not None:
             self.schedule = schedule
