@@ -218,6 +218,29 @@ def test_split_and_prune_never_meet_in_one_layer_at_one_tick() -> None:
     assert [event.action for event in run.events] == ["split_experts"]
 
 
+def test_every_expert_that_goes_is_used_less_than_the_threshold_on_record_and_one_that_splits_more() -> None:
+    when = {"trigger": "expert_usage", "window": 2, "interval": 1, "min_age": 0}
+    prune, split = ({"when": when, "do": {"action": f"{name}_experts"}} for name in ("prune", "split"))
+    wide, narrow = ({"ffn": {**MOE, "n_experts": experts, "k": 1}} for experts in (8, 3))
+    for rule, loads in (
+        (prune, {"b0": [12.0] * 7 + [0.1], "b1": [10.0, 10.0, 1.2]}),  # below 1/32 and 1/12
+        (split, {"b0": [1.0] * 7 + [2.0], "b1": [1.0, 1.0, 3.0]}),  # above 3/16 and 1/2
+    ):
+        model = Blueprint.model_validate(
+            {"emb": {"dim": 16, "vocab": VOCAB}, "blocks": [wide, narrow], "growth": [rule]}
+        )
+        run = growing(model, steps=4)
+        run.trainer.on_record = lambda record, loads=loads, run=run: run.controller.experts.observe(
+            {block: np.asarray(counts) for block, counts in loads.items()}, run.trainer.step + 1
+        )
+        run.run(batch, 2)
+        event = run.events[0]
+        assert set(event.experts) == {"b0", "b1"}
+        assert event.threshold is not None
+        used = [share for usage in event.usage.values() for share in usage]
+        assert max(used) < event.threshold if rule is prune else min(used) > event.threshold
+
+
 def test_bytes_are_predicted_as_the_grown_model_takes_them() -> None:
     for optimizer in ("adamw", "lion", "muon"):
         run = growing(

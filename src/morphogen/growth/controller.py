@@ -160,9 +160,9 @@ class Controller:
                 + ", ".join(f"{e} ({used:.3f})" for e, used in zip(chosen[block], usage[block], strict=True))
                 for block in chosen
             )
-            most = max(len(on.experts.usage(block)) for block in chosen)
+            sizes = [len(on.experts.usage(block)) for block in chosen]  # of several the threshold that all have passed
             prunes = sort_of(rule.do) is Verdict.PRUNE
-            threshold = trigger.prune_at(most) if prunes else trigger.split_at(most)
+            threshold = trigger.prune_at(min(sizes)) if prunes else trigger.split_at(max(sizes))
             return Fired(f"usage of experts of {named}", chosen, usage, threshold)
 
         return Watched(rule.id, self.standings[rule.id].since, room, experts)
