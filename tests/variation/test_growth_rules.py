@@ -199,8 +199,11 @@ def test_an_expert_rule_comes_along_with_the_rule_that_makes_mixtures() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_operators_are_listed_with_what_they_do(name: str) -> None:
-    info = next(info for info in describe_operators(blueprint()) if info["name"] == name)
+    model = blueprint(blocks=[DENSE])
+    info = next(info for info in describe_operators(model) if info["name"] == name)
     assert info["level"] == "model"
     assert info["preserves"] is True
     assert info["weight"] == 0.0
+    ruled = next(info for info in describe_operators(model.evolve(growth=(WIDEN,)) or model) if info["name"] == name)
+    assert ruled["weight"] == 1.0
     assert "rule" in info["summary"]

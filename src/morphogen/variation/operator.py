@@ -16,6 +16,7 @@ from morphogen.errors import InputError, OperatorError, unknown
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
 from morphogen.variation.act import PLAIN, Surroundings, apply_operator, targets, trained
 from morphogen.variation.compound import by_weight
+from morphogen.variation.growth import rule_weights
 
 __all__ = ["OperatorInfo", "Proposal", "apply_operator", "describe_operators", "edit", "mutate", "targets"]
 
@@ -30,8 +31,8 @@ class Proposal(NamedTuple):
 class OperatorInfo(TypedDict):
     """One operator as users see it. preserves: True exact, False lossy, None where it depends on the target or draw.
 
-    weight: how often it is drawn unless an experiment says otherwise. applies: whether it can change the blueprint at
-    hand.
+    weight: how often it is drawn in a search from the blueprint, unless an experiment says otherwise. applies: whether
+    it can change the blueprint at hand.
     """
 
     name: str
@@ -143,13 +144,14 @@ def describe_operators(blueprint: Blueprint, around: Surroundings = PLAIN) -> li
         One entry an operator, in order of name: what it does, whether it preserves the function, whether it applies.
     """
     load_operators()
+    wanted = rule_weights(blueprint, {})
     return [
         OperatorInfo(
             name=name,
             summary=op.summary,
             level=op.level,
             preserves=op.declared,
-            weight=op.weight,
+            weight=wanted.get(name, op.weight),
             applies=apply_operator(blueprint, name, np.random.default_rng(0), around) is not None,
         )
         for name, op in sorted(OPERATORS.items())
