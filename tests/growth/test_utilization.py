@@ -1,7 +1,6 @@
 """How much a model uses its layers: a number in [0, 1] that says what taking a layer away would cost."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,25 @@ from morphogen.network import LanguageModel, build
 from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.trainer import Trainer
 
-SEQ, BATCH, LAYERS, STEPS = 32, 8, 8, 150
-TEXT = np.frombuffer(
-    b"".join(path.read_bytes() for path in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))), dtype=np.uint8
-).astype(np.int64)
+SEQ, BATCH, LAYERS, STEPS = 48, 8, 8, 150
+SENTENCE = (
+    "the old grey cat sat by a door and a young red fox ran over that hill while some slow green river went on past "
+    "every small house where many quiet people sleep but nobody ever saw how it began or why"
+)
+WORDS = SENTENCE.split()
+
+
+def text(words: int = 40_000) -> np.ndarray:
+    """Bytes of a language in which every word is followed by one of three."""
+    rng = np.random.default_rng(0)
+    follow = rng.integers(len(WORDS), size=(len(WORDS), 3))
+    ids = [0]
+    for _ in range(words):
+        ids.append(int(follow[ids[-1]][rng.integers(3)]))
+    return np.frombuffer(" ".join(WORDS[i] for i in ids).encode(), dtype=np.uint8).astype(np.int64)
+
+
+TEXT = text()
 
 
 def batch(step: int, rows: int = BATCH) -> np.ndarray:

@@ -110,8 +110,9 @@ class UtilizationTrigger(Frozen):
 
     trigger: Literal["utilization"] = "utilization"
     measure: Literal["gradient", "removal", "activation"] = "gradient"
-    """gradient: what taking the branch away would change the loss by, to first order. removal: what it does change it
-    by. activation: norm of the branch's output times its share of non-zero entries, which says little of its use."""
+    """How a layer's use is told. gradient: from the gradient at its output, how far the loss would move without it.
+    removal: by the loss without it, a forward pass for each. activation: norm of the output times its share of
+    non-zero entries, which says little of its use."""
     threshold: Share = 0.5
     """Utilization, in [0, 1] with 1 that of the most used layer, above which a layer counts as used."""
     share: Share = 0.8
@@ -121,7 +122,8 @@ class UtilizationTrigger(Frozen):
 
 
 class ResourcesTrigger(Frozen):
-    """There is room: what the next step would take, the action's own bytes among it, is under every ceiling."""
+    """There is room: what the machine holds, with the bytes that the action would take, is under every ceiling; for an
+    action that shrinks the model: there is none. A training with it depends on the machine, and may not repeat."""
 
     trigger: Literal["resources"] = "resources"
     vram: Annotated[float, Field(gt=0.0, le=1.0)] = 0.85
@@ -129,7 +131,7 @@ class ResourcesTrigger(Frozen):
     ram: Annotated[float, Field(gt=0.0, le=1.0)] = 0.80
     """Ceiling of the machine's memory, as a share."""
     compute: Annotated[float, Field(gt=0.0, le=1.0)] = 0.60
-    """Ceiling of the processors' load, as a share."""
+    """Ceiling of the load that others put on the processors, as a share."""
 
 
 class ExpertUsageTrigger(Frozen):
@@ -390,7 +392,7 @@ class GrowthLimits(Frozen):
     max_flops_per_token: PositiveFloat | None = None
     """FLOPs of a token's forward pass at most."""
     max_times: PositiveInt | None = None
-    """How often the rule acts at most, in one training."""
+    """How often the rule acts at most, along a lineage."""
     cooldown_steps: NonNegativeInt = 0
     """Steps after any growth before this rule may act."""
 

@@ -6,7 +6,8 @@ A layer is a block, and what it does is the change that it makes of the stream, 
                 block were taken away at a token, squared. (The plain sum of δ·g is the gradient of a factor at the
                 block's output, which goes to zero as a model learns, however much it needs the block.) Of the
                 estimates from gradients it ranks layers most like their removal does. Ref: arXiv 1906.10771.
-    removal     L without the block − L, on a held batch: what it does change it by; a forward pass each.
+    removal     L without the block − L, on some held text: what it does change it by. A forward pass each, so that it
+                is measured once a window.
     activation  ‖δ‖ · the share of entries of δ that are not zero. It says little of what a layer is good for.
 
 The utilization of a layer is the mean of its u over the window, by that of the most used layer; 0 where it is
@@ -27,11 +28,6 @@ from morphogen.network import LanguageModel
 Measure = Literal["gradient", "removal", "activation"]
 #: Measured steps in a window: so many tell what all would.
 SAMPLES = 10
-
-
-def stride(window: int) -> int:
-    """Steps between two that are measured."""
-    return max(1, window // SAMPLES)
 
 
 class Watch:
@@ -103,11 +99,12 @@ class Uses:
 
     def __init__(self, measure: Measure, window: int) -> None:
         self.measure, self.window = measure, window
-        self._samples: deque[dict[str, float]] = deque(maxlen=min(SAMPLES, window))
+        self._wanted = 1 if measure == "removal" else min(SAMPLES, window)
+        self._samples: deque[dict[str, float]] = deque(maxlen=self._wanted)
 
     def due(self, step: int) -> bool:
-        """Whether the step that comes is one to be measured: they are the last ones before a look at the window."""
-        return (step + 1) % stride(self.window) == 0
+        """Whether the step that comes is one to be measured."""
+        return (step + 1) % (self.window // self._wanted) == 0
 
     def add(self, scores: Mapping[str, float]) -> None:
         """One sample: u by block."""
@@ -120,7 +117,7 @@ class Uses:
     @property
     def values(self) -> dict[str, float] | None:
         """Utilization by block; None until the window is full."""
-        if len(self._samples) < min(SAMPLES, self.window):
+        if len(self._samples) < self._wanted:
             return None
         return self.so_far
 
