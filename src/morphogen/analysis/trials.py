@@ -181,13 +181,18 @@ def _place(shop: Workshop, trial: Trial) -> Path:
         "data": placeless(shop.experiment).data.model_dump(mode="json"),
         "text": text_of(shop.prepared.environment()),
         "split": shop.split,
-        "blueprint": trial.design.blueprint.to_json(),
+        "blueprint": _architecture(trial),
         "seed": trial.seed,
         "tokens": trial.tokens,
         "device": shop.device,
     }
     name = hashlib.blake2b(canonical_json(decides).encode(), digest_size=12).hexdigest()
     return shop.folder / FOLDER / f"{name}.json"
+
+
+def _architecture(trial: Trial) -> dict[str, Any]:
+    """What is compared: an architecture as it is, which does not grow."""
+    return trial.design.blueprint.model_copy(update={"growth": ()}).to_json()
 
 
 def _alone(experiment: Experiment, trial: Trial) -> dict[str, Any]:
@@ -202,7 +207,7 @@ def _job(shop: Workshop, id: str, trial: Trial, run_dir: str) -> Job:
     """The same candidate index for all: streams then differ by the trial's seed alone."""
     return Job(
         experiment=_alone(shop.experiment, trial),
-        candidate=Candidate(id=id, index=0, generation=0, blueprint=trial.design.blueprint.to_json()),
+        candidate=Candidate(id=id, index=0, generation=0, blueprint=_architecture(trial)),
         parents=(),
         ancestors=(),
         stages=(Stage(rung=2, budget_tokens=trial.tokens),),
