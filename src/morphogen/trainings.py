@@ -19,13 +19,15 @@ from pydantic import PositiveInt
 from morphogen import resuming
 from morphogen.beginnings import CHECKPOINT, TOKENIZER, Asked, experiment_of
 from morphogen.blueprint.diff import changes
+from morphogen.blueprint.growth import AllTrigger, AnyTrigger, MajorityTrigger, ManualTrigger, Trigger
 from morphogen.blueprint.record import recorded, understood
+from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Record, Tokens, stream
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData, text_of, tokenizer_of
 from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.differences import Difference, differences, words
-from morphogen.errors import InputError, RunError
+from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
 from morphogen.growth.rules import unheard
@@ -107,6 +109,7 @@ def train(
     checkpoint_every: int | None = None,
     keep: int = 3,
     eval_every: int | None = None,
+    grow: tuple[str, ...] = (),
     early_stop: bool = False,
     tensorboard: bool = False,
     observer: Observer = lambda news: None,
@@ -127,6 +130,7 @@ def train(
         checkpoint_every: Steps between checkpoints; None: a tenth of all, but at most 500.
         keep: Checkpoints that stay; 0: all.
         eval_every: Steps between measurements on held-out text; None: a tenth of all, 0: only at the end.
+        grow: Ids of rules with the trigger `manual`, which act before the next step.
         early_stop: Whether the guards in `train` may end it.
         tensorboard: Whether to write TensorBoard's events.
         observer: Is told of every step and event.
@@ -150,12 +154,14 @@ def train(
         min(500, tenth) if checkpoint_every is None else checkpoint_every,
         keep,
         tenth if eval_every is None else eval_every,
+        grow,
         early_stop,
         tensorboard,
     )
     experiment = found_again(experiment_of(str(source), asked, folder), folder)
     _check_places(folder, experiment)
     experiment, prepared = settle(experiment)
+    _check_asked(experiment.model, grow)
     file = None if str(source).endswith(CHECKPOINT) else source
     for line in (*_remarks(experiment, steps, file), *prepared.remarks(), bf16_warning(experiment.train.bf16, place)):
         if line:
@@ -213,6 +219,23 @@ def _check_places(folder: Path, experiment: Experiment) -> None:
     for loc, text in local_paths(experiment).items():
         if loc[-1] == "source" and folder.resolve().is_relative_to(Path(text).resolve()):
             raise InputError(f"--output-dir: {folder}: lies in the text {text}, which it would change")
+
+
+def _check_asked(model: Blueprint, grow: tuple[str, ...]) -> None:
+    """InputError for rules that do not exist, or have no `manual` among their triggers."""
+    manual = [rule.id for rule in model.growth if _by_hand(rule.when)]
+    for id in grow:
+        if id not in manual and id in (rule.id for rule in model.growth):
+            raise InputError(
+                f"--grow: the trigger of rule {id!r} is not manual, so that it cannot be asked for by hand"
+            )
+        if id not in manual:
+            raise InputError(unknown("--grow", id, manual) if manual else f"--grow: got {id!r}, but no rule is manual")
+
+
+def _by_hand(trigger: Trigger) -> bool:
+    parts = trigger.of if isinstance(trigger, AnyTrigger | AllTrigger | MajorityTrigger) else ()
+    return isinstance(trigger, ManualTrigger) or any(map(_by_hand, parts))
 
 
 def _remarks(experiment: Experiment, steps: int, file: str | Path | None) -> list[str]:

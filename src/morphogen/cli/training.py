@@ -54,6 +54,7 @@ def carry_out(options: "TrainOptions") -> None:
                 checkpoint_every=options.checkpoint_every,
                 keep=options.keep,
                 eval_every=options.eval_every,
+                grow=tuple(options.grow or ()),
                 early_stop=options.early_stop,
                 tensorboard=options.tensorboard,
                 observer=tell,

@@ -32,10 +32,9 @@ def read(folder: Path) -> Told:
     steps = _columns(_rows(folder / "steps.csv"))
     evals = [(float(row["step"]), float(row["bpb"])) for row in _rows(folder / "evals.csv")]
     usage: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    if (folder / "usage.csv").exists():
-        for row in _rows(folder / "usage.csv"):
-            place = int(row["layer"]), int(row["expert"])
-            usage.setdefault(place, []).append((float(row["step"]), float(row["usage"])))
+    for row in _rows(folder / "usage.csv"):
+        place = int(row["layer"]), int(row["expert"])
+        usage.setdefault(place, []).append((float(row["step"]), float(row["usage"])))
     return Told(steps, evals, _rows(folder / "growth.csv"), usage)
 
 

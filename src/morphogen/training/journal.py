@@ -17,10 +17,12 @@ from morphogen.training.tables import StepTable
 from morphogen.training.trace import StepInfo
 
 #: In a training's folder.
-STEPS, EVALS, LOG, TABLE, BOARD = "steps.csv", "evals.csv", "growth.log", "growth.csv", "tensorboard"
-FILES = (STEPS, EVALS, LOG, TABLE)
+STEPS, EVALS, USAGE = "steps.csv", "evals.csv", "usage.csv"
+LOG, TABLE, BOARD = "growth.log", "growth.csv", "tensorboard"
+FILES = (STEPS, EVALS, USAGE, LOG, TABLE)
 STEP_COLUMNS = ("step", "tokens", "loss", "balance", "lr", "grad_norm", "params", "layers", "dim", "experts")
 EVAL_COLUMNS = ("step", "tokens", "bpb")
+USAGE_COLUMNS = ("step", "layer", "block", "expert", "usage")
 
 
 class Journal:
@@ -35,6 +37,7 @@ class Journal:
         self.evals = [(at, tokens, bpb) for at, tokens, bpb in noted["evals"]] if noted else []
         self._board = Board(folder / BOARD, step) if tensorboard else None
         self._steps = StepTable(folder / STEPS, STEP_COLUMNS, step)
+        self._usage = StepTable(folder / USAGE, USAGE_COLUMNS, step)
         write_atomic(folder / LOG, "".join(f"{log.line(row)}\n" for row in self.rows).encode())
         write_atomic(folder / TABLE, (log.header() + log.table(self.rows)).encode())
         self._write_evals()
@@ -42,6 +45,7 @@ class Journal:
     def state(self) -> dict[str, Any]:
         """What is to be in a checkpoint, as strict JSON; all lines are on disk then."""
         self._steps.sync()
+        self._usage.sync()
         if self._board is not None:
             self._board.flush()
         return {"rows": [row.model_dump(mode="json") for row in self.rows], "evals": self.evals}
@@ -64,6 +68,11 @@ class Journal:
             for row, line in zip(rows, lines, strict=True):
                 self._board.event(row.step, line)
 
+    def usage(self, step: int, layer: int, block: str, usage: Sequence[float]) -> None:
+        """How much the experts of a layer are used."""
+        for expert, share in enumerate(usage):
+            self._usage.add(step, layer, block, expert, share)
+
     def evaluated(self, step: int, tokens: int, bpb: float) -> None:
         """The model was measured."""
         self.evals.append((step, tokens, bpb))
@@ -74,6 +83,7 @@ class Journal:
     def close(self) -> None:
         """Writes what is left."""
         self._steps.close()
+        self._usage.close()
         if self._board is not None:
             self._board.close()
 

@@ -40,6 +40,8 @@ from morphogen.training.trainer import Trainer
 MODEL = "model.safetensors"
 #: An interrupt is heard after about so long, or after one step.
 HEARD_SECONDS, MOST_STEPS = 1.0, 100
+#: About so many times in a training the usage of experts is noted.
+USAGE_SAMPLES = 100
 #: Guards that nothing trips: a training that is asked for so many steps takes them.
 UNGUARDED = {"entropy_threshold": 0.0, "instability_threshold": 1e300, "no_improve_patience": 2**62}
 
@@ -53,6 +55,7 @@ class Wanted:
         checkpoint_every: Steps between two checkpoints.
         keep: Checkpoints that stay; 0: all.
         eval_every: Steps between two measurements on held-out text; 0: at the end alone.
+        grow: Rules of growth with the trigger `manual` that act before the next step.
         early_stop: Whether the guards of `train` end it as they end a candidate's training.
         tensorboard: Whether TensorBoard's events are written.
     """
@@ -61,6 +64,7 @@ class Wanted:
     checkpoint_every: int
     keep: int
     eval_every: int
+    grow: tuple[str, ...] = ()
     early_stop: bool = False
     tensorboard: bool = False
 
@@ -225,6 +229,8 @@ class LongRun:
             RunError: A file cannot be written, or memory is not enough.
         """
         with closing(self.journal), heard() as interrupt:
+            for rule in self.wanted.grow:
+                self.growing.ask(rule)
             try:
                 stop = self._loop(interrupt)
             except (MemoryError, RuntimeError) as error:
@@ -246,7 +252,9 @@ class LongRun:
         pace = 1
         while self.step < wanted.steps and stop is None and not interrupt.asked:
             begun_at, before = time.monotonic(), self.step
-            until = min(self.step + pace, self._next(wanted.checkpoint_every), self._next(wanted.eval_every))
+            usage_every = max(1, wanted.steps // USAGE_SAMPLES)
+            stops = (self._next(every) for every in (wanted.checkpoint_every, wanted.eval_every, usage_every))
+            until = min(self.step + pace, *stops)
             stop = self.growing.run(self._batch, min(until, wanted.steps), self._stepped)
             if stop is StopReason.NOT_FINITE:
                 trace = self.trainer.trace
@@ -256,6 +264,8 @@ class LongRun:
                 )
             seconds = (time.monotonic() - begun_at) / max(1, self.step - before)
             pace = int(min(max(HEARD_SECONDS / max(seconds, 1e-9), 1), MOST_STEPS))
+            if self.step % usage_every == 0:
+                self._note_usage()
             if wanted.eval_every and self.step % wanted.eval_every == 0:
                 self._evaluate()
             if self.step % wanted.checkpoint_every == 0:
@@ -299,12 +309,19 @@ class LongRun:
             balance=None if last is None else last.balance,
             lr=None if last is None else self._lr(last),
         )
-        before = segments[-2].blueprint if len(segments) > 1 else segments[-1].blueprint
+        before = self.growing.blueprint if event.taken_back else segments[-2].blueprint
         rows = log.rows_of(event, moment, before, self.growing.blueprint)
         self._size = self._measured_size()
         self.journal.grew(rows)
         for row in rows:
             self.observer(Grew(row))
+
+    def _note_usage(self) -> None:
+        """How much every expert is used, where rules of growth watch over it."""
+        books = self.growing.controller.experts
+        for layer, block in enumerate(self.growing.blueprint.blocks):
+            if block.id in books.books:
+                self.journal.usage(self.step, layer, block.id, books.usage(block.id))
 
     def _measured_size(self) -> tuple[int, int, int, int]:
         """Parameters, layers, channels, experts in all."""
@@ -351,7 +368,9 @@ class LongRun:
         own, begun = self.step * self.prepared.tokens_per_step, self.origin.begun
         tokens = Tokens(own=own, lineage=begun.lineage + own, unique=self._unique() + begun.unique)
         prepared = self.prepared
-        behind = Provenance(prepared.tokenizer_digest, prepared.tokenizer, prepared.vocabulary(), tokens, begun)
+        behind = Provenance(
+            prepared.tokenizer_digest, prepared.tokenizer, prepared.vocabulary(), tokens, begun, self.growing.memory()
+        )
         events = [event.model_dump(mode="json") for event in self.growing.events]
         return {
             "candidate": self.origin.experiment.model.name,

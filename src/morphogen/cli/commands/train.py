@@ -44,6 +44,9 @@ class TrainOptions:
     eval_every: Annotated[
         int | None, typer.Option(min=0, help="steps between held-out measurements; default a tenth of all, 0: the end")
     ] = None
+    grow: Annotated[
+        list[str] | None, typer.Option(help="id of a rule with the trigger manual, which acts now; repeatable")
+    ] = None
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="end early where the guards in train would end a candidate's training")
     ] = False
