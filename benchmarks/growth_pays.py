@@ -31,7 +31,7 @@ from morphogen.network import build
 from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
 
-SEQ_LEN, BATCH, EVAL_TOKENS = 128, 8, 32768
+SEQ_LEN, BATCH, EVAL_TOKENS = 128, 8, 16384
 MARKS = (0.5, 0.75, 1.0)
 BLOCK = {"attn": {"kind": "MHA", "heads": 4, "head_dim": 16}, "ffn": {"kind": "dense", "hidden": 160}}
 SMALL = {"name": "small", "emb": {"dim": 64}, "blocks": [BLOCK, BLOCK]}

@@ -16,7 +16,6 @@ from typing import Any
 from kills import deadly
 from morphogen import trainings
 from morphogen.inherit import checkpoint
-from morphogen.training.growing import Growing
 from morphogen.training.journal import Journal
 from morphogen.training.trainer import Trainer
 
@@ -26,7 +25,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),  # a file is written, but not in its place
     "checkpoint": (checkpoint, "save"),
     "restore": (Trainer, "restore"),  # in the middle of going on
-    "become": (Growing, "become"),  # growth is decided, but not done
+    "change": (Trainer, "change"),  # growth is decided, but not done
     "grew": (Journal, "grew"),  # it is done, but not in the log
     "write": (Path, "unlink"),  # old checkpoints, half removed
 }

@@ -86,16 +86,87 @@ def kill(steps: int, *runs: tuple[Path, Path, list[str]]) -> list[str]:
     return [",".join(found) for found in codes.values()]
 
 
+def same(one: Path, other: Path) -> None:
+    """Whether two trainings took the same steps, grew alike, and ended with the same weights, to the last bit."""
+    assert losses(one) == losses(other)
+    for name in ("growth.csv", "usage.csv"):
+        assert untimed(one / name) == untimed(other / name)
+    mine, theirs = (load_checkpoint(folder / "model.safetensors") for folder in (one, other))
+    assert mine[1] == theirs[1]
+    assert all(mine[0][name].equal(tensor) for name, tensor in theirs[0].items())
+    assert not list(one.rglob(f"*{TEMPORARY}"))
+
+
+def untimed(path: Path) -> list[dict[str, str]]:
+    """The rows of a table without when they were written."""
+    with path.open() as file:
+        return [{name: cell for name, cell in row.items() if name != "time"} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("grows", [False, True])
 def test_a_training_that_is_killed_again_and_again_gives_what_it_would_have_given(
-    config: Path, whole: Path, tmp_path: Path
+    config: Path, whole: Path, tmp_path: Path, grows: bool
 ) -> None:
-    moments = ["rename:2", "step:7", "rename:9", "restore:1"]
-    (codes,) = kill(STEPS, (config, tmp_path / "killed", moments))
-    assert codes == ",".join(["-9"] * len(moments) + ["0"])
-    assert losses(tmp_path / "killed") == losses(whole)
-    mine, same = (load_checkpoint(folder / "model.safetensors")[0] for folder in (tmp_path / "killed", whole))
-    assert all(mine[name].equal(tensor) for name, tensor in same.items())
-    assert not list((tmp_path / "killed").rglob(f"*{TEMPORARY}"))
+    moments = (
+        ["change:2", "step:6", "grew:1", "restore:1"] if grows else ["rename:2", "step:7", "rename:9", "restore:1"]
+    )
+    chosen = growing(config, tmp_path) if grows else config
+    runs = [(chosen, tmp_path / "killed", moments), *([(chosen, tmp_path / "whole", [])] if grows else [])]
+    assert kill(STEPS, *runs)[0] == ",".join(["-9"] * len(moments) + ["0"])
+    same(tmp_path / "killed", tmp_path / "whole" if grows else whole)
+    rows = untimed(tmp_path / "killed" / "growth.csv")
+    assert [row["action"] for row in rows] == (["widen", "deepen", "to_moe", "split"] if grows else [])
+
+
+#: In the order in which they act; every step after those before is one at which a training may be killed.
+RULES = """
+    - {id: wide, when: {trigger: step, at: 2}, do: {action: widen, target: dim, factor: 1.5, warmup: 3}}
+    - {id: deep, when: {trigger: step, at: 4}, do: {action: deepen, new_param_lr_multiplier: 0.5, warmup: 4}}
+    - {id: moe, when: {trigger: step, at: 6}, do: {action: to_moe, blocks: [b0], n_experts: 2, k: 1}}
+    - {id: split, when: {trigger: step, at: 8}, do: {action: split_experts}}
+"""
+MORE_RULES = """
+    - {id: prune, when: {trigger: step, at: 12}, do: {action: prune_experts}}
+    - {id: cross, when: {trigger: step, at: 14}, do: {action: cross_experts}}
+    - {id: drop, when: {trigger: step, at: 16}, do: {action: drop_layer}}
+    - id: flat
+      when: {trigger: plateau, window: 4, tolerance: 1.0}
+      do: {action: widen, factor: 1.2}
+      limits: {cooldown_steps: 5}
+    - id: used
+      when: {trigger: utilization, threshold: 0.1, window: 4}
+      do: {action: widen, target: heads}
+      limits: {cooldown_steps: 3, max_times: 2}
+"""
+
+
+def growing(config: Path, folder: Path, rules: str = RULES, anchoring: str = "") -> Path:
+    """The experiment with rules of growth."""
+    text = config.read_text().replace("\ntrain:", f"\n  growth:{rules}train:")
+    path = folder / "growing.yaml"
+    path.write_text(text.replace("train: {", f"train: {{{anchoring}"))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "anchoring",
+    [
+        "",
+        "anchoring: {rehearsal: {share: 0.5}}, ",
+        "anchoring: {self_distillation: {weight: 0.5}}, ",
+        "anchoring: {freeze_expand_tune: {freeze_steps: 2, tune_steps: 2}}, ",
+    ],
+)
+def test_ten_kills_before_and_after_growth_of_each_sort_leave_every_loss_as_it_was(
+    config: Path, tmp_path: Path, anchoring: str
+) -> None:
+    chosen = growing(config, tmp_path, RULES.rstrip() + MORE_RULES, anchoring)
+    moments = ["change:1", "grew:2", "step:5", "change:3", "restore:1", "step:3", "checkpoint:2", "grew:1", "step:7"]
+    codes, _ = kill(30, (chosen, tmp_path / "killed", [*moments, "rename:9"]), (chosen, tmp_path / "whole", []))
+    assert codes.split(",").count("-9") >= 9
+    same(tmp_path / "killed", tmp_path / "whole")
+    assert {row["action"] for row in untimed(tmp_path / "whole" / "growth.csv")} >= {"widen", "deepen", "prune"}
 
 
 def test_more_steps_go_on_where_fewer_ended(config: Path, whole: Path, tmp_path: Path) -> None:
@@ -396,3 +467,30 @@ def test_it_is_told_where_there_is_nothing_to_rehearse_from(config: Path, whole:
     anchored.write_text(config.read_text().replace("train: {", anchors))
     trained(anchored, tmp_path / "out", 2, observer=told.append)
     assert any("nothing is kept" in news.text for news in told if isinstance(news, Noted))
+
+
+def test_a_rule_by_hand_acts_when_it_is_asked_for(cli: Cli, config: Path, tmp_path: Path) -> None:
+    rules = """
+    - {id: now, when: {trigger: manual}, do: {action: widen, factor: 2.0}}
+    - {id: later, when: {trigger: step, at: 1000}, do: {action: deepen}}
+"""
+    chosen = growing(config, tmp_path, rules)
+    trained(chosen, tmp_path / "run", 3)
+    assert untimed(tmp_path / "run" / "growth.csv") == []
+    out = ("--output-dir", tmp_path / "run", "--resume", "--steps", 6)
+    assert "'nou'" in refused(cli, chosen, *out, "--grow", "nou")
+    assert "is not manual" in refused(cli, chosen, *out, "--grow", "later")
+    trained(chosen, tmp_path / "run", 6, resume=True, grow=("now",))
+    (row,) = untimed(tmp_path / "run" / "growth.csv")
+    assert (row["step"], row["action"], row["rule"]) == ("3", "widen", "now")
+    code, told, _ = cli("status", tmp_path / "run", "--json")
+    assert code == 0
+    found = json.loads(told)
+    assert found["now"]["params"] > found["at the start"]["params"]
+    assert [event["rule"] for event in found["growth"]] == ["now"]
+    other = tmp_path / "other.yaml"
+    other.write_text(chosen.read_text().replace("at: 1000", "at: 900"))
+    assert "model.growth" in refused(cli, other, "--output-dir", tmp_path / "run", "--resume", "--steps", 9)
+    assert cli("generate", tmp_path / "run" / "model.safetensors", "--max-tokens", 5)[0] == 0
+    trained(tmp_path / "run" / "model.safetensors", tmp_path / "on", 3)  # goes on as what it grew into
+    assert untimed(tmp_path / "on" / "growth.csv") == []

@@ -116,11 +116,10 @@ def experts_per_layer(blueprint: Blueprint, experts: Mapping[str, int]) -> tuple
 def _changes(event: GrowthEvent, before: Blueprint, after: Blueprint) -> list[dict[str, Any]]:
     """Layer, expert, usage and counts of every line."""
     places = {block.id: place for blueprint in (before, after) for place, block in enumerate(blueprint.blocks)}
-    per_block = set(event.experts) | {
-        block for block, count in event.after.experts.items() if count != event.before.experts.get(block, count)
-    }
-    if event.action == "to_moe":
-        per_block |= event.after.experts.keys() - event.before.experts.keys()
+    old, new = event.before.experts, event.after.experts
+    per_block = {block for block in {**old, **new} if old.get(block) != new.get(block)}
+    if event.action == "cross_experts" or event.taken_back:  # the only ones that may leave all counts as they are
+        per_block |= event.experts.keys()
     if per_block and event.before.layers == event.after.layers:
         ordered = sorted(per_block, key=lambda block: places.get(block, -1))
         return [line for block in ordered for line in _of_experts(event, block, places)]
