@@ -494,3 +494,20 @@ def test_a_rule_by_hand_acts_when_it_is_asked_for(cli: Cli, config: Path, tmp_pa
     assert cli("generate", tmp_path / "run" / "model.safetensors", "--max-tokens", 5)[0] == 0
     trained(tmp_path / "run" / "model.safetensors", tmp_path / "on", 3)  # goes on as what it grew into
     assert untimed(tmp_path / "on" / "growth.csv") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["growth_depth_small", "growth_morph_small", "growth_experts_small"])
+def test_a_small_configuration_runs_by_the_command_in_its_comment(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = Path(__file__).parent.parent
+    text = (root / "configs" / f"{name}.yaml").read_text()
+    (command,) = (line.removeprefix("#").split() for line in text.splitlines() if "morphogen train configs" in line)
+    monkeypatch.chdir(root)
+    place = command.index("--output-dir") + 1
+    assert command[place] == f"runs/{name}"
+    command[place] = str(tmp_path / name)
+    code, _, err = cli(*command[1:])
+    assert code == 0, err
+    assert untimed(tmp_path / name / "growth.csv") != []
