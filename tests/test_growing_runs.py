@@ -16,6 +16,7 @@ from morphogen.cli.doctor import examine
 from morphogen.cost import train_flops
 from morphogen.execution import Execution
 from morphogen.run import evolve, load
+from morphogen.store.ledger import Ledger, Repeated, Reported
 from tiny import events, untimed, write_config
 
 RULES = [
@@ -143,3 +144,17 @@ def test_halving_goes_on_with_what_a_candidate_has_grown_into(tmp_path: Path, mo
     assert own == sorted(own)
     assert max(own) > 2
     assert examine(tmp_path / "run") == []
+
+
+def test_finalists_that_are_annealed_grow_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    rules = [{"when": {"trigger": "step", "every": 1}, "do": {"action": "widen", "target": "ffn", "factor": 1.1}}]
+    path = grown(tmp_path, rules, generations=0, anneal_tokens=2048)
+    evolve(load(path), out=tmp_path / "run")
+    with Ledger.open(tmp_path / "run", readonly=True) as ledger:
+        told = list(ledger.events())
+    (annealed,) = [event.report for event in told if isinstance(event, Repeated)]
+    (root,) = [event.report for event in told if isinstance(event, Reported)]
+    assert root.growth and annealed.tokens.own > root.tokens.own
+    assert annealed.growth == root.growth
+    assert annealed.costs["params"] == root.costs["params"]

@@ -18,9 +18,12 @@ def due(engine: Engine) -> list[Job]:
 
 
 def anneal(engine: Engine, id: str) -> Job:
-    """A finalist goes on from its checkpoint, and its rate falls from the first step to the last."""
+    """A finalist goes on from its checkpoint, as it is: its rate falls from the first step to the last, and it grows no
+    more."""
     report, tokens = engine.reports[id], engine.evolution.anneal_tokens
     stage = Stage(rung=max(2, report.rung + 1), budget_tokens=tokens)
+    blueprint = engine.candidates[id].as_trained(report).blueprint
+    report = report.replace(blueprint={**blueprint, "growth": []})
     job = engine.job_of(engine.candidates[id].replace(id=f"{id}{ANNEALED}"), (stage,), before=report)
     falling = {"schedule": "wsd", "decay_share": 1.0, "max_tokens": report.tokens.own + tokens}
     plain = job.experiment
