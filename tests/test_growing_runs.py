@@ -155,6 +155,7 @@ def test_finalists_that_are_annealed_grow_no_more(tmp_path: Path, monkeypatch: p
         told = list(ledger.events())
     (annealed,) = [event.report for event in told if isinstance(event, Repeated)]
     (root,) = [event.report for event in told if isinstance(event, Reported)]
-    assert root.growth and annealed.tokens.own > root.tokens.own
+    assert root.growth
+    assert annealed.tokens.own > root.tokens.own
     assert annealed.growth == root.growth
     assert annealed.costs["params"] == root.costs["params"]
