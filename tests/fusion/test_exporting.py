@@ -134,6 +134,14 @@ def test_the_tokenizer_of_a_native_class_gives_the_same_ids(data: Any, kinds: se
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == list(text.encode())
 
 
+def test_special_tokens_that_look_like_text_do_not_keep_a_model_from_its_own_class(tmp_path: Path) -> None:
+    (tmp_path / "their").mkdir()
+    write_tokenizer(tmp_path / "their")
+    blueprint = Blueprint.model_validate({**LLAMA, "emb": {"dim": 16, "vocab": 300}})
+    path = checkpoint(tmp_path, blueprint, named(str(tmp_path / "their")), str(tmp_path / "their"))
+    assert export_model(str(path), tmp_path / "out").architecture == "llama"
+
+
 def test_a_hybrid_is_loaded_in_a_fresh_process_by_the_class_in_its_folder(tmp_path: Path) -> None:
     blueprint = Blueprint.model_validate(HYBRID)
     path = checkpoint(tmp_path, blueprint, ByteTokenizer(), "bytes")

@@ -37,7 +37,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_morphogen.MorphogenForCausalLM",
 }
 #: A text that tells tokenizers apart.
-SAMPLE = "Größer than 1234.5?\n\tdef f(x):  return x_1 + 'a' # 日本 <s></s>\r\n  end"
+SAMPLE = "Größer than 1234.5?\n\tdef f(x):  return x_1 + 'a' # 日本 x\r\n  end"
 END_OF_TEXT = "<|endoftext|>"
 
 

@@ -279,7 +279,7 @@ def import_model(model: str, out: Path, *, tokenizer: str | None = None, force: 
     save_checkpoint(checkpoint, state, layout.blueprint, behind.to_metadata())
     notes = tuple(f"config.json: {note}" for note in layout.notes)
     text = f"# {layout.blueprint.name}, imported from {model}: what evolution begins with. `morphogen run {out.name}`\n"
-    text += "# goes on from its weights, on the source code of the standard library until data.shards names your own text.\n"
+    text += "# goes on from its weights. Text is the standard library's source until data.shards names your own.\n"
     write_atomic(out, (text + dumps(_experiment(layout.blueprint, called, checkpoint.name))).encode())
     return Imported(out, checkpoint, layout.blueprint.name, parameter_count(layout.blueprint), notes)
 
