@@ -33,8 +33,8 @@ from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
 
-DIM, LAYERS, HIDDEN, LAST = 64, 2, 64, 30
-BATCH, LENGTH, HELD = 8, 128, 32
+DIM, LAYERS, HIDDEN, LAST = 32, 2, 32, 20
+BATCH, LENGTH, HELD = 8, 64, 64
 USAGE = {"trigger": "expert_usage", "window": 20, "interval": 20, "min_age": 30}
 RULES: list[dict[str, Any]] = [
     {
@@ -54,7 +54,7 @@ CHANCES = 3
 def blueprint(experts: int, k: int, balance: float, rules: list[dict[str, Any]] | None = None) -> Blueprint:
     """Attention and a mixture in every block."""
     ffn = {"kind": "moe", "hidden": HIDDEN, "n_experts": experts, "k": k, "balance": balance}
-    block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 32}, "ffn": ffn}
+    block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": ffn}
     model = {"emb": {"dim": DIM, "vocab": 256}, "blocks": [block] * LAYERS, "growth": rules or []}
     return Blueprint.model_validate(model)
 
@@ -163,7 +163,11 @@ def by_choosers(text: NDArray[np.int64], steps: int, seeds: tuple[int, ...]) -> 
             with growing.trainer.model.recording() as record, torch.no_grad():
                 growing.trainer.model(torch.from_numpy(batch(text, seed, step)[:, :-1]))
             books.observe(blending.loads(growing.trainer.model, record), step + 1)
-        found.setdefault("all 8 stay", []).append((held_out(growing.trainer.model, text), math.nan))
+        whole = copy.deepcopy(growing.trainer.model)
+        before = held_out(whole, text)
+        found.setdefault("all 8 stay", []).append(
+            (before, held_out(trained(whole, text, LAST, seed + 50)[0].trainer.model, text))
+        )
         for chooser in ("usage", "gate_norm", "merge", *["chance"] * CHANCES):
             model = without_half(growing, books, chooser, seed * 100 + len(found.get("chance", [])), steps)
             after = held_out(model, text)
