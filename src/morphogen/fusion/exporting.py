@@ -19,6 +19,7 @@ from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.yaml import dumps
+from morphogen.candidate import MOMENTS_SUFFIX
 from morphogen.data.prepare import tokenizer_of
 from morphogen.data.tokenizers import ByteTokenizer, PieceTokenizer, Tokenizer, named
 from morphogen.errors import InputError, RunError, unknown
@@ -66,7 +67,8 @@ def checkpoint_of(what: str, run: Path | None) -> Path:
         return found[0]
     if len(found) > 1:
         raise InputError(f"{what}: {len(found)} runs have it ({found[0].parts[-3]}, ...); say which with --run")
-    names = [each.stem for folder in runs for each in (folder / "checkpoints").glob("*.safetensors")]
+    files = [each for folder in runs for each in (folder / "checkpoints").glob("*.safetensors")]
+    names = [each.stem for each in files if not each.name.endswith(MOMENTS_SUFFIX)]
     place = f"candidate with a checkpoint in {run}" if run else "candidate with a checkpoint below runs/"
     raise InputError(unknown(place, what, names) if names else f"{what}: no such checkpoint, and no {place}")
 
