@@ -98,7 +98,7 @@ def test_of_experts_that_merge_the_first_becomes_the_mean(model: LanguageModel) 
         (lambda m: m.grow_vocabulary(37), OperatorError, "nothing for it to do"),
         (lambda m: m.to_moe().to_moe(), OperatorError, "nothing for it to do"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
 def test_what_cannot_be_is_told(call: Any, error: type[Exception], message: str, model: LanguageModel) -> None:
     with pytest.raises(error, match=message):
