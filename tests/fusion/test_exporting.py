@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from tiny_models import MODELS, ids, saved, write_tokenizer
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from morphogen.inherit.checkpoint import save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.network import assemble, initial_state
 from morphogen.testing.models import stirred
+from plugins import installed
 from strategies import blueprints
 
 #: Loads a folder in a process that has never seen it and has no network; prints its class and what it generates.
@@ -244,11 +247,11 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_lost(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @settings(max_examples=20, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-@given(blueprint=blueprints())
-def test_random_blueprints_go_out_with_equal_logits_and_256_equal_tokens(blueprint: Blueprint) -> None:
-    import tempfile
-
-    state = stirred(blueprint, dtype=torch.float32)
-    with tempfile.TemporaryDirectory() as name:
+@given(data=st.data())
+def test_random_blueprints_go_out_with_equal_logits_and_256_equal_tokens(data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
+        patch.setattr("morphogen.plugins.entry_points", installed)
+        blueprint = data.draw(blueprints())
+        state = stirred(blueprint, dtype=torch.float32)
         written(Path(name), blueprint, state)
         assert_same(loaded(Path(name)), blueprint, state, blueprint.context().vocab, 256)
