@@ -1,5 +1,6 @@
 """Sweeps whose candidates grow: the same lineage however they are carried out, and what is said of them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -159,3 +160,17 @@ def test_finalists_that_are_annealed_grow_no_more(tmp_path: Path, monkeypatch: p
     assert annealed.tokens.own > root.tokens.own
     assert annealed.growth == root.growth
     assert annealed.costs["params"] == root.costs["params"]
+
+
+def test_a_candidates_checkpoint_says_what_it_began_as_and_how_it_grew(whole: Path, capsys: Any) -> None:
+    from morphogen.cli import main
+
+    with Ledger.open(whole, readonly=True) as ledger:
+        report = next(event.report for event in ledger.events() if isinstance(event, Reported) and event.report.growth)
+    assert report.checkpoint is not None
+    with pytest.raises(SystemExit) as done:
+        main(["status", str(whole / report.checkpoint), "--json"])
+    assert done.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["growth"]) == len(report.growth)
+    assert told["at_start"]["params"] == report.growth[0].before.params

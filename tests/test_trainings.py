@@ -486,7 +486,7 @@ def test_a_rule_by_hand_acts_when_it_is_asked_for(cli: Cli, config: Path, tmp_pa
     code, told, _ = cli("status", tmp_path / "run", "--json")
     assert code == 0
     found = json.loads(told)
-    assert found["now"]["params"] > found["at the start"]["params"]
+    assert found["now"]["params"] > found["at_start"]["params"]
     assert [event["rule"] for event in found["growth"]] == ["now"]
     other = tmp_path / "other.yaml"
     other.write_text(chosen.read_text().replace("at: 1000", "at: 900"))

@@ -19,6 +19,9 @@ from morphogen.training import snapshots
 from morphogen.training.long_run import MODEL
 from morphogen.trainings import LOCK, read_record
 
+#: What names of the record are shown as, where not as they are.
+LABELS = {"at_start": "at the start", "lineage_tokens": "tokens behind the weights"}
+
 
 def of_checkpoint(path: Path) -> dict[str, Any]:
     """Step, tokens, architecture now and at the start, growth. InputError where it cannot be read."""
@@ -37,7 +40,7 @@ def of_training(folder: Path) -> dict[str, Any]:
             continue
     holder, done = in_use(folder, LOCK), (folder / MODEL).exists() and found.get("step", 0) >= record.steps
     state = f"running ({holder})" if holder else "finished" if done else "stopped; --resume goes on"
-    start = {"now": (size := architecture.size_of(_model(folder, record.experiment))), "at the start": size}
+    start = {"now": (size := architecture.size_of(_model(folder, record.experiment))), "at_start": size}
     return {"training": str(folder), "state": state, "steps": record.steps, "step": 0, "growth": [], **start, **found}
 
 
@@ -62,18 +65,18 @@ def _told(path: Path, whole: Whole) -> dict[str, Any]:
         "of": metadata.get("candidate", ""),
         "step": steps,
         "tokens": behind.tokens.own,
-        "tokens behind the weights": behind.tokens.lineage,
+        "lineage_tokens": behind.tokens.lineage,
         "tokenizer": behind.name,
         "now": now,
-        "at the start": begun,
+        "at_start": begun,
         "growth": events,
     }
 
 
 def in_words(told: Mapping[str, Any]) -> dict[str, Any]:
     """As it is shown; what it grew by is told apart."""
-    shown = {name: value for name, value in told.items() if name != "growth"}
-    shown |= {name: architecture.in_words(told[name]) for name in ("now", "at the start")}
+    shown = {LABELS.get(name, name): value for name, value in told.items() if name != "growth"}
+    shown |= {LABELS.get(name, name): architecture.in_words(told[name]) for name in ("now", "at_start")}
     return shown | {"growth": f"{len(told['growth'])} events"}
 
 

@@ -280,6 +280,7 @@ class Growing:
         model, grown = self.trainer.model, assemble(after, operated.state).to(self.trainer.device)
         delta, most = max_delta(model, grown, self.held_BT1[:, :-1])
         loss, loss_after = self._held_loss(model), self._held_loss(grown)
+        blocks = _touched(before, after) or tuple(decision.chosen)
         return GrowthEvent(
             steps=now.steps,
             tokens=now.tokens,
@@ -288,9 +289,9 @@ class Growing:
             trigger=rule.when.trigger,
             action=rule.do.action,
             reason=decision.fired.reason,
-            blocks=_touched(before, after) or tuple(decision.chosen),
-            experts=dict(decision.chosen),
-            usage=dict(decision.usage),
+            blocks=blocks,
+            experts={block: experts for block, experts in decision.chosen.items() if block in blocks},
+            usage={block: usage for block, usage in decision.usage.items() if block in blocks},
             threshold=decision.fired.threshold,
             before=self._size(before),
             after=self._size(after),

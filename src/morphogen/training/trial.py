@@ -7,17 +7,18 @@ from pathlib import Path
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
+from morphogen.candidate import GrowthEvent, Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.estimates import known_of
 from morphogen.experiment import RATE_FOUND, Evolution
-from morphogen.inherit.checkpoint import save_checkpoint, save_moments
+from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint, save_moments
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
+from morphogen.store.files import canonical_json
 from morphogen.training import accounts
 from morphogen.training.allocator import memory_kept
 from morphogen.training.anchored import Anchoring, Earlier
@@ -247,6 +248,9 @@ class Trial:
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
         behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory())
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
+        if events := self._grown_by():
+            extra[BEGUN_AS] = canonical_json(job.candidate.blueprint)
+            extra[GREW_BY] = canonical_json([event.model_dump(mode="json") for event in events])
         state = self.trainer.model.state_dict()
         save_checkpoint(Path(job.run_dir) / where, state, self.blueprint, extra, self.trainer.averages)
         return where
@@ -276,11 +280,15 @@ class Trial:
             inheritance=self.inheritance,
             checkpoint=checkpoint,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
-            growth=(*before.growth, *self.growing.events),
+            growth=self._grown_by(),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,
         )
+
+    def _grown_by(self) -> tuple[GrowthEvent, ...]:
+        """How it has grown so far, in earlier jobs too."""
+        return (*self.assignment.before.growth, *self.growing.events)
 
     def _timed(self) -> dict[str, float]:
         """What the clock and the memory say."""
