@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from morphogen.documented import meanings
 from morphogen.parts.attention.latent_attention import LatentAttention
+from morphogen.parts.contract.part import REGISTRY
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "write_reference.py"
 
@@ -22,5 +25,6 @@ def test_editors_are_shown_the_meaning_of_inherited_and_overridden_fields() -> N
     assert "the rotated key" in fields["kv_policy"]["description"]
 
 
-def test_a_class_without_its_source_says_nothing() -> None:
+def test_a_class_without_its_source_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, ("attn", "MLA"), LatentAttention)  # the class made here registers in its place
     assert meanings(type("Made", (LatentAttention,), {"__module__": "nowhere"})) == meanings(LatentAttention)
