@@ -54,7 +54,7 @@ def main() -> None:
     steps, *rest = sys.argv[1:]
     trainings.picture = lambda folder: b""  # takes longer than the training
     with tempfile.TemporaryDirectory() as folder:  # whatever torch imports only now, it imports once
-        trainings.train(rest[0], Path(folder) / "first", steps=1)
+        trainings.train(rest[0], Path(folder) / "first", steps=int(steps))
     for differs, words in itertools.groupby(rest, lambda word: word != "--"):
         if differs:
             config, out, *moments = words

@@ -514,6 +514,19 @@ CASES: dict[str, Case] = {
     "a program's question about a ledger of paths": (forged("asked", called("../x")), "ask @/run", "candidates.0.id"),
     "proposals that are a pipe": (pipe("p.json"), "tell @/run @/p.json", "p.json"),
     "proposals nested beyond use": (text("p.json", DEEP), "tell @/run @/p.json", "p.json"),
+    "a training names code": (IN_YAML, "train @/tiny.yaml --steps 1 --output-dir @/new", "--allow-code"),
+    "a text of a checkpoint that names code": (
+        described(json.dumps({"emb": {"dim": 8, "vocab": 9}, "blocks": [CODE]})),
+        "generate @/bad.safetensors --prompt a",
+        "bad.safetensors: its blueprint cannot be read",
+    ),
+    "an export of a checkpoint nested beyond use": (described(DEEP), "export @/bad.safetensors --out @/new", "bad.saf"),
+    "a merge of a checkpoint nested beyond use": (
+        described(DEEP),
+        "merge @/bad.safetensors @/bad.safetensors --out @/new.safetensors",
+        "bad.safetensors",
+    ),
+    "a model of no folder": (text("config.json", DEEP), "import @ --out @/new.yaml", "config.json"),
     "a schema of no file": (nothing, "schema ../x", "../x"),
     "figures of something": (nothing, "figures @/run", "/run"),
     "an unknown figure": (nothing, "verify @/run --metric \x1b[2J", "--metric: got"),
@@ -521,7 +534,7 @@ CASES: dict[str, Case] = {
 
 
 def test_every_command_has_a_case() -> None:
-    registered = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    registered = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     missing = registered - {args.split()[0] for _, args, _ in CASES.values()} - {"doctor"}  # which is tried below
     assert not missing, f"add a case for {', '.join(sorted(missing))} to CASES"
 

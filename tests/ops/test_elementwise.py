@@ -212,7 +212,8 @@ def test_activations_are_what_their_names_say() -> None:
     up = torch.linspace(2, -1, 13, dtype=torch.float64)
     gelu = x * (1 + torch.erf(x / math.sqrt(2))) / 2
     silu = x / (1 + torch.exp(-x))
-    want = {"gelu": gelu, "silu": silu, "relu": x.clamp(min=0), "relu2": x.clamp(min=0) ** 2}
+    tanh = x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    want = {"gelu": gelu, "gelu_tanh": tanh, "silu": silu, "relu": x.clamp(min=0), "relu2": x.clamp(min=0) ** 2}
     assert set(ACTIVATIONS) == set(want)
     for name, y in want.items():
         torch.testing.assert_close(ACTIVATIONS[name](x), y)

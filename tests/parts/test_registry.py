@@ -9,12 +9,24 @@ import morphogen
 
 KIND = """
 from typing import ClassVar, Literal
-from morphogen.parts.contract.part import Part
+from morphogen.parts.contract.part import Cost, Part
 
 class Echo(Part):
     slot: ClassVar = "extra"
     kind: Literal["echo"] = "echo"
     delay: int = 1
+
+    def tensors(self, ctx):
+        return {}
+
+    def sizes(self, ctx):
+        return {}
+
+    def build(self, ctx):
+        from morphogen.parts.memory import echo_layer
+
+    def cost(self, ctx):
+        return Cost()
 """
 ASKED = """
 import sys

@@ -254,7 +254,8 @@ def test_bytes_are_predicted_as_the_grown_model_takes_them() -> None:
 
 
 def _held(trainer: Trainer) -> int:
-    """Bytes of parameters, gradients, buffers and moments."""
+    """Bytes of parameters, gradients, buffers and moments; marks of what is young go when it is warm."""
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
-    tensors = [*parameters, *parameters, *trainer.model.buffers(), *trainer.updater.state_tensors()]
+    moments = [moment for of in trainer.updater.moments().values() for moment in of.values()]
+    tensors = [*parameters, *parameters, *trainer.model.buffers(), *moments]
     return sum(x.numel() * x.element_size() for x in tensors if x.dim())
