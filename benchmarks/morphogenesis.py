@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from morphogen.blueprint.growth import ExpertUsageTrigger, GrowthRule, PruneExperts
+from morphogen.blueprint.growth import GrowthRule, PruneExperts
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import ExpertUsageTrigger
 from morphogen.candidate import GrowthEvent
 from morphogen.experiment import Train
 from morphogen.growth import blending, recasting

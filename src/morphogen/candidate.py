@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -360,30 +359,6 @@ class Report(Measured):
     def without_influence(self) -> Self:
         """Itself as it is kept where it is compared with nobody any more."""
         return self.replace(influence={}, twin=self.twin and self.twin.replace(influence={}))
-
-
-class Difference(Record):
-    """What one figure of a finalist is against the root's that was trained as long, over repeats on other seeds.
-
-    value, root: means over the `pairs` of which both were measured. difference: of the first less the second. low,
-    high: its 95 % interval, among other seeds and other texts like this one; None where there are fewer than two pairs.
-    shown: whether the interval lies on one side of zero, and on which; `no` where it does not, or where there is none.
-    """
-
-    figure: str
-    value: float
-    root: float
-    difference: float
-    low: float | None
-    high: float | None
-    pairs: Whole
-    shown: Literal["better", "worse", "no"]
-
-
-#: Of finalists, by id: how they differ from the root.
-AgainstRoot = Mapping[str, tuple[Difference, ...]]
-#: Where nobody was measured again.
-NOT_MEASURED: AgainstRoot = MappingProxyType({})
 
 
 class Job(Record):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morphogen.candidate import AgainstRoot, Candidate, Report, Status
+from morphogen.against_root import AgainstRoot
+from morphogen.candidate import Candidate, Report, Status
 from morphogen.escape import visible
 from morphogen.store.ledger import Generation
 

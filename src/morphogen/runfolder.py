@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from morphogen import __version__
+from morphogen.against_root import NOT_MEASURED, AgainstRoot
 from morphogen.blueprint.yaml import written
-from morphogen.candidate import MOMENTS_SUFFIX, NOT_MEASURED, AgainstRoot, Candidate, Report, moments_path
+from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
 from morphogen.errors import RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction

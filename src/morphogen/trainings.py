@@ -19,9 +19,9 @@ from pydantic import PositiveInt
 from morphogen import resuming
 from morphogen.beginnings import CHECKPOINT, TOKENIZER, Asked, experiment_of
 from morphogen.blueprint.diff import changes
-from morphogen.blueprint.growth import AllTrigger, AnyTrigger, MajorityTrigger, ManualTrigger, Trigger
 from morphogen.blueprint.record import recorded, understood
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import ManualTrigger
 from morphogen.candidate import Record, Tokens, stream
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData, text_of, tokenizer_of
@@ -31,6 +31,7 @@ from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
 from morphogen.growth.rules import unheard
+from morphogen.growth.triggers import parts
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import NO_TOKENS
 from morphogen.inherit.splice import StateDict
@@ -145,11 +146,32 @@ def train(
     """
     folder = user_path(out, "output_dir")
     check_usable(folder, resume)
-    place = choose_device(device)
+    place = str(choose_device(device))
     before = read_record(folder) if (folder / RECORD).exists() else None
     asked = (asked or Asked()) if before is None else (asked or Asked()).over(before.asked)
+    wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
+    experiment, prepared = _settled(source, folder, asked, wanted, place, observer)
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
+        with memory_kept():
+            outcome = _readied(folder, before, experiment, prepared, wanted, asked, place, observer).run()
+        if not outcome.interrupted:
+            write_atomic(folder / PICTURE, picture(folder))
+    return outcome
+
+
+def _wanted(
+    steps: int,
+    checkpoint_every: int | None,
+    keep: int,
+    eval_every: int | None,
+    grow: tuple[str, ...],
+    early_stop: bool,
+    tensorboard: bool,
+) -> Wanted:
+    """The options of `train`, with what stands where one is left open."""
     tenth = max(1, steps // 10)
-    wanted = Wanted(
+    return Wanted(
         steps,
         min(500, tenth) if checkpoint_every is None else checkpoint_every,
         keep,
@@ -158,28 +180,41 @@ def train(
         early_stop,
         tensorboard,
     )
+
+
+def _settled(
+    source: str | Path, folder: Path, asked: Asked, wanted: Wanted, device: str, observer: Observer
+) -> tuple[Experiment, PreparedData]:
+    """The experiment as it is trained, and its text; tells what is odd about them. InputError for what cannot be."""
     experiment = found_again(experiment_of(str(source), asked, folder), folder)
     _check_places(folder, experiment)
     experiment, prepared = settle(experiment)
-    _check_asked(experiment.model, grow)
-    file = None if str(source).endswith(CHECKPOINT) else source
-    for line in (*_remarks(experiment, steps, file), *prepared.remarks(), bf16_warning(experiment.train.bf16, place)):
+    _check_asked(experiment.model, wanted.grow)
+    remarks = _remarks(experiment, wanted.steps, None if str(source).endswith(CHECKPOINT) else source)
+    for line in (*remarks, *prepared.remarks(), bf16_warning(experiment.train.bf16, choose_device(device))):
         if line:
             observer(Noted(line))
-    folder.mkdir(parents=True, exist_ok=True)
-    with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
-        with memory_kept():
-            remove_stale(folder)
-            (folder / snapshots.FOLDER).mkdir(exist_ok=True)
-            if before is None:
-                ready = _begin(folder, experiment, prepared, wanted, asked, str(place))
-            else:
-                ready = _go_on(folder, before, experiment, prepared, wanted, observer)
-            training = LongRun(folder, ready.origin, prepared, wanted, ready.start, observer, str(place))
-            outcome = training.run()
-        if not outcome.interrupted:
-            write_atomic(folder / PICTURE, picture(folder))
-    return outcome
+    return experiment, prepared
+
+
+def _readied(
+    folder: Path,
+    before: Begun | None,
+    experiment: Experiment,
+    prepared: PreparedData,
+    wanted: Wanted,
+    asked: Asked,
+    device: str,
+    observer: Observer,
+) -> LongRun:
+    """The training in a folder that is held: begun, or the one that was, which goes on."""
+    remove_stale(folder)
+    (folder / snapshots.FOLDER).mkdir(exist_ok=True)
+    if before is None:
+        ready = _begin(folder, experiment, prepared, wanted, asked, device)
+    else:
+        ready = _go_on(folder, before, experiment, prepared, wanted, observer)
+    return LongRun(folder, ready.origin, prepared, wanted, ready.start, observer, device)
 
 
 def check_usable(folder: Path, resume: bool) -> None:
@@ -223,7 +258,7 @@ def _check_places(folder: Path, experiment: Experiment) -> None:
 
 def _check_asked(model: Blueprint, grow: tuple[str, ...]) -> None:
     """InputError for rules that do not exist, or have no `manual` among their triggers."""
-    manual = [rule.id for rule in model.growth if _by_hand(rule.when)]
+    manual = [rule.id for rule in model.growth if any(isinstance(one, ManualTrigger) for one in parts(rule.when))]
     for id in grow:
         if id not in manual and id in (rule.id for rule in model.growth):
             raise InputError(
@@ -231,11 +266,6 @@ def _check_asked(model: Blueprint, grow: tuple[str, ...]) -> None:
             )
         if id not in manual:
             raise InputError(unknown("--grow", id, manual) if manual else f"--grow: got {id!r}, but no rule is manual")
-
-
-def _by_hand(trigger: Trigger) -> bool:
-    parts = trigger.of if isinstance(trigger, AnyTrigger | AllTrigger | MajorityTrigger) else ()
-    return isinstance(trigger, ManualTrigger) or any(map(_by_hand, parts))
 
 
 def _remarks(experiment: Experiment, steps: int, file: str | Path | None) -> list[str]:

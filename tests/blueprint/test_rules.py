@@ -8,8 +8,9 @@ import pytest
 
 from morphogen.blueprint.diff import apply, changes, digest, distance
 from morphogen.blueprint.encoding import encoded
-from morphogen.blueprint.growth import Deepen, GrowthRule, StepTrigger, Widen
+from morphogen.blueprint.growth import Deepen, GrowthRule, Widen
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import StepTrigger
 from morphogen.blueprint.yaml import dumps, loads, read
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment

@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphogen.blueprint.growth import (
-    CrossExperts,
-    ExpertUsageTrigger,
-    GrowthRule,
-    MergeExperts,
-    PruneExperts,
-    SplitExperts,
-    StepTrigger,
-)
+from morphogen.blueprint.growth import CrossExperts, GrowthRule, MergeExperts, PruneExperts, SplitExperts
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import ExpertUsageTrigger, StepTrigger
 from morphogen.growth.morphogenesis import Experts, entropy, usage_trigger
 from morphogen.parts.contract.alignment import AxisMap
 

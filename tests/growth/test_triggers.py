@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from morphogen.blueprint.growth import Trigger
+from morphogen.blueprint.triggers import Trigger
 from morphogen.growth.monitor import Ceilings, Memory, Snapshot, Verdict
 from morphogen.growth.triggers import LATER, Fired, Signals, Since, Watched, ahead, fired, flat, reach
 

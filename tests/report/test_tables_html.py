@@ -13,7 +13,8 @@ from made_runs import make_run
 from rich.cells import cell_len
 from rich.console import Console
 
-from morphogen.candidate import Candidate, Difference, Edit, Report, Status, Twin
+from morphogen.against_root import Difference
+from morphogen.candidate import Candidate, Edit, Report, Status, Twin
 from morphogen.report.charts import DRAWABLE, hypervolume_chart, objective_charts
 from morphogen.report.html import report_html
 from morphogen.report.tables import as_json, as_table, as_text, fit, frontier_rows, operator_rows, reason_rows

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from morphogen.candidate import Difference, Report, Status
+from morphogen.against_root import Difference
+from morphogen.candidate import Report, Status
 from morphogen.estimates import Floats
 from morphogen.figures import Direction
 from morphogen.search.engine import Engine

@@ -82,10 +82,7 @@ def verify(
     workers: processes that train; None is this one alone. Finished trainings are kept below the run folder and not
     repeated. InputError for what does not fit, RunError as `Recorded.read`, and where no training came to an end.
     """
-    check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
-    for factor in times:
-        check_range({"times": (factor, 1, MOST_TIMES)})
-    check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
+    _check_options(seeds, finalists, times, random, tokens)
     run, shop = opened(path, device=device, workers=workers, say=say)
     tokens = run.budget_tokens if tokens is None else tokens
     check_range({"tokens times --times": (tokens * max(times), 1, MOST_TOKENS)})
@@ -120,6 +117,14 @@ def verify(
     )
     found.write(run.folder / FILE)
     return found
+
+
+def _check_options(seeds: int, finalists: int, times: Sequence[int], random: int | None, tokens: int | None) -> None:
+    """InputError for an option out of its range."""
+    check_range({"seeds": (seeds, 2, MOST_SEEDS), "finalists": (finalists, 1, MOST_DESIGNS)})
+    for factor in times:
+        check_range({"times": (factor, 1, MOST_TIMES)})
+    check_range({"random": (random, 0, MOST_DESIGNS), "tokens": (tokens, 1, MOST_TOKENS)})
 
 
 def _chosen(

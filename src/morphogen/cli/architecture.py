@@ -5,8 +5,8 @@ from typing import Any
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
+from morphogen.growth.morphogenesis import experts_of
 from morphogen.report.wording import number
-from morphogen.training.long_run import experts_of
 
 
 def size_of(blueprint: Blueprint) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from morphogen.candidate import NOT_MEASURED, Status
+from morphogen.against_root import NOT_MEASURED
+from morphogen.candidate import Status
 from morphogen.escape import json_shown, visible, visible_lines
 from morphogen.notices import Again, Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows

@@ -18,8 +18,9 @@ from morphogen.growth.morphogenesis import Pair, mixtures
 from morphogen.inherit.splice import StateDict
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.branch import Record
-from morphogen.parts.ffn.moe import STACKED, MoE
+from morphogen.parts.ffn.moe import MoE
 from morphogen.parts.ffn.moe_layer import Experts
+from morphogen.parts.ffn.stack import STACKED
 
 #: Which unit of the second expert goes with each of the first.
 Order = NDArray[np.int64]

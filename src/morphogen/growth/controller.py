@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from morphogen.blueprint.growth import DropLayer, ExpertUsageTrigger, GrowthRule, UtilizationTrigger
+from morphogen.blueprint.growth import DropLayer, GrowthRule
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import ExpertUsageTrigger, UtilizationTrigger
 from morphogen.candidate import stream
 from morphogen.cost import Step, train_memory_bytes
 from morphogen.growth.actions import NOBODY, UNKNOWN, Chosen, Grown, Used, act, within

@@ -10,19 +10,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from morphogen.blueprint.growth import (
-    AllTrigger,
-    AnyTrigger,
-    CrossExperts,
-    ExpertUsageTrigger,
-    GrowthRule,
-    MajorityTrigger,
-    MergeExperts,
-    PruneExperts,
-    SplitExperts,
-    Trigger,
-)
+from morphogen.blueprint.growth import CrossExperts, GrowthRule, MergeExperts, PruneExperts, SplitExperts
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import AllTrigger, AnyTrigger, ExpertUsageTrigger, MajorityTrigger, Trigger
 from morphogen.parts.contract.alignment import AxisMap
 from morphogen.parts.ffn.moe import MoE
 
@@ -321,6 +311,15 @@ def mixtures(blueprint: Blueprint, action: Action | None = None) -> dict[str, Mo
         block.id: block.ffn
         for block in blueprint.blocks
         if isinstance(block.ffn, MoE) and (not named or block.id in named)
+    }
+
+
+def experts_of(blueprint: Blueprint) -> dict[str, int]:
+    """Block id -> experts of its mixture, of those that have one."""
+    return {
+        block.id: int(count)
+        for block in blueprint.blocks
+        if (count := dict(block.ffn or {}).get("n_experts")) is not None
     }
 
 

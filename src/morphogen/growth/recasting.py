@@ -8,16 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morphogen.blueprint.growth import (
-    CrossExperts,
-    ExpertUsageTrigger,
-    GrowthAction,
-    MergeExperts,
-    PruneExperts,
-    SplitExperts,
-    Trigger,
-)
+from morphogen.blueprint.growth import CrossExperts, GrowthAction, MergeExperts, PruneExperts, SplitExperts
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.triggers import ExpertUsageTrigger, Trigger
 from morphogen.growth import blending
 from morphogen.growth.actions import Chosen
 from morphogen.growth.morphogenesis import Experts, mixtures

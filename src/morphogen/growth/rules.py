@@ -9,10 +9,12 @@ from itertools import combinations
 import numpy as np
 
 from morphogen.blueprint import growth as rules
-from morphogen.blueprint.growth import GrowthRule, Trigger
+from morphogen.blueprint import triggers
+from morphogen.blueprint.growth import GrowthRule
 from morphogen.blueprint.mistakes import Loc
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.triggers import Trigger
 from morphogen.cost import total
 from morphogen.errors import InputError, nearest
 from morphogen.growth.actions import act, within
@@ -111,7 +113,7 @@ def _unread(rule: GrowthRule, loc: Loc) -> Iterator[Remark]:
     do = rule.do
     for name in sorted(do.inert() & changed(do)):
         yield Remark((*loc, "do", name), f"has no effect: {do.action} adds no parameters")
-    if isinstance(rule.when, rules.ExpertUsageTrigger):
+    if isinstance(rule.when, triggers.ExpertUsageTrigger):
         unread = {"split_above": (rules.PruneExperts, rules.MergeExperts), "prune_below": (rules.SplitExperts,)}
         for name, actions in unread.items():
             if isinstance(do, actions) and name in changed(rule.when):
@@ -137,7 +139,7 @@ def _watching(blueprint: Blueprint, when: Trigger, loc: Loc) -> Iterator[Remark]
     """A trigger on experts where there are none and never will be."""
     if not _makes_mixtures(blueprint):
         deaf = "watches experts, but the model has no mixture of them and no rule makes one (action to_moe)"
-        yield from _never(when, loc, lambda trigger: deaf if isinstance(trigger, rules.ExpertUsageTrigger) else "")
+        yield from _never(when, loc, lambda trigger: deaf if isinstance(trigger, triggers.ExpertUsageTrigger) else "")
 
 
 def late(blueprint: Blueprint, most_steps: int | None, most_tokens: int | None) -> Iterator[Remark]:
@@ -145,13 +147,13 @@ def late(blueprint: Blueprint, most_steps: int | None, most_tokens: int | None) 
 
     def beyond(trigger: Trigger) -> str:
         match trigger:
-            case rules.StepTrigger(at=at, every=every):
+            case triggers.StepTrigger(at=at, every=every):
                 first, most, unit = at or every or 0, most_steps, "steps"
-            case rules.TokensTrigger(at=at, every=every):
+            case triggers.TokensTrigger(at=at, every=every):
                 first, most, unit = at or every or 0, most_tokens, "tokens"
-            case rules.PlateauTrigger(window=window):
+            case triggers.PlateauTrigger(window=window):
                 first, most, unit = window, most_steps, "steps"
-            case rules.ExpertUsageTrigger(interval=interval, min_age=age):
+            case triggers.ExpertUsageTrigger(interval=interval, min_age=age):
                 first, most, unit = max(interval, age), most_steps, "steps"
             case _:
                 return ""
@@ -165,14 +167,14 @@ def unheard(blueprint: Blueprint, steps: int, tokens: int) -> list[Remark]:
     """Likewise of one training, which may be made longer: refused only where no rule of the model is ever come to."""
     found = list(late(blueprint, steps, tokens))
     waiting = {remark.loc[:3] for remark in found if remark.refused}
-    by_count = all(isinstance(rule.when, rules.StepTrigger | rules.TokensTrigger) for rule in blueprint.growth)
+    by_count = all(isinstance(rule.when, triggers.StepTrigger | triggers.TokensTrigger) for rule in blueprint.growth)
     nothing = by_count and len(waiting) == len(blueprint.growth)
     return [remark._replace(refused=nothing) for remark in found]
 
 
 def _never(when: Trigger, loc: Loc, why: Why, *, whole: bool = True) -> Iterator[Remark]:
     """Triggers that never fire, and why; refused where their rule therefore never does (`whole`)."""
-    if isinstance(when, rules.AnyTrigger | rules.AllTrigger | rules.MajorityTrigger):
+    if isinstance(when, triggers.AnyTrigger | triggers.AllTrigger | triggers.MajorityTrigger):
         dead = _dead(when, why)
         for i, trigger in enumerate(when.of):
             yield from _never(trigger, (*loc, "of", i), why, whole=whole and dead)
@@ -182,7 +184,7 @@ def _never(when: Trigger, loc: Loc, why: Why, *, whole: bool = True) -> Iterator
 
 def _dead(when: Trigger, why: Why) -> bool:
     """Whether a trigger can never fire."""
-    if not isinstance(when, rules.AnyTrigger | rules.AllTrigger | rules.MajorityTrigger):
+    if not isinstance(when, triggers.AnyTrigger | triggers.AllTrigger | triggers.MajorityTrigger):
         return bool(why(when))
     alive = sum(not _dead(trigger, why) for trigger in when.of)
     needed = {"any": 1, "all": len(when.of), "majority": len(when.of) // 2 + 1}[when.trigger]
@@ -264,7 +266,7 @@ def _undoing(blueprint: Blueprint) -> Iterator[Remark]:
         if not _opposite(one, other) and not _opposite(other, one):
             if one.model_dump(exclude={"id"}) == other.model_dump(exclude={"id"}):
                 yield Remark(loc, f"says what {one.id} says, so that both act at once")
-        elif one.when == other.when and not isinstance(one.when, rules.ManualTrigger | rules.ExpertUsageTrigger):
+        elif one.when == other.when and not isinstance(one.when, triggers.ManualTrigger | triggers.ExpertUsageTrigger):
             said = f"{other.do.action} undoes what {one.id} does ({one.do.action}), and both have the same trigger"
             # others may be meant: what is least used goes, and something new comes in its place
             yield Remark((*loc, "when"), said, isinstance(one.do, rules.Widen | rules.Narrow))
@@ -287,7 +289,7 @@ def _overlap(blueprint: Blueprint, one: GrowthRule, other: GrowthRule) -> str:
         above, below = split.when, prune.when
         if not (isinstance(split.do, rules.SplitExperts) and isinstance(prune.do, rules.PruneExperts)):
             continue
-        if isinstance(above, rules.ExpertUsageTrigger) and isinstance(below, rules.ExpertUsageTrigger):
+        if isinstance(above, triggers.ExpertUsageTrigger) and isinstance(below, triggers.ExpertUsageTrigger):
             for count in _expert_counts(blueprint):
                 if below.prune_at(count) > above.split_at(count):
                     return (

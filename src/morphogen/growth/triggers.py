@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from morphogen.blueprint.growth import (
+from morphogen.blueprint.triggers import (
     AllTrigger,
     AnyTrigger,
     ExpertUsageTrigger,

@@ -11,7 +11,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status
+from morphogen.against_root import NOT_MEASURED, AgainstRoot
+from morphogen.candidate import Candidate, Report, Status
 from morphogen.escape import harmless
 from morphogen.report.charts import Figure, hypervolume_chart, objective_charts
 from morphogen.report.grown import growth_charts, growth_rows

@@ -10,7 +10,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from morphogen.candidate import NOT_MEASURED, AgainstRoot, Candidate, Report, Status, origin
+from morphogen.against_root import NOT_MEASURED, AgainstRoot
+from morphogen.candidate import Candidate, Report, Status, origin
 from morphogen.escape import visible
 from morphogen.report.wording import differs, edits_short, finite, number
 

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from morphogen.candidate import AgainstRoot, Candidate, Difference, Edit, Report
+from morphogen.against_root import AgainstRoot, Difference
+from morphogen.candidate import Candidate, Edit, Report
 
 
 def number(value: float | None) -> str:

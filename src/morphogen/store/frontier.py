@@ -5,13 +5,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
+from morphogen.against_root import NOT_MEASURED, AgainstRoot, Difference
 from morphogen.candidate import (
-    NOT_MEASURED,
-    AgainstRoot,
     Candidate,
     CandidateId,
     CheckpointPath,
-    Difference,
     Edit,
     Growth,
     Inheritance,

@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from morphogen.blueprint.growth import GrowthAction, GrowthLimits, GrowthRule, Trigger
+from morphogen.blueprint.growth import GrowthAction, GrowthLimits, GrowthRule
+from morphogen.blueprint.triggers import Trigger
 from morphogen.testing.fields import frozen_of
 
 #: Of every class of trigger that combines others, the field that holds them.

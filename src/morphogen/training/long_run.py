@@ -18,6 +18,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import DivergedError, InputError, RunError
 from morphogen.experiment import Experiment, Train
 from morphogen.growth import log
+from morphogen.growth.morphogenesis import experts_of
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
@@ -395,12 +396,3 @@ class LongRun:
             interrupted,
             len(self.growing.events),
         )
-
-
-def experts_of(blueprint: Blueprint) -> dict[str, int]:
-    """Block id -> experts of its mixture, of those that have one."""
-    return {
-        block.id: int(count)
-        for block in blueprint.blocks
-        if (count := dict(block.ffn or {}).get("n_experts")) is not None
-    }

@@ -9,9 +9,11 @@ from typing import Literal, get_args, get_origin
 import numpy as np
 
 from morphogen.blueprint import growth as rules
-from morphogen.blueprint.growth import GrowthAction, GrowthLimits, GrowthRule, Trigger, of_blocks
+from morphogen.blueprint import triggers
+from morphogen.blueprint.growth import GrowthAction, GrowthLimits, GrowthRule, of_blocks
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.triggers import Trigger
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.operator import model_operator, pick
 from morphogen.parts.ffn.mlp import MLP
@@ -112,12 +114,12 @@ def _steps(blueprint: Blueprint, rng: np.random.Generator) -> int:
 def _counts(trigger: Trigger) -> Iterator[int]:
     """The numbers of steps in a trigger."""
     match trigger:
-        case rules.AnyTrigger(of=several) | rules.AllTrigger(of=several) | rules.MajorityTrigger(of=several):
+        case triggers.AnyTrigger(of=several) | triggers.AllTrigger(of=several) | triggers.MajorityTrigger(of=several):
             for each in several:
                 yield from _counts(each)
-        case rules.StepTrigger(at=at, every=every):
+        case triggers.StepTrigger(at=at, every=every):
             yield at or every or STEPS
-        case rules.PlateauTrigger(window=window) | rules.ExpertUsageTrigger(window=window):
+        case triggers.PlateauTrigger(window=window) | triggers.ExpertUsageTrigger(window=window):
             yield window
 
 
@@ -125,15 +127,15 @@ def _trigger(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generato
     """Something that a short training may come to."""
     steps = _steps(blueprint, rng)
     drawn: list[Trigger] = [
-        rules.StepTrigger(at=steps),
-        rules.StepTrigger(every=steps),
-        rules.PlateauTrigger(window=steps, tolerance=float(rng.choice([1e-3, 1e-2, 5e-2]))),
-        rules.UtilizationTrigger(
+        triggers.StepTrigger(at=steps),
+        triggers.StepTrigger(every=steps),
+        triggers.PlateauTrigger(window=steps, tolerance=float(rng.choice([1e-3, 1e-2, 5e-2]))),
+        triggers.UtilizationTrigger(
             threshold=float(rng.choice([0.1, 0.25, 0.5])), share=float(rng.choice([0.5, 0.8])), window=steps
         ),
     ]
     if isinstance(action, rules.SplitExperts | rules.PruneExperts):
-        drawn.append(rules.ExpertUsageTrigger(window=steps, interval=steps, min_age=steps))
+        drawn.append(triggers.ExpertUsageTrigger(window=steps, interval=steps, min_age=steps))
     return drawn[int(rng.integers(len(drawn)))]
 
 
@@ -267,7 +269,7 @@ def _beyond(most: int | None, before: int | None, held: int) -> bool:
 
 def _tuned(part: Frozen, rng: np.random.Generator) -> Frozen | None:
     """With one number doubled or halved, or one choice another; of several triggers, one of them tuned."""
-    if isinstance(part, rules.AnyTrigger | rules.AllTrigger | rules.MajorityTrigger):
+    if isinstance(part, triggers.AnyTrigger | triggers.AllTrigger | triggers.MajorityTrigger):
         at = int(rng.integers(len(part.of)))
         tuned = _tuned(part.of[at], rng)
         return None if tuned is None else part.evolve(of=(*part.of[:at], tuned, *part.of[at + 1 :]))

@@ -397,8 +397,3 @@ REGISTRY: dict[tuple[str, str], type[Part]] = {}
 def kinds_of(cls: type[Part]) -> tuple[str, ...]:
     """The values that `kind` may take in a class of parts."""
     return get_args(cls.model_fields["kind"].annotation)
-
-
-def registered(slot: str) -> dict[str, type[Part]]:
-    """kind -> class, for every kind that may stand in `slot`."""
-    return {kind: cls for (where, kind), cls in REGISTRY.items() if where == slot}

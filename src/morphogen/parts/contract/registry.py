@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from morphogen import plugins
 from morphogen.errors import InputError
-from morphogen.parts.contract.part import Context, Modifier, Part, kinds_of, registered
+from morphogen.parts.contract.part import REGISTRY, Context, Modifier, Part, kinds_of
 
 #: How a union's tag looks in a pydantic error location, so that messages can leave it out.
 TAG = "kind="
@@ -27,6 +27,11 @@ SETTLED = frozenset(
         *(("extra", kind) for kind in ("assoc_memory", "chunk_memory", "memory_tokens", "retro")),
     }
 )
+
+
+def registered(slot: str) -> dict[str, type[Part]]:
+    """kind -> class, for every kind that may stand in `slot`."""
+    return {kind: cls for (where, kind), cls in REGISTRY.items() if where == slot}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.figures import Figure
@@ -17,6 +16,7 @@ from morphogen.parts.contract.widths import Width, times
 from morphogen.parts.ffn.inner_parts import alignment_inside, axes_inside, bare, inside
 from morphogen.parts.ffn.mlp import GATED, MLP, Activation
 from morphogen.parts.ffn.sharing import Sharing, aligned, by_index
+from morphogen.parts.ffn.stack import STACKED, halves, kept_units
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 EXPERT = PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
-STACKED = ("up.weight", "gate.weight", "down.weight")
 
 
 class MoE(Part):
@@ -285,9 +284,11 @@ class MoE(Part):
         segmented = self._segments(parent)
         if not segmented:
             notes += self._other_choices(parent)
-        axes, maps, scales = _router_by_expert(self, parent), dict[str, AxisMap](), dict(plain.scales)
+        # without twins a place is an expert, so that its row goes where the expert goes
+        axes: dict[str, Axes] = {} if self.twins or parent.twins else {"router.weight": ("expert", "dim")}
+        maps, scales = dict[str, AxisMap](), dict(plain.scales)
         if segmented:
-            axes, maps = _halves(parent)
+            axes, maps = halves(parent.n_experts, parent.hidden)
             scales["down.weight"] = 2.0
         elif self.twins or parent.twins:
             maps = dict(self._shared_as(parent).takes())
@@ -355,7 +356,8 @@ class MoE(Part):
         zero = self.fresh_zero(ctx)
         if self.drop_upcycle:
             axes = dict.fromkeys(STACKED, ("unit", "dim"))
-            rows, columns, maps = ("unit", "dim"), ("dim", "unit"), {"unit": self._kept_units(parent.hidden)}
+            kept = kept_units(self.stacked, self.hidden, parent.hidden, self.drop_upcycle)
+            rows, columns, maps = ("unit", "dim"), ("dim", "unit"), {"unit": kept}
             zero["down.weight"] = ("unit",)
         return Alignment(
             sources={name: name if name in theirs else None for name in self.specs(ctx)},
@@ -367,15 +369,6 @@ class MoE(Part):
             scales=self.norm_scales(parent, ctx, parent_ctx),
             zero=zero,
         )
-
-    def _kept_units(self, parent_hidden: int) -> AxisMap:
-        """(expert, hidden) as one axis: which of a dense layer's units each expert keeps, others for every expert."""
-        index: list[int] = []
-        for expert in range(self.stacked):
-            dropped = np.random.default_rng(expert).random(self.hidden).argsort()
-            fresh = set(dropped[: round(self.drop_upcycle * self.hidden)].tolist())
-            index += [-1 if h in fresh or h >= parent_hidden else h for h in range(self.hidden)]
-        return by_index(index, parent_hidden)
 
     def bequeath(self, child: Part, ctx: Context, child_ctx: Context) -> Alignment | None:
         """To a dense layer: the mean of the stacked experts."""
@@ -394,17 +387,3 @@ class MoE(Part):
             scales=child.norm_scales(self, child_ctx, ctx),
             zero=child.fresh_zero(child_ctx),
         )
-
-
-def _halves(parent: MoE) -> tuple[dict[str, Axes], dict[str, AxisMap]]:
-    """How an expert's units fall to the two that it becomes; both get its row of the router."""
-    split = {"whole": parent.n_experts, "half": 2, "unit": parent.hidden // 2}
-    maps = {axis: AxisMap(how="first", size=size, parent_size=size) for axis, size in split.items()}
-    axes: dict[str, Axes] = dict.fromkeys(STACKED, ("whole", "half", "unit", "dim"))
-    axes |= {"router.weight": ("whole", "copy", "dim"), "router.bias": ("whole", "copy")}
-    return axes, maps | {"copy": by_index([0, 0], 1)}
-
-
-def _router_by_expert(child: MoE, parent: MoE) -> dict[str, Axes]:
-    """Without twins a place is an expert, so that its row goes where the expert goes."""
-    return {} if child.twins or parent.twins else {"router.weight": ("expert", "dim")}
