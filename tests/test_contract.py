@@ -95,7 +95,7 @@ def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=up_to(60, fast=4))
+@settings(max_examples=up_to(30, fast=4))
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int) -> None:
     changes_and_is_exact_as_declared(name, blueprint, seed)

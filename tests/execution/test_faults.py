@@ -301,7 +301,7 @@ def test_a_signal_to_a_run_with_workers_leaves_no_process_and_one_line(number, c
         os.killpg(process.pid, number)
         process.stdout.read()
         said = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert (said.count("\n"), "--resume goes on" in said) == (1, True)
     until = time.monotonic() + 30
     while session(process.pid) and time.monotonic() < until:
