@@ -1,11 +1,13 @@
 """What came to be while a model trained: its own rate and warm-up, through several growths and a restart."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from morphogen.blueprint.growth import GrowthAction
@@ -146,6 +148,17 @@ def test_a_grown_training_goes_on_bit_for_bit_from_what_it_saved(optimizer: str)
     assert here.trace.losses == other.trace.losses
     for name, tensor in here.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+def test_what_is_saved_while_old_entries_are_held_can_be_written(tmp_path: Path) -> None:
+    """A file holds no tensor twice, and what is held is often the very mask of what is young."""
+    here = trainer()
+    here.run(batch, 1)
+    done = grow(here, WIDEN, warmup=6)
+    here.updater.hold(masks(done), freeze_steps=3, tune_steps=2)
+    here.run(batch, 2)
+    save_file(here.state().tensors, tmp_path / "saved.safetensors")
+    assert any(name.startswith("updater/new/") for name in load_file(tmp_path / "saved.safetensors"))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

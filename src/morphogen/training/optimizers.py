@@ -179,7 +179,8 @@ class Updater:
         if self._hold is None:
             return Saved(moments | young, {"cohorts": numbers, "hold": None})
         held = self._hold
-        new = {f"new/{self._names[parameter]}": mask for parameter, mask in held.new.items()}
+        # copies: what is held is often the very mask of a cohort, and a file holds no tensor twice
+        new = {f"new/{self._names[parameter]}": mask.clone() for parameter, mask in held.new.items()}
         hold = {"freeze": held.freeze_steps, "tune": held.tune_steps, "steps": held.steps}
         return Saved(moments | young | new, {"cohorts": numbers, "hold": hold})
 
