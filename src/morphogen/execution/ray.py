@@ -208,7 +208,7 @@ def _connect(execution: Execution) -> None:
     if execution.address is None:
         size = {"num_cpus": execution.workers, "object_store_memory": OBJECT_STORE_BYTES}
         try:
-            ray.init(include_dashboard=False, **size, **quiet)
+            ray.init(address="local", include_dashboard=False, **size, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise RunError(f"no Ray cluster can be started here: {_first_line(error)}") from None
         return
