@@ -11,6 +11,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import texts
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
 from morphogen.inherit.descent import Moments, from_parent
@@ -29,7 +31,9 @@ from morphogen.training.anchored import Anchoring
 from morphogen.training.trainer import Trainer
 
 DIM, LAYERS, HIDDEN, WIDER = 64, 2, 128, 192
-BATCH, LENGTH, HELD = 8, 128, 64
+LENGTH = 128
+BATCH_TOKENS = texts.BATCH * LENGTH
+batch, held_out = partial(texts.batch, LENGTH), partial(texts.held_out, LENGTH)
 #: That are kept to rehearse from.
 TOKENS = 16_384
 #: The byte that begins what the model samples itself.
@@ -81,26 +85,10 @@ def texts() -> dict[str, NDArray[np.int64]]:
     }
 
 
-def batch(text: NDArray[np.int64], seed: int, step: int, size: int = BATCH) -> NDArray[np.int64]:
-    """Sequences of the first nine tenths of a text; with step −1 of the rest, the same for all."""
-    cut = len(text) * 9 // 10
-    low, high = (cut, len(text) - LENGTH - 1) if step < 0 else (0, cut - LENGTH - 1)
-    starts_B = np.random.default_rng((seed, step + 1)).integers(low, high, size=size)
-    return text[starts_B[:, None] + np.arange(LENGTH + 1)]
-
-
-@torch.no_grad()
-def held_out(model: LanguageModel, text: NDArray[np.int64]) -> float:
-    """Loss on the held-out part, in nats per byte."""
-    ids_BT1 = torch.from_numpy(batch(text, 0, -1, HELD))
-    logits_BTV = model.eval()(ids_BT1[:, :-1])
-    return float(torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT1[:, 1:].flatten()))
-
-
 def first(prose: NDArray[np.int64], steps: int, seed: int) -> Trained:
     """Trained on the first text."""
     section = Train.model_validate({"anchoring": {"rehearsal": {"share": 0.01, "buffer_tokens": TOKENS}}})
-    trainer = Trainer(build(blueprint(), seed), section, total_steps=steps, tokens_per_step=BATCH * LENGTH, seed=seed)
+    trainer = Trainer(build(blueprint(), seed), section, total_steps=steps, tokens_per_step=BATCH_TOKENS, seed=seed)
     anchoring = Anchoring(section.anchoring, trainer, seq_len=LENGTH, seed=seed, end_of_text=FIRST)
     trainer.run(anchoring.batches(lambda step: batch(prose, seed, step)), steps)
     assert anchoring.rehearsal is not None
@@ -120,7 +108,7 @@ def second(
         assemble(after, spliced.state),
         train,
         total_steps=steps,
-        tokens_per_step=BATCH * LENGTH,
+        tokens_per_step=BATCH_TOKENS,
         seed=seed + 100,
         moments=moments,
         earlier_steps=steps,

@@ -14,6 +14,7 @@ import argparse
 import copy
 import math
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import texts
 from morphogen.blueprint.growth import GrowthRule, PruneExperts
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ExpertUsageTrigger
@@ -35,7 +37,9 @@ from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
 
 DIM, LAYERS, HIDDEN, LAST = 32, 2, 32, 20
-BATCH, LENGTH, HELD = 8, 64, 64
+LENGTH = 64
+BATCH_TOKENS = texts.BATCH * LENGTH
+batch, held_out = partial(texts.batch, LENGTH), partial(texts.held_out, LENGTH)
 USAGE = {"trigger": "expert_usage", "window": 20, "interval": 20, "min_age": 30}
 RULES: list[dict[str, Any]] = [
     {
@@ -66,27 +70,9 @@ def corpus() -> NDArray[np.int64]:
     return np.frombuffer(b"".join(file.read_bytes()[:40_000] for file in files), dtype=np.uint8).astype(np.int64)
 
 
-def batch(text: NDArray[np.int64], seed: int, step: int, size: int = BATCH) -> NDArray[np.int64]:
-    """Sequences of the first nine tenths of the text; with step −1 of the rest, the same for all."""
-    cut = len(text) * 9 // 10
-    low, high = (cut, len(text) - LENGTH - 1) if step < 0 else (0, cut - LENGTH - 1)
-    starts_B = np.random.default_rng((seed, step + 1)).integers(low, high, size=size)
-    return text[starts_B[:, None] + np.arange(LENGTH + 1)]
-
-
-@torch.no_grad()
-def held_out(model: LanguageModel, text: NDArray[np.int64]) -> float:
-    """Loss on the held-out part, in nats per byte."""
-    ids_BT1 = torch.from_numpy(batch(text, 0, -1, HELD))
-    mode = model.training
-    logits_BTV = model.eval()(ids_BT1[:, :-1])
-    model.train(mode)
-    return float(torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT1[:, 1:].flatten()))
-
-
 def trained(model: LanguageModel, text: NDArray[np.int64], steps: int, seed: int) -> tuple[Growing, Experts]:
     """Trained for so many steps, by its rules; and books of its experts over the last of them."""
-    trainer = Trainer(model, Train(), total_steps=steps, tokens_per_step=BATCH * LENGTH, seed=seed)
+    trainer = Trainer(model, Train(), total_steps=steps, tokens_per_step=BATCH_TOKENS, seed=seed)
     growing = Growing(trainer, held_BT1=batch(text, 1, -1), seed=seed)
     growing.run(lambda step: batch(text, seed, step), steps - LAST)
     books = Experts.of(growing.blueprint, [])

@@ -50,14 +50,13 @@ class PlateauTrigger(Frozen):
     """Fall over the whole window, as a share of the loss, below which it counts as flat."""
 
 
-class GradientNormTrigger(Frozen):
-    """The mean norm of the gradient over the last `window` steps is beyond a bound."""
+class _Bounded(Frozen):
+    """A mean over the last steps that is beyond a bound."""
 
-    trigger: Literal["gradient_norm"] = "gradient_norm"
     above: PositiveFloat | None = None
-    """Fires when the mean is above this."""
+    """Fires when the figure is above this."""
     below: PositiveFloat | None = None
-    """Fires when the mean is below this."""
+    """Fires when the figure is below this."""
     window: Window = 20
     """Steps of the mean."""
 
@@ -66,6 +65,12 @@ class GradientNormTrigger(Frozen):
         if self.above is None and self.below is None:
             raise ValueError("got neither 'above' nor 'below', expected at least one of the two")
         return self
+
+
+class GradientNormTrigger(_Bounded):
+    """The mean norm of the gradient over the last `window` steps is beyond a bound."""
+
+    trigger: Literal["gradient_norm"] = "gradient_norm"
 
 
 class LossSpikeTrigger(Frozen):
@@ -78,22 +83,10 @@ class LossSpikeTrigger(Frozen):
     """Steps of the median."""
 
 
-class PerplexityTrigger(Frozen):
+class PerplexityTrigger(_Bounded):
     """The training perplexity, exp of the mean loss of the last `window` steps, is beyond a bound."""
 
     trigger: Literal["perplexity"] = "perplexity"
-    above: PositiveFloat | None = None
-    """Fires when it is above this."""
-    below: PositiveFloat | None = None
-    """Fires when it is below this."""
-    window: Window = 20
-    """Steps of the mean."""
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.above is None and self.below is None:
-            raise ValueError("got neither 'above' nor 'below', expected at least one of the two")
-        return self
 
 
 class UtilizationTrigger(Frozen):
