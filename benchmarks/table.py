@@ -88,7 +88,7 @@ def make(entries: int, minutes: float) -> None:
             break
         design, tokens = Design(blueprint, settled.train), STEPS * prepared.tokens_per_step
         (report,) = run_trials(shop, [Trial(f"entry {number}", design, 0, tokens)])
-        known = costs(blueprint, settled.data.seq_len, Step.of(settled.train, settled.data))
+        known = costs(blueprint, settled.data.seq_len, Step.of(settled.train, settled.data.batch_size))
         rows.append(
             {
                 "parent": parent,

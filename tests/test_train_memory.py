@@ -52,7 +52,7 @@ def both(
     Anchoring(settings.anchoring, trainer, seq_len=T, seed=0, end_of_text=0)
     ids = np.random.default_rng(0).integers(vocab, size=(3, 4, T + 1))
     trainer.run(lambda step: ids[step], 3)
-    return costs(blueprint, T, Step.of(settings, data))["train_memory_bytes"], float(trainer.memory.bytes)
+    return costs(blueprint, T, Step.of(settings, data.batch_size))["train_memory_bytes"], float(trainer.memory.bytes)
 
 
 #: Kinds of part whose steps are not measured: a case of another, those that scale other branches, and any plug-in.

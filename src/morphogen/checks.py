@@ -22,7 +22,7 @@ def check_settings(experiment: Experiment, model: Blueprint) -> None:
     """What the file alone can tell. InputError for an objective or a score weight that nothing measures, an operator
     or a cost that does not exist. `model` is the experiment's, its vocabulary filled in."""
     evolution = experiment.evolution
-    found = costs(model, experiment.data.seq_len, Step.of(experiment.train, experiment.data))
+    found = costs(model, experiment.data.seq_len, Step.of(experiment.train, experiment.data.batch_size))
     check_weights(evolution.mutation_weights)
     resolve_templates(evolution.templates)
     check_thresholds(evolution, found)

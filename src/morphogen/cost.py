@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
-from morphogen.experiment import Data, Train
+from morphogen.experiment import Train
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.part import COUNTED, Cost
 
@@ -110,11 +110,11 @@ class Step(NamedTuple):
     taught: bool = False
 
     @classmethod
-    def of(cls, train: Train, data: Data) -> Self:
-        """As an experiment trains."""
+    def of(cls, train: Train, sequences: int) -> Self:
+        """As an experiment trains on batches of so many sequences."""
         moments = 2 if train.optimizer.name == "adamw" else 1
         averaged, taught = train.schedule == "constant", train.anchoring.self_distillation is not None
-        return cls(data.batch_size, train.bf16, train.grad_ckpt, moments, averaged, taught)
+        return cls(sequences, train.bf16, train.grad_ckpt, moments, averaged, taught)
 
 
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:

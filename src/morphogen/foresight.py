@@ -75,7 +75,7 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     yield from growth_remarks(model, experiment.data.seq_len, begun=experiment.train.init_checkpoint is not None)
     yield from _missing(experiment)
     yield from _budgets(experiment)
-    step = Step.of(experiment.train, experiment.data)
+    step = Step.of(experiment.train, experiment.data.batch_size)
     found = costs(model, experiment.data.seq_len, step)
     yield from _sizes(found, step)
     evolution = experiment.evolution

@@ -32,7 +32,6 @@ from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
 from morphogen.growth.rules import unheard
 from morphogen.growth.triggers import parts
-from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import NO_TOKENS
 from morphogen.inherit.splice import StateDict
 from morphogen.network import initial_state
@@ -291,9 +290,7 @@ def _begin(
         state = initial_state(experiment.model, seed)
     else:
         inherited = from_checkpoint(experiment.model, experiment, prepared, seed)
-        state, begun = inherited.state, inherited.begun
-        _, _, metadata = load_checkpoint(Path(experiment.train.init_checkpoint))
-        memory = metadata.get("growth_memory", "")
+        state, begun, memory = inherited.state, inherited.begun, inherited.memory
     if experiment.train.searches_rate:
         rate = find_rate(
             experiment.model,

@@ -13,6 +13,9 @@ from morphogen.blueprint.triggers import ExpertUsageTrigger, StepTrigger
 from morphogen.growth.morphogenesis import Experts, entropy, usage_trigger
 from morphogen.parts.contract.alignment import AxisMap
 
+#: Of a rule that does not ask for usage.
+NOW = StepTrigger(at=1)
+
 
 def model(*mixtures: dict[str, Any]) -> Blueprint:
     blocks = [{"ffn": {"kind": "moe", "hidden": 8, **mixture}} for mixture in mixtures]
@@ -50,14 +53,6 @@ def test_usage_is_a_mean_at_first_and_an_exponential_average_over_the_window_the
     assert math.isclose(sum(experts.usage("b0")), 1.0)
     assert math.isclose(entropy([0.25] * 4), math.log(4))
     assert entropy([1.0, 0.0]) == 0.0
-
-
-def test_the_last_of_several_calls_for_a_step_counts() -> None:
-    once, _ = watched(model({"n_experts": 2}), {"b0": [3.0, 1.0]})
-    experts = Experts.of(model({"n_experts": 2}), [])
-    for counts in ([2.0, 0.0], [3.0, 1.0]):  # a record of accumulated batches
-        experts.observe({"b0": np.asarray(counts)}, 1)
-    assert experts.usage("b0") == once.usage("b0") == (0.75, 0.25)
 
 
 @pytest.mark.parametrize("experts_in_all", [2, 3, 4, 8])
@@ -160,7 +155,7 @@ def test_young_experts_are_left_alone_and_share_their_source_s_usage() -> None:
     after, takes = grown(before, [0, 1, 2, 3, 0], n_experts=5, twins=(0,))
     experts.follow(before, after, 12, takes)
     assert experts.usage("b0") == pytest.approx([0.485, 0.01, 0.01, 0.01, 0.485])
-    assert experts.ages("b0", 20) == (None, None, None, None, 8)
+    assert experts.books["b0"].born == [None, None, None, None, 12]
     for step in range(13, 33):
         experts.observe({"b0": np.asarray([1.0, 1.0, 1.0, 1.0, 96.0])}, step)
         assert experts.to_split(trigger, SplitExperts(), after, step) == ({"b0": (4,)} if step >= 32 else {})
@@ -173,7 +168,7 @@ def test_no_split_and_prune_in_one_mixture_at_one_tick() -> None:
     after, takes = grown(before, [0, 1, 2, 3, 0], n_experts=5, twins=(0,))
     experts.follow(before, after, 12, takes)
     assert experts.to_prune(trigger, PruneExperts(), after, 12, no_writing) == {}
-    assert experts.to_merge(MergeExperts(), after, 12, lambda block: (0, 1)) == {}
+    assert experts.to_merge(NOW, MergeExperts(), after, 12, lambda block, expert: (0, 1)) == {}
     assert experts.to_prune(trigger, PruneExperts(), after, 13, no_writing) != {}
 
 
@@ -195,7 +190,7 @@ def test_a_growth_elsewhere_leaves_the_books_alone_and_new_mixtures_begin_anew()
     assert experts.state() == known
     deeper = after.with_blocks([*after.blocks, after.blocks[0].model_copy(update={"id": "b9", "origin": "b0"})])
     experts.follow(after, deeper, 12)
-    assert experts.ages("b9", 15) == (3, 3, 3, 3)
+    assert experts.books["b9"].born == [12, 12, 12, 12]
     assert experts.books["b9"].observed == [0] * 4
     experts.follow(deeper, before, 13)
     assert set(experts.books) == {"b0"}
@@ -206,15 +201,31 @@ def test_fitness_is_the_share_of_what_is_written() -> None:
     experts, _ = watched(blueprint, *[{"b0": [5.0, 3.0, 0.0, 2.0]}] * 12)
     assert experts.fitness("b0", [1.0, 2.0, 9.0, 0.5]) == pytest.approx([5 / 12, 6 / 12, 0.0, 1 / 12])
     assert experts.fitness("b0", [0.0] * 4) == (0.25,) * 4
-    crossed = experts.to_cross(CrossExperts(), blueprint, 12, lambda: {"b0": [1.0, 2.0, 9.0, 0.5]})
+    crossed = experts.to_cross(NOW, CrossExperts(), blueprint, 12, lambda: {"b0": [1.0, 2.0, 9.0, 0.5]})
     assert crossed == {"b0": (2, 1)}
 
 
 def test_of_two_that_merge_the_more_used_one_stays() -> None:
     blueprint = model({"n_experts": 4, "k": 1})
     experts, _ = watched(blueprint, *[{"b0": [5.0, 3.0, 0.0, 2.0]}] * 12)
-    assert experts.to_merge(MergeExperts(), blueprint, 12, lambda block: (2, 3)) == {"b0": (3, 2)}
-    assert experts.to_merge(MergeExperts(min_experts=4), blueprint, 12, lambda block: (2, 3)) == {}
+    assert experts.to_merge(NOW, MergeExperts(), blueprint, 12, lambda block, expert: (2, 3)) == {"b0": (3, 2)}
+    assert experts.to_merge(NOW, MergeExperts(min_experts=4), blueprint, 12, lambda block, expert: (2, 3)) == {}
+
+
+def test_by_their_usage_only_those_used_too_little_merge_or_cross() -> None:
+    blueprint = model({"n_experts": 4, "k": 1})
+    written = {"b0": [1.0, 1.0, 1.0, 1.0]}
+    for counts, merged, crossed in (
+        ([1.0, 1.0, 1.0, 1.0], {}, {}),
+        ([50.0, 30.0, 19.0, 1.0], {"b0": (1, 3)}, {"b0": (3, 0)}),
+    ):
+        experts, trigger = watched(blueprint, *[{"b0": counts}] * 12)
+
+        def nearest(block: str, expert: int | None) -> tuple[int, int]:
+            return (0, 1) if expert is None else (expert, 1)
+
+        assert experts.to_merge(trigger, MergeExperts(), blueprint, 12, nearest) == merged
+        assert experts.to_cross(trigger, CrossExperts(), blueprint, 12, lambda: written) == crossed
 
 
 def test_nothing_is_judged_before_it_was_observed_for_an_interval() -> None:

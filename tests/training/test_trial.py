@@ -149,7 +149,7 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert all(value > 0 for value in report.timed.values())
     blueprint = Blueprint.model_validate(job.candidate.blueprint)
     settings = Experiment.model_validate(job.experiment)
-    assert report.costs == cost.costs(blueprint, SEQ, cost.Step.of(settings.train, settings.data))
+    assert report.costs == cost.costs(blueprint, SEQ, cost.Step.of(settings.train, settings.data.batch_size))
     assert report.flops == cost.train_flops(blueprint, SEQ, 10 * STEP)
     assert report.tokens.own == report.tokens.lineage == report.tokens.unique == 10 * STEP
     files = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -130,7 +130,7 @@ def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Fo
 
 def blueprint_costs(experiment: Experiment) -> dict[str, float]:
     """Every cost of the experiment's blueprint by name; computed, not measured."""
-    step = Step.of(experiment.train, experiment.data)
+    step = Step.of(experiment.train, experiment.data.batch_size)
     return costs(with_nominal_vocab(experiment), experiment.data.seq_len, step)
 
 

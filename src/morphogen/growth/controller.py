@@ -66,16 +66,17 @@ class Controller:
         self.around = around
         self.rules: tuple[GrowthRule, ...] = blueprint.growth
         self.standings = {rule.id: Standing(0, now) for rule in self.rules}
-        self.last: int | None = None
+        self.last: Since | None = None
         self.growths = 0
         longest = max((reach(rule.when) for rule in self.rules), default=0)
         self.losses: deque[float] = deque(maxlen=longest)
         self.grad_norms: deque[float] = deque(maxlen=longest)
         self.uses = {key: Uses(*key) for key in sorted(set(_measured(self.rules)))}
+        self._used_now: dict[tuple[Measure, int], Used] = {}
         self.experts = Experts.of(blueprint, self.rules, now.steps)
         if memory is not None:
-            self._remember(memory)
-            if memory["of"] == _identity(blueprint):
+            self._remember(memory, now)
+            if (memory["of"], memory["tokens_per_step"]) == (_identity(blueprint), around.tokens_per_step):
                 self._go_on(blueprint, memory)
 
     # ------------------------------------------------------------------------------------------------ observing
@@ -103,7 +104,7 @@ class Controller:
 
     def _cools(self, rule: GrowthRule, steps: int) -> int:
         """Steps until a rule may act again."""
-        return 0 if self.last is None else max(0, self.last + rule.limits.cooldown_steps - steps)
+        return 0 if self.last is None else max(0, self.last.steps + rule.limits.cooldown_steps - steps)
 
     # ------------------------------------------------------------------------------------------------- deciding
 
@@ -117,8 +118,10 @@ class Controller:
         """What the rules do now, in their order. Whoever asks has carried one decision out, and said so (`grew`), when
         he asks for the next one: rules that have fired act on what those before them have made.
 
-        situation: as it is now. A rule whose action would pass a limit, or has nothing to do, waits for the next time.
+        situation: as it is now. A rule whose action would pass a limit, or has nothing to do, waits for the next time;
+        one that another has taken away acts no more.
         """
+        self._used_now = {key: uses.so_far for key, uses in self.uses.items()}
         signals = Signals(
             now.steps,
             now.tokens,
@@ -134,8 +137,9 @@ class Controller:
             if not self._cools(rule, now.steps)
             and (found := fired(rule.when, signals, self._watched(rule, situation()))) is not None
         ]
-        for rule, found in ready:
-            if self._cools(rule, now.steps):
+        for waiting, found in ready:
+            rule = next((one for one in self.rules if one.id == waiting.id), None)
+            if rule is None or self._cools(rule, now.steps):
                 continue
             decision = self._decided(rule, found, situation())
             if decision is None:
@@ -187,12 +191,13 @@ class Controller:
         if chosen is not None and not chosen:
             return None  # an action on experts, of which none is to be acted on
         rng = stream(self.around.seed, self.growths, "growth")
-        return act(on.blueprint, rule.do, rng, chosen or NOBODY, self._used(rule))
+        return act(on.blueprint, rule.do, rng, chosen or NOBODY, self._used(rule, on.blueprint))
 
-    def _used(self, rule: GrowthRule) -> Used:
-        """How much each layer is used, for a rule that drops some."""
+    def _used(self, rule: GrowthRule, blueprint: Blueprint) -> Used:
+        """How much each layer is used, for a rule that drops some; wholly where it has come to be just now."""
         key = next(iter(_measured([rule])), None)
-        return UNKNOWN if key is None else self.uses[key].so_far
+        used = UNKNOWN if key is None else self._used_now[key]
+        return {block.id: used.get(block.id, 1.0) for block in blueprint.blocks} if used else UNKNOWN
 
     def _added(self, before: Blueprint, after: Blueprint) -> int:
         """Bytes of weights, gradients and moments that an action adds."""
@@ -209,7 +214,7 @@ class Controller:
         """A decision has been carried out. kept: it was not taken back."""
         standing = self.standings[decision.rule.id]
         standing.times, standing.since = standing.times + 1, now
-        self.last, self.growths = now.steps, self.growths + 1
+        self.last, self.growths = now, self.growths + 1
         if decision.chosen:
             self.experts.touched(list(decision.chosen), now.steps)
         if not kept:
@@ -226,12 +231,13 @@ class Controller:
         """All that it remembers, as strict JSON, of the architecture as it is now."""
         return {
             "of": _identity(blueprint),
+            "tokens_per_step": self.around.tokens_per_step,
             "rules": {
                 rule.id: [one.times, one.since.steps, one.since.tokens, rule.when.model_dump(mode="json")]
                 for rule in self.rules
                 for one in [self.standings[rule.id]]
             },
-            "last": self.last,
+            "last": None if self.last is None else list(self.last),
             "growths": self.growths,
             "losses": list(self.losses),
             "grad_norms": list(self.grad_norms),
@@ -239,15 +245,21 @@ class Controller:
             "experts": self.experts.state(),
         }
 
-    def _remember(self, memory: Mapping[str, Any]) -> None:
-        """How the rules stand that an ancestor had too; what was passed before a trigger was as it is, is past."""
+    def _remember(self, memory: Mapping[str, Any], now: Since) -> None:
+        """How the rules stand that an ancestor had too; what was passed before a trigger was as it is, is past. Its
+        steps may have been of another length: they are counted back from now, in steps of this training."""
+
+        def then(steps: int, tokens: int) -> Since:
+            return Since(now.steps - (now.tokens - tokens) // self.around.tokens_per_step, tokens)
+
         for rule in self.rules:
             if rule.id in memory["rules"]:
                 times, steps, tokens, when = memory["rules"][rule.id]
                 same = when == rule.when.model_dump(mode="json")
-                since = Since(steps, tokens) if same else self.standings[rule.id].since
+                since = then(steps, tokens) if same else self.standings[rule.id].since
                 self.standings[rule.id] = Standing(times, since)
-        self.last, self.growths = memory["last"], memory["growths"]
+        self.last = None if memory["last"] is None else then(*memory["last"])
+        self.growths = memory["growths"]
 
     def _go_on(self, blueprint: Blueprint, memory: Mapping[str, Any]) -> None:
         """The rest, of the very same architecture."""

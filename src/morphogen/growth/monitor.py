@@ -123,6 +123,10 @@ def decide(snapshot: Snapshot, ceilings: Ceilings, wants: Mapping[Verdict, int])
     return next((sort for sort in wanted if not short(wants[sort])), without_room)
 
 
+#: Names of `psutil.cpu_times`: a processor that waits for a disk works for nobody, and a guest's time is in `user`.
+WAITING, COUNTED_TWICE = ("idle", "iowait"), ("guest", "guest_nice")
+
+
 class Machine:
     """The machine that a training runs on. Its load is that of other processes since the last snapshot: what this
     training itself takes of the processors, it would take of any."""
@@ -134,9 +138,10 @@ class Machine:
 
     def _seconds(self) -> tuple[float, float]:
         """All processors' seconds so far, and those that others than this process kept them busy."""
-        times, own = psutil.cpu_times(), self._process.cpu_times()
-        whole = sum(times)
-        return whole, whole - times.idle - own.user - own.system
+        times, own = psutil.cpu_times()._asdict(), self._process.cpu_times()
+        whole = sum(seconds for name, seconds in times.items() if name not in COUNTED_TWICE)
+        idle = sum(times.get(name, 0.0) for name in WAITING)
+        return whole, whole - idle - own.user - own.system
 
     def snapshot(self) -> Snapshot:
         """As it is now."""

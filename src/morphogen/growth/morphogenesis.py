@@ -35,7 +35,7 @@ Action = SplitExperts | PruneExperts | MergeExperts | CrossExperts
 Written = Callable[[], Mapping[str, Sequence[float]]]
 Pair = tuple[int, int]
 #: The two usual experts of a mixture whose weights are nearest, by block id (`blending.nearest_pair`).
-Nearest = Callable[[str], Pair]
+Nearest = Callable[[str, int | None], Pair]
 
 
 def usage_trigger(trigger: Trigger) -> ExpertUsageTrigger | None:
@@ -146,13 +146,8 @@ class Experts:
     # -------------------------------------------------------------------------------------------- observing
 
     def observe(self, loads: Mapping[str, Counts], step: int) -> None:
-        """The assignments of each expert in a step, by block id (`blending.loads`).
-
-        Of several calls for one step the last one counts: the records of accumulated batches add up.
-        """
-        if self._unread and self._unread[-1][0] == step:
-            self._unread.pop()
-        elif len(self._unread) >= READ_AT:
+        """The assignments of each expert in a step, by block id (`blending.loads`); one call a step."""
+        if len(self._unread) >= READ_AT:
             self._read()
         self._unread.append((step, loads))
 
@@ -168,10 +163,6 @@ class Experts:
         self._read()
         usage = self.books[block].usage
         return tuple(usage[min(usage) if window is None else window])
-
-    def ages(self, block: str, step: int) -> tuple[int | None, ...]:
-        """Steps since each expert came to be; None for those that were there from the start."""
-        return tuple(None if born is None else step - born for born in self.books[block].born)
 
     def fitness(self, block: str, written: Sequence[float]) -> tuple[float, ...]:
         """Each expert's share of what the mixture writes: f_e = u_e·g_e / Σ_j u_j·g_j.
@@ -219,13 +210,8 @@ class Experts:
         self._read()
         found = {}
         for block, moe, book in self._open(action, blueprint, step):
-            usage = self.usage(block)
-            candidates = list(range(moe.stacked))
-            if (judge := usage_trigger(trigger)) is not None:
-                usage, least, below = self.usage(block, judge.window), judge.prune_at(moe.n_experts), book.below
-                lasts = [steps >= judge.probation for steps in below[_name(judge)]]
-                settled = [e for e in book.settled(judge, step) if e < moe.stacked]
-                candidates = [e for e in settled if usage[e] < least and lasts[e]]
+            judge = usage_trigger(trigger)
+            usage, candidates = self._spare(trigger, block, moe, book, step)
             by = written()[block] if action.chooser == "gate_norm" and candidates else usage
             ranked = sorted(candidates, key=lambda e: (by[e], e))
             most = moe.n_experts - action.min_experts
@@ -234,6 +220,18 @@ class Experts:
             found[block] = _dispensable(moe, ranked, most if judge is not None else min(most, 1))
         return {block: chosen for block, chosen in found.items() if chosen}
 
+    def _spare(
+        self, trigger: Trigger, block: str, moe: MoE, book: Book, step: int
+    ) -> tuple[tuple[float, ...], list[int]]:
+        """The usage of a mixture's experts, and which of them may go or change: with an `expert_usage` in the trigger
+        the old enough ones whose usage has been below its threshold for `probation` steps, else all of the stack."""
+        judge = usage_trigger(trigger)
+        if judge is None:
+            return self.usage(block), list(range(moe.stacked))
+        usage, least, below = self.usage(block, judge.window), judge.prune_at(moe.n_experts), book.below[_name(judge)]
+        settled = [e for e in book.settled(judge, step) if e < moe.stacked]
+        return usage, [e for e in settled if usage[e] < least and below[e] >= judge.probation]
+
     def _open(self, action: Action, blueprint: Blueprint, step: int) -> Iterator[tuple[str, MoE, Book]]:
         """The mixtures that an action may act in now."""
         for block, moe in mixtures(blueprint, action).items():
@@ -241,25 +239,43 @@ class Experts:
             if book.changed != step:
                 yield block, moe, book
 
-    def to_merge(self, action: MergeExperts, blueprint: Blueprint, step: int, nearest: Nearest) -> dict[str, Pair]:
-        """Of each mixture the two experts whose weights are nearest, by block, the more used one first: that stays."""
+    def to_merge(
+        self, trigger: Trigger, action: MergeExperts, blueprint: Blueprint, step: int, nearest: Nearest
+    ) -> dict[str, Pair]:
+        """Of each mixture the two experts whose weights are nearest, by block, the more used one first: that stays.
+
+        With an `expert_usage` in the trigger: of those that `to_prune` would have go, the least used one, and the
+        expert that is nearest to it, which stays.
+        """
+        self._read()
         found = {}
-        for block, moe, _ in self._open(action, blueprint, step):
-            if moe.n_experts > action.min_experts and moe.stacked > 1:
-                usage = self.usage(block)
-                stays, goes = sorted(nearest(block), key=lambda e: (-usage[e], e))
-                if _dispensable(moe, [goes], 1):
-                    found[block] = stays, goes
+        for block, moe, book in self._open(action, blueprint, step):
+            usage, spare = self._spare(trigger, block, moe, book, step)
+            if moe.n_experts <= action.min_experts or moe.stacked < 2 or not spare:
+                continue
+            if usage_trigger(trigger) is None:
+                stays, goes = sorted(nearest(block, None), key=lambda e: (-usage[e], e))
+            else:
+                goes, stays = nearest(block, min(spare, key=lambda e: (usage[e], e)))
+            if _dispensable(moe, [goes], 1):
+                found[block] = stays, goes
         return found
 
-    def to_cross(self, action: CrossExperts, blueprint: Blueprint, step: int, written: Written) -> dict[str, Pair]:
-        """Of each mixture the least fit and the fittest of the usual experts, by block."""
+    def to_cross(
+        self, trigger: Trigger, action: CrossExperts, blueprint: Blueprint, step: int, written: Written
+    ) -> dict[str, Pair]:
+        """Of each mixture the least fit and the fittest of the usual experts, by block. With an `expert_usage` in the
+        trigger: the least fit of those that `to_prune` would have go."""
+        self._read()
         found = {}
-        for block, moe, _ in self._open(action, blueprint, step):
-            if moe.stacked > 1:
-                fitness = self.fitness(block, written()[block])[: moe.stacked]
-                order = sorted(range(moe.stacked), key=lambda e: (fitness[e], e))
-                found[block] = order[0], order[-1]
+        for block, moe, book in self._open(action, blueprint, step):
+            _, spare = self._spare(trigger, block, moe, book, step)
+            if moe.stacked > 1 and spare:
+                fitness = self.fitness(block, written()[block])
+                fittest = max(range(moe.stacked), key=lambda e: (fitness[e], e))
+                least = min(spare, key=lambda e: (fitness[e], e))
+                if least != fittest:
+                    found[block] = least, fittest
         return found
 
     # -------------------------------------------------------------------------------------------- bookkeeping

@@ -52,14 +52,16 @@ def _prune(action: PruneExperts, when: Trigger, on: Situation) -> Chosen:
 def _merge(action: MergeExperts, when: Trigger, on: Situation) -> Chosen:
     state = on.state()
 
-    def nearest(block: str) -> tuple[int, int]:
-        return blending.nearest_pair(state, on.blueprint, block)
+    def nearest(block: str, expert: int | None) -> tuple[int, int]:
+        if expert is None:
+            return blending.nearest_pair(state, on.blueprint, block)
+        return expert, blending.nearest(state, on.blueprint, block, expert)
 
-    return on.experts.to_merge(action, on.blueprint, on.steps, nearest)
+    return on.experts.to_merge(when, action, on.blueprint, on.steps, nearest)
 
 
 def _cross(action: CrossExperts, when: Trigger, on: Situation) -> Chosen:
-    return on.experts.to_cross(action, on.blueprint, on.steps, on.written)
+    return on.experts.to_cross(when, action, on.blueprint, on.steps, on.written)
 
 
 _CHOOSERS: Mapping[type, Callable[[Any, Trigger, Situation], Chosen]] = {

@@ -153,8 +153,8 @@ def late(blueprint: Blueprint, most_steps: int | None, most_tokens: int | None) 
                 first, most, unit = at or every or 0, most_tokens, "tokens"
             case triggers.PlateauTrigger(window=window):
                 first, most, unit = window, most_steps, "steps"
-            case triggers.ExpertUsageTrigger(interval=interval, min_age=age):
-                first, most, unit = max(interval, age), most_steps, "steps"
+            case triggers.ExpertUsageTrigger(interval=interval):  # experts that are there from the start are old
+                first, most, unit = interval, most_steps, "steps"
             case _:
                 return ""
         return f"waits for {first:,} {unit}, but there are {most:,} in all" if most is not None and first > most else ""

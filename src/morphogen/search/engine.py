@@ -30,7 +30,8 @@ class Engine(Search[Design, Traits]):
         vocabulary."""
         evolution = experiment.evolution
         check_thresholds(
-            evolution, costs(experiment.model, experiment.data.seq_len, Step.of(experiment.train, experiment.data))
+            evolution,
+            costs(experiment.model, experiment.data.seq_len, Step.of(experiment.train, experiment.data.batch_size)),
         )
         super().__init__(evolution, Architectures(experiment), seed=seed)
         self.experiment, self.run_dir, self.device = experiment, run_dir, device

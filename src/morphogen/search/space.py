@@ -118,7 +118,7 @@ class Architectures:
     def costs(self, genome: Design) -> dict[str, float]:
         """Every cost by name."""
         data = self._experiment.data
-        return costs(genome.blueprint, data.seq_len, Step.of(genome.train, data))
+        return costs(genome.blueprint, data.seq_len, Step.of(genome.train, data.batch_size))
 
     def mutate(self, genome: Design, rng: np.random.Generator) -> Bred[Design] | None:
         """A child by operators, with repairs; None where no operator applies."""

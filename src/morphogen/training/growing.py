@@ -97,10 +97,8 @@ class Growing:
             trainer.on_record = self._on_record
 
     def _step(self) -> Step:
-        train = self.trainer.train
-        moments = 2 if train.optimizer.name == "adamw" else 1
-        sequences = self.trainer.tokens_per_step // self.seq_len
-        return Step(sequences, train.bf16, train.grad_ckpt, moments, train.schedule == "constant")
+        train, sequences = self.trainer.train, self.trainer.tokens_per_step // self.seq_len
+        return Step.of(train, sequences // train.accumulate)
 
     @property
     def blueprint(self) -> Blueprint:

@@ -46,7 +46,8 @@ def from_checkpoint(blueprint: Blueprint, experiment: Experiment, prepared: Prep
         drawn = _across(drawn, blueprint, theirs, provenance, experiment, prepared)
     done = spliced_at_once(drawn, blueprint, [state], [NAME], seed)
     behind = provenance.tokens
-    return replace(done, begun=Tokens(own=0, lineage=behind.lineage, unique=behind.unique))
+    begun = Tokens(own=0, lineage=behind.lineage, unique=behind.unique)
+    return replace(done, begun=begun, memory=provenance.growth)
 
 
 def _across(

@@ -18,8 +18,8 @@ class StepTable:
         """step: of the checkpoint that the training goes on from; later lines are dropped, and all at step 0."""
         kept = [",".join(columns)]
         if step and path.exists():
-            lines = read_ordinary(path).decode(errors="replace").splitlines()
-            kept += [line for line in lines[1:] if _step_of(line, step)]
+            lines = read_ordinary(path).decode(errors="replace").split("\n")
+            kept += [line for line in lines[1:-1] if _up_to(line, step)]  # a last line without an end is torn
         write_atomic(path, ("\n".join(kept) + "\n").encode())
         self._file: IO[str] = open_own(path, "a")
         self._writer = csv.writer(self._file, lineterminator="\n")
@@ -38,7 +38,7 @@ class StepTable:
         self._file.close()
 
 
-def _step_of(line: str, most: int) -> bool:
-    """Whether a line is whole and of a step up to `most`."""
+def _up_to(line: str, most: int) -> bool:
+    """Whether a line is of a step up to `most`."""
     first = line.partition(",")[0]
     return first.isdecimal() and int(first) <= most

@@ -273,7 +273,7 @@ class Trial:
             rung=self.rung,
             **known_of(self.measurement.metrics | self._share(tokens)),
             timed=self._timed(),
-            costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data)),
+            costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data.batch_size)),
             tokens=tokens,
             steps=before.steps + max(0, trainer.step - self.healing_steps),
             flops=self._flops(),
