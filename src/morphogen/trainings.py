@@ -116,8 +116,8 @@ def train(
 ) -> Outcome:
     """Trains one model, which may grow by the rules in its blueprint, in a folder that is the training's own.
 
-    After an interrupt or a kill the same call with `resume=True` goes on, and gives what it would have given: on a CPU
-    bit for bit.
+    After an interrupt or a kill the same call with `resume=True` (and without `grow`, which every call does anew) goes
+    on, and gives what it would have given: on a CPU bit for bit.
 
     Args:
         source: An experiment's YAML file, or a checkpoint of a run or a training.

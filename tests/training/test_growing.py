@@ -241,10 +241,11 @@ def test_every_expert_that_goes_is_used_less_than_the_threshold_on_record_and_on
         assert max(used) < event.threshold if rule is prune else min(used) > event.threshold
 
 
-def test_bytes_are_predicted_as_the_grown_model_takes_them() -> None:
+@pytest.mark.parametrize("action", ["dim", "deepen", "to_moe"])
+def test_bytes_are_predicted_as_the_grown_model_takes_them(action: str) -> None:
     for optimizer in ("adamw", "lion", "muon"):
         run = growing(
-            blueprint({**AT, "do": ACTIONS["dim"]}), steps=8, train={"optimizer": {"name": optimizer}, "lr": 1e-3}
+            blueprint({**AT, "do": ACTIONS[action]}), steps=8, train={"optimizer": {"name": optimizer}, "lr": 1e-3}
         )
         run.run(batch, 5)
         held = _held(run.trainer)
@@ -254,8 +255,8 @@ def test_bytes_are_predicted_as_the_grown_model_takes_them() -> None:
 
 
 def _held(trainer: Trainer) -> int:
-    """Bytes of parameters, gradients, buffers and moments; marks of what is young go when it is warm."""
+    """Bytes of parameters, gradients, buffers, moments and averages; marks of what is young go when it is warm."""
     parameters = [p for p in trainer.model.parameters() if p.requires_grad]
     moments = [moment for of in trainer.updater.moments().values() for moment in of.values()]
-    tensors = [*parameters, *parameters, *trainer.model.buffers(), *moments]
+    tensors = [*parameters, *parameters, *trainer.model.buffers(), *moments, *trainer.averages.values()]
     return sum(x.numel() * x.element_size() for x in tensors if x.dim())

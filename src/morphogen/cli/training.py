@@ -32,7 +32,8 @@ def carry_out(options: "TrainOptions") -> None:
     """Trains as the options say, showing how it goes, and says at the end what came of it. An interrupt leaves a
     checkpoint, and so does an output that nobody reads any more."""
     observer = observer_for(Console(), options.as_json)
-    go_on = f"the same command with --resume goes on (training in {options.output_dir})"
+    same = "the same command, without --grow but with --resume," if options.grow else "the same command with --resume"
+    go_on = f"{same} goes on (training in {options.output_dir})"
 
     def tell(news: News) -> None:
         try:

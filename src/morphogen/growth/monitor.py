@@ -160,7 +160,7 @@ class Machine:
         return Snapshot(Memory(total - free - reusable, total), ram, load, on_device=True)
 
 
-#: How many numbers an optimizer keeps for each entry of a parameter, and an average beside it.
+#: How many numbers are kept for each entry of a parameter: an optimizer's, and an average where there is one.
 Kept = Callable[[Spec], int]
 
 
@@ -170,7 +170,7 @@ def two_moments(spec: Spec) -> int:
 
 
 def held_bytes(blueprint: Blueprint, kept: Kept = two_moments) -> int:
-    """Bytes of a model's weights and buffers, and of its parameters' gradients and moments."""
+    """Bytes of a model's weights and buffers, of its parameters' gradients, and of what is kept of these."""
     entries = 0
     for _, _, spec in specs(blueprint.nominal).values():
         entries += math.prod(spec.shape) * (2 + kept(spec) if spec.trained else 1)

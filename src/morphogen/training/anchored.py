@@ -45,8 +45,9 @@ class Remembered:
         self.sequences: int = saved.plain["seen"]
 
     def rows(self, count: int, seed: int) -> list[Ids]:
-        """As `Past`: what it kept is a uniform sample already, and of that any part."""
-        return self._rows[:count]
+        """As `Past`: what it kept is a uniform sample already."""
+        chosen = _rng(seed, 1).choice(len(self._rows), min(count, len(self._rows)), replace=False)
+        return [self._rows[i] for i in np.sort(chosen)]
 
 
 class Earlier:
@@ -218,8 +219,9 @@ class Anchoring:
             buffer = self.rehearsal.buffer
             seen = buffer.seen
             tensors |= {"rows": torch.from_numpy(np.stack(buffer.rows))} if buffer.rows else {}
+        source = None if self.section.rehearsal is None else self.section.rehearsal.source
         plain = {"followed": self._followed, "sampled": self._sampled, "seen": seen, "flops": self.flops}
-        return Saved(tensors, plain)
+        return Saved(tensors, {**plain, "source": source})
 
     def restore(self, saved: Saved) -> None:
         """Goes on from what `state` gave, with a trainer that already does."""

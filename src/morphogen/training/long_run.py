@@ -187,14 +187,16 @@ class LongRun:
         return anchoring
 
     def _remembered(self) -> Remembered | None:
-        """What the training whose weights this one begins with kept to rehearse from; None where it kept nothing."""
+        """What the training whose weights this one begins with kept of its text to rehearse from; None where it kept
+        nothing, or of another tokenizer's."""
         weights = Path(self.origin.experiment.train.init_checkpoint or "")
-        kept = [weights, *(path for _, path in snapshots.found(weights.parent))]
-        for path in kept:
+        for path in (weights, *(path for _, path in snapshots.found(weights.parent))):
             with suppress(InputError):
-                saved = snapshots.read(path).saved
-                if "anchoring" in saved.plain.get("growing", {}):
-                    return Remembered(saved.part("growing").part("anchoring"))
+                kept_by = snapshots.read(path)
+                told = kept_by.saved.plain.get("growing", {}).get("anchoring", {})
+                digest = Provenance.from_metadata(kept_by.metadata, path).tokenizer
+                if (digest, told.get("source")) == (self.prepared.tokenizer_digest, "data"):
+                    return Remembered(kept_by.saved.part("growing").part("anchoring"))
         return None
 
     def _seed(self, purpose: str) -> int:

@@ -259,12 +259,13 @@ def decays(spec: Spec) -> bool:
 
 
 def moments_kept(train: Train) -> Callable[[Spec], int]:
-    """How many numbers the optimizer keeps for every entry of a parameter."""
+    """How many numbers are kept for every entry of a parameter: the optimizer's moments, and an average where there is
+    one."""
+    averaged = int(train.schedule == "constant")
 
     def kept(spec: Spec) -> int:
-        if train.optimizer.name == "adamw" or (train.optimizer.name == "muon" and not _for_muon(spec)):
-            return 2
-        return 1
+        two = train.optimizer.name == "adamw" or (train.optimizer.name == "muon" and not _for_muon(spec))
+        return 1 + two + averaged
 
     return kept
 
