@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
         return self.grow({"action": "widen", "target": target, "factor": factor, "blocks": blocks}, seed=seed)
 
     def to_moe(self, n_experts: int = 4, k: int = 2, *, blocks: Sequence[str] = (), seed: int = 0) -> "LanguageModel":
-        """A copy with mixtures in the place of dense layers; exact."""
+        """A copy with mixtures in the place of dense layers; exact but for layers with biases, which are lost."""
         return self.grow({"action": "to_moe", "n_experts": n_experts, "k": k, "blocks": blocks}, seed=seed)
 
     def split_expert(self, block: str, expert: int, *, seed: int = 0) -> "LanguageModel":

@@ -18,7 +18,7 @@ from torch import Tensor
 from morphogen.blueprint.schema import Blueprint
 from morphogen.data.tokenizers import ByteTokenizer, Tokenizer, named, train_bpe
 from morphogen.data.vocabulary import Vocabulary
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.fusion.exporting import export_model, model_files
 from morphogen.fusion.importing import imported
 from morphogen.inherit.checkpoint import save_checkpoint
@@ -175,8 +175,16 @@ def test_beams_and_the_loss_of_the_class_in_the_folder(tmp_path: Path) -> None:
         logits = assemble(blueprint, state).eval()(prompt)
         wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), prompt[:, 1:].flatten())
         assert torch.allclose(theirs(prompt, labels=prompt).loss, wanted)
-    with pytest.raises(ValueError, match="padding on the left"):
-        theirs(prompt, attention_mask=torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    asked = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "max_new_tokens": 8}
+    assert torch.equal(theirs.generate(**asked, num_beams=3, eos_token_id=None), beams)
+    right, left = torch.ones_like(prompt), torch.ones_like(prompt)
+    right[0, -2:] = left[0, 0] = 0
+    assert torch.equal(theirs(prompt, attention_mask=right).logits[0, :-2], theirs(prompt).logits[0, :-2])
+    with pytest.raises(ValueError, match="padding before tokens"):
+        theirs(prompt, attention_mask=left)
+    for mask in (left, right):
+        with pytest.raises(ValueError, match="padding before tokens"):
+            theirs.generate(prompt, attention_mask=mask, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +249,35 @@ def test_what_cannot_be_exported_is_told_and_nothing_is_lost(tmp_path: Path) -> 
         export_model(str(path), tmp_path / "new", tokenizer=str(tmp_path / "their"))
     assert not (tmp_path / "new").exists()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["it.safetensors", "out", "their"]
+    with pytest.raises(InputError, match="holds no model that could be replaced"):
+        export_model(str(path), out, force=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds it.safetensors, which is to be exported"):
+        export_model(str(path), tmp_path, force=True)
+    (out / "config.json").write_text("{}")
     export_model(str(path), out, force=True)
     assert not (out / "mine.txt").exists()
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path, Blueprint.model_validate(HYBRID), ByteTokenizer(), "bytes")
+    out = tmp_path / "out"
+    export_model(str(path), out)
+    before = (out / "model.safetensors").read_bytes()
+    rename, calls = Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if self.suffix == ".tmp":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(RunError, match="No space left"):
+        export_model(str(path), out, force=True)
+    assert calls
+    assert (out / "model.safetensors").read_bytes() == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["it.safetensors", "out"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import MODELS, ids, saved, write_tokenizer
+from transformers import AutoModelForCausalLM
 
 from morphogen.errors import InputError
 from morphogen.fusion.importing import Weights, import_model, imported
@@ -82,6 +84,54 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], said
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        *((name, {"sliding_window": 1}, "sliding_window is 1") for name in ("mistral", "phi3", "qwen2, sliding")),
+        *((name, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}},
+           "partial_rotary_factor is 0.5") for name in ("llama", "mistral", "qwen2", "gemma", "olmo", "starcoder2")),
+        *((name, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5") for name in ("llama", "gemma")),
+        ("llama", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        ("gemma", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        ("llama", {"num_attention_heads": 0}, "config.json"),
+        ("gpt_neox", {"num_attention_heads": 0}, "config.json"),
+        ("gpt_neox", {"hidden_size": 0}, "config.json"),
+        ("gpt2", {"n_head": 0}, "config.json"),
+        ("mamba", {"rms_norm": False}, "rms_norm is False"),
+    ],
+)  # fmt: skip
+def test_what_their_class_reads_otherwise_or_not_at_all_is_refused(
+    name: str, fields: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    saved(name, tmp_path)
+    changed(tmp_path, **fields)
+    with pytest.raises(InputError, match=said):
+        imported(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "tensor"),
+    [
+        ("mamba", {"d_inner": 64, "d_model": 32, "n_layer": 2, "ssm_cfg": {}, "fused_add_norm": True, "rms_norm": True,
+                   "pad_vocab_size_multiple": 8}, None),
+        ("gpt_neox", {}, "gpt_neox.layers.0.attention.bias"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+    ],
+)  # fmt: skip
+def test_what_published_folders_say_besides_is_no_hindrance(
+    name: str, fields: dict[str, Any], tensor: str | None, tmp_path: Path
+) -> None:
+    saved(name, tmp_path)
+    changed(tmp_path, **fields)
+    if tensor is not None:
+        path = tmp_path / "model.safetensors"
+        save_file({**load_file(path), tensor: torch.ones(4)}, path, {"format": "pt"})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    blueprint, state = imported(str(tmp_path))
+    with torch.no_grad():
+        assert torch.allclose(assemble(blueprint, state).eval()(ids()), theirs(ids()).logits, atol=1e-5)
+
+
 def test_damaged_and_pickled_weights_are_refused(tmp_path: Path) -> None:
     saved("llama", tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
@@ -115,6 +165,9 @@ def test_an_import_writes_an_experiment_that_begins_with_the_weights(tmp_path: P
     theirs = saved("gpt2", folder)
     with pytest.raises(InputError, match=r"has no tokenizer"):
         import_model(str(folder), out)
+    for odd in (tmp_path / "root.safetensors", tmp_path):
+        with pytest.raises(InputError, match=r"expected the name of a file that ends in .yaml"):
+            import_model(str(folder), odd, force=True)
     write_tokenizer(folder)
     found = import_model(str(folder), out)
     assert "resid_pdrop" in found.notes[0]

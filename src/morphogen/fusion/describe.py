@@ -56,7 +56,7 @@ class Layout:
     tensors: Mapping[str, Taken | Filled]
     prefix: str
     notes: tuple[str, ...] = ()
-    spare: tuple[str, ...] = (".inv_freq", ".masked_bias", ".attn.bias", "lm_head.weight", ".rotary_emb.inv_freq")
+    spare: tuple[str, ...] = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "lm_head.weight")
 
     def renamed(self, name: str, other: str) -> "Layout":
         """The same of a checkpoint in which one of their tensors is called otherwise."""
@@ -89,13 +89,17 @@ def _dropouts(config: Config, dialect: Dialect) -> dict[str, float]:
     return {ours: float(config.get(theirs, 0.0)) for theirs, ours in dialect.dropout_keys.items()}
 
 
-def _rope(config: Config, head_dim: int, layer_type: str) -> dict[str, Any]:
+def _rope(config: Config, dialect: Dialect, head_dim: int, layer_type: str) -> dict[str, Any]:
     """The fields of RoPE for layers of a type."""
     found = config.get("rope_parameters", {})
     found = found.get(layer_type, found) if isinstance(found, Mapping) else {}
     kind, theta = found.get("rope_type", "default"), float(found.get("rope_theta", 10_000.0))
     share = float(found.get("partial_rotary_factor", 1.0))
+    if share != 1.0 and not dialect.partial_rope:
+        raise InputError(f"config.json: partial_rotary_factor is {share:g}, which models of type {config.type} ignore")
     known = {"rope_type", "rope_theta", "partial_rotary_factor"}
+    if found.get("type") == kind:  # its older name
+        known |= {"type"}
     fields: dict[str, Any] = {"rope": "standard", "rope_theta": theta}
     if kind == "linear":
         known |= {"factor"}
@@ -139,7 +143,7 @@ def read_decoder(config: Config, dialect: Dialect) -> Layout:
     hidden = int(config.get(dialect.hidden_key, 4 * dim))
     attn_bias = dialect.attn_bias if config.get(dialect.attn_bias_key, dialect.attn_bias_key is None) else "none"
     mlp_bias = dialect.mlp_bias and bool(config.get(dialect.mlp_bias_key, True))
-    named = config[dialect.activation_key] if dialect.activation_key != "hidden_act" else _activation(config)
+    named = config[dialect.activation_key]
     if named not in PLAIN or (dialect.gate and PLAIN[named] not in GATE):
         raise InputError(unknown(f"config.json: {dialect.activation_key}", named, PLAIN))
     plain = PLAIN[named]
@@ -157,9 +161,11 @@ def read_decoder(config: Config, dialect: Dialect) -> Layout:
             "qk_norm": dialect.qk_norm,
             "bias": attn_bias,
             "dropout": dropouts["attn.dropout"],
-            **(_rope(config, width, layer_type) if dialect.rope else {"rope": "none"}),
+            **(_rope(config, dialect, width, layer_type) if dialect.rope else {"rope": "none"}),
         }
-        if window is not None and window > 1:
+        if window is not None and window < 2:
+            raise InputError(f"config.json: sliding_window is {window}, which no blueprint can say, expected 2 or more")
+        if window is not None:
             attn |= {"sparsity": "sliding", "sliding_window": window - 1}
         ffn = {"hidden": hidden, "activation": GATE[plain] if dialect.gate else plain, "bias": mlp_bias}
         parallel = dialect.parallel and bool(config.get(dialect.parallel_key, True))
@@ -186,11 +192,6 @@ def read_decoder(config: Config, dialect: Dialect) -> Layout:
         if (found := config.get(name, 0.0))
     )
     return Layout(blueprint, dict(_decoder_tensors(blueprint, dialect, eps)), dialect.prefix, left_out)
-
-
-def _activation(config: Config) -> Any:
-    """Gemma has had two names for it."""
-    return config.get("hidden_activation") or config["hidden_act"]
 
 
 def _decoder_tensors(blueprint: Blueprint, dialect: Dialect, eps: float) -> Iterator[tuple[str, Taken | Filled]]:

@@ -27,6 +27,13 @@ SILENT = frozenset(
         "use_associative_scan",
         "intermediate_size",
         "time_step_rank",
+        # what the first configs say twice
+        "d_inner",
+        "d_model",
+        "n_layer",
+        "ssm_cfg",
+        "fused_add_norm",
+        "pad_vocab_size_multiple",
     ]
 )
 #: Tensors of one layer: the part, the model around it, what theirs begin with, the norm's eps.
@@ -35,7 +42,7 @@ Layer = Callable[[Any, Context, str, float], Iterator[tuple[str, Taken | Filled]
 
 def read_mamba(config: Config) -> Layout:
     """The layout of a Mamba config. InputError for what a blueprint cannot say."""
-    refuse_fixed(config, FIXED)
+    refuse_fixed(config, {**FIXED, "rms_norm": (True,)})
     ssm = {"kind": "mamba", "dt_rank": _rank(config), **_fields(config)}
     return _layout(config, ssm, _mamba_tensors)
 

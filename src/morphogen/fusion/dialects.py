@@ -71,6 +71,7 @@ class Dialect:
     activation_key: str = "hidden_act"
     positions_key: str | None = None
     rope: bool = True
+    partial_rope: bool = False
     sliding: Literal["none", "all", "layers"] = "none"
     dropout_keys: Mapping[str, str] = field(default_factory=lambda: {"attention_dropout": "attn.dropout"})
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -93,9 +94,13 @@ DIALECTS: Mapping[str, Dialect] = {
         scaled_embedding=True,
         attn_bias="all",
         attn_bias_key="attention_bias",
-        fixed={"use_bidirectional_attention": (None, False)},
+        fixed={
+            "use_bidirectional_attention": (None, False),
+            "hidden_activation": (None, "gelu_pytorch_tanh"),  # which its class does not read any more
+        },
     ),
     "phi3": Dialect(
+        partial_rope=True,
         heads=("self_attn.qkv_proj",),
         gate_up="mlp.gate_up_proj",
         sliding="all",
@@ -110,6 +115,7 @@ DIALECTS: Mapping[str, Dialect] = {
         fixed={"clip_qkv": (None,)},
     ),
     "stablelm": Dialect(
+        partial_rope=True,
         norm="layernorm",
         eps_key="layer_norm_eps",
         attn_bias="qkv",
@@ -131,6 +137,7 @@ DIALECTS: Mapping[str, Dialect] = {
         dropout_keys={"attention_dropout": "attn.dropout", "embedding_dropout": "emb.dropout"},
     ),
     "phi": Dialect(
+        partial_rope=True,
         norm="layernorm",
         eps_key="layer_norm_eps",
         final_norm="model.final_layernorm",
@@ -147,6 +154,7 @@ DIALECTS: Mapping[str, Dialect] = {
         fixed={"qk_layernorm": (False,)},
     ),
     "gpt_neox": Dialect(
+        partial_rope=True,
         norm="layernorm",
         eps_key="layer_norm_eps",
         prefix="gpt_neox.",

@@ -91,7 +91,11 @@ def export_model(
     """
     if out.exists() and not (out.is_dir() and (force or not any(out.iterdir()))):
         raise InputError(f"{out}: is there already; --force replaces a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise InputError(f"{out}: holds no model that could be replaced, expected a folder with config.json")
     checkpoint = checkpoint_of(what, run)
+    if out.resolve() in checkpoint.resolve().parents:
+        raise InputError(f"{out}: holds {checkpoint.name}, which is to be exported; expected another folder")
     state, blueprint, metadata = load_checkpoint(checkpoint, measured=True)
     provenance = Provenance.from_metadata(metadata, checkpoint)
     its = _tokenizer(tokenizer, provenance, checkpoint)
@@ -232,8 +236,10 @@ def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
         if out.exists():
             out.rename(old)
         made.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)

@@ -122,7 +122,11 @@ def _json(path: Path) -> dict[str, Any]:
 def model_folder(model: str) -> Path:
     """The folder of a model: a local one, or a copy of a repository of the hub. InputError where there is none."""
     path = user_path(model, "MODEL")
-    if path.exists() or not hub_name(model):
+    try:
+        here = path.exists()
+    except OSError as error:
+        raise InputError(f"MODEL: {error.strerror}, expected a folder or the name of a model on the hub") from None
+    if here or not hub_name(model):
         if not path.is_dir():
             raise InputError(
                 f"{model}: no such folder, expected one with config.json, or the name of a model on the hub"
@@ -163,7 +167,7 @@ def layout_of(folder: Path) -> Layout:
         layout = SSMS[kind](config) if kind in SSMS else read_decoder(config, DIALECTS[kind])
     except InputError as error:
         raise InputError(str(error).replace("config.json", str(path), 1)) from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise InputError(f"{path}: a field is not what it should be ({error})") from None
     left = (name for name in fields if name not in config.read | SILENT)
     odd = [name for name in left if name not in defaults or fields[name] != defaults[name]]
@@ -181,7 +185,7 @@ def _with_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         return config.to_dict(), type(config)().to_dict()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise InputError(f"{folder / 'config.json'}: cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -262,6 +266,8 @@ def import_model(model: str, out: Path, *, tokenizer: str | None = None, force: 
         InputError: The model cannot be read, a blueprint cannot say what it computes, or files are there already.
         RunError: Nothing can be written.
     """
+    if out.suffix not in (".yaml", ".yml") or out.is_dir():
+        raise InputError(f"{out}: expected the name of a file that ends in .yaml; the weights come to lie beside it")
     checkpoint = out.with_suffix(".safetensors")
     if there := [path for path in (out, checkpoint) if path.exists() and not force]:
         raise InputError(f"{there[0]}: is there already; --force overwrites it")

@@ -6,6 +6,7 @@ model's. Every method works tensor by tensor, in fp32.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,8 @@ def check(method: str, models: int, based: bool, how: Settings) -> None:
         raise InputError(unknown("--method", method, [*METHODS, PASSTHROUGH]))
     if len(how.weights) != models:
         raise InputError(f"--weight: got {len(how.weights)} weights for {models} models, expected one each")
+    if wrong := [weight for weight in how.weights if not math.isfinite(weight)]:
+        raise InputError(f"--weight: got {wrong[0]}, expected finite numbers")
     if method == "slerp" and models != 2:
         raise InputError(f"--method slerp: got {models} models, expected two")
     if method in NEED_BASE and not based:

@@ -80,13 +80,18 @@ class MorphogenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         """None: a tied head is the embedding itself, and another is not to be tied."""
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, cache: Remembered | None = None, use_cache: bool | None = True, **others: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Remembered | None = None,
+        use_cache: bool | None = True,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """The tokens that the cache does not hold yet."""
         seen = 0 if cache is None else cache.seen
         return {
             "input_ids": input_ids[:, seen:],
-            "attention_mask": others.get("attention_mask"),
+            "attention_mask": attention_mask,
             "cache": cache,
             "use_cache": use_cache,
         }
@@ -106,16 +111,20 @@ class MorphogenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         labels: Tensor | None = None,
         cache: Remembered | None = None,
         use_cache: bool | None = None,
-        **others: Any,
+        **kwargs: Any,
     ) -> Decoded:
         """Logits of every token; with `labels` also the mean loss of each token's successor, −100 not counted.
 
-        Sequences cannot be padded on the left: a model of recurrences and memories has no mask for what came before.
+        Sequences cannot be padded before a token of theirs, so that what is generated from cannot be padded at all: a
+        model of recurrences and memories has no mask for what came before.
         """
-        if attention_mask is not None and not bool(attention_mask[:, 0].all()):
-            raise ValueError(
-                "attention_mask: got padding on the left, expected sequences that begin at their first token"
-            )
+        if attention_mask is not None:
+            padded_BT = attention_mask == 0
+            decodes = cache is not None or bool(use_cache)
+            if bool((padded_BT if decodes else padded_BT[:, :-1] & ~padded_BT[:, 1:]).any()):
+                raise ValueError(
+                    "attention_mask: got padding before tokens, expected sequences that are whole from their first on"
+                )
         if cache is None and use_cache:
             cache = Remembered()
         if cache is None:

@@ -14,7 +14,7 @@ class Stem(Part):
     """Embedding, final norm and head as one part, so that inheritance treats them like every other."""
 
     slot: ClassVar = "stem"
-    neutral_fields: ClassVar = frozenset({"tie_embeddings"})
+    neutral_fields: ClassVar = frozenset({"tie_embeddings", "positions"})
     tie_embeddings: bool
     positions: int = 0
     bias: bool = False
@@ -44,8 +44,8 @@ class Stem(Part):
         return 2.0 * ctx.vocab + 4.0 * ctx.dim
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
-        """A head that was tied is carried as a copy of the embedding; tying an untied one, or new tokens or other
-        positions, lose. New tokens start as the mean of the old ones, so that they take little of their probability.
+        """A head that was tied is carried as a copy of the embedding; tying an untied one, new tokens and fewer
+        positions lose. New tokens start as the mean of the old ones, so that they take little of their probability.
         """
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Stem):
@@ -58,5 +58,8 @@ class Stem(Part):
         note = "tied the head to the embedding" if tied else plain.note
         if ctx.vocab != parent_ctx.vocab:
             note = f"vocabulary {parent_ctx.vocab} became {ctx.vocab}"
-        mean = dict.fromkeys(("emb.weight", "head.weight"), ("vocab",)) if ctx.vocab > parent_ctx.vocab else {}
+        if self.positions < parent.positions:
+            exact, note = False, f"positions {parent.positions} became {self.positions}"
+        grown = ("emb.weight", "head.weight", "head.bias") if ctx.vocab > parent_ctx.vocab else ()
+        mean = {name: ("vocab",) for name in grown if name in self.tensors(ctx)}
         return Alignment(sources=sources, exact=exact, note=note, scales=plain.scales, zero=plain.zero, mean=mean)

@@ -79,7 +79,7 @@ class MoE(Part):
     k: PositiveInt = 2
     """Experts that each token runs, their weights summing to 1."""
     activation: Activation = "swiglu"
-    """Function of the experts' units; swiglu and geglu are gated."""
+    """Function of the experts' units; swiglu, geglu and geglu_tanh are gated."""
     shared: NonNegativeInt = 0
     """Experts besides, which every token runs."""
     shared_hidden: PositiveInt | None = None
@@ -349,6 +349,7 @@ class MoE(Part):
         theirs = parent.specs(parent_ctx)
         same = self.activation == parent.activation and self.stacked > 0 and not parent.bias
         exact = same and not (self.experts or self.drop_upcycle) and self.drop_policy == "none"
+        lost = "the dense layer's biases are lost" if parent.bias else "experts are not all copies of the dense layer"
         copied = AxisMap(how="index", size=self.stacked, parent_size=1, index=(0,) * self.stacked)
         rows: Axes = ("expert", "hidden", "dim")
         columns: Axes = ("expert", "dim", "hidden")
@@ -362,7 +363,7 @@ class MoE(Part):
         return Alignment(
             sources={name: name if name in theirs else None for name in self.specs(ctx)},
             exact=exact,
-            note="" if exact else "experts are not all copies of the dense layer",
+            note="" if exact else lost,
             axes=axes,
             parent_axes={"up.weight": rows, "gate.weight": rows, "down.weight": columns},
             maps=maps,
