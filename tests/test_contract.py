@@ -21,6 +21,7 @@ from morphogen.testing.contract import (
     Check,
     caches_hold_the_bytes_that_cost_says,
     flops_are_those_counted,
+    without_dead_units,
 )
 from morphogen.testing.fields import parts_of
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
@@ -74,6 +75,18 @@ def test_a_cost_that_is_not_what_is_counted_fails(
 def test_memory_tokens_serve_as_an_expert_that_no_token_chooses() -> None:
     part, ctx = MemoryTokens(heads=1, head_dim=3, tokens=2), Context(8, "rmsnorm", VOCAB, 0.02, 1)
     assert part.build(ctx)(torch.zeros(1, 0, 8)).shape == (1, 0, 8)
+
+
+def test_no_unit_is_left_that_may_be_dead_by_nature() -> None:
+    linear = {"kind": "LINEAR", "heads": 1, "head_dim": 4, "feature_map": "relu"}
+    memories = [{"kind": "assoc_memory", "heads": 1, "head_dim": 4, "feature_map": name} for name in ("relu", "dpfp")]
+    experts = {"kind": "moe", "n_experts": 3, "k": 1, "hidden": 4, "activation": "relu2"}
+    blocks = [{"attn": linear, "extras": memories, "ffn": experts}]
+    alive = without_dead_units(Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": blocks}))
+    written = alive.model_dump_json()
+    assert "relu" not in written
+    assert "dpfp" not in written
+    assert written.count('"feature_map":"elu"') == 3
 
 
 def assert_holds(check: Check, blueprint: Blueprint) -> None:

@@ -239,11 +239,14 @@ def _run(part: Part, module: torch.nn.Module, x_BTD: torch.Tensor) -> None:
 def without_dead_units(blueprint: Blueprint, split: bool = False) -> Blueprint:
     """The same with no unit that may be dead by nature on the few tokens of a test.
 
-    silu stands for relu and relu2, and every token runs every expert, so that none goes without tokens. split: experts
-    may still be split, a token being one twin's.
+    silu stands for relu and relu2, elu for feature maps that are zero on one side, and every token runs every expert,
+    so that none goes without tokens. split: experts may still be split, a token being one twin's.
     """
     data = json.loads(blueprint.model_dump_json())
     for block in data["blocks"]:
+        for part in (block["attn"], *block["extras"]):
+            if part and part.get("feature_map") in ("relu", "dpfp"):
+                part["feature_map"] = "elu"
         ffn = block["ffn"] or {}
         for layer in (ffn, *ffn.get("experts", ())):
             if layer.get("activation") in ("relu", "relu2"):
