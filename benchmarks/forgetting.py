@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 import texts
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
-from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
-from morphogen.inherit.splice import splice
+from morphogen.inherit.splice import from_parent, splice
 from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.anchored import Anchoring
 from morphogen.training.trainer import Trainer

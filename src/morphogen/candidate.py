@@ -92,6 +92,16 @@ class Change(Record):
     after: Any = None
 
 
+class Merging(Record):
+    """How the weights of two parents became one: the method, the parents' weights, and what the method draws with."""
+
+    method: str
+    weights: tuple[float, ...]
+    density: float
+    epsilon: float
+    seed: Whole
+
+
 class Edit(Record):
     """What one operator did: enough to explain and to replay.
 
@@ -99,7 +109,7 @@ class Edit(Record):
     Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
     `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
     `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
-    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn.
+    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn. `merging`: of two parents' weights.
     """
 
     operator: str
@@ -110,6 +120,7 @@ class Edit(Record):
     steps: tuple["Edit", ...] = ()
     template: dict[str, Any] | None = None
     repair: bool = False
+    merging: Annotated[Merging | None, Field(exclude_if=lambda merging: merging is None)] = None
 
     def single(self) -> Iterator["Edit"]:
         """The edits to make one after another: the steps of a compound edit, else the edit itself."""
@@ -136,13 +147,13 @@ class Origin(Record):
 
     gene: its id, `stem` for what is outside the blocks. parent: the id of the candidate, `init_checkpoint`, or the
     position among the parents given to `inherit`; None when nothing was carried. how: whole (every entry, in its
-    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), fresh. carried,
-    fresh: entries.
+    shape), resized (some tensor has another shape), partly (some tensors are new beside whole ones), merged (with
+    another parent's), fresh. carried, fresh: entries.
     """
 
     gene: str
     parent: str | None
-    how: Literal["whole", "resized", "partly", "fresh"]
+    how: Literal["whole", "resized", "partly", "merged", "fresh"]
     carried: Whole
     fresh: Whole
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError
-from morphogen.fusion.merging import METHODS, Model, Settings, merge, merge_checkpoints
+from morphogen.fusion.merging import check, merge_checkpoints
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.inherit.merging import METHODS, Model, Settings, merge
 from morphogen.network import assemble, initial_state
 
 Array = NDArray[np.float64]
@@ -179,7 +180,7 @@ def test_genes_are_aligned_by_id_and_axes_and_what_one_lacks_stays() -> None:
 )
 def test_what_does_not_go_together_is_told(method: str, models: Any, how: Settings, base: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        merge(method, models, how, base)
+        check(method, len(models), base is not None, how)
 
 
 def test_models_without_a_common_gene_are_not_merged() -> None:

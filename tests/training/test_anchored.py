@@ -15,9 +15,9 @@ from torch import Tensor
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
-from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
-from morphogen.inherit.splice import splice
+from morphogen.inherit.splice import from_parent, splice
 from morphogen.network import build
 from morphogen.training.anchored import NOTHING_NEW, NOTHING_OLD, Anchoring
 from morphogen.training.growing import Growing

@@ -12,9 +12,9 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError
 from morphogen.experiment import Optimizer, Train
-from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
-from morphogen.inherit.splice import splice
+from morphogen.inherit.splice import from_parent, splice
 from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.device import choose_device
 from morphogen.training.guards import CHECK_EVERY

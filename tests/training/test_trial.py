@@ -35,9 +35,9 @@ from morphogen.errors import DeviceError, InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.figures import find, known
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
-from morphogen.inherit.splice import splice
+from morphogen.inherit.splice import from_parent, splice
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
 from morphogen.training import trial

@@ -13,9 +13,9 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Inheritance
 from morphogen.growth.actions import Grown
-from morphogen.inherit.descent import Moments, from_parent
+from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
-from morphogen.inherit.splice import StateDict, splice
+from morphogen.inherit.splice import StateDict, from_parent, splice
 from morphogen.network import LanguageModel
 
 

@@ -1,6 +1,6 @@
 """What a candidate starts from: its parents' weights through the edits that made it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.inherit.merging import Model, merged
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
-from morphogen.inherit.splice import Marks, Spliced, StateDict, splice
+from morphogen.inherit.splice import Spliced, StateDict, from_parent, splice
 from morphogen.network import check_state, initial_state
 
 
@@ -60,6 +61,7 @@ def inherit(
     sources: Mapping[str, int] | None = None,
     names: Sequence[str] = ("0", "1"),
     tokenizers: Sequence[str | None] = (),
+    base: tuple[Blueprint, Mapping[str, Tensor]] | None = None,
     seed: int = 0,
 ) -> tuple[StateDict, Inheritance]:
     """Splices a child's weights from its parents'. The parents' tensors are not touched.
@@ -73,6 +75,7 @@ def inherit(
         sources: Gene id of a block to the position of the parent that it comes from, where both have it.
         names: Of the parents, in the report.
         tokenizers: Of the parents, by digest (`tokenizer` in a checkpoint's metadata); None where it is not known.
+        base: What the parents were trained from, for edits that merge differences from it.
         seed: Of what is new.
 
     Returns:
@@ -90,7 +93,8 @@ def inherit(
         child = child.with_vocab(whole[0][0].context().vocab)
     if edits and whole:
         loaded = [(blueprint, from_parent(dict(state), which)) for which, (blueprint, state) in enumerate(whole)]
-        spliced, report = splice_edits(child, loaded, edits, seed, names)
+        began = (lambda: Model(*base)) if base is not None else None
+        spliced, report = splice_edits(child, loaded, edits, seed, names, began)
         return spliced.state, report
     drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
     done = spliced_at_once(drawn, child, [state for _, state in whole], names, seed)
@@ -106,27 +110,25 @@ def spliced_at_once(
     return Inherited(spliced.state, report, new=Moments.carried(spliced).fresh)
 
 
-def from_parent(
-    state: StateDict, which: int = 0, moments: Mapping[str, StateDict] | None = None, *, given: bool = False
-) -> Spliced:
-    """The weights of parent number `which`, of which nothing has been spliced yet."""
-    marks = {name: Marks(parent=which) for name in state}
-    return Spliced(state, marks, {kind: dict(of) for kind, of in (moments or {}).items()}, given)
-
-
 def _with_vocab(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Blueprint:
     if blueprint.emb.vocab is None and "emb.weight" in state:
         return blueprint.with_vocab(state["emb.weight"].shape[0])
     return blueprint
 
 
-def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: str | None = None) -> Inherited:
+def splice_job(
+    job: Job,
+    seed: int,
+    *,
+    with_moments: bool = False,
+    tokenizer: str | None = None,
+    base: Callable[[], Model] | None = None,
+) -> Inherited:
     """What a candidate starts from, with the optimizer's moments of its parents where these are wanted.
 
     The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
-    tokenizer: the run's, by digest. InputError when a parent's checkpoint is missing, damaged, or of another blueprint
-    or tokenizer; CandidateError when its edits
-    lead elsewhere.
+    tokenizer: the run's, by digest. base: what the run's weights began as. InputError when a parent's checkpoint is
+    missing, damaged, or of another blueprint or tokenizer; CandidateError when its edits lead elsewhere.
     """
     target = Blueprint.model_validate(job.candidate.blueprint)
     if not job.parents:
@@ -147,7 +149,8 @@ def splice_job(job: Job, seed: int, *, with_moments: bool = False, tokenizer: st
         moments = load_moments(path, blueprint) if with_moments else None
         loaded.append((blueprint, from_parent(state, which, moments, given=True)))
     try:
-        spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, [parent.id for parent in job.parents])
+        names = [parent.id for parent in job.parents]
+        spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, names, base)
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     carried = Moments.carried(spliced)
@@ -160,13 +163,23 @@ def splice_edits(
     edits: Sequence[Edit],
     seed: int,
     names: Sequence[str],
+    base: Callable[[], Model] | None = None,
 ) -> tuple[Spliced, Inheritance]:
-    """Splice through edits, from the parents called `names` to `target`; InputError where the edits lead elsewhere."""
+    """Splice through edits, from the parents called `names` to `target`; InputError where the edits lead elsewhere.
+
+    base: what the parents' weights began as, for edits that merge what was learnt since.
+    """
     exact, dropped = True, 0
     notes: list[str] = []
     here, spliced = loaded[0]
     for step, edit in enumerate(one for whole in edits for one in whole.single()):
         following = apply(here, edit.changes)
+        if edit.merging is not None:
+            here, spliced = merged(edit.merging, loaded, base)
+            if here != following:
+                raise InputError("the recorded merge leads to another blueprint")
+            exact, notes = False, [*notes, f"weights of two parents, merged by {edit.merging.method}"]
+            continue
         if edit.sources:
             others, parts = [blueprint for blueprint, _ in loaded], [weights for _, weights in loaded]
             drawn = plan(following, others, edit.sources)

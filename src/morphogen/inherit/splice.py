@@ -29,13 +29,14 @@ class Marks:
     """What became of a tensor's entries over one or several splices.
 
     carried: 1 where the entry comes from the first ancestor; None when all do. count: of those. resized: its shape
-    changed on the way. parent: which of a child's parents that ancestor is.
+    changed on the way. parent: which of a child's parents that ancestor is. merged: with another parent's.
     """
 
     carried: Tensor | None = None
     count: int = 0
     resized: bool = False
     parent: int = 0
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,20 @@ class Spliced:
         if not carried:
             return Origin(gene=gene, parent=None, how="fresh", carried=0, fresh=total)
         parent = parents[self.marks[next(iter(from_parent))].parent]
-        how: Literal["whole", "resized", "partly"] = "whole" if carried == total else "partly"
-        if any(self.marks[name].resized for name in from_parent):
+        how: Literal["whole", "resized", "partly", "merged"] = "whole" if carried == total else "partly"
+        if any(self.marks[name].merged for name in from_parent):
+            how = "merged"
+        elif any(self.marks[name].resized for name in from_parent):
             how = "resized"
         return Origin(gene=gene, parent=parent, how=how, carried=carried, fresh=total - carried)
+
+
+def from_parent(
+    state: StateDict, which: int = 0, moments: Mapping[str, StateDict] | None = None, *, given: bool = False
+) -> Spliced:
+    """The weights of parent number `which`, of which nothing has been spliced yet."""
+    marks = {name: Marks(parent=which) for name in state}
+    return Spliced(state, marks, {kind: dict(of) for kind, of in (moments or {}).items()}, given)
 
 
 def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
@@ -212,7 +223,7 @@ def _resized(
     mark, count = _mark(flags, axes)
     done = None if mark is None or count == mark.numel() else mark.reshape(item.shape)
     resized = marks.resized or tuple(source.shape) != item.shape
-    return out.reshape(item.shape), Marks(done, count, resized, marks.parent)
+    return out.reshape(item.shape), Marks(done, count, resized, marks.parent, marks.merged)
 
 
 def _settle_fresh(item: TensorPlan, out: Tensor, names: Sequence[str], axes: Sequence[Axis], parent: Spliced) -> None:

@@ -62,7 +62,7 @@ def origin_lines(report: Report) -> list[str]:
     Empty where nothing was inherited.
     """
     origins = report.inheritance.genes if report.inheritance is not None else ()
-    marks = {"whole": "", "fresh": "", "resized": " (resized)", "partly": " (with new parts)"}
+    marks = {"whole": "", "fresh": "", "resized": " (resized)", "partly": " (with new parts)", "merged": " (merged)"}
     lines = []
     for parent in dict.fromkeys(origin.parent for origin in sorted(origins, key=lambda origin: origin.parent is None)):
         blocks = ", ".join(origin.gene + marks[origin.how] for origin in origins if origin.parent == parent)

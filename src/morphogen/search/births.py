@@ -35,7 +35,8 @@ class Child(NamedTuple, Generic[G]):
     @property
     def operators(self) -> list[str]:
         """What it came by, for its id."""
-        return ["xover"] if len(self.parents) > 1 else [edit.operator for edit in self.edits] or ["continued"]
+        crossed = len(self.parents) > 1 and all(edit.merging is None for edit in self.edits)
+        return ["xover"] if crossed else [edit.operator for edit in self.edits] or ["continued"]
 
 
 def examined(evolution: Evolution, space: Space[G, T], genome: G, *, founder: bool = False) -> Known[G]:

@@ -37,9 +37,13 @@ class Breeding(Generic[G, T]):
         none."""
         for _ in range(TRIES):
             drawn = self._draw(rng)
-            if drawn is not None and (not self.evolution.edits or is_new(self.space.key(drawn[0][0]))):
+            if drawn is not None and (self._by_weights(drawn[0]) or is_new(self.space.key(drawn[0][0]))):
                 return drawn
         return None
+
+    def _by_weights(self, made: Bred[G]) -> bool:
+        """Whether a child may be a copy of its parent: every one of the control, and one with weights of two."""
+        return not self.evolution.edits or any(edit.merging is not None for edit in made[1])
 
     def _draw(self, rng: np.random.Generator) -> tuple[Bred[G], tuple[str, ...]] | None:
         """One crossover or mutation of selected parents, or a copy of one in the control; None where it fails."""

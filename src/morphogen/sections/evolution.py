@@ -27,7 +27,18 @@ from morphogen.selection.parents import SELECTORS
 from morphogen.selection.survival import SURVIVAL
 
 #: The ways to cross two parents; variation/crossover.py says what they are.
-Crossing = Literal["one_point", "aligned_span", "uniform"]
+Crossing = Literal[
+    "one_point",
+    "aligned_span",
+    "uniform",
+    "merge_linear",
+    "merge_slerp",
+    "merge_task_arithmetic",
+    "merge_ties",
+    "merge_dare_ties",
+    "merge_della",
+    "merge_passthrough",
+]
 
 
 def _one_way(value: Any) -> Any:
@@ -95,7 +106,8 @@ class Evolution(Frozen):
         "aligned_span": 1.0,
         "uniform": 1.0,
     }
-    """Ways to cross two parents, with their weights; one name alone means that one only."""
+    """Ways to cross two parents, with their weights; one name alone means that one only. `merge_…` gives the first
+    parent's architecture the weights of both, `merge_passthrough` the blocks of both."""
     baseline: Literal["none", "random", "control"] = "none"
     """`random`: every candidate is a random walk of edits from the root; `control`: no edits at all."""
     parent_selection: Annotated[str, Offered(plugins.SELECTORS, SELECTORS)] = "epsilon_lexicase"
@@ -235,6 +247,16 @@ class Evolution(Frozen):
     def _some_crossover(self) -> Self:
         if self.crossover_prob and not any(self.crossover.values()):
             raise ValueError("crossover: no weight is above 0; for a run without crossover set crossover_prob to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_to_merge(self) -> Self:
+        merges = [name for name, weight in self.crossover.items() if weight and name.startswith("merge_")]
+        if merges and self.crossover_prob and self.weight_inheritance != "parent":
+            raise ValueError(
+                f"crossover: {merges[0]} has no weights to merge with weight_inheritance {self.weight_inheritance!r}, "
+                "expected 'parent'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -91,6 +91,11 @@ class Assignment(NamedTuple):
             return int(stream(self.job.seed, self.job.repeat, "data/repeat").integers(2**63))
         return self.data_seed
 
+    @property
+    def root_seed(self) -> int:
+        """Of the weights that the run's root, its candidate 0, began with."""
+        return int(stream(self.job.seed, 0, f"weights/{self.experiment.train.seed}").integers(2**31))
+
     def seed(self, purpose: str) -> int:
         """Of one purpose of this candidate; `train.seed` gives other repeats of the same search. A repeat begins with
         the weights that it began with, and shares all else with what is repeated beside it."""

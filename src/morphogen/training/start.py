@@ -11,8 +11,10 @@ from morphogen.errors import InputError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, load_moments
 from morphogen.inherit.descent import Inherited, Moments, splice_job, spliced_at_once
+from morphogen.inherit.merging import Model
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import Provenance, with_tokens
+from morphogen.network import initial_state
 from morphogen.paths import user_path
 
 PLACE = "train.init_checkpoint"
@@ -20,9 +22,12 @@ PLACE = "train.init_checkpoint"
 NAME = "init_checkpoint"
 
 
-def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, seed: int) -> Inherited:
-    """What the candidate starts from. InputError or RunError for weights that cannot be used, as `splice_job`, and for
-    those of another tokenizer."""
+def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, seed: int, root_seed: int) -> Inherited:
+    """What the candidate starts from. root_seed: of the weights that the run's root began with, which merges of
+    differences read.
+
+    InputError or RunError for weights that cannot be used, as `splice_job`, and for those of another tokenizer.
+    """
     evolution, path = experiment.evolution, experiment.train.init_checkpoint
     mode, with_moments = evolution.weight_inheritance, evolution.keeps_moments
     if job.before is not None:
@@ -30,7 +35,14 @@ def starting_weights(job: Job, experiment: Experiment, prepared: PreparedData, s
     if mode == "init" and path is None:
         raise InputError(f"{PLACE}: not set, but evolution.weight_inheritance is 'init'")
     if mode == "parent" and job.parents:
-        return splice_job(job, seed, with_moments=with_moments, tokenizer=prepared.tokenizer_digest)
+
+        def base() -> Model:
+            root = experiment.model.with_vocab(Blueprint.model_validate(job.candidate.blueprint).context().vocab)
+            if path is None:
+                return Model(root, initial_state(root, root_seed))
+            return Model(root, from_checkpoint(root, experiment, prepared, root_seed).state)
+
+        return splice_job(job, seed, with_moments=with_moments, tokenizer=prepared.tokenizer_digest, base=base)
     if mode == "scratch" or path is None:
         return splice_job(job.replace(parents=()), seed)
     return from_checkpoint(Blueprint.model_validate(job.candidate.blueprint), experiment, prepared, seed)

@@ -125,7 +125,8 @@ class Trial:
             raise RunError(f"device {job.device} does not answer")
         self.assignment = assignment = Assignment.of(job, prepared)
         self.endings = assignment.endings()
-        start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, assignment.seed("weights"))
+        seeds = assignment.seed("weights"), assignment.root_seed
+        start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, *seeds)
         self.inheritance, self.begun = start.report, start.begun
         self.vocabulary = assignment.prepared.vocabulary()
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)

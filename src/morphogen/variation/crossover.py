@@ -16,6 +16,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
 from morphogen.experiment import Crossing
 from morphogen.variation.growth import added_rules
+from morphogen.variation.merging import MERGES
 from morphogen.variation.operator import Proposal
 
 #: A child's blocks, each with the number of the parent it comes from.
@@ -78,14 +79,15 @@ CROSSOVERS: Mapping[Crossing, Crossover] = {"one_point": one_point, "aligned_spa
 def crossover(
     first: Blueprint, second: Blueprint, rng: np.random.Generator, weights: Mapping[Crossing, float] | None = None
 ) -> Proposal | None:
-    """A child by one of the crossovers, chosen by weight (evenly when there are none); by another where that one has
-    none to give; else None. Those of weight 0 or without one are not used.
+    """A child by one of the crossovers or merges, chosen by weight (without any: evenly by one of the crossovers); by
+    another where that one has none to give; else None. Those of weight 0 or without one are not used.
     """
     weights = dict.fromkeys(CROSSOVERS, 1.0) if weights is None else weights
-    names = [name for name in CROSSOVERS if weights.get(name, 0.0) > 0]
+    ways = {**CROSSOVERS, **MERGES}
+    names = [name for name in ways if weights.get(name, 0.0) > 0]
     weight = np.array([weights[name] for name in names])
     order = rng.choice(len(names), size=len(names), replace=False, p=weight / weight.sum())
-    made = (CROSSOVERS[names[i]](first, second, rng) for i in order)
+    made = (ways[names[i]](first, second, rng) for i in order)
     return next((proposal for proposal in made if proposal is not None), None)
 
 

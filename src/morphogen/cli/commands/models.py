@@ -77,7 +77,8 @@ def merge(
     """Merge the weights of models with genes in common into one checkpoint of the first's architecture."""
     from morphogen.cli.console import show_facts
     from morphogen.fusion.exporting import checkpoint_of
-    from morphogen.fusion.merging import Settings, merge_checkpoints, weights_for
+    from morphogen.fusion.merging import merge_checkpoints, weights_for
+    from morphogen.inherit.merging import Settings
 
     place = None if run is None else run_folder(run)
     files = [checkpoint_of(each, place) for each in models]
