@@ -10,11 +10,14 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MODELS, ids, saved, write_tokenizer
 from transformers import AutoModelForCausalLM
 
+import morphogen as mg
 from morphogen.errors import InputError
+from morphogen.experiment import Experiment
 from morphogen.fusion.importing import Weights, import_model, imported
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.network import Cache, assemble
 from morphogen.reading import read_experiment
+from tiny import write_corpus
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -184,3 +187,26 @@ def test_an_import_writes_an_experiment_that_begins_with_the_weights(tmp_path: P
         import_model(str(folder), out)
     import_model(str(folder), out, force=True)
     assert out.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_short_sweep_from_an_imported_root_ends_with_a_frontier(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "llama")
+    write_tokenizer(tmp_path / "llama")
+    import_model(str(tmp_path / "llama"), tmp_path / "root.yaml")
+    write_corpus(tmp_path / "corpus", documents=100)
+    whole = read_experiment(str(tmp_path / "root.yaml"))
+    small = {"shards": [{"source": str(tmp_path / "corpus")}], "seq_len": 16, "batch_size": 2, "eval_tokens": 128}
+    data = {**whole.data.model_dump(mode="json"), **small}
+    evolution = {**whole.evolution.model_dump(mode="json"), "rung1_tokens": 64, "rung2_tokens": 64}
+    evolution |= {"generations": 1, "population": 2}
+    changed = {"data": data, "evolution": evolution}
+    experiment = Experiment.model_validate({**whole.model_dump(mode="json"), **changed})
+    run = mg.evolve(experiment, out=tmp_path / "run")
+    assert run.frontier.candidates
+    root = run.lineage.nodes[0]
+    assert root.status == "trained"
+    first = run.frontier.candidates[0]
+    assert first.inheritance is not None
+    assert first.inheritance.inherited > 0
+    assert first.tokens.lineage >= first.tokens.own > 0
