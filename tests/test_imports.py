@@ -78,6 +78,7 @@ JOINING = [
     "session",
     "run",
     "beginnings",
+    "trainingfolder",
     "trainings",
     "cli",
 ]

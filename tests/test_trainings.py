@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from morphogen.beginnings import Asked
+from morphogen.candidate import StopReason
 from morphogen.errors import InputError, RunError
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.report.growth import picture
 from morphogen.store.files import TEMPORARY
 from morphogen.training import snapshots
-from morphogen.training.long_run import Evaluated, News, Noted, Outcome, Stepped
+from morphogen.training.long_run import Outcome
+from morphogen.training.news import Evaluated, News, Noted, Stepped
 from morphogen.trainings import train
 from tiny import Cli, write_config, write_corpus
 
@@ -61,6 +63,7 @@ def test_a_training_leaves_its_model_its_tables_and_a_picture(whole: Path) -> No
     assert [int(row[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
     assert [int(row[1]) for row in rows[1:]] == [128 * step for step in range(1, STEPS + 1)]
     assert float(rows[-1][2]) < float(rows[1][2])
+    assert (whole / "growth.png").read_bytes() == picture(whole)
     assert picture(whole).startswith(b"\x89PNG")
     assert [path.name for _, path in snapshots.found(whole)] == [
         f"step-{step:08}.safetensors" for step in (STEPS, 10, 5)
@@ -321,6 +324,15 @@ def test_folders_that_are_no_training_s_are_left_alone(cli: Cli, config: Path, t
         (["--seq-len", "4"], "--seq-len"),
         (["--accumulate", "0"], "--accumulate"),
         (["--data", "nowhere.txt"], "nowhere.txt"),
+        (["--data", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data", ""], "--data: empty, expected"),
+        (["--data", " "], "--data: empty, expected"),
+        (["--data", "a\0b"], "--data: got"),
+        (["--data", "a\0b.yaml"], "--data: got"),
+        (["--data", "~nobody-here/text"], "--data: got '~nobody-here/text', but nobody has that home folder"),
+        (["--data", "probe:mqar:x"], "--data: got 'probe:mqar:x'"),
+        (["--data", "probe:mqar"], "--data: shards: there are only probes"),
+        (["--lr", "inf"], "lr"),
         (["--device", "gpu"], "device: got 'gpu'"),
         (["--keep", "-1"], "--keep"),
     ],
@@ -382,6 +394,7 @@ def test_tensorboard_is_asked_for_by_name_where_it_is_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name))
     told = refused(cli, config, "--steps", 2, "--output-dir", tmp_path / "run", "--tensorboard")
     assert "install morphogen[tensorboard]" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_status_tells_of_a_training_and_of_its_checkpoints(cli: Cli, config: Path, whole: Path) -> None:
@@ -401,6 +414,209 @@ def test_status_tells_of_a_training_and_of_its_checkpoints(cli: Cli, config: Pat
         assert found["growth"] == []
     code, _, err = cli("status", config.parent / "nothing.safetensors")
     assert (code, "no such checkpoint" in err) == (2, True)
+
+
+def test_a_first_checkpoint_that_holds_other_weights_by_now_is_not_gone_on_from(
+    cli: Cli, config: Path, whole: Path, tmp_path: Path
+) -> None:
+    first, chosen, out = tmp_path / "first.safetensors", tmp_path / "from.yaml", tmp_path / "run"
+    first.write_bytes((whole / "model.safetensors").read_bytes())
+    chosen.write_text(config.read_text().replace("train: {", f"train: {{init_checkpoint: {first}, "))
+    trained(chosen, out, 3)
+    first.write_bytes(snapshots.path_at(whole, 5).read_bytes())
+    again = (chosen, "--steps", 6, "--output-dir", out, "--resume")
+    assert f"train.init_checkpoint: {first} does not hold what it held then" in refused(cli, *again)
+    first.unlink()  # what is gone cannot be mistaken for other weights: its own checkpoints have all that is needed
+    assert trained(chosen, out, 6, resume=True).step == 6
+
+
+def test_a_training_leaves_the_tokenizer_of_another_alone(cli: Cli, tmp_path: Path) -> None:
+    config = write_config(tmp_path, **{"tokenizer: bytes": "tokenizer: {kind: bpe, vocab: 300}"})
+    trained(config, tmp_path / "bpe", 2)
+    model, other = tmp_path / "bpe" / "model.safetensors", write_corpus(tmp_path / "other", 60)
+    options = ("--data", other, "--batch-size", 4, "--seq-len", 32)
+    out = tmp_path / "bpe2"
+    assert "--steps" in refused(cli, model, "--steps", 0, "--output-dir", out, *options)
+    assert "no rule is manual" in refused(cli, model, "--steps", 2, "--output-dir", out, *options, "--grow", "x")
+    assert not out.exists()
+    out.mkdir()
+    (out / "tokenizer.json").write_text("{}")
+    assert "is the tokenizer of something else" in refused(cli, model, "--steps", 2, "--output-dir", out, *options)
+    assert (out / "tokenizer.json").read_text() == "{}"
+    (out / "tokenizer.json").unlink()
+    asked = Asked(data=str(other), batch_size=4, seq_len=32)
+    trained(model, out, 2, asked=asked)
+    laid = (out / "tokenizer.json").read_bytes()
+    larger = write_config(tmp_path, **{"tokenizer: bytes": "tokenizer: {kind: bpe, vocab: 290}"})
+    trained(larger, tmp_path / "larger", 2)
+    strange = (tmp_path / "larger" / "model.safetensors", "--steps", 4, "--output-dir", out)
+    refused(cli, *strange, *options)
+    assert "holds another training" in refused(cli, *strange, *options, "--resume")
+    assert (out / "tokenizer.json").read_bytes() == laid
+    (out / "tokenizer.json").unlink()  # a checkpoint brings it again
+    trained(model, out, 4, asked=asked, resume=True)
+    assert (out / "tokenizer.json").read_bytes() == laid
+
+
+def test_a_training_on_other_text_is_gone_on_with_from_anywhere_and_wherever_both_were_moved(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_corpus(here / "other", 30)
+    (here / "elsewhere").mkdir()
+    (here / "more.yaml").write_text(config.read_text())
+    (here / "own.yaml").write_text(config.read_text().replace(str(config.parent / "corpus"), str(here / "other")))
+    monkeypatch.chdir(here)
+    for name, data in (("text", "other"), ("yaml", "own.yaml")):
+        trained(here / "more.yaml", here / name, 2, asked=Asked(data=data))
+    monkeypatch.chdir(here / "elsewhere")
+    for name in ("text", "yaml"):
+        trained(here / "more.yaml", here / name, 3, resume=True)
+        trained(here / name / "experiment.yaml", here / name, 4, resume=True)
+    here.rename(there)
+    monkeypatch.chdir(there / "elsewhere")
+    trained(there / "text" / "experiment.yaml", there / "text", 5, resume=True)
+    trained(there / "more.yaml", there / "text", 6, resume=True)
+    (there / "own.yaml").unlink()  # its own experiment has all of it
+    trained(there / "yaml" / "experiment.yaml", there / "yaml", 5, resume=True)
+    assert losses(there / "yaml")[:3] == losses(there / "text")[:3]  # the same text, whoever named it
+
+
+def test_a_training_with_a_tokenizer_of_its_own_is_gone_on_with_where_it_was_moved(cli: Cli, tmp_path: Path) -> None:
+    config = write_config(tmp_path, **{"tokenizer: bytes": "tokenizer: {kind: bpe, vocab: 300}"})
+    trained(config, tmp_path / "bpe", 2)
+    other = write_corpus(tmp_path / "other", 60)
+    asked = Asked(data=str(other), batch_size=4, seq_len=32)
+    trained(tmp_path / "bpe" / "model.safetensors", tmp_path / "run", 2, asked=asked)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = tmp_path / "moved"
+    trained(moved / "experiment.yaml", moved, 3, resume=True)
+    trained(moved / "model.safetensors", tmp_path / "on", 2)
+    assert cli("generate", moved / "model.safetensors", "--max-tokens", 3)[0] == 0
+
+
+def test_a_checkpoint_keeps_its_tokenizer_whatever_the_experiment_with_its_new_text_says(
+    config: Path, whole: Path, tmp_path: Path
+) -> None:
+    other = write_corpus(tmp_path / "other", 60)
+    text = config.read_text().replace(str(config.parent / "corpus"), str(other))
+    (tmp_path / "other.yaml").write_text(text.replace("tokenizer: bytes", "tokenizer: {kind: bpe, vocab: 300}"))
+    model = whole / "model.safetensors"
+    trained(model, tmp_path / "on", 2, asked=Asked(data=str(tmp_path / "other.yaml")))
+    assert (
+        load_checkpoint(tmp_path / "on" / "model.safetensors")[2]["tokenizer"] == load_checkpoint(model)[2]["tokenizer"]
+    )
+
+
+def test_a_training_that_a_guard_has_ended_stays_ended_until_it_is_asked_to_go_on(
+    cli: Cli, config: Path, tmp_path: Path
+) -> None:
+    guarded, out = tmp_path / "guarded.yaml", tmp_path / "run"
+    # no entropy is as high as this, so that the first check ends it
+    guarded.write_text(
+        config.read_text().replace("train: {", "train: {entropy_threshold: 100.0, entropy_patience: 1, ")
+    )
+    outcome = trained(guarded, out, 30, early_stop=True)
+    assert (outcome.step, outcome.stop, outcome.interrupted) == (10, StopReason.LOW_ENTROPY, False)
+    assert trained(guarded, tmp_path / "free", 12).step == 12
+    again = (guarded, "--steps", 30, "--output-dir", out, "--resume")
+    assert "ended early already, at step 10 (low_entropy)" in refused(cli, *again, "--early-stop")
+    for place in (out, out / "model.safetensors"):
+        code, told, _ = cli("status", place, "--json")
+        assert (code, json.loads(told)["ended_early"]) == (0, "low_entropy")
+    assert json.loads(cli("status", out, "--json")[1])["state"] == "finished"
+    (out / "model.safetensors").unlink()  # as though it had been killed before it was written
+    assert json.loads(cli("status", out, "--json")[1])["state"] == "stopped; --resume goes on"
+    outcome = trained(guarded, out, 30, early_stop=True, resume=True)
+    assert (outcome.step, outcome.stop) == (10, StopReason.LOW_ENTROPY)
+    patient = tmp_path / "patient.yaml"
+    patient.write_text(guarded.read_text().replace("entropy_patience: 1", "entropy_patience: 2"))
+    outcome = trained(patient, out, 30, early_stop=True, resume=True)
+    assert (outcome.step, outcome.stop) == (20, StopReason.LOW_ENTROPY)
+    assert trained(guarded, out, 22, resume=True).step == 22
+    assert "ended_early" not in json.loads(cli("status", out, "--json")[1])
+
+
+def test_a_picture_that_is_missing_is_drawn_again(cli: Cli, config: Path, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run", 3)
+    (tmp_path / "run" / "growth.png").unlink()
+    trained(config, tmp_path / "run", 3, resume=True)
+    assert (tmp_path / "run" / "growth.png").exists()
+    again = ("--steps", 3, "--output-dir", tmp_path / "run", "--resume")
+    assert "has done 3 already" in refused(cli, config, *again)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data", {}),
+        ("data", {"corpora": 3}),
+        ("data", {"corpora": {"shards": [{}]}, "tokenizer": {}}),
+        ("data", {"corpora": {"shards": 3}, "tokenizer": {}}),
+        ("data", []),
+        ("experiment", {}),
+        ("experiment", {"model": 3}),
+        ("asked", {"data": 3}),
+        ("asked", None),
+        ("begun", {"own": -1}),
+        ("memory", "{"),
+        ("memory", "[]"),
+        ("memory", '{"rules": 3}'),
+        ("threads", 0),
+        ("threads", 10**12),
+        ("paths", []),
+        ("versions", None),
+        ("format", "morphogen-training-9"),
+        ("steps", 0),
+        ("id", "another"),
+        (None, b""),
+        (None, b"[1, 2"),
+        (None, b"\xff\xfe"),
+        (None, b"3"),
+        (None, b"[" * 100_000),
+    ],
+)
+def test_a_damaged_record_is_told_in_one_message(cli: Cli, damaged: Path, field: str | None, value: Any) -> None:
+    path = damaged / "training.json"
+    whole = path.read_bytes()
+    told = value if field is None else json.dumps(json.loads(whole) | {field: value}).encode()
+    path.write_bytes(told)
+    try:
+        said = refused(cli, damaged / "experiment.yaml", "--steps", 6, "--output-dir", damaged, "--resume")
+        assert json.loads(path.read_bytes())[field] == value if field == "memory" else path.read_bytes() == told
+    finally:
+        path.write_bytes(whole)
+    assert "growth" in said if field == "memory" else str(damaged) in said
+
+
+@pytest.fixture(scope="module")
+def damaged(config: Path, own_cache: None) -> Path:
+    """A training to damage."""
+    trained(config, config.parent / "damaged", 3)
+    return config.parent / "damaged"
+
+
+def test_what_else_lies_damaged_in_a_training_is_made_anew(cli: Cli, config: Path, damaged: Path) -> None:
+    names = ("steps.csv", "evals.csv", "usage.csv", "growth.csv", "growth.log", "experiment.yaml")
+    for steps, content in enumerate((b"", b"\xff\x00\n,,,\n", b"step\n1\n2\n"), start=4):
+        for name in names:
+            (damaged / name).write_bytes(content)
+        code, _, err = cli("train", config, "--steps", steps, "--output-dir", damaged, "--resume")
+        assert (code, "Traceback" in err) == (0, False), err
+        assert [row[0] for row in losses(damaged)] == ["step", str(steps)]
+
+
+def test_a_checkpoint_that_says_too_little_is_told(cli: Cli, config: Path, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run", 2)
+    _, path = snapshots.found(tmp_path / "run")[0]
+    found = snapshots.read(path)
+    for part in ("trainer", "growing", "journal", "figures"):
+        plain = {name: value for name, value in found.saved.plain.items() if name != part}
+        extra = {name: value for name, value in found.metadata.items() if name != snapshots.KEY}
+        saved = found.saved._replace(plain=plain)
+        snapshots.write(tmp_path / "run", found.id, 2, found.blueprint, found.state, found.averages, saved, extra)
+        told = refused(cli, config, "--steps", 4, "--output-dir", tmp_path / "run", "--resume")
+        assert f"{path}: what it says of its training cannot be read" in told
 
 
 def test_generate_writes_on_from_a_prompt(cli: Cli, whole: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ rest is that of the experiment beside it.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
@@ -16,15 +16,19 @@ from morphogen.errors import InputError
 from morphogen.experiment import Data, Experiment, Shard, Train
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import Provenance
-from morphogen.paths import user_path
-from morphogen.reading import located, read_experiment
-from morphogen.store.files import write_atomic
+from morphogen.paths import absolute_path, user_path
+from morphogen.reading import located, located_source, path_again, read_experiment
 from morphogen.store.ledger import RESOLVED
 
+S = TypeVar("S", Train, Data)
 CHECKPOINT = ".safetensors"
 YAML = (".yaml", ".yml")
 #: In a training's folder: its tokenizer, where that was trained on other text than it is trained on now.
 TOKENIZER = "tokenizer.json"
+#: In a checkpoint's metadata: its tokenizer's definition, where its name does not tell it.
+TEXT = "tokenizer_json"
+#: The option that names other text.
+DATA = "--data"
 
 
 class Asked(Record):
@@ -43,6 +47,18 @@ class Asked(Record):
             dict(before) | {name: value for name, value in dict(self).items() if value is not None}
         )
 
+    def located(self) -> Self:
+        """The same wherever the command is started: the text's path absolute. InputError for what is no source."""
+        if self.data is None:
+            return self
+        if self.data.endswith(YAML):
+            return self.replace(data=str(absolute_path(self.data, DATA)))
+        return self.replace(data=located_source(self.data, DATA))
+
+    def found_again(self, folder: Path) -> Self:
+        """What was asked for when the training in `folder` was begun, which may have been moved with its text."""
+        return self if self.data is None else self.replace(data=path_again(self.data, folder))
+
 
 def asked(**options: Any) -> Asked:
     """The options of the command line. InputError for one that is out of range, by the name of its flag."""
@@ -54,38 +70,47 @@ def asked(**options: Any) -> Asked:
         raise InputError(f"{flag}: got {wrong['input']!r}: {wrong['msg']}") from None
 
 
-def experiment_of(source: str, asked: Asked, folder: Path) -> Experiment:
-    """The experiment, its paths absolute. folder: of the training, where a tokenizer may have to be put.
+class Beginning(NamedTuple):
+    """An experiment, its paths absolute. tokenizer: to be put where the experiment says that it lies; None where it
+    lies there already, or has a name."""
+
+    experiment: Experiment
+    tokenizer: PieceTokenizer | None = None
+
+
+def beginning_of(source: str, asked: Asked, folder: Path) -> Beginning:
+    """What a training in `folder` begins with, or goes on with.
 
     InputError for a source that cannot be read, and for options that do not fit.
     """
     path = user_path(source, "EXPERIMENT")
     if path.is_dir():
         raise InputError(f"{source}: is a folder, expected an experiment in YAML or a checkpoint ({CHECKPOINT})")
-    experiment = _of_checkpoint(path, asked, folder) if path.suffix == CHECKPOINT else read_experiment(source)
-    return located(_with_options(experiment, asked, keeps_tokenizer=path.suffix == CHECKPOINT))
+    if path.suffix != CHECKPOINT:
+        return Beginning(located(_with_options(read_experiment(source), asked, keeps_tokenizer=False)))
+    found = _of_checkpoint(path, asked, folder)
+    return found._replace(experiment=located(_with_options(found.experiment, asked, keeps_tokenizer=True)))
 
 
-def _of_checkpoint(path: Path, asked: Asked, folder: Path) -> Experiment:
+def _of_checkpoint(path: Path, asked: Asked, folder: Path) -> Beginning:
     """Architecture and weights of a checkpoint, in the experiment that lies beside it or above."""
     _, blueprint, metadata = load_checkpoint(path)
     beside = experiment_beside(path)
     if beside is None and asked.data is None:
-        raise InputError(f"{path}: there is no {RESOLVED} of its run or training beside it; name its text with --data")
+        raise InputError(f"{path}: there is no {RESOLVED} of its run or training beside it; name its text with {DATA}")
     known = Experiment(model=blueprint) if beside is None else read_experiment(beside)
     tokenizer: Any = known.data.tokenizer
+    carried: PieceTokenizer | None = None
     if asked.data is not None:
         found = tokenizer_beside(path, metadata)
-        if isinstance(found, PieceTokenizer) and (beside is None or not isinstance(tokenizer, str)):  # no new one
-            place = folder / TOKENIZER
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(place, found.to_json().encode())
-            tokenizer = str(place)
+        trained_there = beside is not None and not isinstance(tokenizer, str)
+        if isinstance(found, PieceTokenizer) and (metadata.get(TEXT) or trained_there):
+            tokenizer, carried = str(folder.absolute() / TOKENIZER), found
         elif beside is None:
             tokenizer = Provenance.from_metadata(metadata, path).name
     data = known.data.model_copy(update={"tokenizer": tokenizer})
     train = known.train.model_copy(update={"init_checkpoint": str(path.absolute()), "init_tokenizer": "same"})
-    return known.model_copy(update={"model": blueprint, "train": train, "data": data})
+    return Beginning(known.model_copy(update={"model": blueprint, "train": train, "data": data}), carried)
 
 
 def experiment_beside(path: Path) -> Path | None:
@@ -97,8 +122,8 @@ def experiment_beside(path: Path) -> Path | None:
 def tokenizer_beside(path: Path, metadata: dict[str, str]) -> Tokenizer:
     """The tokenizer of a checkpoint. InputError where neither it nor what lies beside it tells."""
     behind = Provenance.from_metadata(metadata, path)
-    if metadata.get("tokenizer_json"):
-        found: Tokenizer = from_json(metadata["tokenizer_json"])
+    if metadata.get(TEXT):
+        found: Tokenizer = from_json(metadata[TEXT])
     elif (beside := experiment_beside(path)) is not None:
         found = tokenizer_of(read_experiment(beside).data)
     elif behind.name and not behind.name.startswith("bpe-"):
@@ -121,7 +146,7 @@ def _with_options(experiment: Experiment, asked: Asked, *, keeps_tokenizer: bool
     data: dict[str, Any] = {}
     if asked.data is not None:
         data |= _text(asked.data)
-        if keeps_tokenizer and not asked.data.endswith(YAML):
+        if keeps_tokenizer:
             data["tokenizer"] = experiment.data.tokenizer
     if asked.seed is not None:
         train["seed"] = asked.seed
@@ -130,21 +155,31 @@ def _with_options(experiment: Experiment, asked: Asked, *, keeps_tokenizer: bool
     if asked.accumulate is not None:
         train["accumulate"] = asked.accumulate
     data |= {name: value for name in ("batch_size", "seq_len") if (value := dict(asked)[name]) is not None}
+    place = "data." if asked.data is None else f"{DATA}: "
+    return experiment.model_copy(
+        update={
+            "train": _section(Train, {**dict(experiment.train), **train}, "train."),
+            "data": _section(Data, {**dict(experiment.data), **data}, place),
+        }
+    )
+
+
+def _section(cls: type[S], fields: dict[str, Any], place: str) -> S:
+    """A section of an experiment. InputError, which begins with `place`, where its fields don't fit."""
     try:
-        return experiment.model_copy(
-            update={
-                "train": Train.model_validate({**dict(experiment.train), **train}),
-                "data": Data.model_validate({**dict(experiment.data), **data}),
-            }
-        )
+        return cls.model_validate(fields)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
-        place = ".".join(map(str, found["loc"]))
-        raise InputError(f"{place or 'options'}: {found['msg']}") from None
+        path = (place + ".".join(map(str, found["loc"]))).rstrip(".: ")
+        raise InputError(f"{path}: {found['msg'].removeprefix('Value error, ')}") from None
 
 
 def _text(source: str) -> dict[str, Any]:
-    """The fields of `data` that --data changes: all of an experiment's, or the text alone."""
+    """The fields of `data` that --data changes: all of an experiment's, or the text alone, called as its file is
+    wherever that lies."""
     if source.endswith(YAML):
         return dict(read_experiment(source).data)
-    return {"shards": (Shard(source=source),), "eval_shards": (), "healing_shards": (), "healing_tokens": 0}
+    shard = Shard(source=source)
+    if shard.is_local and (name := Path(source).name):
+        shard = Shard(source=source, name=Shard(source=name).name)
+    return {"shards": (shard,), "eval_shards": (), "healing_shards": (), "healing_tokens": 0}

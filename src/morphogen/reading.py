@@ -7,9 +7,11 @@ are made absolute once, here, and nothing after that depends on where a command 
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from morphogen import plugins
 from morphogen.blueprint.mistakes import Loc, listed
@@ -28,6 +30,8 @@ ROLES = ("shards", "eval_shards", "healing_shards")
 HUB = "hf:"
 #: In a run's folder: what else its numbers depend on, and where the files of its experiment lay.
 ENVIRONMENT = "environment.json"
+#: In a training's folder: what it is, and where its files lay.
+TRAINING = "training.json"
 
 
 def read_experiment(file: str | os.PathLike[str]) -> Experiment:
@@ -114,6 +118,21 @@ def located(experiment: Experiment, folder: Path | None = None, place: Callable[
         InputError: A path is empty, or under the home of nobody known here.
     """
 
+    return with_paths(experiment, *_absolute(folder, place))
+
+
+def located_source(text: str, place: str) -> str:
+    """One source of text as `located`. InputError, named by `place`, where it is none."""
+    try:
+        shard = Shard(source=text)
+    except ValidationError as error:
+        raise InputError(f"{place}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return _with_source((), shard, *_absolute(None, lambda loc: place)).source
+
+
+def _absolute(folder: Path | None, place: Callable[[Loc], str]) -> tuple[Change, Change]:
+    """What makes a path absolute, and what a name that may be one."""
+
     def absolute(loc: Loc, text: str) -> str:
         return str(absolute_path(text, place(loc), folder))
 
@@ -121,7 +140,7 @@ def located(experiment: Experiment, folder: Path | None = None, place: Callable[
         path = absolute(loc, name)
         return path if name.startswith(("~", ".", "/")) or name.endswith(".json") or os.path.exists(path) else name
 
-    return with_paths(experiment, absolute, if_there)
+    return absolute, if_there
 
 
 def local_paths(experiment: Experiment) -> dict[Loc, str]:
@@ -147,20 +166,33 @@ def moved(experiment: Experiment, now: dict[str, str]) -> Experiment:
 
 
 def found_again(experiment: Experiment, folder: Path) -> Experiment:
-    """The experiment of the run in `folder`; for paths that are gone, those where the same files lie as seen from the
-    run: it may have been moved together with them."""
-    try:
-        told = parsed_json(read_ordinary(folder / ENVIRONMENT))
-    except (OSError, ValueError, RecursionError):
-        return experiment
-    known = told.get("paths") if isinstance(told, dict) else None
-    now: dict[str, str] = {}
-    for path in local_paths(experiment).values():
-        if isinstance(known, dict) and isinstance(known.get(path), str) and not os.path.exists(path):
-            there = os.path.normpath(folder.resolve() / known[path])
-            if os.path.exists(there):
-                now[path] = there
-    return moved(experiment, now)
+    """The experiment of the run or the training in `folder`; for paths that are gone, those where the same files lie as
+    seen from there: it may have been moved together with them."""
+    known = _known_paths(folder)
+    return moved(experiment, {path: _now(path, known, folder) for path in local_paths(experiment).values()})
+
+
+def path_again(path: str, folder: Path) -> str:
+    """One path of the run or the training in `folder`, as `found_again`."""
+    return _now(path, _known_paths(folder), folder)
+
+
+def _known_paths(folder: Path) -> dict[str, str]:
+    """Where files of the run or the training in `folder` lay, and how that was seen from there."""
+    for name in (ENVIRONMENT, TRAINING):
+        with suppress(OSError, ValueError, RecursionError):
+            told = parsed_json(read_ordinary(folder / name))
+            known = told.get("paths") if isinstance(told, dict) else None
+            if isinstance(known, dict):
+                return {path: seen for path, seen in known.items() if isinstance(seen, str)}
+    return {}
+
+
+def _now(path: str, known: dict[str, str], folder: Path) -> str:
+    if path in known and not os.path.exists(path):
+        there = os.path.normpath(folder.resolve() / known[path])
+        return there if os.path.exists(there) else path
+    return path
 
 
 def placeless(experiment: Experiment) -> Experiment:

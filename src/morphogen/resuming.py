@@ -86,7 +86,9 @@ def begun(
     wrong = [f"{path} is {words(old)} there and {words(new)} here" for path, old, new in settings(there, experiment)]
     if start.seed != seed:
         wrong.append(f"the seed is {start.seed} there and {seed} here")
-    changed = [*_other_files(folder, told, experiment, json.loads(canonical_json(data)))]
+    changed = other_text(folder / ENVIRONMENT, told["data"], json.loads(canonical_json(data)))
+    if "init_checkpoint" in told:
+        changed += other_weights(told["init_checkpoint"], experiment)
     versions = _versions(told)
     if wrong or changed:
         raise RunError(_another(folder, wrong, changed, versions))
@@ -118,20 +120,22 @@ def _another(folder: Path, wrong: list[str], changed: list[str], versions: tuple
     )
 
 
-def _other_files(
-    folder: Path, told: Mapping[str, Any], experiment: Experiment, data: Mapping[str, Any]
-) -> Iterator[str]:
-    """What of the files that the run reads does not hold what it held."""
+def other_weights(there: Any, experiment: Experiment) -> list[str]:
+    """What of the weights that training starts from is not what it was. there: their `checksum` then."""
+    if (path := experiment.train.init_checkpoint) is None or checksum(experiment) == there:
+        return []
+    return [f"train.init_checkpoint: {path} does not hold what it held then"]
+
+
+def other_text(place: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What of the text or its tokens is not what it was. InputError where what `place` says of it is damaged."""
     try:
-        yield from other_text(told["data"], data)
+        return [*_other_text(there, here)]
     except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{folder / ENVIRONMENT}: cannot be read: data is damaged") from None
-    if told.get("init_checkpoint", now := checksum(experiment)) != now:
-        yield f"train.init_checkpoint: {experiment.train.init_checkpoint} does not hold what it held then"
+        raise InputError(f"{place}: cannot be read: data is damaged") from None
 
 
-def other_text(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What of the text or its tokens is not what it was."""
+def _other_text(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     if text_of(there) == text_of(here):
         return
     for role in ROLES:

@@ -14,6 +14,7 @@ import torch
 from morphogen import runfolder
 from morphogen.checks import check_possible, examined
 from morphogen.data.prepare import PreparedData, prepare
+from morphogen.data.tokenizers import Tokenizer
 from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
@@ -110,14 +111,14 @@ def load(path: str | Path) -> Experiment:
         return experiment if experiment.model.emb.vocab is not None else settle(experiment)[0]
 
 
-def settle(experiment: Experiment) -> tuple[Experiment, PreparedData]:
+def settle(experiment: Experiment, tokenizer: Tokenizer | None = None) -> tuple[Experiment, PreparedData]:
     """The experiment with the vocabulary size and the templates of its file filled in, and its data made ready.
 
-    What is still a relative path in it is meant from the working directory.
+    What is still a relative path in it is meant from the working directory. tokenizer: as `prepare`.
     """
     experiment = located(experiment)
     templates = resolve_templates(experiment.evolution.templates)
-    prepared = prepare(experiment.data, experiment.train.accumulate)
+    prepared = prepare(experiment.data, experiment.train.accumulate, tokenizer)
     model = experiment.model.with_vocab(prepared.vocab_size)
     evolution = experiment.evolution.model_copy(update={"templates": templates})
     return experiment.model_copy(update={"model": model, "evolution": evolution}), prepared

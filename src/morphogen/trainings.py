@@ -1,32 +1,16 @@
-"""One training in a folder of its own: what it begins with, and going on with it. What `morphogen train` calls.
+"""One training in a folder of its own: what it begins with, and going on with it. What `morphogen train` calls."""
 
-DIR/training.json       what the training is: its id, its experiment as resolved, what was asked for, its text
-DIR/experiment.yaml     that experiment
-DIR/checkpoints/        step-00000500.safetensors, ...: all that it goes on from
-DIR/steps.csv evals.csv growth.csv growth.log
-DIR/model.safetensors   the finished model, as a candidate's checkpoint is
-DIR/growth.png          how it went
-"""
-
-import hashlib
-from collections.abc import Mapping
+import os
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pydantic import PositiveInt
-
-from morphogen import resuming
-from morphogen.beginnings import CHECKPOINT, TOKENIZER, Asked, experiment_of
-from morphogen.blueprint.diff import changes
-from morphogen.blueprint.record import recorded, understood
+from morphogen.beginnings import CHECKPOINT, Asked, beginning_of
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ManualTrigger
-from morphogen.candidate import Record, Tokens, stream
 from morphogen.data.mixture import Mixture
-from morphogen.data.prepare import PreparedData, text_of, tokenizer_of
+from morphogen.data.prepare import PreparedData, tokenizer_of
 from morphogen.data.tokenizers import PieceTokenizer
-from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
@@ -36,59 +20,50 @@ from morphogen.inherit.provenance import NO_TOKENS
 from morphogen.inherit.splice import StateDict
 from morphogen.network import initial_state
 from morphogen.paths import user_path
-from morphogen.reading import dotted, found_again, local_paths, located, placed, placeless, said_of
+from morphogen.reading import dotted, found_again, local_paths, placed, said_of
 from morphogen.report.growth import picture
+from morphogen.resuming import checksum, places
 from morphogen.run import settle
 from morphogen.runfolder import library_versions, resolved_yaml
-from morphogen.store.files import canonical_json, parsed_json, remove_stale, write_atomic
-from morphogen.store.ledger import FILE as LEDGER
+from morphogen.store.files import remove_stale, write_atomic
 from morphogen.store.ledger import RESOLVED, hold
-from morphogen.store.ordinary import check_own, read_ordinary
-from morphogen.training import journal, snapshots
+from morphogen.training import boards, snapshots
 from morphogen.training.allocator import memory_kept
 from morphogen.training.device import choose_device
-from morphogen.training.long_run import MODEL, LongRun, Noted, Observer, Origin, Outcome, Wanted
+from morphogen.training.ending import Ending
+from morphogen.training.long_run import MODEL, LongRun, Origin, Outcome, Wanted, drawn_seed
+from morphogen.training.news import Noted, Observer
 from morphogen.training.precision import bf16_warning
 from morphogen.training.range_test import find_rate
 from morphogen.training.snapshots import Snapshot
 from morphogen.training.start import from_checkpoint
 from morphogen.training.threads import default_threads, threads
-
-RECORD, FORMAT, LOCK, PICTURE = "training.json", "morphogen-training-1", "training.lock", "growth.png"
-FILES = (RECORD, RESOLVED, LOCK, MODEL, TOKENIZER, PICTURE, *journal.FILES)
-FOLDERS = (snapshots.FOLDER, journal.BOARD)
-#: Settings that a training may be gone on with otherwise than it was begun: those that only say when it is stopped.
-MAY_DIFFER = frozenset(
-    f"train.{name}"
-    for name in (
-        "max_tokens",
-        "entropy_threshold",
-        "entropy_patience",
-        "instability_threshold",
-        "no_improve_patience",
-        "improvement_tolerance",
-        "ppl_stop_threshold",
-    )
+from morphogen.trainingfolder import (
+    FORMAT,
+    LOCK,
+    PICTURE,
+    RECORD,
+    Begun,
+    begun_with,
+    check_same,
+    check_usable,
+    identity,
+    put_tokenizer,
+    read_record,
+    text_record,
+    write_record,
 )
-#: A message names at most so many differences.
-SHOWN = 3
 
 
-class Begun(Record):
-    """What `training.json` holds. begun: tokens behind the weights that it began with. memory: of their growth."""
+class Begins(NamedTuple):
+    """All that a training begins with, or goes on with. tokenizer: as `Beginning`."""
 
-    format: str
-    id: str
-    steps: PositiveInt
+    experiment: Experiment
+    prepared: PreparedData
+    wanted: Wanted
     asked: Asked
-    experiment: dict[str, Any]
-    data: dict[str, Any]
-    begun: Tokens
-    memory: str
-    init_checkpoint: str | None
-    threads: PositiveInt
+    tokenizer: PieceTokenizer | None
     device: str
-    versions: dict[str, str]
 
 
 class Ready(NamedTuple):
@@ -147,16 +122,25 @@ def train(
     check_usable(folder, resume)
     place = str(choose_device(device))
     before = read_record(folder) if (folder / RECORD).exists() else None
-    asked = (asked or Asked()) if before is None else (asked or Asked()).over(before.asked)
+    asked = (asked or Asked()).located()
+    if before is not None and not _is_own(source, folder):  # its own experiment has them already
+        asked = asked.over(before.asked.found_again(folder))
     wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
-    experiment, prepared = _settled(source, folder, asked, wanted, place, observer)
+    begins = _settled(source, folder, asked, wanted, place, observer)
     folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
+        if before != (read_record(folder) if (folder / RECORD).exists() else None):
+            raise RunError(f"{folder}: another process has trained there meanwhile; give the command again")
         with memory_kept():
-            outcome = _readied(folder, before, experiment, prepared, wanted, asked, place, observer).run()
+            outcome = _readied(folder, before, begins, observer).run()
         if not outcome.interrupted:
             write_atomic(folder / PICTURE, picture(folder))
     return outcome
+
+
+def _is_own(source: str | Path, folder: Path) -> bool:
+    """Whether the source is the experiment that a training's folder holds itself."""
+    return user_path(source, "EXPERIMENT").resolve() == (folder / RESOLVED).resolve()
 
 
 def _wanted(
@@ -168,7 +152,9 @@ def _wanted(
     early_stop: bool,
     tensorboard: bool,
 ) -> Wanted:
-    """The options of `train`, with what stands where one is left open."""
+    """The options of `train`, with what stands where one is left open. InputError for what this machine lacks."""
+    if tensorboard:
+        boards.check_installed()
     tenth = max(1, steps // 10)
     return Wanted(
         steps,
@@ -181,72 +167,27 @@ def _wanted(
     )
 
 
-def _settled(
-    source: str | Path, folder: Path, asked: Asked, wanted: Wanted, device: str, observer: Observer
-) -> tuple[Experiment, PreparedData]:
+def _settled(source: str | Path, folder: Path, asked: Asked, wanted: Wanted, device: str, observer: Observer) -> Begins:
     """The experiment as it is trained, and its text; tells what is odd about them. InputError for what cannot be."""
-    experiment = found_again(experiment_of(str(source), asked, folder), folder)
+    found = beginning_of(str(source), asked, folder)
+    experiment = found_again(found.experiment, folder)
     _check_places(folder, experiment)
-    experiment, prepared = settle(experiment)
+    experiment, prepared = settle(experiment, found.tokenizer)
     _check_asked(experiment.model, wanted.grow)
-    remarks = _remarks(experiment, wanted.steps, None if str(source).endswith(CHECKPOINT) else source)
+    file = None if str(source).endswith(CHECKPOINT) else source
+    remarks = _remarks(experiment, wanted.steps, file, has_tokenizer=found.tokenizer is not None)
     for line in (*remarks, *prepared.remarks(), bf16_warning(experiment.train.bf16, choose_device(device))):
         if line:
             observer(Noted(line))
-    return experiment, prepared
+    return Begins(experiment, prepared, wanted, asked, found.tokenizer, device)
 
 
-def _readied(
-    folder: Path,
-    before: Begun | None,
-    experiment: Experiment,
-    prepared: PreparedData,
-    wanted: Wanted,
-    asked: Asked,
-    device: str,
-    observer: Observer,
-) -> LongRun:
+def _readied(folder: Path, before: Begun | None, begins: Begins, observer: Observer) -> LongRun:
     """The training in a folder that is held: begun, or the one that was, which goes on."""
     remove_stale(folder)
     (folder / snapshots.FOLDER).mkdir(exist_ok=True)
-    if before is None:
-        ready = _begin(folder, experiment, prepared, wanted, asked, device)
-    else:
-        ready = _go_on(folder, before, experiment, prepared, wanted, observer)
-    return LongRun(folder, ready.origin, prepared, wanted, ready.start, observer, device)
-
-
-def check_usable(folder: Path, resume: bool) -> None:
-    """RunError unless a training may be begun in `folder`, or with `resume` gone on with there."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder}: is a file, expected a folder for the training")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    check_own(folder, FILES, FOLDERS)
-    if LEDGER in names:
-        raise RunError(f"{folder}: holds a run of a search; choose another --output-dir")
-    if RECORD in names:
-        if not resume:
-            raise RunError(
-                f"{folder}: holds a training already; add --resume to go on with it, or choose another --output-dir"
-            )
-        return
-    strangers = sorted(name for name in names if name not in (*FILES, *FOLDERS) and not name.startswith("."))
-    if strangers or MODEL in names:
-        first = strangers[0] if strangers else MODEL
-        raise RunError(f"{folder}: not empty ({first}, ...) and not a training; choose another --output-dir")
-
-
-def read_record(folder: Path) -> Begun:
-    """What a training's folder says of it. InputError where that cannot be read."""
-    path = folder / RECORD
-    try:
-        told = parsed_json(read_ordinary(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    found = recorded(Begun, told, str(path))
-    if found.format != FORMAT:
-        raise InputError(f"{path}: format is {found.format!r}, expected {FORMAT!r}")
-    return found
+    ready = _begin(folder, begins) if before is None else _go_on(folder, before, begins, observer)
+    return LongRun(folder, ready.origin, begins.prepared, begins.wanted, ready.start, observer, begins.device)
 
 
 def _check_places(folder: Path, experiment: Experiment) -> None:
@@ -267,11 +208,13 @@ def _check_asked(model: Blueprint, grow: tuple[str, ...]) -> None:
             raise InputError(unknown("--grow", id, manual) if manual else f"--grow: got {id!r}, but no rule is manual")
 
 
-def _remarks(experiment: Experiment, steps: int, file: str | Path | None) -> list[str]:
+def _remarks(experiment: Experiment, steps: int, file: str | Path | None, *, has_tokenizer: bool) -> list[str]:
     """What is odd about the architecture and the text, with its place in the file, if there is one. InputError for what
-    cannot be; what only matters to a search is none of a training's."""
+    cannot be; what only matters to a search is none of a training's. has_tokenizer: at hand, wherever its file is."""
     model = experiment.model
     found = [it for it in foreseen(experiment, model, whole=True) if it.loc[0] in ("model", "data")]
+    if has_tokenizer:
+        found = [it for it in found if it.loc != ("data", "tokenizer")]
     if experiment.train.init_checkpoint is None:  # else nobody knows here what lies behind its weights
         found += unheard(model, steps, steps * experiment.tokens_per_step)
     with nullcontext() if file is None else placed(file):
@@ -280,11 +223,10 @@ def _remarks(experiment: Experiment, steps: int, file: str | Path | None) -> lis
     return [f"{dotted(it.loc)}: {it.said}" for it in found] if file is None else said_of(file, found)
 
 
-def _begin(
-    folder: Path, experiment: Experiment, prepared: PreparedData, wanted: Wanted, asked: Asked, device: str
-) -> Ready:
+def _begin(folder: Path, begins: Begins) -> Ready:
     """Fresh weights, or those of `train.init_checkpoint`, and the record of what begins."""
-    seed = int(stream(experiment.train.seed, 0, f"weights/{experiment.train.seed}").integers(2**31))
+    experiment, prepared = begins.experiment, begins.prepared
+    seed = drawn_seed(experiment, "weights")
     begun, memory, state = NO_TOKENS, "", None
     if experiment.train.init_checkpoint is None:
         state = initial_state(experiment.model, seed)
@@ -297,97 +239,85 @@ def _begin(
             state,
             experiment.train,
             Mixture(prepared, seed),
-            total_steps=wanted.steps,
+            total_steps=begins.wanted.steps,
             seed=seed,
-            device=choose_device(device),
+            device=choose_device(begins.device),
         )
         experiment = experiment.with_train({"lr": rate})
-    data = parsed_json(canonical_json(prepared.environment()).encode())
-    plain = experiment.model_dump(mode="json")
-    init = resuming.checksum(experiment)
+    plain, data, init = experiment.model_dump(mode="json"), text_record(prepared), checksum(experiment)
     record = Begun(
         format=FORMAT,
-        id=_identity(experiment, data, init),
-        steps=wanted.steps,
-        asked=asked,
+        id=identity(experiment, data, init),
+        steps=begins.wanted.steps,
+        asked=begins.asked,
         experiment=plain,
         data=data,
         begun=begun,
         memory=memory,
         init_checkpoint=init,
         threads=default_threads(),
-        device=device,
+        paths=_places(folder, experiment, begins.asked),
         versions=library_versions(),
     )
+    put_tokenizer(folder, begins.tokenizer)
     write_atomic(folder / RESOLVED, resolved_yaml(plain).encode())
-    _write_record(folder, record)
-    return Ready(_origin(record, experiment), state)
+    write_record(folder, record)
+    return Ready(_origin(record, experiment, begins.tokenizer), state)
 
 
-def _write_record(folder: Path, record: Begun) -> None:
-    write_atomic(folder / RECORD, (canonical_json(record.model_dump(mode="json"), indent=2) + "\n").encode())
+def _places(folder: Path, experiment: Experiment, asked: Asked) -> dict[str, str]:
+    """Where the training's files lie, that which --data names too, and how that is seen from its folder."""
+    lie = places(experiment, folder)
+    if asked.data is not None and os.path.isabs(asked.data):
+        lie[asked.data] = os.path.relpath(asked.data, folder.resolve())
+    return lie
 
 
-def _identity(experiment: Experiment, data: Mapping[str, Any], init: str | None) -> str:
-    """Of a training: what it trains, on what, from which weights."""
-    plain = placeless(located(experiment)).model_dump(mode="json", exclude={"evolution"})
-    whole = canonical_json([plain, text_of(data), init])
-    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
-
-
-def _origin(record: Begun, experiment: Experiment) -> Origin:
-    data, text = experiment.data, ""
-    if not isinstance(data.tokenizer, str) or Path(data.tokenizer).is_file():
-        found = tokenizer_of(data)
-        text = found.to_json() if isinstance(found, PieceTokenizer) else ""
+def _origin(record: Begun, experiment: Experiment, tokenizer: PieceTokenizer | None) -> Origin:
+    data, found = experiment.data, tokenizer
+    if tokenizer is None and (not isinstance(data.tokenizer, str) or Path(data.tokenizer).is_file()):
+        known = tokenizer_of(data)
+        found = known if isinstance(known, PieceTokenizer) else None
+    text = "" if found is None else found.to_json()
     return Origin(record.id, experiment, experiment.model, record.begun, text, record.memory)
 
 
-def _go_on(
-    folder: Path,
-    record: Begun,
-    experiment: Experiment,
-    prepared: PreparedData,
-    wanted: Wanted,
-    observer: Observer,
-) -> Ready:
+def _go_on(folder: Path, record: Begun, begins: Begins, observer: Observer) -> Ready:
     """The latest sound checkpoint. RunError for another training than that in the folder."""
-    there, _ = understood(Experiment, record.experiment, f"{folder / RECORD}: the recorded experiment")
+    experiment, wanted = begins.experiment, begins.wanted
     if experiment.train.searches_rate:
-        experiment = experiment.with_train({"lr": there.train.lr})
-    data = parsed_json(canonical_json(prepared.environment()).encode())
-    wrong = [f"{path} is {words(old)} there and {words(new)} here" for path, old, new in settings(there, experiment)]
-    wrong += resuming.other_text(record.data, data)
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise RunError(
-            f"{folder}: holds another training: {'; '.join(wrong[:SHOWN])}{more}. With --resume may change: --steps, "
-            f"--device, --early-stop, how often it is measured and kept; go on with {folder / RESOLVED}, or choose "
-            "another --output-dir"
-        )
+        experiment = experiment.with_train({"lr": begun_with(folder, record).train.lr})
+    check_same(folder, record, experiment, begins.prepared)
     snapshot = snapshots.latest(folder, record.id, lambda text: observer(Noted(text)))
     if snapshot is None and snapshots.found(folder):
         raise RunError(f"{folder}: none of its checkpoints is sound; take them away to begin the training anew")
-    done = 0 if snapshot is None else snapshot.step
-    if done > wanted.steps or (done == wanted.steps and (folder / MODEL).exists()):
-        raise InputError(f"--steps: got {wanted.steps}, but the training in {folder} has done {done} already")
+    _check_undone(folder, snapshot, experiment, wanted)
     if record.versions != library_versions():
         observer(Noted("begun with other versions of libraries: the same numbers are not promised any more"))
-    _write_record(folder, record.replace(steps=wanted.steps))
-    origin = _origin(record, experiment)
+    put_tokenizer(folder, begins.tokenizer)
+    paths = record.paths | _places(folder, experiment, begins.asked)
+    write_record(folder, record.replace(steps=wanted.steps, paths=paths))
+    origin = _origin(record, experiment, begins.tokenizer)
     if snapshot is not None:
         snapshots.drop_later(folder, snapshot.step)
         observer(Noted(f"goes on from step {snapshot.step}"))
         return Ready(origin, snapshot)
-    seed = int(stream(experiment.train.seed, 0, f"weights/{experiment.train.seed}").integers(2**31))
+    seed = drawn_seed(experiment, "weights")
     if experiment.train.init_checkpoint is None:
         return Ready(origin, initial_state(experiment.model, seed))
-    return Ready(origin, from_checkpoint(experiment.model, experiment, prepared, seed).state)
+    return Ready(origin, from_checkpoint(experiment.model, experiment, begins.prepared, seed).state)
 
 
-def settings(there: Experiment, here: Experiment) -> list[Difference]:
-    """What of two trainings' experiments differs that may not; where files lie may."""
-    one, other = (placeless(located(experiment)) for experiment in (there, here))
-    plain, given = (it.model_dump(mode="json", include={"train", "data"}) for it in (one, other))
-    rest = differences(plain, given, MAY_DIFFER)
-    return [*((f"model.{c.path}", c.before, c.after) for c in changes(one.model, other.model)), *rest]
+def _check_undone(folder: Path, snapshot: Snapshot | None, experiment: Experiment, wanted: Wanted) -> None:
+    """InputError where nothing is left to do: so many steps are done, or the guards have ended it already."""
+    if snapshot is None:
+        return
+    done, whole = snapshot.step, all((folder / name).exists() for name in (MODEL, PICTURE))
+    if done > wanted.steps or (done == wanted.steps and whole):
+        raise InputError(f"--steps: got {wanted.steps}, but the training in {folder} has done {done} already")
+    ending = Ending.told(snapshot.metadata, snapshot.path)
+    if whole and wanted.early_stop and ending is not None and ending.holds(experiment.train):
+        raise InputError(
+            f"--early-stop: the training in {folder} ended early already, at step {done} ({ending.reason}); leave it "
+            "to go on, or set the guards in train otherwise"
+        )

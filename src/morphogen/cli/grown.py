@@ -16,11 +16,12 @@ from morphogen.report.wording import number
 from morphogen.store.files import parsed_json
 from morphogen.store.ledger import in_use
 from morphogen.training import snapshots
+from morphogen.training.ending import Ending
 from morphogen.training.long_run import MODEL
-from morphogen.trainings import LOCK, read_record
+from morphogen.trainingfolder import LOCK, read_record
 
 #: What names of the record are shown as, where not as they are.
-LABELS = {"at_start": "at the start", "lineage_tokens": "tokens behind the weights"}
+LABELS = {"at_start": "at the start", "ended_early": "ended early", "lineage_tokens": "tokens behind the weights"}
 
 
 def of_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def of_training(folder: Path) -> dict[str, Any]:
             break
         except InputError:  # half written, or removed meanwhile
             continue
-    holder, done = in_use(folder, LOCK), (folder / MODEL).exists() and found.get("step", 0) >= record.steps
+    ended = found.get("step", 0) >= record.steps or "ended_early" in found
+    holder, done = in_use(folder, LOCK), ended and (folder / MODEL).exists()
     state = f"running ({holder})" if holder else "finished" if done else "stopped; --resume goes on"
     start = {"now": (size := architecture.size_of(_model(folder, record.experiment))), "at_start": size}
     return {"training": str(folder), "state": state, "steps": record.steps, "step": 0, "growth": [], **start, **found}
@@ -60,13 +62,14 @@ def _told(path: Path, whole: Whole) -> dict[str, Any]:
         steps = int(metadata.get("steps", "0"))
     except (ValueError, RecursionError, TypeError):
         raise InputError(f"{path}: what it says of its training cannot be read") from None
-    behind = Provenance.from_metadata(metadata, path)
+    behind, ending = Provenance.from_metadata(metadata, path), Ending.told(metadata, path)
     return {
         "of": metadata.get("candidate", ""),
         "step": steps,
         "tokens": behind.tokens.own,
         "lineage_tokens": behind.tokens.lineage,
         "tokenizer": behind.name,
+        **({} if ending is None else {"ended_early": ending.reason}),
         "now": now,
         "at_start": begun,
         "growth": events,

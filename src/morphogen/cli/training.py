@@ -21,8 +21,10 @@ from morphogen.escape import json_shown, visible
 from morphogen.growth.log import line
 from morphogen.paths import user_path
 from morphogen.report.wording import duration, number
-from morphogen.training.long_run import MODEL, Evaluated, Grew, News, Noted, Observer, Outcome, Stepped
-from morphogen.trainings import PICTURE, train
+from morphogen.training.long_run import MODEL, Outcome
+from morphogen.training.news import Evaluated, Grew, News, Noted, Observer, Stepped
+from morphogen.trainingfolder import PICTURE
+from morphogen.trainings import train
 
 if TYPE_CHECKING:
     from morphogen.cli.commands.train import TrainOptions

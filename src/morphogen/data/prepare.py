@@ -183,8 +183,10 @@ def text_of(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepare(data: "Data", accumulate: int = 1) -> PreparedData:
-    """Read, split and encode what `data` names, or find it in the cache. accumulate: batches of a training step.
+def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = None) -> PreparedData:
+    """Read, split and encode what `data` names, or find it in the cache.
+
+    accumulate: batches of a training step. tokenizer: that which `data` names, where its file is yet to be written.
 
     Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
     exist, text that it cannot spell, text that stands in both training and held-out splits, a probe that does not fit
@@ -195,7 +197,7 @@ def prepare(data: "Data", accumulate: int = 1) -> PreparedData:
         *map(store.shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
     }:
         remove_stale(folder)
-    tokenizer = tokenizer_of(data)
+    tokenizer = tokenizer_of(data) if tokenizer is None else tokenizer
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile], float]] = {}
 
     def prepared(shard: "Shard") -> PreparedShard:

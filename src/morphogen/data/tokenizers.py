@@ -255,10 +255,12 @@ def _library(place: str) -> Iterator[None]:
 
 
 def from_json(text: str) -> PieceTokenizer:
-    """A tokenizer written by `PieceTokenizer.to_json`, with end of text appended after its last id."""
+    """A tokenizer written by `PieceTokenizer.to_json`, with end of text appended after its last id. InputError where
+    the text is none."""
     import tokenizers
 
-    return PieceTokenizer(tokenizers.Tokenizer.from_str(text))
+    with _library("tokenizer_json: not a tokenizer"):
+        return PieceTokenizer(tokenizers.Tokenizer.from_str(text))
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> PieceTokenizer:

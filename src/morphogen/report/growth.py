@@ -5,14 +5,17 @@ Read from the tables in the training's folder alone.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from morphogen.errors import RunError
 
+T = TypeVar("T")
 #: A picture has at most about so many points of a curve: more do not show.
 POINTS = 2000
+#: Columns of the table of steps that are drawn.
+DRAWN = ("step", "loss", "params", "layers", "experts")
 #: Figures are drawn at this many dots an inch, whoever's settings say otherwise.
 DPI = 110
 
@@ -29,28 +32,52 @@ class Told(NamedTuple):
 
 def read(folder: Path) -> Told:
     """The tables in a training's folder. RunError where one is missing or is no table of a training's."""
-    steps = _columns(_rows(folder / "steps.csv"))
-    evals = [(float(row["step"]), float(row["bpb"])) for row in _rows(folder / "evals.csv")]
+    steps = _columns(folder / "steps.csv")
+    evals = _table(folder / "evals.csv", lambda row: (float(row["step"]), float(row["bpb"])))
     usage: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for row in _rows(folder / "usage.csv"):
-        place = int(row["layer"]), int(row["expert"])
-        usage.setdefault(place, []).append((float(row["step"]), float(row["usage"])))
-    return Told(steps, evals, _rows(folder / "growth.csv"), usage)
+    for place, point in _table(folder / "usage.csv", _use):
+        usage.setdefault(place, []).append(point)
+    growth = _table(folder / "growth.csv", _event)
+    return Told(steps, evals, growth, usage)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _use(row: Mapping[str, str]) -> tuple[tuple[int, int], tuple[float, float]]:
+    """(layer, expert), (step, usage)."""
+    return (int(row["layer"]), int(row["expert"])), (float(row["step"]), float(row["usage"]))
+
+
+def _event(row: Mapping[str, str]) -> dict[str, str]:
+    float(row["step"])
+    return {name: row[name] for name in ("step", "action", "before", "after")}
+
+
+def _table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
+    """What `read` makes of every row. RunError for a row that lacks a cell or has one too many, and for one that it
+    cannot read."""
+    found: list[T] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            for row in (rows := csv.DictReader(file)):
+                if None in row or None in row.values():
+                    raise ValueError("expected one cell for each column")
+                found.append(read(row))
     except (OSError, csv.Error, UnicodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
+    except KeyError as error:
+        raise RunError(f"{path}: cannot be read: it has no column {error}") from None
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}:{rows.line_num}: cannot be read: {error}") from None
+    return found
 
 
-def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, list[float]]:
+def _columns(path: Path) -> dict[str, list[float]]:
     """At most about `POINTS` of the rows, evenly."""
+    rows = _table(
+        path, lambda row: {name: float(row[name]) for name in ("step", "loss", "params", "layers", "experts")}
+    )
     every = max(1, len(rows) // POINTS)
     chosen = [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
-    return {name: [float(row[name]) for row in chosen] for name in (rows[0] if rows else ())}
+    return {name: [row[name] for row in chosen] for name in (rows[0] if rows else ())}
 
 
 def picture(folder: Path) -> bytes:

@@ -7,16 +7,18 @@ from typing import Any
 from morphogen.errors import InputError
 
 
+def check_installed() -> None:
+    """InputError where the package is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: needs the package tensorboard; install morphogen[tensorboard], or leave it")
+
+
 class Board:
     """What TensorBoard shows: scalars by step, and events as text."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """step: of the checkpoint that is gone on from; later events are hidden. InputError where tensorboard is
-        missing."""
-        if importlib.util.find_spec("tensorboard") is None:
-            raise InputError(
-                "--tensorboard: needs the package tensorboard; install morphogen[tensorboard], or leave it"
-            )
+        """step: of the checkpoint that is gone on from; later events are hidden. InputError as `check_installed`."""
+        check_installed()
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)

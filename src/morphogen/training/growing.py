@@ -16,6 +16,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.candidate import GrowthEvent, Size, StopReason
 from morphogen.cost import Step, total, train_flops
+from morphogen.errors import InputError
 from morphogen.growth.blending import loads
 from morphogen.growth.controller import Controller, Decision, Surroundings
 from morphogen.growth.monitor import Machine
@@ -90,11 +91,18 @@ class Growing:
         self._next_look = trainer.step
         self._machine = Machine(trainer.device)
         around = Surroundings(self.seq_len, trainer.tokens_per_step, seed, self._step(), moments_kept(trainer.train))
-        memory = json.loads(behind.memory) if behind.memory else None
         self._around = around
-        self.controller = Controller(self.blueprint, around, self._now(), memory)
+        self.controller = self._controller(behind.memory)
         if self.controller.rules:
             trainer.on_record = self._on_record
+
+    def _controller(self, memory: str) -> Controller:
+        """InputError where the memory is none."""
+        try:
+            known = json.loads(memory) if memory else None
+            return Controller(self.blueprint, self._around, self._now(), known)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError("what is known of the growth behind the weights is damaged: it cannot be read") from None
 
     def _step(self) -> Step:
         train, sequences = self.trainer.train, self.trainer.tokens_per_step // self.seq_len

@@ -4,8 +4,8 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,9 +28,11 @@ from morphogen.store.files import canonical_json
 from morphogen.training import snapshots
 from morphogen.training.anchored import NOTHING_KEPT, Anchoring, Remembered
 from morphogen.training.device import out_of_memory
+from morphogen.training.ending import Ending
 from morphogen.training.growing import Behind, Growing
 from morphogen.training.interrupts import Interrupt, heard
 from morphogen.training.journal import Journal
+from morphogen.training.news import Evaluated, Grew, Noted, Observer, Stepped
 from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.snapshots import Snapshot
@@ -82,41 +84,6 @@ class Origin(NamedTuple):
     memory: str = ""
 
 
-@dataclass(frozen=True)
-class Stepped:
-    """A step is done, of a model of so many parameters. event: the last line of growth, empty before the first."""
-
-    step: StepInfo
-    params: int
-    event: str
-
-
-@dataclass(frozen=True)
-class Grew:
-    """The model grew."""
-
-    row: log.Row
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The model was measured on held-out text, in bits per byte."""
-
-    step: int
-    bpb: float
-
-
-@dataclass(frozen=True)
-class Noted:
-    """Something that the user should know."""
-
-    text: str
-
-
-News = Stepped | Grew | Evaluated | Noted
-Observer = Callable[[News], None]
-
-
 class Outcome(NamedTuple):
     """How a training ended. stop: why a guard ended it. interrupted: whether it was asked to end before its time."""
 
@@ -127,6 +94,12 @@ class Outcome(NamedTuple):
     stop: StopReason | None
     interrupted: bool
     events: int
+
+
+def drawn_seed(experiment: Experiment, purpose: str) -> int:
+    """Of what a training draws for one purpose."""
+    seed = experiment.train.seed
+    return int(stream(seed, 0, f"{purpose}/{seed}").integers(2**31))
 
 
 class LongRun:
@@ -158,10 +131,7 @@ class LongRun:
         )
         self.saved_at = -1
         self.last: StepInfo | None = None
-        if isinstance(start, Snapshot):
-            self._restore_trainer(trainer, start)
-        noted = start.saved.part("journal").plain if isinstance(start, Snapshot) else None
-        self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
+        self.stop: StopReason | None = None
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
@@ -170,8 +140,12 @@ class LongRun:
             anchoring=self._anchored(trainer, begins=not isinstance(start, Snapshot)),
             on_event=self._grew,
         )
+        noted = None
         if isinstance(start, Snapshot):
-            self.growing.restore(start.saved.part("growing"))
+            with _understood(start.path):
+                self._restore(start)
+                noted = start.saved.part("journal").plain
+        self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
         self._size = self._measured_size()
 
     def _anchored(self, trainer: Trainer, *, begins: bool) -> Anchoring | None:
@@ -200,19 +174,23 @@ class LongRun:
         return None
 
     def _seed(self, purpose: str) -> int:
-        seed = self.origin.experiment.train.seed
-        return int(stream(seed, 0, f"{purpose}/{seed}").integers(2**31))
+        return drawn_seed(self.origin.experiment, purpose)
 
     def _train(self) -> Train:
         train = self.origin.experiment.train
         return train if self.wanted.early_stop else train.model_copy(update=UNGUARDED)
 
-    def _restore_trainer(self, trainer: Trainer, snapshot: Snapshot) -> None:
+    def _restore(self, snapshot: Snapshot) -> None:
+        trainer, steps = self.trainer, self.wanted.steps
         trainer.restore(snapshot.saved, snapshot.averages)
         self.saved_at = snapshot.step
-        if trainer.schedule.steps != self.wanted.steps:  # other --steps; the warm-up stays where it was
-            asked = Schedule.of(self._train(), self.wanted.steps, begun=True)
-            trainer.schedule = replace(asked, warmup=min(trainer.warmup, self.wanted.steps))
+        if trainer.schedule.steps != steps:  # other --steps; the warm-up stays where it was
+            asked = Schedule.of(self._train(), steps, begun=True)
+            trainer.schedule = replace(asked, warmup=min(trainer.warmup, steps))
+        self.growing.restore(snapshot.saved.part("growing"))
+        ending = Ending.told(snapshot.metadata, snapshot.path)
+        if ending is not None and self.wanted.early_stop and ending.holds(trainer.train):
+            self.stop = ending.stop
 
     @property
     def trainer(self) -> Trainer:
@@ -235,7 +213,7 @@ class LongRun:
             for rule in self.wanted.grow:
                 self.growing.ask(rule)
             try:
-                stop = self._loop(interrupt)
+                self._loop(interrupt)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -248,18 +226,17 @@ class LongRun:
                     self._evaluate()
                     self._save()
                 self._write_model()
-            return self._outcome(stop, interrupted=interrupt.asked)
+            return self._outcome(interrupted=interrupt.asked)
 
-    def _loop(self, interrupt: Interrupt) -> StopReason | None:
-        wanted, stop = self.wanted, None
-        pace = 1
-        while self.step < wanted.steps and stop is None and not interrupt.asked:
+    def _loop(self, interrupt: Interrupt) -> None:
+        wanted, pace = self.wanted, 1
+        while self.step < wanted.steps and self.stop is None and not interrupt.asked:
             begun_at, before = time.monotonic(), self.step
             usage_every = max(1, wanted.steps // USAGE_SAMPLES)
             stops = (self._next(every) for every in (wanted.checkpoint_every, wanted.eval_every, usage_every))
             until = min(self.step + pace, *stops)
-            stop = self.growing.run(self._batch, min(until, wanted.steps), self._stepped)
-            if stop is StopReason.NOT_FINITE:
+            self.stop = self.growing.run(self._batch, min(until, wanted.steps), self._stepped)
+            if self.stop is StopReason.NOT_FINITE:
                 trace = self.trainer.trace
                 raise DivergedError(
                     f"training diverged at step {self.step}: loss {trace.losses[-1]}, gradient norm "
@@ -275,7 +252,6 @@ class LongRun:
                 self._save()
         if self.saved_at != self.step:
             self._save()
-        return stop
 
     def _next(self, every: int) -> int:
         """The next step that is a multiple of `every`."""
@@ -382,19 +358,29 @@ class LongRun:
             GREW_BY: canonical_json(events),
             "tokenizer_json": self.origin.tokenizer_json,
             **behind.to_metadata(),
+            **({} if self.stop is None else Ending.of(self.stop, self.trainer.train).to_metadata()),
         }
 
     def _unique(self) -> int:
         run = Trained(self._seed("data"), self.step, 0, self.first_step)
         return unique_tokens(self.prepared, [run])
 
-    def _outcome(self, stop: StopReason | None, *, interrupted: bool) -> Outcome:
+    def _outcome(self, *, interrupted: bool) -> Outcome:
         return Outcome(
             self.step,
             self.step * self.prepared.tokens_per_step,
             self.journal.evals[-1][2] if self.journal.evals else None,
             self.growing.blueprint,
-            stop,
+            self.stop,
             interrupted,
             len(self.growing.events),
         )
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """What is missing in a checkpoint that is sound, or is of another kind than expected, as one RunError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise RunError(f"{path}: what it says of its training cannot be read; take it away to go on without") from None

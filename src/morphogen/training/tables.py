@@ -19,7 +19,8 @@ class StepTable:
         kept = [",".join(columns)]
         if step and path.exists():
             lines = read_ordinary(path).decode(errors="replace").split("\n")
-            kept += [line for line in lines[1:-1] if _up_to(line, step)]  # a last line without an end is torn
+            whole = lines[1:-1]  # a last line without an end is torn
+            kept += [line for line in whole if _is_kept(line, len(columns), step)]
         write_atomic(path, ("\n".join(kept) + "\n").encode())
         self._file: IO[str] = open_own(path, "a")
         self._writer = csv.writer(self._file, lineterminator="\n")
@@ -38,7 +39,7 @@ class StepTable:
         self._file.close()
 
 
-def _up_to(line: str, most: int) -> bool:
-    """Whether a line is of a step up to `most`."""
-    first = line.partition(",")[0]
-    return first.isdecimal() and int(first) <= most
+def _is_kept(line: str, columns: int, most: int) -> bool:
+    """Whether a line has all its cells, and is of a step up to `most`."""
+    cells = next(csv.reader([line]), [])
+    return len(cells) == columns and cells[0].isdecimal() and int(cells[0]) <= most
