@@ -171,6 +171,7 @@ LOSSY_GROUND = [
                         {"kind": "assoc_memory", "heads": 2, "head_dim": 8},
                         {"kind": "memory_tokens", "tokens": 8, "heads": 2, "head_dim": 8},
                         {"kind": "short_conv"},
+                        {"kind": "linear_silu"},
                     ],
                 },
                 {"attn": {"kind": "LINEAR", "heads": 2, "head_dim": 8, "gate": "swish" if tied else "none"}},

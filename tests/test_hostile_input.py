@@ -226,6 +226,10 @@ NOBODY = forged("generation", lambda event: event.update(frontier=["x"]))
 GONE_KIND = {"attn": {"kind": "gone", "heads": 2}}
 IN_YAML = config("      ffn:", "      extras: [{kind: custom, name: 'antigravity:X'}]\n      ffn:")
 DEEP = "[" * 100_000
+OLDER = (
+    "{model: {emb: {dim: 8}, blocks: [{ffn: {hidden: 8}}], head: {vocab: 9}}, train: {lr: 1}, "
+    "data: {tokenizer: x, shards: [{name: y}]}}"
+)
 RESUME = "run @/tiny.yaml --out @/run --resume"
 RUN = "run @/tiny.yaml --out @/new"
 LINEAGE, FRONTIER = "run/lineage.json", "run/frontier.json"
@@ -525,6 +529,17 @@ CASES: dict[str, Case] = {
         described(DEEP),
         "merge @/bad.safetensors @/bad.safetensors --out @/new.safetensors",
         "bad.safetensors",
+    ),
+    "an older file nested beyond use": (text("old.yaml", DEEP), "convert @/old.yaml --out @/new.yaml", "old.yaml"),
+    "an older file of code": (
+        text("old.yaml", "model: {blocks: [{extras: [{type: custom, name: !!python/name:os.system }]}]}"),
+        "convert @/old.yaml --out @/new.yaml",
+        "old.yaml",
+    ),
+    "an older file whose place is a link": (
+        lambda place: (text("old.yaml", OLDER)(place), link("new.yaml")(place)),
+        "convert @/old.yaml --out @/new.yaml --force",
+        "new.yaml: is a link",
     ),
     "a model of no folder": (text("config.json", DEEP), "import @ --out @/new.yaml", "config.json"),
     "a schema of no file": (nothing, "schema ../x", "../x"),

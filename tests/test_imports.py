@@ -72,6 +72,7 @@ JOINING = [
     "resuming",
     "foresight",
     "checks",
+    "older",
     "notices",
     "retrain",
     "proposers",

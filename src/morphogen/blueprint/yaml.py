@@ -50,10 +50,14 @@ class Document:
         line, column, path = place(self.tree, loc)
         return f"{self.file}:{line}:{column} {path}: {said}"
 
-    def parse(self, cls: type[M]) -> M:
-        """The tree as a `cls`; InputError with one line per mistake."""
+    def check(self) -> None:
+        """InputError, with a line for each, where keys are no names or numbers none."""
         if unfit := list(_unfit(self.tree)):
             raise InputError(listed([self.at(loc, said) for loc, said in unfit]))
+
+    def parse(self, cls: type[M]) -> M:
+        """The tree as a `cls`; InputError with one line per mistake."""
+        self.check()
         plain = self.plain()
         try:
             found = cls.model_validate(plain)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -290,6 +290,13 @@ def show_facts(told: Mapping[str, Any], as_json: bool) -> None:
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
         print(visible(f"{name:<{width}}  {_number(value)}"))
+
+
+def show_lines(title: str, lines: Iterable[str]) -> None:
+    """Lines below a title."""
+    print(visible(title))
+    for line in lines:
+        print(visible(f"  {line}"))
 
 
 def _number(value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from morphogen.errors import InputError
-from morphogen.store.files import parsed_json
+from morphogen.store.files import parsed_json, write_atomic
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import FILES as LEDGER_FILES
 from morphogen.store.ordinary import KINDS, read_ordinary
@@ -54,6 +54,21 @@ def check_output(path: Path, kind: Kind, folder: Path, flag: str) -> None:
         raise InputError(f"{flag}: {path}: is {KINDS.get(form, 'no file')}, expected a file to write to")
     if not _SIGNS[kind](read_ordinary(path)):
         raise InputError(f"{flag}: {path}: there is a file that is no {kind} of morphogen's; choose another name")
+
+
+def write_new(path: Path, data: bytes, *, force: bool = False) -> None:
+    """Writes a file where there is none; with `force` over an ordinary one. InputError where it may not lie there."""
+    if not path.name or path.is_dir():
+        raise InputError(f"{path}: is a folder, expected a file to write to")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent} to write to")
+    if path.is_symlink() or path.exists():
+        if not force:
+            raise InputError(f"{path}: is there already; --force overwrites it")
+        form = stat.S_IFMT(path.lstat().st_mode)
+        if form != stat.S_IFREG:
+            raise InputError(f"{path}: is {KINDS.get(form, 'no file')}, expected a file to write to")
+    write_atomic(path, data)
 
 
 def _document(*names: str) -> Callable[[bytes], bool]:

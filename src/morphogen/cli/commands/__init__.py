@@ -3,7 +3,18 @@
 from morphogen.cli.app import app
 
 # isort: off
-from morphogen.cli.commands import run, train, generate, experiments, models, known, runs, outside, evidence  # noqa: F401
+from morphogen.cli.commands import (  # noqa: F401
+    run,
+    train,
+    generate,
+    experiments,
+    models,
+    known,
+    arriving,
+    runs,
+    outside,
+    evidence,
+)
 # isort: on
 
 __all__ = ["app"]

@@ -143,7 +143,9 @@ def _add(
     return join
 
 
-def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool]) -> Callable[[PartAct[P]], PartAct[P]]:
+def operator(
+    target: type[P], *, preserves: bool | Callable[[P, Context], bool], weight: float = 1.0
+) -> Callable[[PartAct[P]], PartAct[P]]:
     """Registers a mutation of one part: `(part, ctx, rng) -> part`, None where it does not apply.
 
     What it gives may be a part of another class for the same slot.
@@ -152,6 +154,7 @@ def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool])
         target: The class of part that it is called on.
         preserves: Whether a child that inherits computes its parent's function; a predicate of part and context where
             that depends.
+        weight: How often it is drawn, relative to the others, unless an experiment says otherwise.
 
     Returns:
         A decorator, which gives the function back.
@@ -159,14 +162,15 @@ def operator(target: type[P], *, preserves: bool | Callable[[P, Context], bool])
     Raises:
         RuntimeError: Another operator has the function's name.
     """
-    return _add("part", preserves, target)
+    return _add("part", preserves, target, weight)
 
 
-def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool]) -> Callable[[F], F]:
+def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool], weight: float = 1.0) -> Callable[[F], F]:
     """Registers a mutation of one block: `(block, ctx, rng) -> block`, None where it does not apply.
 
     Args:
         preserves: As of `operator`; a predicate of block and context.
+        weight: As of `operator`.
 
     Returns:
         A decorator, which gives the function back.
@@ -174,7 +178,7 @@ def block_operator(*, preserves: bool | Callable[[BlockLike, Context], bool]) ->
     Raises:
         RuntimeError: Another operator has the function's name.
     """
-    return _add("block", preserves)
+    return _add("block", preserves, weight=weight)
 
 
 def model_operator(*, preserves: bool | Callable[..., bool], weight: float = 1.0) -> Callable[[F], F]:
