@@ -413,3 +413,20 @@ def test_a_step_tells_what_balancing_adds_to_the_loss() -> None:
     told.clear()
     make(build(blueprint())).run(counting, 3, told.append)
     assert {step.balance for step in told} == {0.0}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_frozen_embedding_and_head_stay_bit_for_bit_and_all_else_learns(tied: bool, name: str) -> None:
+    emb = {"dim": 32, "vocab": VOCAB, "positions": LENGTH, "freeze": True}
+    head = {"tie_embeddings": tied} | ({} if tied else {"bias": True, "freeze": True})
+    frozen = Blueprint.model_validate({**blueprint().to_json(), "emb": emb, "head": head})
+    optimizer = Optimizer.model_validate({"name": name, "lr": 1e-2, "weight_decay": 0.1})
+    model = build(frozen)
+    before = weights(model)
+    make(model, Train(warmup=4, optimizer=optimizer)).run(counting, 20)
+    stem = {"emb.weight", "positions.weight"} | (set() if tied else {"head.weight", "head.bias"})
+    for tensor, now in weights(model).items():
+        assert torch.equal(before[tensor], now) == (tensor in stem), tensor
+    thawed = Blueprint.model_validate({**frozen.to_json(), "emb": {**emb, "freeze": False}})
+    assert plan(thawed, [frozen]).exact

@@ -22,7 +22,7 @@ from morphogen.parts.stem import Stem
 class Embedding(Frozen):
     """Token embedding."""
 
-    later: ClassVar = frozenset({"scale", "positions"})
+    later: ClassVar = frozenset({"scale", "positions", "freeze"})
 
     dim: PositiveInt
     """Channels of the residual stream."""
@@ -37,12 +37,14 @@ class Embedding(Frozen):
     positions: PositiveInt | None = None
     """Positions that have a learned vector of their own, added to the tokens'; no sequence may then be longer. null:
     none."""
+    freeze: bool = False
+    """Whether tokens' and positions' vectors stay as they are, and with them a tied head."""
 
 
 class Head(Frozen):
     """Output head; tied, it is the embedding itself."""
 
-    later: ClassVar = frozenset({"bias", "softcap"})
+    later: ClassVar = frozenset({"bias", "softcap", "freeze"})
 
     tie_embeddings: bool = True
     """Whether the embedding's matrix is the head's too."""
@@ -50,11 +52,15 @@ class Head(Frozen):
     """Whether every token has a bias; a tied head has none."""
     softcap: PositiveFloat | None = None
     """Logits stay within this of 0, by tanh; null leaves them as they are."""
+    freeze: bool = False
+    """Whether the head's matrix and biases stay as they are."""
 
     @model_validator(mode="after")
     def _own_bias(self) -> Self:
         if self.bias and self.tie_embeddings:
             raise ValueError("bias is true, but a tied head has none; expected tie_embeddings false")
+        if self.freeze and self.tie_embeddings:
+            raise ValueError("freeze is true, but a tied head is the embedding; expected emb.freeze, or no tied head")
         return self
 
 
@@ -214,7 +220,8 @@ class Blueprint(Frozen):
     def genes(self, seq_len: int = 256) -> list[Gene]:
         """Every part with its place: the stem first, then block by block."""
         ctx = self.context(seq_len)
-        stem = Stem(**dict(self.head), positions=self.emb.positions or 0, scale=self.emb.scale)
+        emb = self.emb
+        stem = Stem(**dict(self.head), positions=emb.positions or 0, scale=emb.scale, freeze_emb=emb.freeze)
         genes = [Gene("stem", "", "stem", stem, ctx, None)]
         for position, block in enumerate(self.blocks):
             loop = next((loop for loop in self.recurrences if loop.start <= position < loop.end), None)

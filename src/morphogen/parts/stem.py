@@ -14,22 +14,24 @@ class Stem(Part):
     """Embedding, final norm and head as one part, so that inheritance treats them like every other."""
 
     slot: ClassVar = "stem"
-    neutral_fields: ClassVar = frozenset({"tie_embeddings", "positions"})
+    neutral_fields: ClassVar = frozenset({"tie_embeddings", "positions", "freeze", "freeze_emb"})
     tie_embeddings: bool
     positions: int = 0
     bias: bool = False
     scale: float = 1.0
     softcap: float | None = None
+    freeze: bool = False
+    freeze_emb: bool = False
 
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """The embedding starts at `emb.init_std`, the head at the same scale; a tied head is the embedding itself."""
         start = Init("normal", (ctx.init_std,))
-        table = {"emb.weight": Tensor(("vocab", "dim"), start, writes=True)}
+        table = {"emb.weight": Tensor(("vocab", "dim"), start, writes=True, trained=not self.freeze_emb)}
         if self.positions:
-            table["positions.weight"] = Tensor(("place", "dim"), start, writes=True)
+            table["positions.weight"] = Tensor(("place", "dim"), start, writes=True, trained=not self.freeze_emb)
         if not self.tie_embeddings:
-            table["head.weight"] = Tensor(("vocab", "dim"), start)
-        return table | ({"head.bias": Tensor(("vocab",), ZEROS)} if self.bias else {})
+            table["head.weight"] = Tensor(("vocab", "dim"), start, trained=not self.freeze)
+        return table | ({"head.bias": Tensor(("vocab",), ZEROS, trained=not self.freeze)} if self.bias else {})
 
     def sizes(self, ctx: Context) -> dict[str, int]:
         """vocab, dim, and place: the positions that are learned."""

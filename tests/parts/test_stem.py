@@ -1,7 +1,10 @@
-"""What the stem's tensors become when tokens or positions are added."""
+"""What the stem's tensors become when tokens or positions are added, and what of it can be frozen."""
 
+import pytest
 import torch
+from pydantic import ValidationError
 
+from morphogen.blueprint.diff import canonical
 from morphogen.blueprint.schema import Blueprint
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
@@ -38,3 +41,10 @@ def test_positions_that_are_added_change_nothing_and_those_taken_away_do() -> No
     grown, report = inherit(model(positions=40), [(model(positions=20), state)])
     assert report.exact
     assert torch.equal(assemble(model(positions=40), grown).eval()(ids_BT), wanted)
+
+
+def test_a_tied_head_is_frozen_as_the_embedding() -> None:
+    blocks = [{"ffn": {"kind": "dense", "hidden": 8}}]
+    with pytest.raises(ValidationError, match=r"a tied head is the embedding; expected emb\.freeze"):
+        Blueprint.model_validate({"emb": {"dim": 8, "vocab": 20}, "blocks": blocks, "head": {"freeze": True}})
+    assert "freeze" not in str(canonical(model()))
