@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from morphogen.data import hub
+from morphogen import reach
 from morphogen.data.prepare import prepare
 from morphogen.data.tokenizers import from_hugging_face
 from morphogen.errors import InputError
@@ -31,7 +31,7 @@ def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(reach, "ANSWER_SECONDS", 0.2)
         monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
         yield address
 
@@ -64,10 +64,10 @@ def test_whoever_answers_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch)
 
             threading.Thread(target=answer, daemon=True).start()
             url = f"http://127.0.0.1:{server.getsockname()[1]}"
-            found = hub._asked(url)
+            found = reach._asked(url)
         assert (found is None) if said is None else (found or "").startswith(said)
 
 
 def test_who_asks_for_no_network_is_not_asked_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.unreachable("datasets", "owner/set") is None
+    assert reach.unreachable("datasets", "owner/set") is None

@@ -26,6 +26,7 @@ OPEN = {
     "offered",
     "paths",
     "plugins",
+    "reach",
 }
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": set(),
     "figures": set(),
     "plugins": set(),
+    "reach": set(),
     "offered": set(),
     "ops": set(),
     "parts": {"ops"},
@@ -89,7 +91,9 @@ for position, name in enumerate(JOINING):
 #: Library -> the only modules that may import it, at any depth of their code.
 HOMES = {
     "transformers": {
-        "parts/foreign.py",
+        "parts/foreign/donors/donor.py",
+        "parts/foreign/donors/layers.py",
+        "parts/foreign/donors/names.py",
         "data/tokenizers.py",
         "fusion/importing.py",
         "fusion/exporting.py",
@@ -112,6 +116,7 @@ HOMES = {
 }
 NO_TORCH = {
     "errors",
+    "reach",
     "estimates",
     "candidate",
     "against_root",

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 import morphogen as mg
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
-from morphogen.fusion.importing import Weights, import_model, imported
+from morphogen.fusion.importing import import_model, imported
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.network import Cache, assemble
+from morphogen.parts.foreign.donors.files import Files
+from morphogen.parts.foreign.donors.weights import Weights
 from morphogen.reading import read_experiment
 from tiny import write_corpus
 
@@ -36,7 +38,7 @@ def test_an_imported_model_gives_its_logits(name: str, tmp_path: Path) -> None:
 def test_shards_are_read_and_only_what_is_asked_for(tmp_path: Path) -> None:
     theirs = saved("llama", tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    weights = Weights(tmp_path)
+    weights = Weights(Files(tmp_path))
     assert weights["model.norm.weight"].shape == (32,)
     assert weights.bytes_read == 32 * 4
     blueprint, state = imported(str(tmp_path))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_chec
 
 import numpy as np
 
-from morphogen import plugins
+from morphogen import plugins, reach
 from morphogen.data import hub
 from morphogen.data.spelling import Ids, Loss, bytes_of_tokens, is_byte_exact, loss, spelling
 from morphogen.errors import InputError, nearest
@@ -308,7 +308,7 @@ def from_hugging_face(name: str) -> PieceTokenizer:
         raise InputError(f"{place}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a NUL in it
         raise InputError(f"{place}: cannot be read ({error})") from None
-    unheard = hub.unreachable("models", name) if _HUB_NAME.fullmatch(name) and not path.exists() else None
+    unheard = reach.unreachable("models", name) if _HUB_NAME.fullmatch(name) and not path.exists() else None
     wanted = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
     if unheard and not hub.is_fetched(name, ("tokenizer.json", "tokenizer_config.json", "config.json")):
         raise InputError(f"{place}: {unheard}, and it was not fetched before; {wanted}{_suggestion(name, path)}")

@@ -3,20 +3,15 @@
 Weights are read from safetensors alone, tensor by tensor; remote code is never run.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count, specs
 from morphogen.blueprint.yaml import dumps
-from morphogen.data import hub
 from morphogen.data.tokenizers import Tokenizer, named
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, unknown
@@ -27,131 +22,19 @@ from morphogen.fusion.dialects import DIALECTS, REFUSED, SILENT
 from morphogen.fusion.taking import Taken, taken
 from morphogen.inherit.checkpoint import save_checkpoint
 from morphogen.inherit.provenance import Provenance
+from morphogen.parts.foreign.donors.files import WHOLE, Files, model_files, read_json
+from morphogen.parts.foreign.donors.weights import Weights
 from morphogen.paths import user_path
 from morphogen.store.files import write_atomic
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
-#: What is fetched of a model on the hub.
-FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 #: Longest sequences that the written experiment trains on.
 SEQ_LEN = 256
-
-
-class Weights:
-    """The safetensors of a model's folder, one file or several with an index; each tensor is read when it is asked for.
-
-    bytes_read: of the tensors asked for so far.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._homes = _homes(folder)
-        self.bytes_read = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._homes)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._homes
-
-    def __getitem__(self, name: str) -> Tensor:
-        """One tensor. InputError where it is missing, or its file cannot be read."""
-        if name not in self._homes:
-            raise InputError(unknown(f"{self._folder}: tensor", name, self._homes))
-        path = self._folder / self._homes[name]
-        with _readable(path), safe_open(path, framework="pt") as file:
-            if name not in file.keys():  # noqa: SIM118
-                raise InputError(f"{path}: has no tensor {name}, which {INDEX} says it has")
-            tensor: Tensor = file.get_tensor(name)
-        if not tensor.is_floating_point():
-            raise InputError(f"{path}: {name} is of {tensor.dtype}, expected floating-point numbers")
-        self.bytes_read += tensor.numel() * tensor.element_size()
-        return tensor
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        yield
-    except (SafetensorError, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: not a whole safetensors file ({said})") from None
-
-
-def _homes(folder: Path) -> dict[str, str]:
-    """Every tensor of a folder -> the file that holds it."""
-    if (index := folder / INDEX).is_file():
-        found = _json(index).get("weight_map")
-        if not isinstance(found, dict) or not all(isinstance(each, str) for each in found.values()):
-            raise InputError(f"{index}: has no weight_map, expected tensor names to file names")
-        if odd := sorted(each for each in found.values() if Path(each).name != each):
-            raise InputError(f"{index}: names the file {odd[0]!r}, expected one of the same folder")
-        if gone := sorted(each for each in set(found.values()) if not (folder / each).is_file()):
-            raise InputError(f"{folder / gone[0]}: no such file, but {INDEX} names it")
-        return dict(found)
-    files = [WEIGHTS] if (folder / WEIGHTS).is_file() else sorted(path.name for path in folder.glob("*.safetensors"))
-    if len(files) > 1:
-        raise InputError(f"{folder}: has {len(files)} safetensors files and no {INDEX}, expected one or the other")
-    if not files:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        if pickled:
-            raise InputError(
-                f"{folder}: has weights only as pickle ({pickled[0]}), which is never loaded; expected .safetensors"
-            )
-        raise InputError(f"{folder}: has no weights, expected {WEIGHTS} or {INDEX}")
-    path = folder / files[0]
-    with _readable(path), safe_open(path, framework="pt") as file:
-        return dict.fromkeys(file.keys(), files[0])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, expected an object")
-    return found
-
-
-def model_folder(model: str) -> Path:
-    """The folder of a model: a local one, or a copy of a repository of the hub. InputError where there is none."""
-    path = user_path(model, "MODEL")
-    try:
-        here = path.exists()
-    except OSError as error:
-        raise InputError(f"MODEL: {error.strerror}, expected a folder or the name of a model on the hub") from None
-    if here or not hub_name(model):
-        if not path.is_dir():
-            raise InputError(
-                f"{model}: no such folder, expected one with config.json, or the name of a model on the hub"
-            )
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    unheard = hub.unreachable("models", model)
-    try:
-        return Path(snapshot_download(model, allow_patterns=FETCHED, local_files_only=unheard is not None))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        why = unheard or str(error).splitlines()[0]
-        raise InputError(f"{model}: no such folder, and not to be had from the hub: {why}") from None
-
-
-def hub_name(model: str) -> bool:
-    """Whether it could be the name of a model on the hub."""
-    return model.count("/") <= 1 and not model.startswith((".", "/", "~")) and not model.endswith((".json", ".yaml"))
 
 
 def layout_of(folder: Path) -> Layout:
     """What the config of a folder describes. InputError for what is unknown, or what a blueprint cannot say."""
     path = folder / "config.json"
-    raw = _json(path)
+    raw = read_json(path)
     kind = raw.get("model_type")
     if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type, expected one of {', '.join(sorted([*DIALECTS, *SSMS]))}")
@@ -191,7 +74,7 @@ def _with_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def weights_of(folder: Path, layout: Layout) -> dict[str, Tensor]:
     """Our state dict. InputError for tensors that are missing, of another shape, or that nothing is made of."""
-    weights = Weights(folder)
+    weights = Weights(Files(folder))
     base = layout.prefix if not any(name.startswith(layout.prefix) for name in weights) else ""
     if "embed_out.weight" not in weights and "lm_head.weight" in weights:
         layout = layout.renamed("embed_out.weight", "lm_head.weight")
@@ -237,7 +120,7 @@ def imported(model: str) -> tuple[Blueprint, dict[str, Tensor]]:
     Raises:
         InputError: It cannot be read, or a blueprint cannot say what it computes.
     """
-    folder = model_folder(model)
+    folder = model_files(model, WHOLE).folder
     layout = layout_of(folder)
     return layout.blueprint, weights_of(folder, layout)
 
@@ -271,7 +154,7 @@ def import_model(model: str, out: Path, *, tokenizer: str | None = None, force: 
     checkpoint = out.with_suffix(".safetensors")
     if there := [path for path in (out, checkpoint) if path.exists() and not force]:
         raise InputError(f"{there[0]}: is there already; --force overwrites it")
-    folder = model_folder(model)
+    folder = model_files(model, WHOLE).folder
     layout = layout_of(folder)
     called = tokenizer or (str(folder.resolve()) if user_path(model, "MODEL").exists() else model)
     its = _tokenizer(called, folder, own=tokenizer is None)

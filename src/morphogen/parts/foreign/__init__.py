@@ -1,0 +1,1 @@
+"""Layers of other trained models as branches of a block."""

@@ -1,0 +1,262 @@
+"""What a model hands to each of its layers beside the residual stream: masks, rotary tables, biases, caches.
+
+Nothing is known of an architecture by name. The model's own class is built on the meta device, every layer of it is
+taken out and a seat put in its place; the model's own forward then runs up to the seat that is asked for, which tells
+what it was called with. Weights outside the layers stand for nothing there and are all the same number, so that no
+memory is taken by them, and a layer that needs more of them than its residual stream is found out.
+
+B batch, T tokens, S tokens with those before, D model dim
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+#: What models call the tokens that they have seen.
+CACHES: Final = ("cache", "past_key_values", "cache_params")
+MASK: Final = "attention_mask"
+
+
+class Reached(Exception):  # noqa: N818
+    """The seat that was asked for, and what it was called with."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.args_given, self.kwargs_given = args, kwargs
+
+
+@dataclass
+class Stop:
+    """Which seat tells. returns: how many things the layers return, None for a tensor by itself."""
+
+    index: int = 0
+    returns: int | None = None
+
+
+class Seat(nn.Module):
+    """Stands where a layer stood, with its plain attributes, which a model may ask for."""
+
+    def __init__(self, layer: nn.Module, index: int, stop: Stop) -> None:
+        super().__init__()
+        plain = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "training"}
+        self.__dict__.update(plain)
+        self._index, self._stop = index, stop
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Hands on what it is given, or stops."""
+        if self._index == self._stop.index:
+            raise Reached(args, kwargs)
+        hidden = args[0] if args else next(iter(kwargs.values()))
+        return hidden if self._stop.returns is None else (hidden, *[None] * (self._stop.returns - 1))
+
+
+@dataclass(frozen=True)
+class Live:
+    """A frame whose tensors are real, on one device and of one type."""
+
+    model: Any
+    stop: Stop
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer is called with, beside the residual stream. first: what it calls that."""
+
+    first: str
+    given: dict[str, Any]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of it."""
+        yield from _tensors(self.given)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (tensor for each in value.values() for tensor in _tensors(each))
+    elif isinstance(value, tuple | list):
+        yield from (tensor for each in value for tensor in _tensors(each))
+
+
+@dataclass
+class Frame:
+    """A model without its layers.
+
+    model: It, on the meta device, with seats for layers. layers: what stood there, on the meta device. masked: whether
+    its layers see the future unless the mask that they are handed is made causal.
+    """
+
+    model: Any
+    layers: tuple[nn.Module, ...]
+    stop: Stop
+    masked: bool = False
+    _live: dict[tuple[str, torch.dtype, float], Live] = field(default_factory=dict)
+    _tables: dict[tuple[int, str], list[tuple[str, str, Tensor | None]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.takes = frozenset(inspect.signature(self.model.forward).parameters)
+        self.width = int(self.model.get_input_embeddings().weight.shape[1])
+        self.cache_name = next((name for name in CACHES if name in self.takes), None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Frame":
+        return self  # nothing of it changes
+
+    def call(
+        self,
+        layer: int,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        mask_BS: Tensor,
+        cache: Any = None,
+        filling: float = 0.0,
+    ) -> Call:
+        """What the model hands to a layer.
+
+        Args:
+            layer: Which.
+            x_BTD: Its residual stream, of which only shape, type and device count.
+            positions_BT: Where the tokens stand.
+            mask_BS: 1 where a token is one, of all tokens so far.
+            cache: transformers' cache, which holds what the layer has seen.
+            filling: What every weight outside the layers is.
+        """
+        device = torch.device("cpu") if x_BTD.device.type == "meta" else x_BTD.device
+        live = self._on(device, x_BTD.dtype, filling)
+        B, T, _ = x_BTD.shape
+        given: dict[str, Any] = {
+            "inputs_embeds": x_BTD.new_zeros((), device=device).expand(B, T, self.width),
+            MASK: mask_BS.to(device, torch.long),
+            "position_ids": positions_BT.to(device),
+            "use_cache": cache is not None,
+        }
+        if self.cache_name is not None:
+            given[self.cache_name] = cache
+        live.stop.index = layer
+        try:
+            with torch.no_grad():
+                live.model(**{name: value for name, value in given.items() if name in self.takes})
+        except Reached as reached:
+            call = self._named(layer, reached)
+        else:
+            raise LookupError(f"layer {layer} was not run")
+        call = self._masked(call, x_BTD, given[MASK])
+        return Call(call.first, moved(call.given, x_BTD.device)) if x_BTD.device != device else call
+
+    def fill(self, index: int, layer: nn.Module, device: torch.device) -> None:
+        """Puts the tables of a layer in place that follow from the config: those of `index`, on a device."""
+        if (key := (index, str(device))) not in self._tables:
+            made = deepcopy(self.layers[index])
+            for module in made.modules():
+                remade(self.model, module, torch.device("cpu"))
+            self._tables[key] = [
+                (name, table, moved(module._buffers[table], device))
+                for name, module in made.named_modules()
+                for table in tables(module)
+            ]
+        for name, table, made_of in self._tables[key]:
+            layer.get_submodule(name)._buffers[table] = made_of
+
+    def _named(self, layer: int, reached: Reached) -> Call:
+        signature = inspect.signature(self.layers[layer].forward)
+        bound = signature.bind(*reached.args_given, **reached.kwargs_given)
+        first = next(iter(signature.parameters))
+        given = dict(bound.arguments)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                given |= given.pop(name, {})
+        del given[first]
+        return Call(first, given)
+
+    def _masked(self, call: Call, x_BTD: Tensor, mask_BS: Tensor) -> Call:
+        """With the mask made causal where the layers see the future; one by token as long as there are tokens."""
+        mask, tokens = call.given.get(MASK), x_BTD.shape[1]
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > tokens:
+            return Call(call.first, {**call.given, MASK: mask[:, -tokens:]})
+        if not self.masked:
+            return call
+        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=mask_BS.device).tril()
+        seen = causal & (mask_BS[:, None, None, :].bool() | torch.eye(tokens, dtype=torch.bool, device=causal.device))
+        least = torch.finfo(x_BTD.dtype).min
+        added = torch.zeros(seen.shape, dtype=x_BTD.dtype, device=seen.device).masked_fill(~seen, least)
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            added = (
+                torch.minimum(mask.to(added.dtype), added)
+                if mask.is_floating_point()
+                else added.masked_fill(~mask, least)
+            )
+        return Call(call.first, {**call.given, MASK: added})
+
+    def _on(self, device: torch.device, dtype: torch.dtype, filling: float) -> Live:
+        key = (str(device), dtype, filling)
+        if key not in self._live:
+            model, stop = deepcopy((self.model, self.stop))
+            for module in model.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    value = torch.full((), filling, dtype=dtype, device=device).expand(parameter.shape)
+                    _put(module, name, value)
+                remade(model, module, device)
+            self._live[key] = Live(model.eval(), stop)
+        return self._live[key]
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    """A tensor in place of a parameter, known as settled to those who draw initial weights."""
+    delattr(module, name)
+    value._is_hf_initialized = True  # type: ignore[attr-defined]
+    module.register_buffer(name, value, persistent=False)
+
+
+def tables(module: nn.Module) -> Iterator[str]:
+    """The names of a module's own tensors that follow from the config: they are in no checkpoint."""
+    left_out = module._non_persistent_buffers_set
+    yield from (name for name, buffer in module._buffers.items() if buffer is not None and name in left_out)
+
+
+def remade(model: Any, module: nn.Module, device: torch.device) -> None:
+    """Fills the tensors of a module on the meta device that follow from the config, as its model's class does.
+
+    ValueError where the class does not say how.
+    """
+    names = [name for name in tables(module) if module._buffers[name].is_meta]  # type: ignore[union-attr]
+    for name in names:
+        buffer = module._buffers[name]
+        assert buffer is not None
+        empty = torch.full_like(buffer, _unset(buffer.dtype), device=device)
+        module._buffers[name] = empty
+    if names:
+        model._init_weights(module)
+    for name in names:
+        buffer = module._buffers[name]
+        assert buffer is not None
+        unset = buffer.isnan() if buffer.is_floating_point() else buffer == _unset(buffer.dtype)
+        if buffer.dtype != torch.bool and buffer.numel() and bool(unset.all()):
+            raise ValueError(f"{type(module).__name__} does not say how its {name} is made")
+
+
+def returned(y: Any) -> Tensor:
+    """The residual stream of what a layer returns."""
+    found: Tensor = y[0] if isinstance(y, tuple) else y
+    return found
+
+
+def _unset(dtype: torch.dtype) -> float | int | bool:
+    if dtype.is_floating_point or dtype.is_complex:
+        return float("nan")
+    return True if dtype == torch.bool else torch.iinfo(dtype).min
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """All tensors of what a layer is handed, on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(moved(each, device) for each in value)
+    return value

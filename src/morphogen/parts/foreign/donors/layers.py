@@ -1,0 +1,116 @@
+"""A layer of another model, run as that model runs it, and always under a causal mask.
+
+B batch, T tokens, S tokens with those before, D model dim
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from morphogen.parts.foreign.donors.frame import Frame, returned
+
+
+class Seen(DynamicLayer):  # type: ignore[misc]
+    """Tells how many tokens were seen, for a layer that remembers none of them by itself."""
+
+    def __init__(self, cache: "LayerCache") -> None:
+        super().__init__()
+        self._cache = cache
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self._cache.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Tokens with these, and where the first of them stands."""
+        return self._cache.length + query_length, 0
+
+
+class LayerCache:
+    """What one layer remembers of a batch of sequences. length: tokens seen."""
+
+    def __init__(self, frame: Frame, layer: int) -> None:
+        self.length = 0
+        self.mask_BS: Tensor | None = None
+        self.inputs: tuple[Tensor, Tensor] | None = None
+        self.kept: Any = None
+        if frame.cache_name is not None and not frame.masked:
+            own = DynamicCache(config=frame.model.config).layers
+            own = own[layer] if layer < len(own) else DynamicLayer()
+            shown = own if isinstance(own, CacheLayerMixin) else Seen(self)
+            self.kept = Cache(layers=[own if i == layer else shown for i in range(len(frame.layers))])
+
+
+class ForeignLayer(nn.Module):
+    """A layer of another model: its own class, built from the model's config.
+
+    The output holds what the layer's own residual connections add to; what the layer changes is y - x. Tables that
+    follow from the config (rotary ones) are no parameters and lie in no checkpoint.
+
+    executed: how often the layer was run.
+    """
+
+    def __init__(self, frame: Frame, index: int, layer: nn.Module) -> None:
+        """Takes the layer to run.
+
+        Args:
+            frame: The model around it.
+            index: Where it stood there.
+            layer: It, with tensors of its own.
+        """
+        super().__init__()
+        self.layer = layer
+        self.index = index
+        self.executed = 0
+        self._frame = frame
+
+    def new_cache(self) -> LayerCache:
+        """An empty one, for one batch of sequences."""
+        return LayerCache(self._frame, self.index)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor | None = None,
+        mask_BT: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            x_BTD: The residual stream.
+            positions_BT: Where the tokens stand; by default one after the other, from 0 or on from the cache.
+            mask_BT: True where a token is one and no padding; by default all are.
+            cache: What the layer remembers of the tokens before; these are added to it.
+
+        Returns:
+            The residual stream after it. What comes later changes nothing before, nor does padding.
+        """
+        B, T, _ = x_BTD.shape
+        seen = 0 if cache is None else cache.length
+        if positions_BT is None:
+            positions_BT = torch.arange(seen, seen + T, device=x_BTD.device).expand(B, T)
+        positions_BT = positions_BT.expand(B, T)
+        mask_BS = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device) if mask_BT is None else mask_BT.bool()
+        if cache is None:
+            return self._run(x_BTD, positions_BT, mask_BS)
+        mask_BS = mask_BS if cache.mask_BS is None else torch.cat([cache.mask_BS, mask_BS], dim=1)
+        if cache.kept is None:
+            if cache.inputs is not None:
+                x_BTD = torch.cat([cache.inputs[0], x_BTD], dim=1)
+                positions_BT = torch.cat([cache.inputs[1], positions_BT], dim=1)
+            y_BTD = self._run(x_BTD, positions_BT, mask_BS)[:, -T:]
+            cache.inputs = x_BTD, positions_BT
+        else:
+            y_BTD = self._run(x_BTD, positions_BT, mask_BS, cache.kept)
+        cache.mask_BS, cache.length = mask_BS, seen + T
+        return y_BTD
+
+    def _run(self, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
+        call = self._frame.call(self.index, x_BTD, positions_BT, mask_BS, kept)
+        self._frame.fill(self.index, self.layer, x_BTD.device)  # moving the module may have rounded or emptied them
+        self.executed += 1
+        return returned(self.layer(**{call.first: x_BTD}, **call.given))

@@ -1,0 +1,110 @@
+"""Under which names a checkpoint holds the tensors of a model, and how several of them make one.
+
+Checkpoints on the hub have kept the names of older classes; transformers' own table of conversions is read, not
+another one written.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from morphogen.errors import InputError
+from morphogen.parts.foreign.donors.weights import Weights
+
+
+class Names:
+    """The tensors of a model, found in its checkpoint."""
+
+    def __init__(self, weights: Weights, model: Any, source: str) -> None:
+        """Looks them up; nothing is read.
+
+        Args:
+            weights: The checkpoint.
+            model: The model, on the meta device.
+            source: What messages call it by.
+        """
+        self._weights, self._model, self._source = weights, model, source
+        self._wanted = model.state_dict()
+        conversions = get_model_conversion_mapping(model)
+        self._renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        self._converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        #: What a conversion makes first -> the pattern and the name of each tensor that goes into it.
+        self._made: dict[str, list[tuple[str, str]]] = {}
+        #: A tensor -> what it lies in: the name in the checkpoint, or what a conversion makes first.
+        self._homes: dict[str, str] = {}
+        for name in weights:
+            self._place(name)
+        for target, tied in model.all_tied_weights_keys.items():
+            if target not in self._homes and tied in self._homes:
+                self._homes[target] = self._homes[tied]
+
+    def _place(self, name: str) -> None:
+        found, pattern = self._renamed(name)
+        if found is None:
+            return
+        if pattern is None:
+            self._homes[found] = name
+            return
+        self._made.setdefault(found, []).append((pattern, name))
+        self._homes.update(dict.fromkeys(self._targets(found, pattern), found))
+
+    def _renamed(self, name: str) -> tuple[str | None, str | None]:
+        """What the model calls it, None for what it does not have; and the pattern of its conversion, if any."""
+        prefix = self._model.base_model_prefix
+        renamed, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._wanted)
+        if renamed in self._wanted:
+            return renamed, pattern
+        for start in _starts(name):  # a language model that lies in another model
+            for under in (start, f"{prefix}.{start}"):
+                if under in self._wanted:
+                    return under, None
+        return None, None
+
+    def _targets(self, first: str, pattern: str) -> Iterator[str]:
+        """All that a conversion makes, whose first is given."""
+        targets = self._converter(pattern).target_patterns
+        yield from (first.replace(targets[0], target, 1) for target in targets)
+
+    def _converter(self, pattern: str) -> WeightConverter:
+        return next(each for each in self._converters if pattern in each.source_patterns)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._homes
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """Tensors by the model's names. InputError for one that is missing, or of another shape than wanted."""
+        if lacking := [name for name in names if name not in self._homes]:
+            raise InputError(f"{self._source}: lacks {len(lacking)} tensors, the first of them {lacking[0]}")
+        found: dict[str, Tensor] = {}
+        for name in names:
+            if name in found:
+                continue
+            home = self._homes[name]
+            found |= self._converted(home) if home in self._made else {name: self._weights[home]}
+        for name in names:
+            wanted, got = tuple(self._wanted[name].shape), tuple(found[name].shape)
+            if got != wanted:
+                raise InputError(f"{self._source}: {name} has shape {got}, expected {wanted} by its config")
+        return {name: found[name] for name in names}
+
+    def _converted(self, first: str) -> dict[str, Tensor]:
+        sources = self._made[first]
+        converter = deepcopy(self._converter(sources[0][0]))
+        for pattern, name in sorted(sources, key=lambda source: _natural(source[1])):
+            converter.add_tensor(first, name, pattern, self._weights[name])
+        made: dict[str, Any] = converter.convert(first, model=self._model, config=self._model.config)
+        return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
+
+
+def _starts(name: str) -> Iterator[str]:
+    while "." in name:
+        _, name = name.split(".", 1)
+        yield name
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(each), "") if each.isdigit() else (-1, each) for each in name.split(".")]
