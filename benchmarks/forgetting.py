@@ -1,8 +1,8 @@
 """What a model forgets of a first text while it learns a second one, with each means against forgetting and with none.
 
 Trained on prose (the running Python's documentation topics), then on code (its library), with equal steps; loss on
-held-out parts of both, in nats per byte, means and standard errors over seeds. Half of the means also grow by half of
-their hidden units when the second text begins.
+held-out parts of both, in nats per byte, means and standard errors over seeds. The two models called wider also grow by
+half of their hidden units when the second text begins: one with no means, one that freezes what is old.
 
     python benchmarks/forgetting.py [--quick]
 """
@@ -74,7 +74,7 @@ def blueprint(hidden: int = HIDDEN) -> Blueprint:
     return Blueprint.model_validate({"emb": {"dim": DIM, "vocab": 256}, "blocks": [block] * LAYERS})
 
 
-def texts() -> dict[str, NDArray[np.int64]]:
+def corpora() -> dict[str, NDArray[np.int64]]:
     """The bytes of prose and of code."""
     prose = "\n".join(topics[name] for name in sorted(topics)).encode()
     files = sorted(Path(statistics.__file__).parent.glob("*.py"))[::10]
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed")
     seeds = (0,) if parser.parse_args().quick else (0, 1, 2)
     torch.set_num_threads(1)
-    steps, both = 200, texts()
+    steps, both = 200, corpora()
     found: dict[str, list[tuple[float, float]]] = {"before": []}
     for seed in seeds:
         start = first(both["prose"], steps, seed)

@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is within its bounds; an old token's logits and those of a deeper model stay bit for bit."""
+        """Whether it is within its bounds; the logits of a deeper model stay bit for bit in fp32 and fp64."""
         same = self.growth.startswith("depth")
         return self.fp64 <= FP64 * (not same) and self.fp32 <= FP32 * (not same) and self.bf16 <= BF16
 

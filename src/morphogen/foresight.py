@@ -17,7 +17,7 @@ from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError
 from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
-from morphogen.growth.rules import growth_remarks, late
+from morphogen.growth.rules import growth_remarks, late, unasked
 from morphogen.knobs import Remark, knobs
 from morphogen.search.rungs import composed, promotion, rejection, stages
 from morphogen.sections.values import changed
@@ -88,15 +88,17 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
 
 def late_growth(experiment: Experiment) -> Iterator[Remark]:
     """Growth rules that wait for more steps or tokens than the longest lineage of a search can have; refused where the
-    file says how to search, as it is not for `morphogen train` alone then."""
+    file says how to search, as it is not for `morphogen train` alone then. And those that nobody asks for there."""
     train, evolution = experiment.train, experiment.evolution
+    searched = len(changed(evolution)) > 0
+    if searched:  # `morphogen train` may take the same file, and ask
+        yield from (remark._replace(refused=False) for remark in unasked(experiment.model))
     if train.init_checkpoint is not None:  # behind which nobody knows what lies
         return
     extra = promotion(evolution).budget_tokens if evolution.promotion_prob > 0.0 else 0
     own = min(train.max_tokens, sum(stage.budget_tokens for stage in stages(evolution)) + extra)
     trainings = evolution.generations + 1 if evolution.weight_inheritance == "parent" else 1
     most = trainings * own + evolution.anneal_tokens + experiment.data.healing_tokens
-    searched = len(changed(evolution)) > 0
     for remark in late(experiment.model, most // experiment.tokens_per_step, most):
         yield remark._replace(refused=remark.refused and searched)
 

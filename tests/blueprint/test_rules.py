@@ -76,6 +76,14 @@ MISTAKES = {
         "trigger: plateau, window: 40",
         "trigger: gradient_norm",
     ): "growth[0].when: got neither 'above' nor 'below', expec",
+    (
+        "trigger: plateau, window: 40",
+        "trigger: perplexity, below: 1",
+    ): "model.growth[0].when.below: got 1, expected greater than 1",
+    (
+        "trigger: plateau, window: 40",
+        "trigger: utilization, threshold: 1.0",
+    ): "model.growth[0].when.threshold: got 1.0, expected less than 1",
     ("trigger: plateau, window: 40", "trigger: perplexity"): "growth[0].when: got neither 'above' nor 'below', expecte",
     (
         "trigger: plateau, window: 40",

@@ -11,11 +11,12 @@ from morphogen.blueprint.diff import apply
 from morphogen.blueprint.growth import GrowthAction, GrowthLimits
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
-from morphogen.growth.actions import Grown, act, within
+from morphogen.growth.actions import Grown, act
 from morphogen.growth.surgery import max_delta, operate
 from morphogen.network import assemble
 from morphogen.parts.ffn.moe import MoE
 from morphogen.testing.models import ids_of, stirred
+from morphogen.variation.making import within
 
 ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
 MIXED = Blueprint.model_validate(

@@ -83,6 +83,20 @@ def test_of_experts_that_merge_the_first_becomes_the_mean(model: LanguageModel) 
         assert torch.equal(new[0], old[0]) == twin
 
 
+def test_of_an_expert_that_goes_by_merging_the_nearest_becomes_the_mean(model: LanguageModel) -> None:
+    with torch.no_grad():
+        for name, stack in model.blocks[1].ffn.named_parameters():
+            if name in ("up.weight", "gate.weight", "down.weight"):
+                stack[3] = stack[1].flip(0) + 0.05 * stack[3]  # the units in another order, and a little of its own
+    asked = {"action": "prune_experts", "chooser": "merge"}
+    after = model.grow(asked, experts={"b1": (3,)})
+    plain = model.prune_expert("b1", 3)
+    old, new, cut = (each.state_dict()["blocks.1.ffn.up.weight"] for each in (model, after, plain))
+    torch.testing.assert_close(new[1], (old[1] + old[3].flip(0)) / 2)
+    assert torch.equal(new[[0, 2]], old[[0, 2]])
+    assert torch.equal(cut, old[:3])
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -94,6 +108,10 @@ def test_of_experts_that_merge_the_first_becomes_the_mean(model: LanguageModel) 
         (lambda m: m.split_expert("b1", 4), InputError, "got expert 4 of block b1, expected 0 to 3"),
         (lambda m: m.merge_experts("b1", 1, 1), InputError, "the same expert of block b1 twice"),
         (lambda m: m.grow({"action": "merge_experts"}), InputError, "expected two experts"),
+        (lambda m: m.grow({"action": "prune_experts"}), InputError, "expected the experts of a block that are to go"),
+        (lambda m: m.grow({"action": "prune_experts"}, experts={"b1": ()}), InputError, "experts of a block that"),
+        (lambda m: m.grow({"action": "prune_experts", "chooser": "gate_norm"}, experts={"b1": (0,)}), InputError,
+         "chooser: gate_norm is measured in training alone"),
         (lambda m: m.grow({"action": "deepen"}, experts={"b1": (0,)}), InputError, "no experts of one's own choice"),
         (lambda m: m.grow_vocabulary(37), OperatorError, "nothing for it to do"),
         (lambda m: m.to_moe().to_moe(), OperatorError, "nothing for it to do"),

@@ -117,6 +117,24 @@ def test_the_chooser_orders_those_below_the_threshold() -> None:
     assert experts.to_prune(StepTrigger(at=1), merge, lonely, 12, no_writing) == {}
 
 
+def test_what_experts_write_is_measured_once_for_all_mixtures_and_only_where_it_is_asked_for() -> None:
+    blueprint = model({"n_experts": 4}, {"n_experts": 4}, {"n_experts": 4})
+    load = {f"b{i}": [60.0, 40.0, 1.0, 2.0] for i in range(3)}
+    experts, trigger = watched(blueprint, *[load] * 12)
+    calls = list[int]()
+
+    def written() -> dict[str, list[float]]:
+        calls.append(1)
+        return {block: [0.0, 1.0, 3.0, 2.0] for block in load}
+
+    assert len(experts.to_prune(trigger, PruneExperts(chooser="gate_norm"), blueprint, 12, written)) == 3
+    assert len(calls) == 1
+    assert len(experts.to_cross(trigger, CrossExperts(), blueprint, 12, written)) == 3
+    assert len(calls) == 2
+    assert len(experts.to_prune(trigger, PruneExperts(), blueprint, 12, written)) == 3
+    assert len(calls) == 2
+
+
 def test_twins_may_go_where_places_may_not() -> None:
     blueprint = model({"n_experts": 5, "k": 2, "twins": (0, 2)})  # two places would be left of three
     experts, trigger = watched(blueprint, *[{"b0": [1.0, 2.0, 400.0, 3.0, 4.0]}] * 12)

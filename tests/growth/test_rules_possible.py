@@ -5,16 +5,22 @@ from typing import Any
 
 import pytest
 
+from morphogen.blueprint.diff import digest
+from morphogen.blueprint.growth import of_blocks
 from morphogen.blueprint.schema import Blueprint
 from morphogen.checks import validated
 from morphogen.cli import main
 from morphogen.errors import InputError
-from morphogen.growth.rules import check_growth, growth_remarks, unheard
+from morphogen.growth.rules import growth_remarks, late, unheard
+from morphogen.knobs import Remark
+from morphogen.reading import dotted
 
 DENSE = {"ffn": {"kind": "dense", "hidden": 32}}
 MIXED = {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 4, "k": 2}}
 ATTN = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}}
+FULL: dict[str, Any] = {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 2, "k": 2}}
 STEP = {"trigger": "step", "at": 8}
+PPL = {"trigger": "perplexity"}
 USAGE = {"trigger": "expert_usage"}
 
 
@@ -26,13 +32,14 @@ def blueprint(*growth: dict[str, Any], blocks: Any = (ATTN | DENSE, DENSE)) -> B
     return Blueprint.model_validate({"emb": {"dim": 16, "vocab": 37}, "blocks": blocks, "growth": growth})
 
 
-def said(model: Blueprint, steps: int | None = None, tokens: int | None = None) -> str:
+def remarks(model: Blueprint, steps: int | None = None, tokens: int = 10**9) -> list[Remark]:
+    """What is odd about its rules, in a training of so many steps, if that is known."""
+    return [*growth_remarks(model, 256), *(late(model, steps, tokens) if steps is not None else ())]
+
+
+def said(model: Blueprint, steps: int | None = None, tokens: int = 10**9) -> str:
     """What is refused of it."""
-    try:
-        check_growth(model, steps, tokens)
-    except InputError as error:
-        return str(error)
-    return ""
+    return "\n".join(f"{dotted(it.loc)}: {it.said}" for it in remarks(model, steps, tokens) if it.refused)
 
 
 REFUSED: dict[str, tuple[list[dict[str, Any]], Any, str]] = {
@@ -123,6 +130,51 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], Any, str]] = {
         (MIXED,),
         "growth[1].when: of 4 experts, one used between 0.125 and 0.188 is split by rule0 and let go by rule1",
     ),
+    "experts that all run": (
+        [rule("split_experts", USAGE)],
+        (FULL,),
+        "when: never fires: it waits for a usage above 0.75, but each token runs 2 of 2 experts, so that none is used",
+    ),
+    "experts that all run, to be let go": (
+        [rule({"action": "cross_experts"}, USAGE)],
+        (FULL,),
+        "when: never fires: it waits for a usage below 0.125, but each token runs all of the 2 experts, which are used",
+    ),
+    "a share that no expert can have": (
+        [rule("split_experts", {**USAGE, "relative": False, "split_above": 0.5})],
+        (MIXED,),
+        "when: never fires: it waits for a usage above 0.5, but each token runs 2 of 4 experts",
+    ),
+    "a share of experts of a rule": (
+        [rule({"action": "to_moe", "n_experts": 3, "k": 3}), rule("widen", USAGE)],
+        None,
+        "growth[1].when: never fires: it waits for a usage above 0.5, but each token runs 3 of 3 experts",
+    ),
+    "bounds that exclude each other": (
+        [rule("widen", {"trigger": "all", "of": [{**PPL, "above": 9}, {**PPL, "below": 9}]})],
+        None,
+        "when.of[1]: never fires with number 0: no mean is below 9 and above 9 at once",
+    ),
+    "as many experts as run": (
+        [rule({"action": "prune_experts", "min_experts": 2})],
+        ({"ffn": {"kind": "moe", "hidden": 16, "n_experts": 4, "k": 4}},),
+        "do: prune_experts can do nothing in the model: as many experts stay as each token runs",
+    ),
+    "experts of other kinds alone to cross": (
+        [rule("cross_experts")],
+        ({"ffn": {**FULL["ffn"], "n_experts": 2, "k": 1, "experts": [{"kind": "dense", "hidden": 8}]}},),
+        "do: cross_experts can do nothing in the model",
+    ),
+    "a block without experts": (
+        [rule({"action": "split_experts", "blocks": ["b1"]})],
+        (MIXED, DENSE),
+        "do: split_experts has nothing to act on: b1 has no mixture of experts",
+    ),
+    "before there is anything": (
+        [rule("to_moe", {"trigger": "step", "at": 20}), rule("split_experts")],
+        None,
+        "growth[1].when: fires once, at step 8, when there is nothing for it to act on: no rule acts before step 20",
+    ),
     "wider and narrower": ([rule(), rule("narrow")], None, "growth[1].when: narrow undoes what rule0 does (widen)"),
 }
 
@@ -145,7 +197,7 @@ FINE: dict[str, tuple[list[dict[str, Any]], Any]] = {
     ),
     "blocks that are added": ([rule("drop_layer", {"trigger": "plateau"}), rule("deepen")], (DENSE,)),
     "a limit that shrinking leaves": (
-        [rule({"action": "deepen"}, max_layers=2), rule("drop_layer", {"trigger": "plateau"})],
+        [rule("deepen", {"trigger": "step", "every": 8}, max_layers=2), rule("drop_layer", {"trigger": "plateau"})],
         None,
     ),
     "one of any": ([rule("widen", {"trigger": "any", "of": [STEP, USAGE]})], None),
@@ -157,6 +209,25 @@ FINE: dict[str, tuple[list[dict[str, Any]], Any]] = {
         [rule({"action": "widen", "blocks": ["b0"]}), rule({"action": "narrow", "blocks": ["b1"]})],
         None,
     ),
+    "experts that all run, of which there will be more": (
+        [rule("split_experts", USAGE), rule("add_experts")],
+        (FULL,),
+    ),
+    "a place that twins share": (
+        [rule("prune_experts", USAGE)],
+        ({"ffn": {**FULL["ffn"], "n_experts": 3, "twins": [0]}},),
+    ),
+    "the only expert that may go": (
+        [rule("prune_experts")],
+        ({"ffn": {**FULL["ffn"], "n_experts": 3, "twins": [1]}},),
+    ),
+    "bounds of other windows": (
+        [rule("widen", {"trigger": "all", "of": [{**PPL, "above": 9}, {**PPL, "below": 9, "window": 9}]})],
+        None,
+    ),
+    "one bound of two": ([rule("widen", {"trigger": "any", "of": [{**PPL, "above": 9}, {**PPL, "below": 9}]})], None),
+    "blocks of the whole stream": ([rule({"action": "widen", "target": "dim", "blocks": ["b0"]})], None),
+    "when there is something": ([rule("to_moe"), rule("split_experts", {"trigger": "step", "at": 9})], None),
     "opposite targets": ([rule(), rule({"action": "narrow", "target": "heads"})], None),
 }
 
@@ -167,22 +238,54 @@ def test_what_may_be_is_not_refused(what: str) -> None:
     assert said(blueprint(*growth, blocks=blocks or (ATTN | DENSE, DENSE))) == ""
 
 
-LATE: list[tuple[dict[str, Any], str]] = [
-    ({"trigger": "step", "at": 101}, "when: never fires: it waits for 101 steps, but there are 100 in all"),
-    ({"trigger": "step", "every": 101}, "when: never fires: it waits for 101 steps"),
-    ({"trigger": "tokens", "at": 6401}, "when: never fires: it waits for 6,401 tokens, but there are 6,400 in all"),
-    ({"trigger": "plateau", "window": 200}, "when: never fires: it waits for 200 steps"),
+#: Trigger, what it waits for in steps, in words.
+LATE: list[tuple[dict[str, Any], int, str]] = [
+    ({"trigger": "step", "at": 101}, 101, "when: never fires: it waits for 101 steps, but there are 100 in all"),
+    ({"trigger": "step", "every": 101}, 101, "when: never fires: it waits for 101 steps"),
+    ({"trigger": "step", "at": 100}, 100, "there are 100 in all, and nothing grows after the last step"),
+    (
+        {"trigger": "tokens", "at": 6401},
+        101,
+        "when: never fires: it waits for 6,401 tokens, but there are 6,400 in all",
+    ),
+    ({"trigger": "tokens", "every": 6337}, 100, "it waits for 6,337 tokens, but there are 6,400 in all, and nothing"),
+    ({"trigger": "plateau", "window": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({"trigger": "gradient_norm", "above": 1.0, "window": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({**PPL, "above": 1.0, "window": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({"trigger": "loss_spike", "window": 200}, 201, "when: never fires: it waits for 201 steps"),
+    ({"trigger": "utilization", "window": 209}, 200, "when: never fires: it waits for 200 steps"),
+    ({"trigger": "utilization", "measure": "removal", "window": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({"trigger": "expert_usage", "interval": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({"trigger": "any", "of": [{"trigger": "step", "at": 900}] * 2}, 900, "when.of[1]: never fires: it waits for 900"),
     (
         {"trigger": "all", "of": [STEP, {"trigger": "step", "at": 900}]},
+        900,
         "when.of[1]: never fires: it waits for 900 steps",
     ),
 ]
 
 
-@pytest.mark.parametrize(("when", "message"), LATE)
-def test_a_trigger_beyond_the_end_is_refused(when: dict[str, Any], message: str) -> None:
-    assert message in said(blueprint(rule("widen", when)), 100, 6400)
-    assert said(blueprint(rule("widen", when)), 1000, 64_000) == said(blueprint(rule("widen", when))) == ""
+@pytest.mark.parametrize(("when", "steps", "message"), LATE)
+def test_a_trigger_beyond_the_end_is_refused(when: dict[str, Any], steps: int, message: str) -> None:
+    model = blueprint(rule("widen", when), blocks=(ATTN | DENSE, MIXED))
+    assert message in said(model, 100, 6400)
+    assert said(model, steps, 64 * steps) != ""
+    assert said(model, steps + 1, 64 * (steps + 1)) == said(model) == ""
+
+
+def test_of_little_used_experts_probation_counts_and_of_those_that_come_their_age_too() -> None:
+    usage = {**USAGE, "interval": 20, "probation": 70, "min_age": 30, "window": 10}
+    prune, to_moe = rule("prune_experts", usage), rule("to_moe", {"trigger": "step", "at": 50})
+    for growth, blocks, waits in (
+        ((prune,), (MIXED,), 80),
+        ((rule("split_experts", {**USAGE, "interval": 20, "window": 10}),), (MIXED,), 20),
+        ((prune, to_moe), (DENSE,), 120),
+        ((rule("split_experts", {**usage, "probation": 0}), to_moe), (DENSE,), 80),
+        ((rule("split_experts", {**usage, "probation": 0}, cooldown_steps=90), to_moe), (DENSE,), 140),
+    ):
+        model = blueprint(*growth, blocks=blocks)
+        assert f"when: never fires: it waits for {waits} steps" in said(model, waits)
+        assert said(model, waits + 1) == ""
 
 
 def test_one_training_that_may_be_made_longer_needs_one_rule_that_it_comes_to() -> None:
@@ -205,15 +308,41 @@ def test_knobs_without_effect_are_told_and_not_refused() -> None:
     drop = rule({"action": "drop_layer", "warmup": 9}, max_dim=64)
     prune = rule("prune_experts", {**USAGE, "split_above": 2.0})
     any_of = rule("widen", {"trigger": "any", "of": [STEP, {"trigger": "step", "at": 900}]})
-    told = check_growth(blueprint(drop, prune, any_of, rule(), rule(), blocks=(MIXED, DENSE)), 100)
-    found = {".".join(map(str, remark.loc[2:])): remark.said for remark in told}
-    assert found == {
+    wide = rule({"action": "widen", "target": "dim", "blocks": ["b0"]}, {"trigger": "step", "at": 9}, max_layers=9)
+    split = rule("split_experts", {"trigger": "all", "of": [STEP, {**USAGE, "prune_below": 0.1, "probation": 9}]})
+    told = remarks(blueprint(drop, prune, any_of, rule(), rule(), wide, split, blocks=(MIXED, DENSE)), 1000)
+    assert not [remark for remark in told if remark.refused]
+    told += remarks(blueprint(any_of), 100)
+    assert {".".join(map(str, remark.loc[2:])): remark.said for remark in told} == {
         "0.do.warmup": "has no effect: drop_layer adds no parameters",
         "0.limits.max_dim": "has no effect: drop_layer changes nothing that it limits",
-        "1.when.split_above": "has no effect with action prune_experts",
-        "2.when.of.1": "never fires: it waits for 900 steps, but there are 100 in all",
+        "1.when.split_above": "has no effect: prune_experts is about experts that are used too little",
+        "0.when.of.1": "never fires: it waits for 900 steps, but there are 100 in all",
         "4": "says what rule3 says, so that both act at once",
+        "5.do.blocks": "has no effect: target dim is the width of all blocks",
+        "5.limits.max_layers": "has no effect: widen changes nothing that it limits",
+        "6.when.of.1.prune_below": "has no effect: split_experts is about experts that are used too much",
+        "6.when.of.1.probation": "has no effect: split_experts is about experts that are used too much",
     }
+
+
+def test_what_has_no_effect_makes_no_other_architecture() -> None:
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return digest(blueprint(one, blocks=(MIXED, DENSE))) == digest(blueprint(other, blocks=(MIXED, DENSE)))
+
+    assert same(rule("deepen"), rule("deepen", max_dim=64))
+    assert same(rule("split_experts", USAGE), rule("split_experts", {**USAGE, "prune_below": 0.1, "probation": 9}))
+    dim = {"action": "widen", "target": "dim"}
+    assert same(rule(dim), rule({**dim, "blocks": ["b0"]}))
+    assert not same(rule(), rule({"action": "widen", "blocks": ["b0"]}))
+    assert not same(rule("deepen"), rule("deepen", max_layers=9))
+    assert not same(rule("prune_experts", USAGE), rule("prune_experts", {**USAGE, "probation": 9}))
+
+
+def test_a_rule_for_the_whole_model_survives_blocks_that_it_names() -> None:
+    dim = {"action": "widen", "target": "dim", "blocks": ["b0"]}
+    (left,) = of_blocks(blueprint(rule(dim), rule({"action": "widen", "blocks": ["b0"]})).growth, {"b1"})
+    assert (left.id, left.blocks()) == ("rule0", ())
 
 
 def test_a_model_that_has_grown_to_its_limit_may_train_on() -> None:
@@ -245,7 +374,7 @@ def test_validate_tells_line_and_column_and_ends_with_2(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("at", "weights", "fine"), [(30, "parent", True), (31, "parent", False), (11, "scratch", False)]
+    ("at", "weights", "fine"), [(29, "parent", True), (30, "parent", False), (10, "scratch", False)]
 )
 def test_in_a_search_the_longest_lineage_counts(at: int, weights: str, fine: bool, tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
@@ -255,3 +384,15 @@ def test_in_a_search_the_longest_lineage_counts(at: int, weights: str, fine: boo
     else:
         with pytest.raises(InputError, match=r"f.yaml:6:7 model.growth\[0\].when: never fires: it waits for"):
             validated(str(file))
+
+
+def test_nobody_asks_by_hand_in_a_search(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    text = FILE.format(at=5, action="widen", weights="parent").replace("trigger: step, at: 5", "trigger: manual")
+    for written, count in ((text, 1), (text.partition("evolution")[0], 0)):
+        file.write_text(written)
+        found = validated(str(file))
+        assert found.said.startswith("ok")
+        assert (
+            len([note for note in found.notes if "f.yaml:6:7" in note and "nobody asks in a search" in note]) == count
+        )

@@ -9,7 +9,8 @@ from scipy.stats import spearmanr
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
-from morphogen.growth.utilization import SAMPLES, Uses, Watch, normalised, removal
+from morphogen.growth.triggers import SAMPLES
+from morphogen.growth.utilization import Uses, Watch, normalised, removal
 from morphogen.network import LanguageModel, build
 from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.trainer import Trainer
@@ -50,7 +51,7 @@ def held_loss(model: LanguageModel) -> float:
 
 @pytest.fixture(scope="module")
 def trained() -> Trainer:
-    """A model of several layers that was trained a little, the sixth of which does nothing."""
+    """A model of several layers that was trained a little."""
     block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": {"kind": "dense", "hidden": 64}}
     model = build(Blueprint.model_validate({"emb": {"dim": 32, "vocab": 256}, "blocks": [block] * LAYERS}), seed=0)
     train = Train.model_validate({"lr": 3e-3, "warmup": 10})

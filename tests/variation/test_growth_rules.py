@@ -9,11 +9,14 @@ import pytest
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.triggers import singles
 from morphogen.experiment import Evolution, Train
+from morphogen.growth.rules import growth_remarks
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import OPERATORS
+from morphogen.variation import making
 from morphogen.variation.crossover import aligned_span, one_point, uniform
-from morphogen.variation.growth import MOST_GROWTH, MOST_RULES, MOST_TIMES, NAMES, add_growth_rule, fits, rule_weights
+from morphogen.variation.growth import MOST_GROWTH, MOST_RULES, MOST_TIMES, NAMES, add_growth_rule, rule_weights
 from morphogen.variation.operator import apply_operator, describe_operators, mutate, operator_weights
 from morphogen.variation.policy import Policy
 
@@ -53,21 +56,102 @@ def test_rules_that_operators_draw_can_act_and_have_an_end() -> None:
     start = blueprint()
     added = [add_growth_rule(start, np.random.default_rng(seed)) for seed in range(120)]
     walked = [model for seed in range(6) for model in walk(start, 20, seed)]
-    drawn = [rule for model in (*added, *walked) if model is not None for rule in model.growth]
+    made = [model for model in (*added, *walked) if model is not None]
+    assert not [remark for model in made for remark in growth_remarks(model, 64) if remark.refused]
+    drawn = [rule for model in made for rule in model.growth]
     for rule in drawn:
-        assert fits(start, rule)
-        assert 1 <= (rule.limits.max_times or 0) <= MOST_TIMES * 2
+        assert 1 <= (rule.limits.max_times or 0) <= MOST_TIMES
         assert rule.limits.cooldown_steps > 0
         if rule.do.adds:
             assert (rule.limits.max_params or 0) <= MOST_GROWTH * parameter_count(start)
         if rule.do.action == "deepen":
-            assert (rule.limits.max_layers or 99) <= MOST_GROWTH * 3 + 1
+            assert (rule.limits.max_layers or 99) <= MOST_GROWTH * 3
+    assert {rule.limits.max_times for rule in drawn} == set(range(1, MOST_TIMES + 1))
     actions = Counter(rule.do.action for rule in drawn)
     triggers = Counter(rule.when.trigger for rule in drawn)
     wanted = {"widen", "deepen", "to_moe", "add_experts", "split_experts", "prune_experts", "merge_experts"}
     assert wanted | {"cross_experts", "narrow", "drop_layer"} == actions.keys()
     assert {"step", "plateau", "utilization", "expert_usage"} == triggers.keys()
     assert '"how":"stack"' not in "".join(rule.model_dump_json() for rule in drawn)
+
+
+ALL_RUN = {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 2, "k": 2}}
+#: Rules that are near to what they cannot do.
+EDGES: dict[str, tuple[list[dict[str, Any]], Any]] = {
+    "room for few blocks": ([{**WIDEN, "do": {"action": "deepen"}, "limits": {"max_layers": 4}}], (DENSE,)),
+    "room for few channels": (
+        [{**WIDEN, "do": {"action": "widen", "target": "dim", "factor": 1.5}, "limits": {"max_dim": 24}}],
+        (DENSE, ATTN),
+    ),
+    "few experts": ([{**SPLIT, "do": {"action": "prune_experts", "min_experts": 3}}], (MIXED,)),
+    "many experts": ([SPLIT | {"do": {"action": "split_experts", "max_experts": 5}}], (MIXED,)),
+    "all experts run": ([], (ALL_RUN, DENSE)),
+    "narrow": ([{**WIDEN, "do": {"action": "narrow"}, "limits": {}}], ({"ffn": {"kind": "dense", "hidden": 2}}, ATTN)),
+    "used by nearly all": (
+        [{**WIDEN, "when": {"trigger": "utilization", "threshold": 0.6}}],
+        (DENSE, DENSE),
+    ),
+    "perplexity near to none": ([{**WIDEN, "when": {"trigger": "perplexity", "below": 1.5}}], (DENSE,)),
+    "deeper and less deep": (
+        [{**WIDEN, "do": {"action": "deepen"}, "limits": {}}, {**SPLIT, "when": {"trigger": "manual"}}],
+        (MIXED, DENSE, DENSE),
+    ),
+    "a rule that others need": (
+        [{**WIDEN, "do": {"action": "to_moe", "k": 1}}, {**SPLIT, "do": {"action": "prune_experts", "min_experts": 3}}],
+        (DENSE, ATTN),
+    ),
+    "one block of two": ([{**WIDEN, "do": {"action": "widen", "blocks": ["b1"]}}], (ATTN, ATTN | DENSE)),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_no_operator_makes_a_rule_that_validate_would_refuse_or_call_idle(name: str) -> None:
+    growth, blocks = EDGES[name]
+    start = blueprint(*growth, blocks=blocks)
+    before = {remark.said for remark in growth_remarks(start, 64)}
+    for seed in range(3):
+        for model in walk(start, 8, seed):
+            here = {f"{remark.loc[3:]} {remark.said}" for remark in growth_remarks(model, 64) if remark.refused}
+            assert not here
+            told = [it for it in growth_remarks(model, 64) if "undoes" in it.said or "blocks" in it.loc]
+            assert not [it for it in told if it.said not in before]
+
+
+def test_what_a_rule_does_not_read_is_not_tuned() -> None:
+    limits = {"max_layers": 50, "max_dim": 50, "max_times": 3, "max_flops_per_token": 1e9}
+    prune = {"trigger": "expert_usage", "split_above": 2.0, "probation": 8}
+    for rule, kept in (
+        ({**WIDEN, "limits": limits}, {"max_layers": 50, "max_dim": 50, "max_flops_per_token": 1e9}),
+        ({"when": prune, "do": {"action": "prune_experts"}}, {"split_above": 2.0}),
+        (
+            {
+                "when": {"trigger": "any", "of": [{**prune, "split_above": 1.7}, prune]},
+                "do": {"action": "split_experts"},
+            },
+            {"probation": 8},
+        ),
+    ):
+        start, seen = blueprint(rule), set[str]()
+        for seed in range(40):
+            made = apply_operator(start, "tune_growth_rule", np.random.default_rng(seed))
+            if made is not None and made[0].growth[0].do.model_dump().get("target") != "dim":
+                (now,) = made[0].growth
+                seen.add(now.model_dump_json())
+                held = [dict(now.limits), *(dict(trigger) for _, trigger in singles(now.when))]
+                assert all(part[name] == value for name, value in kept.items() for part in held if name in part)
+        assert len(seen) > 3
+
+
+def test_one_act_that_is_tuned_makes_a_model_at_most_so_many_times_as_large() -> None:
+    for do in ({"action": "deepen", "layers": 3}, {"action": "widen", "target": "dim", "factor": 3.0}):
+        for seed in range(8):
+            start = blueprint({**WIDEN, "do": do, "limits": {}}, blocks=[DENSE])
+            for model in walk(start, 5, seed):
+                for rule in model.growth:
+                    made = making.make(start, rule.do, np.random.default_rng(0))
+                    if made is not None and made.blueprint is not None and rule.do.action == do["action"]:
+                        assert len(made.blueprint.blocks) <= MOST_GROWTH * len(start.blocks)
+                        assert made.blueprint.emb.dim <= MOST_GROWTH * start.emb.dim
 
 
 def test_operators_stop_at_a_few_rules_and_no_two_say_the_same() -> None:
@@ -177,6 +261,16 @@ def test_a_child_has_the_rules_of_its_first_parent_and_those_of_the_second_that_
             mixed = any(block.ffn is not None and block.ffn.label == "moe" for block in child.blocks)
             assert [rule.id for rule in child.growth] == (["a", "b"] if mixed else ["a"])
             assert child.growth[0] == first.growth[0]
+
+
+def test_of_the_second_parents_rules_none_says_or_undoes_what_the_first_ones_do() -> None:
+    drop = {"id": "c", **WIDEN, "do": {"action": "drop_layer"}}
+    first = blueprint({"id": "a", **WIDEN, "do": {"action": "deepen"}, "limits": {}})
+    prune = {"id": "d", "when": {"trigger": "manual"}, "do": {"action": "narrow"}}
+    same = {"id": "b", **WIDEN, "do": {"action": "deepen"}, "limits": {}}
+    second = blueprint(same, drop, prune, blocks=(MIXED, DENSE, ATTN))
+    for child in crossed(uniform, first, second):
+        assert [rule.id for rule in child.growth] == ["a", "d"]
 
 
 def test_rules_that_name_blocks_which_the_child_lacks_name_them_no_more() -> None:

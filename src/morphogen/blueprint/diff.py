@@ -7,10 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from morphogen.blueprint.growth import GrowthRule
+from morphogen.blueprint.growth import SIZES, GrowthRule
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
 
+#: What fields of a growth rule are that nothing reads; others are left out.
+AT_DEFAULT: Mapping[str | int, Any] = {
+    **dict.fromkeys(sorted(SIZES), None),
+    **dict.fromkeys(("split_above", "prune_below"), None),
+    "blocks": [],
+    "probation": 0,
+}
 #: Genes whose order counts -> their fields, which a change names one by one; `id` never changes.
 ORDERED: Mapping[str, tuple[str, ...]] = {
     section: tuple(name for name in gene.model_fields if name != "id")
@@ -34,9 +41,17 @@ def canonical(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def _canonical_rule(rule: GrowthRule, places: Mapping[str, int]) -> dict[str, Any]:
-    plain = rule.model_dump(mode="json", exclude={"id": True, "do": set(rule.do.inert())})
+    plain = rule.model_dump(mode="json", exclude={"id": True})
     if named := rule.blocks():
         plain["do"]["blocks"] = sorted(places[block] for block in named if block in places)
+    for (*steps, name), _ in rule.unread().items():
+        holder: Any = plain
+        for step in steps:
+            holder = holder[step]
+        if name in AT_DEFAULT:
+            holder[name] = AT_DEFAULT[name]
+        else:
+            del holder[name]
     return plain
 
 

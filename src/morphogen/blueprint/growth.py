@@ -4,13 +4,13 @@ A rule is a trigger (`when`, one of `triggers`), an action (`do`) and limits. Ru
 children inherit them.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.blueprint.oneof import OneOf
-from morphogen.blueprint.triggers import Trigger
+from morphogen.blueprint.triggers import ExpertUsageTrigger, Trigger, singles
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import GeneId
 
@@ -28,9 +28,14 @@ class Action(Frozen):
 
     adds: ClassVar[bool] = True
 
-    def inert(self) -> frozenset[str]:
-        """Fields that have no effect as the rest stands: an action that adds no parameters has none to train apart."""
-        return frozenset() if self.adds else frozenset({"new_param_lr_multiplier", "warmup"})
+    def inert(self) -> Mapping[str, str]:
+        """Fields that have no effect as the rest stands, and why."""
+        why = f"{dict(self)['action']} adds no parameters"  # so that there are none to train apart
+        return {} if self.adds else {"new_param_lr_multiplier": why, "warmup": why}
+
+    def limited(self) -> Set[str]:
+        """The limits of size that it can come to."""
+        return {"max_params", "max_flops_per_token"} if self.adds else set()
 
 
 class _InBlocks(Action):
@@ -38,7 +43,14 @@ class _InBlocks(Action):
     """Ids of the blocks that it acts in; none given: all that it can act in."""
 
 
-class Widen(_InBlocks):
+class _Resizing(_InBlocks):
+    def inert(self) -> Mapping[str, str]:
+        """The residual stream is one of all blocks."""
+        whole = {"blocks": "target dim is the width of all blocks"} if dict(self)["target"] == "dim" else {}
+        return {**super().inert(), **whole}
+
+
+class Widen(_Resizing):
     """More units: hidden ones, heads, channels of a head, or residual channels. Exact but for `head_dim` under RoPE."""
 
     action: Literal["widen"] = "widen"
@@ -46,6 +58,10 @@ class Widen(_InBlocks):
     """What grows; `dim`, the residual stream, in all blocks."""
     factor: Annotated[float, Field(gt=1.0, le=16.0)] = 1.5
     """How many times as many, rounded to what the model allows and at least one more."""
+
+    def limited(self) -> Set[str]:
+        """Channels too, where they are what grows."""
+        return {*super().limited(), "max_dim"} if self.target == "dim" else super().limited()
 
 
 class Deepen(Action):
@@ -59,6 +75,10 @@ class Deepen(Action):
     how: Literal["copy", "fresh", "stack"] = "copy"
     """copy: outputs at zero, else as the block before; exact. fresh: new weights, outputs at zero; exact. stack: the
     outputs copied too, the older way, which jumps in loss."""
+
+    def limited(self) -> Set[str]:
+        """Blocks too."""
+        return {*super().limited(), "max_layers"}
 
 
 class ToMoE(_InBlocks):
@@ -146,7 +166,7 @@ class DropLayer(Action):
     """How many."""
 
 
-class Narrow(_InBlocks):
+class Narrow(_Resizing):
     """Fewer hidden units, heads or residual channels; those of largest norm stay. Lossy."""
 
     adds: ClassVar = False
@@ -190,6 +210,10 @@ class GrowthLimits(Frozen):
     """Steps after any growth before this rule may act."""
 
 
+#: The limits of a model's size.
+SIZES = frozenset({"max_layers", "max_dim", "max_params", "max_flops_per_token"})
+
+
 class GrowthRule(Frozen):
     """A change of architecture during training: when, what, and how far."""
 
@@ -206,16 +230,29 @@ class GrowthRule(Frozen):
         """The blocks that it names; none where it acts wherever it can."""
         return self.do.blocks if isinstance(self.do, _InBlocks) else ()
 
+    def unread(self) -> Mapping[tuple[str | int, ...], str]:
+        """What has no effect as the rest of the rule stands, by the fields and numbers that lead to it, and why."""
+        action = self.do.action
+        found: dict[tuple[str | int, ...], str] = {("do", name): why for name, why in self.do.inert().items()}
+        for name in sorted(SIZES - self.do.limited()):
+            found["limits", name] = f"{action} changes nothing that it limits"
+        little = isinstance(self.do, PruneExperts | MergeExperts | CrossExperts)
+        for at, trigger in singles(self.when, ("when",)):
+            if isinstance(trigger, ExpertUsageTrigger):
+                for name in ("split_above",) if little else ("prune_below", "probation"):
+                    found[*at, name] = f"{action} is about experts that are used too {'little' if little else 'much'}"
+        return found
+
 
 def of_blocks(rules: Iterable[GrowthRule], present: Set[str]) -> tuple[GrowthRule, ...]:
     """The rules of a model that has the blocks `present`: those that it lacks are named no more, and a rule for blocks
-    all of which it lacks is gone."""
+    all of which it lacks is gone, unless it acts on the whole model."""
     kept = list[GrowthRule]()
     for rule in rules:
         named = rule.blocks()
         left = tuple(block for block in named if block in present)
         if left == named:
             kept.append(rule)
-        elif left:
+        elif left or "blocks" in rule.do.inert():
             kept.append(rule.model_copy(update={"do": rule.do.model_copy(update={"blocks": left})}))
     return tuple(kept)

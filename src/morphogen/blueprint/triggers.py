@@ -1,5 +1,6 @@
 """Triggers of growth rules as data: when a model changes. `growth/triggers.py` says when each of them fires."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -87,6 +88,8 @@ class PerplexityTrigger(_Bounded):
     """The training perplexity, exp of the mean loss of the last `window` steps, is beyond a bound."""
 
     trigger: Literal["perplexity"] = "perplexity"
+    below: Annotated[float, Field(gt=1.0)] | None = None
+    """Fires when the figure is below this; no perplexity is below 1."""
 
 
 class UtilizationTrigger(Frozen):
@@ -97,7 +100,7 @@ class UtilizationTrigger(Frozen):
     """How a layer's use is told. gradient: from the gradient at its output, how far the loss would move without it.
     removal: by the loss without it, a forward pass for each. activation: norm of the output times its share of
     non-zero entries, which says little of its use."""
-    threshold: Share = 0.5
+    threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Utilization, in [0, 1] with 1 that of the most used layer, above which a layer counts as used."""
     share: Share = 0.8
     """Share of the layers that has to be."""
@@ -166,11 +169,21 @@ class _Several(Frozen):
     of: Annotated[tuple["Trigger", ...], Field(min_length=2)]
     """The triggers that are combined."""
 
+    @property
+    def needed(self) -> int:
+        """How many of them have to fire."""
+        return len(self.of)
+
 
 class AnyTrigger(_Several):
     """One of several triggers fires."""
 
     trigger: Literal["any"] = "any"
+
+    @property
+    def needed(self) -> int:
+        """One."""
+        return 1
 
 
 class AllTrigger(_Several):
@@ -183,6 +196,11 @@ class MajorityTrigger(_Several):
     """More than half of several triggers fire at once."""
 
     trigger: Literal["majority"] = "majority"
+
+    @property
+    def needed(self) -> int:
+        """More than half."""
+        return len(self.of) // 2 + 1
 
 
 Trigger = Annotated[
@@ -203,3 +221,12 @@ Trigger = Annotated[
 ]
 for _several in (AnyTrigger, AllTrigger, MajorityTrigger):
     _several.model_rebuild()
+
+
+def singles(trigger: Trigger, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Trigger]]:
+    """The trigger, or all that it combines, each with the fields and numbers that lead to it."""
+    if isinstance(trigger, AnyTrigger | AllTrigger | MajorityTrigger):
+        for i, one in enumerate(trigger.of):
+            yield from singles(one, (*at, "of", i))
+    else:
+        yield at, trigger

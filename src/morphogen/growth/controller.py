@@ -12,12 +12,13 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ExpertUsageTrigger, UtilizationTrigger
 from morphogen.candidate import stream
 from morphogen.cost import Step, train_memory_bytes
-from morphogen.growth.actions import NOBODY, UNKNOWN, Chosen, Grown, Used, act, within
+from morphogen.growth.actions import Grown, act
 from morphogen.growth.monitor import Ceilings, Kept, Snapshot, Verdict, added_bytes, decide, sort_of
 from morphogen.growth.morphogenesis import Experts
 from morphogen.growth.recasting import Situation, beyond, choose
 from morphogen.growth.triggers import LATER, Fired, Signals, Since, Watched, ahead, fired, parts, reach
 from morphogen.growth.utilization import Measure, Uses
+from morphogen.variation.making import NOBODY, UNKNOWN, Chosen, Used, within
 
 
 @dataclass

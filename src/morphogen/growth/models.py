@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from morphogen.blueprint.growth import Action, CrossExperts, GrowthAction, MergeExperts, PruneExperts, SplitExperts
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError, OperatorError, unknown
-from morphogen.growth.actions import Chosen, act
-from morphogen.growth.blending import blended, match, merged
-from morphogen.growth.morphogenesis import mixtures
+from morphogen.growth.actions import act
+from morphogen.growth.morphogenesis import Experts, mixtures
+from morphogen.growth.recasting import Situation, recast
 from morphogen.growth.surgery import operate
-from morphogen.inherit.splice import StateDict
 from morphogen.network import LanguageModel, assemble
+from morphogen.variation.making import Chosen
 
 _ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
 
@@ -36,8 +37,10 @@ def grow(
         model: Any model of morphogen's, on any device.
         action: What is done, as in a growth rule's `do`.
         seed: Of what is drawn: new weights, and what to act on where that is not said.
-        experts: Id of a block to experts of its mixture, by their numbers in the stack, for actions on experts. Of two
-            that merge the first takes the second in; of two that cross the first becomes a blend of both.
+        experts: Id of a block to experts of its mixture, by their numbers in the stack, for actions on experts; needed
+            by those that prune, merge or cross, as nothing is known of their usage here. Of two that merge the first
+            takes the second in, evenly; of two that cross the first becomes a blend of both. Of one that goes by
+            `chooser: merge` the nearest other one takes it in.
 
     Returns:
         Another model, on the same device, in the same mode and precision.
@@ -51,8 +54,9 @@ def grow(
     grown = act(blueprint, wanted, np.random.default_rng(seed), chosen)
     if grown is None:
         raise OperatorError(f"{wanted.action}: there is nothing for it to do in blueprint {blueprint.name!r}")
-    state = model.state_dict()
-    done = operate(grown, blueprint, state, {}, seed, laid=_blends(blueprint, state, wanted, chosen))
+    nothing_seen = Situation(model, Experts.of(blueprint, ()), 0, torch.empty(0, 0, dtype=torch.long))
+    state = recast(wanted, chosen, nothing_seen, {"": model.state_dict()})[""]
+    done = operate(grown, blueprint, state, {}, seed)
     other = assemble(grown.blueprint, done.state).to(model.emb.weight.device)
     other.recompute, other.eval_steps = model.recompute, model.eval_steps
     other.set_progress(model.progress)
@@ -79,6 +83,11 @@ def _checked(blueprint: Blueprint, action: GrowthAction, experts: Mapping[str, S
     pairs = isinstance(action, MergeExperts | CrossExperts)
     if pairs and not experts:
         raise InputError(f"{action.action}: expected two experts of a block")
+    if isinstance(action, PruneExperts):
+        if action.chooser == "gate_norm":
+            raise InputError(f"{action.action}: chooser: gate_norm is measured in training alone; got it by hand")
+        if not any(experts.values()):
+            raise InputError(f"{action.action}: expected the experts of a block that are to go")
     for block, numbers in experts.items():
         if block not in found:
             raise InputError(unknown(f"{action.action}: block with a mixture of experts", block, found))
@@ -90,16 +99,3 @@ def _checked(blueprint: Blueprint, action: GrowthAction, experts: Mapping[str, S
         if len(set(numbers)) < len(numbers):
             raise InputError(f"{action.action}: got the same expert of block {block} twice")
     return {block: tuple(numbers) for block, numbers in experts.items()}
-
-
-def _blends(blueprint: Blueprint, state: StateDict, action: GrowthAction, chosen: Chosen) -> StateDict:
-    """The weights of experts that merge, evenly, or cross."""
-    laid: StateDict = {}
-    if isinstance(action, MergeExperts | CrossExperts):
-        for block, (i, j) in chosen.items():
-            _, order = match(state, blueprint, block, i, j)
-            if isinstance(action, MergeExperts):
-                laid |= merged(state, blueprint, block, (i, j), 0.5, order)
-            else:
-                laid |= blended(state, blueprint, block, (i, j), action.blend, order)
-    return laid

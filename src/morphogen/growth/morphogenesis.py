@@ -6,6 +6,7 @@ Nothing here depends on the clock or on chance, so that books that were saved go
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -208,11 +209,11 @@ class Experts:
         chooses. Experts of other kinds stay, and a mixture that has changed in this step waits for the next one.
         """
         self._read()
-        found = {}
+        found, measured = {}, cache(written)
         for block, moe, book in self._open(action, blueprint, step):
             judge = usage_trigger(trigger)
             usage, candidates = self._spare(trigger, block, moe, book, step)
-            by = written()[block] if action.chooser == "gate_norm" and candidates else usage
+            by = measured()[block] if action.chooser == "gate_norm" and candidates else usage
             ranked = sorted(candidates, key=lambda e: (by[e], e))
             most = moe.n_experts - action.min_experts
             if action.chooser == "merge":
@@ -267,11 +268,11 @@ class Experts:
         """Of each mixture the least fit and the fittest of the usual experts, by block. With an `expert_usage` in the
         trigger: the least fit of those that `to_prune` would have go."""
         self._read()
-        found = {}
+        found, measured = {}, cache(written)
         for block, moe, book in self._open(action, blueprint, step):
             _, spare = self._spare(trigger, block, moe, book, step)
             if moe.stacked > 1 and spare:
-                fitness = self.fitness(block, written()[block])
+                fitness = self.fitness(block, measured()[block])
                 fittest = max(range(moe.stacked), key=lambda e: (fitness[e], e))
                 least = min(spare, key=lambda e: (fitness[e], e))
                 if least != fittest:
@@ -332,11 +333,7 @@ def mixtures(blueprint: Blueprint, action: Action | None = None) -> dict[str, Mo
 
 def experts_of(blueprint: Blueprint) -> dict[str, int]:
     """Block id -> experts of its mixture, of those that have one."""
-    return {
-        block.id: int(count)
-        for block in blueprint.blocks
-        if (count := dict(block.ffn or {}).get("n_experts")) is not None
-    }
+    return {block: moe.n_experts for block, moe in mixtures(blueprint).items()}
 
 
 def entropy(usage: Sequence[float]) -> float:

@@ -12,10 +12,10 @@ from morphogen.blueprint.growth import CrossExperts, GrowthAction, MergeExperts,
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ExpertUsageTrigger, Trigger
 from morphogen.growth import blending
-from morphogen.growth.actions import Chosen
 from morphogen.growth.morphogenesis import Experts, mixtures
 from morphogen.inherit.splice import StateDict
 from morphogen.network import LanguageModel
+from morphogen.variation.making import Chosen
 
 
 @dataclass(frozen=True)

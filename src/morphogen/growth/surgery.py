@@ -34,33 +34,28 @@ def operate(
     state: Mapping[str, Tensor],
     moments: Mapping[str, StateDict],
     seed: int,
-    *,
-    laid: Mapping[str, Tensor] | None = None,
 ) -> Operated:
     """Carries an action out on the weights of `before` and what the optimizer holds of them, neither of which is
     touched.
 
     moments: kind -> parameter -> tensor, as `Updater.carried` gives them; they go where their parameters go, bit for
     bit, and are zero for fresh entries. Of a new block every entry counts as new, also of a copy. seed: of what is
-    drawn. laid: tensors that first take the place of those of `state`, as of experts that merge or cross; it is not
-    exact then.
+    drawn.
     """
     after = grown.blueprint
     if after.emb.vocab is None:
         after = after.with_vocab(before.context().vocab)
     drawn = plan(after, [before], takes=grown.takes, stacked=grown.stacked)
-    spliced = splice(drawn, [from_parent({**state, **(laid or {})}, 0, moments)], seed)
-    exact = drawn.exact and not laid
-    notes = (*drawn.notes, *(f"{name} made anew" for name in laid or {}))
+    spliced = splice(drawn, [from_parent(dict(state), 0, moments)], seed)
     dropped = sum(item.entries for item in drawn.dropped)
-    report = spliced.report(after, exact, notes, dropped, ("before",))
+    report = spliced.report(after, drawn.exact, drawn.notes, dropped, ("before",))
     carried, present = Moments.carried(spliced), {block.id for block in before.blocks}
     new = {
         name: torch.ones(spec.shape, dtype=torch.bool)
         for name, (gene, _, spec) in specs(after).items()
         if spec.trained and gene.block is not None and gene.block.id not in present
     }
-    return Operated(spliced.state, Moments(carried.of, {**carried.fresh, **new}), report, exact)
+    return Operated(spliced.state, Moments(carried.of, {**carried.fresh, **new}), report, drawn.exact)
 
 
 @torch.no_grad()

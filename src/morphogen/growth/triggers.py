@@ -27,11 +27,14 @@ from morphogen.blueprint.triggers import (
     TokensTrigger,
     Trigger,
     UtilizationTrigger,
+    singles,
 )
 from morphogen.growth.monitor import Ceilings, Snapshot, Verdict
 
 #: A trigger with a window is asked at every so-many-th part of it.
 LOOKS_PER_WINDOW = 10
+#: Measured steps in a window of utilization: so many tell what all would.
+SAMPLES = 10
 #: Steps between two looks at the machine.
 RESOURCES_EVERY = 10
 #: A fall of the loss counts where it is this many standard errors away from none: one flat window in 100 shows one.
@@ -118,11 +121,12 @@ def _kind(*triggers: type, ahead: Ahead, back: int = 0) -> Callable[[Check], Che
 
 def parts(trigger: Trigger) -> Iterator[Trigger]:
     """The trigger, or those that it combines."""
-    if isinstance(trigger, AnyTrigger | AllTrigger | MajorityTrigger):
-        for one in trigger.of:
-            yield from parts(one)
-    else:
-        yield trigger
+    return (one for _, one in singles(trigger))
+
+
+def samples(measure: str, window: int) -> int:
+    """Measured steps in a window of an `utilization` trigger: removal takes a forward pass for each layer."""
+    return 1 if measure == "removal" else min(SAMPLES, window)
 
 
 def reach(trigger: Trigger) -> int:
@@ -362,16 +366,11 @@ def _soonest(trigger: Any, now: Since, tokens_per_step: int) -> int:
     return min(ahead(one, now, tokens_per_step) for one in trigger.of)
 
 
-def _needed(trigger: AnyTrigger | AllTrigger | MajorityTrigger) -> int:
-    """How many of those combined have to fire."""
-    return {"any": 1, "all": len(trigger.of), "majority": len(trigger.of) // 2 + 1}[trigger.trigger]
-
-
 @_kind(AnyTrigger, AllTrigger, MajorityTrigger, ahead=_soonest)
 def _several(trigger: AnyTrigger | AllTrigger | MajorityTrigger, signals: Signals, watched: Watched) -> Fired | None:
     """A count that was passed stays so until the rule acts."""
     found = [result for one in trigger.of if (result := fired(one, signals, watched)) is not None]
-    if len(found) < _needed(trigger):
+    if len(found) < trigger.needed:
         return None
     chosen = next((result for result in found if result.chosen), found[0])
     return chosen._replace(reason="; ".join(result.reason for result in found))

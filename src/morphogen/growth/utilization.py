@@ -23,11 +23,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from morphogen.growth.triggers import samples
 from morphogen.network import LanguageModel
 
 Measure = Literal["gradient", "removal", "activation"]
-#: Measured steps in a window: so many tell what all would.
-SAMPLES = 10
 
 
 class Watch:
@@ -99,7 +98,7 @@ class Uses:
 
     def __init__(self, measure: Measure, window: int) -> None:
         self.measure, self.window = measure, window
-        self._wanted = 1 if measure == "removal" else min(SAMPLES, window)
+        self._wanted = samples(measure, window)
         self._samples: deque[dict[str, float]] = deque(maxlen=self._wanted)
 
     def due(self, step: int) -> bool:

@@ -20,7 +20,7 @@ from morphogen.errors import InputError
 from morphogen.growth.blending import loads
 from morphogen.growth.controller import Controller, Decision, Surroundings
 from morphogen.growth.monitor import Machine
-from morphogen.growth.morphogenesis import mixtures
+from morphogen.growth.morphogenesis import experts_of
 from morphogen.growth.recasting import Situation, allowed, recast
 from morphogen.growth.surgery import Operated, max_delta, operate
 from morphogen.growth.triggers import Since
@@ -317,7 +317,7 @@ class Growing:
             layers=len(blueprint.blocks),
             dim=blueprint.emb.dim,
             flops_per_token=total(blueprint, self.seq_len).flops,
-            experts={block: moe.n_experts for block, moe in mixtures(blueprint).items()},
+            experts=experts_of(blueprint),
         )
 
     def _held_loss_of_few(self, model: LanguageModel) -> float:

@@ -1,9 +1,10 @@
 """Operators on growth rules. They change no weights, and are drawn in runs whose root has rules or that ask for them.
 
-A drawn rule can act on the blueprint at hand, by a trigger that a short training can fire, and has limits.
+A rule that they draw may fire and act on the blueprint at hand, or on what its other rules make of it, and undoes
+nothing that another does at once. One that is drawn anew has limits; of a rule with none a copy has none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Literal, get_args, get_origin
 
 import numpy as np
@@ -18,19 +19,21 @@ from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.operator import model_operator, pick
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
+from morphogen.variation.making import make
+from morphogen.variation.possible import at_odds, comes_to_something
 
-#: Operators add to fewer rules than these,
+#: Operators add to fewer rules than these.
 MOST_RULES = 4
-#: which act at most so often,
+#: Limits are drawn and raised up to these: how often a rule acts, and how many times as large as it is the model gets
+#: in blocks, channels or parameters. Somebody's own that are higher may stay, and fall.
 MOST_TIMES = 4
-#: and make a model at most so many times as large, whichever way it is measured.
 MOST_GROWTH = 4
 #: Steps that counts and windows are drawn around, where no rule of the blueprint names any.
 STEPS = 20
-#: Actions on the experts of mixtures.
-ON_EXPERTS = rules.AddExperts | rules.SplitExperts | rules.PruneExperts | rules.MergeExperts | rules.CrossExperts
 #: Values that are never drawn: what jumps in loss, depends on the clock, or costs a forward pass for every layer.
 NOT_DRAWN = frozenset({"stack", "removal", "activation", "head_dim"})
+#: What is never tuned: FLOPs depend on the length of sequences, which operators do not know.
+NOT_TUNED = frozenset({"max_flops_per_token"})
 
 
 def rule_weights(root: Blueprint, given: Mapping[str, float]) -> dict[str, float]:
@@ -64,42 +67,19 @@ def _found(block: Block, action: GrowthAction) -> bool:
     return True
 
 
-def fits(blueprint: Blueprint, rule: GrowthRule) -> bool:
-    """Whether a rule finds something to act on, now or once another has made mixtures, and no limit of it is below what
-    the model has already."""
-    found, named = places(blueprint, rule.do), rule.blocks()
-    if isinstance(rule.do, ON_EXPERTS):
-        found += tuple(block for each in blueprint.growth for block in _mixed(blueprint, each))
-    if not found or (named and not set(named) & set(found)):
-        return False
-    if isinstance(rule.do, rules.GrowVocabulary) and (blueprint.emb.vocab or 0) >= rule.do.tokens:
-        return False
-    if isinstance(rule.do, rules.DropLayer) and len(blueprint.blocks) < 2:
-        return False
-    return all(most is None or most >= held for most, held in _held(blueprint, rule.limits))
-
-
-def _mixed(blueprint: Blueprint, rule: GrowthRule) -> tuple[str, ...]:
-    """The blocks that a rule gives mixtures."""
-    found = places(blueprint, rule.do) if isinstance(rule.do, rules.ToMoE) else ()
-    return tuple(block for block in found if not rule.blocks() or block in rule.blocks())
-
-
-def _held(blueprint: Blueprint, limits: GrowthLimits) -> Iterator[tuple[int | None, int]]:
-    """(limit, what the model has) for the limits of size."""
-    yield limits.max_layers, len(blueprint.blocks)
-    yield limits.max_dim, blueprint.emb.dim
-    yield limits.max_params, parameter_count(blueprint.nominal)
-
-
 def added_rules(child: Blueprint, other: Blueprint) -> Blueprint:
-    """The child with rules of another blueprint too: those whose ids it lacks, and that fit it."""
+    """The child with rules of another blueprint too: those whose ids it lacks, that come to something in it, and that
+    neither say nor undo at once what one of its own does."""
     own = {rule.id for rule in child.growth}
     offered = of_blocks(other.growth, {block.id for block in child.blocks})
     new = tuple(rule for rule in offered if rule.id not in own)
-    with_all = child.evolve(growth=(*child.growth, *new)) if new else None
-    fitting = [] if with_all is None else [rule for rule in new if fits(with_all, rule)]
-    return (child.evolve(growth=(*child.growth, *fitting)) or child) if fitting else child
+    while new and (with_all := child.evolve(growth=(*child.growth, *new))) is not None:
+        clashing = [later for _, later in at_odds(with_all, with_all.growth)]
+        kept = tuple(rule for rule in new if rule not in clashing and comes_to_something(with_all, rule))
+        if kept == new:
+            return with_all
+        new = kept
+    return child
 
 
 # ------------------------------------------------------------------------------------------------------------- draws
@@ -119,8 +99,10 @@ def _counts(trigger: Trigger) -> Iterator[int]:
                 yield from _counts(each)
         case triggers.StepTrigger(at=at, every=every):
             yield at or every or STEPS
-        case triggers.PlateauTrigger(window=window) | triggers.ExpertUsageTrigger(window=window):
-            yield window
+        case triggers.TokensTrigger() | triggers.ResourcesTrigger() | triggers.ManualTrigger():
+            return
+        case _:
+            yield trigger.window
 
 
 def _trigger(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> Trigger:
@@ -168,8 +150,8 @@ def _actions(blueprint: Blueprint, rng: np.random.Generator) -> list[GrowthActio
 
 def _limits(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> GrowthLimits:
     """Room for the action, and an end to it."""
-    times, depth = int(rng.integers(1, MOST_TIMES)), len(blueprint.blocks)
-    layers = min(depth + times * action.layers, MOST_GROWTH * depth + 1) if isinstance(action, rules.Deepen) else None
+    times, depth = int(rng.integers(1, MOST_TIMES + 1)), len(blueprint.blocks)
+    layers = min(depth + times * action.layers, MOST_GROWTH * depth) if isinstance(action, rules.Deepen) else None
     wider = isinstance(action, rules.Widen) and action.target == "dim"
     known = blueprint.emb.vocab is not None  # else the real size is not
     return GrowthLimits(
@@ -184,17 +166,30 @@ def _limits(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator
 def _in_one_block(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generator) -> GrowthAction:
     """The action in one of the blocks where it can act; as it is where it names none."""
     one = pick(rng, places(blueprint, action))
-    names_blocks = "blocks" in type(action).model_fields
-    return action.model_copy(update={"blocks": (one,)}) if names_blocks and one is not None else action
+    reads_blocks = "blocks" in type(action).model_fields and "blocks" not in action.inert()
+    return action.model_copy(update={"blocks": (one,)}) if reads_blocks and one is not None else action
+
+
+def _plain(part: Frozen) -> Frozen:
+    """Of an action: without names of blocks that it does not read."""
+    unread = isinstance(part, rules.Action) and "blocks" in part.inert()
+    return part.model_copy(update={"blocks": ()}) if unread else part
 
 
 # ---------------------------------------------------------------------------------------------------- the operators
 
 
 def _with(blueprint: Blueprint, made: Sequence[GrowthRule]) -> Blueprint | None:
-    """The blueprint with these rules; None where two of them say the same, or nothing differs."""
-    said = [rule.model_dump_json(exclude={"id"}) for rule in made]
-    return blueprint.evolve(growth=tuple(made)) if len(set(said)) == len(said) else None
+    """The blueprint with these rules; None where one that is new, or came to something before, comes to nothing, where
+    a new one says the same as another or undoes it at once, or where nothing differs."""
+    child = blueprint.evolve(growth=tuple(made))
+    if child is None:
+        return None
+    new = [rule for rule in made if rule not in blueprint.growth]
+    idle = [rule for rule in made if not comes_to_something(child, rule)]
+    if any(rule in new or comes_to_something(blueprint, rule) for rule in idle):
+        return None
+    return None if any(one in new or other in new for one, other in at_odds(child, made)) else child
 
 
 @model_operator(preserves=True, weight=0.0)
@@ -228,10 +223,10 @@ def copy_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprin
     if rule is None:
         return None
     changed: list[dict[str, object]] = [{"when": _trigger(blueprint, rule.do, rng)}]
-    changed += [{"do": other} for other in _other_choices(rule.do, ("target",))]
+    changed += [{"do": _plain(other)} for other in _other_choices(rule.do, ("target",))]
     changed += [{"do": _in_one_block(blueprint, rule.do, rng)}]
     other = rule.evolve(id=blueprint.fresh_id(rng), **changed[int(rng.integers(len(changed)))])
-    if other is None or not fits(blueprint, other):
+    if other is None or _too_large(blueprint, other, rule):
         return None
     at = blueprint.growth.index(rule) + 1
     return _with(blueprint, (*blueprint.growth[:at], other, *blueprint.growth[at:]))
@@ -245,38 +240,45 @@ def tune_growth_rule(blueprint: Blueprint, rng: np.random.Generator) -> Blueprin
         return None
     section = ("when", "do", "limits")[int(rng.integers(3))]
     part: Frozen = {"when": rule.when, "do": rule.do, "limits": rule.limits}[section]
-    tuned = _tuned(part, rng)
-    other = None if tuned is None else rule.evolve(**{section: tuned})
-    if other is None or (fits(blueprint, rule) and not fits(blueprint, other)):
-        return None
-    if any(_beyond(most, before, held) for (most, held), (before, _) in _limits_of(blueprint, other, rule)):
+    unread = {at[1:] for at in rule.unread() if at[0] == section}
+    tuned = _tuned(part, rng, unread)
+    other = None if tuned is None else rule.evolve(**{section: _plain(tuned)})
+    if other is None or _too_large(blueprint, other, rule):
         return None
     return _with(blueprint, [other if each is rule else each for each in blueprint.growth])
 
 
-def _limits_of(
-    blueprint: Blueprint, rule: GrowthRule, before: GrowthRule
-) -> Iterator[tuple[tuple[int | None, int], tuple[int | None, int]]]:
-    """(limit, what `MOST_GROWTH` multiplies) of a rule and of what it was before."""
-    yield from zip(_held(blueprint, rule.limits), _held(blueprint, before.limits), strict=True)
-    yield (rule.limits.max_times, 1), (before.limits.max_times, 1)
+def _too_large(blueprint: Blueprint, rule: GrowthRule, before: GrowthRule) -> bool:
+    """Whether a limit has risen further than operators let it, or one act makes more of the model than that."""
+    model = (len(blueprint.blocks), blueprint.emb.dim, parameter_count(blueprint.nominal))
+    old, new = before.limits, rule.limits
+    bounds = [
+        (new.max_layers, old.max_layers, MOST_GROWTH * model[0]),
+        (new.max_dim, old.max_dim, MOST_GROWTH * model[1]),
+        (new.max_params, old.max_params, MOST_GROWTH * model[2]),
+        (new.max_times, old.max_times, MOST_TIMES),
+    ]
+    if any(most is not None and old is not None and most > max(old, bound) for most, old, bound in bounds):
+        return True
+    made = make(blueprint, rule.do, np.random.default_rng(0)) if rule.do != before.do and rule.do.adds else None
+    if made is None or made.blueprint is None:
+        return False
+    grown = made.blueprint.nominal
+    sizes = (len(grown.blocks), grown.emb.dim, parameter_count(grown))
+    return any(size > MOST_GROWTH * held for size, held in zip(sizes, model, strict=True))
 
 
-def _beyond(most: int | None, before: int | None, held: int) -> bool:
-    """Whether a limit has risen further than operators let it."""
-    return most is not None and before is not None and most > before and most > MOST_GROWTH * held
-
-
-def _tuned(part: Frozen, rng: np.random.Generator) -> Frozen | None:
-    """With one number doubled or halved, or one choice another; of several triggers, one of them tuned."""
+def _tuned(part: Frozen, rng: np.random.Generator, unread: Set[tuple[str | int, ...]]) -> Frozen | None:
+    """With one number doubled or halved, or one choice another, of what is read; of several triggers, one of them
+    tuned."""
     if isinstance(part, triggers.AnyTrigger | triggers.AllTrigger | triggers.MajorityTrigger):
-        at = int(rng.integers(len(part.of)))
-        tuned = _tuned(part.of[at], rng)
-        return None if tuned is None else part.evolve(of=(*part.of[:at], tuned, *part.of[at + 1 :]))
+        i = int(rng.integers(len(part.of)))
+        tuned = _tuned(part.of[i], rng, {at[2:] for at in unread if at[:2] == ("of", i)})
+        return None if tuned is None else part.evolve(of=(*part.of[:i], tuned, *part.of[i + 1 :]))
     made: list[Frozen] = list(_other_choices(part, tuple(type(part).model_fields)))
-    unread = part.inert() if isinstance(part, rules.Action) else frozenset[str]()
     for name, value in part:
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in unread:
+        read = name not in NOT_TUNED and (name,) not in unread
+        if read and isinstance(value, int | float) and not isinstance(value, bool):
             scaled = value * float(rng.choice([0.5, 2.0]))
             other = part.evolve(**{name: round(scaled) if isinstance(value, int) else scaled})
             made += [] if other is None else [other]
