@@ -530,6 +530,11 @@ CASES: dict[str, Case] = {
         "merge @/bad.safetensors @/bad.safetensors --out @/new.safetensors",
         "bad.safetensors",
     ),
+    "a first experiment over a file that is there": (nothing, "init @/tiny.yaml", "tiny.yaml: is there already"),
+    "a first experiment in a place that is a link": (
+        link("new.yaml"), "init @/new.yaml --force --from phi", "new.yaml: is a link"
+    ),
+    "a first experiment of another kind": (nothing, "init @/new.yaml --from smok", "did you mean 'smoke'?"),
     "an older file nested beyond use": (text("old.yaml", DEEP), "convert @/old.yaml --out @/new.yaml", "old.yaml"),
     "an older file of code": (
         text("old.yaml", "model: {blocks: [{extras: [{type: custom, name: !!python/name:os.system }]}]}"),

@@ -65,9 +65,9 @@ def _guards(old: Fields, vocab: int | None) -> dict[str, Any]:
     """What ends a training early. The older entropy was that of routers; ours, of predictions, is switched off."""
     found: dict[str, Any] = {"entropy_threshold": 0.0}
     for name in ("entropy_threshold", "entropy_patience"):
-        if old.number(name, 1.0) > 0.0:
+        if old.number(name) > 0.0:
             old.drop(name, _ROUTERS)
-        else:
+        elif old.has(name):
             old.idle(name, "0, which asks for nothing")
     old.implied("train.entropy_threshold", 0, "the older system asked nothing of predictions")
     if old.number("instability_threshold"):

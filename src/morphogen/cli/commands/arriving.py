@@ -1,12 +1,35 @@
-"""Commands for those who arrive: `convert`, from the older system's files."""
+"""Commands for those who arrive: `init`, with nothing, and `convert`, from the older system's files."""
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from morphogen.cli import flags
 from morphogen.cli.app import app
+from morphogen.escape import visible
 from morphogen.paths import absolute_path
+
+
+@app.command()
+def init(
+    out: Annotated[str, typer.Argument(help="the file to write", metavar="FILE")] = "experiment.yaml",
+    source: Annotated[str, typer.Option("--from", help="smoke, phi, growth or fusion")] = "smoke",
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+    as_json: flags.AsJson = False,
+) -> None:
+    """Write a commented experiment to begin with."""
+    from morphogen.cli.console import show_facts
+    from morphogen.starters import STARTERS, starter
+    from morphogen.store.outputs import write_new
+
+    path = absolute_path(out, "FILE")
+    text = starter(source).replace("experiment.yaml", shlex.quote(visible(out)))
+    write_new(path, text.encode(), force=force)
+    commands = [
+        line.lstrip("# ").partition("  ")[0] for line in text.splitlines() if line.startswith("#     morphogen ")
+    ]
+    show_facts({"experiment": out, "what": STARTERS[source], "next": commands[0]}, as_json)
 
 
 @app.command()

@@ -1,0 +1,74 @@
+"""What people begin with: `init`, and `convert` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from morphogen.checks import validated
+from morphogen.reading import read_experiment
+from morphogen.starters import STARTERS, starter
+from tiny import Cli
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+#: Starter -> the configuration that it is but for the comments at its head.
+SAME = {"smoke": "live_smoke", "phi": "live_phi_tiny", "growth": "growth_morph_small"}
+
+
+@pytest.mark.parametrize("name", STARTERS)
+def test_a_first_experiment_is_valid_and_says_what_to_do_next(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("init", "--from", name, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["experiment"] == "experiment.yaml"
+    assert told["next"].startswith("morphogen ")
+    found = validated("experiment.yaml")
+    assert found.said.startswith("ok, ")
+    assert found.notes == ()
+    assert (tmp_path / "experiment.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_first_experiment_is_the_configuration_of_that_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(starter(name))
+    assert read_experiment(tmp_path / "mine.yaml") == read_experiment(CONFIGS / f"{SAME[name]}.yaml")
+
+
+def test_a_first_experiment_bears_the_name_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("init", "my first\n.yaml")[0] == 0
+    assert "morphogen run 'my first\\n.yaml' --out" in (tmp_path / "my first\n.yaml").read_text()
+    assert validated("my first\n.yaml").parameters
+
+
+def test_a_conversion_says_what_became_of_every_field(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "old.yaml").write_text(
+        "model: {emb: {dim: 16}, blocks: [{ffn: {type: dense, hidden: 8, dropout: 0.1}}], head: {vocab: 300}}\n"
+        "train: {lr: 1e-3, entropy_threshold: null}\n"
+        "data: {tokenizer: gpt2, shards: [{name: ag_news, weight: 1}]}\n"
+        "evolution: {topk_keep: 0.5, pareto_objectives: [ppl_code]}\n"
+    )
+    new = tmp_path / "new.yaml"
+    code, out, err = cli("convert", str(tmp_path / "old.yaml"), "--out", str(new), "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["lossless"] is False
+    assert [item["field"] for item in told["dropped"]] == ["model.blocks[0].ffn.dropout"]
+    assert [item["field"] for item in told["approximated"]] == ["evolution.topk_keep"]
+    assert "train.entropy_threshold" in [item["field"] for item in told["dropped_without_effect"]]
+    assert "# Dropped:\n#   model.blocks[0].ffn.dropout: " in new.read_text()
+    assert read_experiment(new).model.norm == "layernorm"
+    before = new.read_bytes()
+    code, out, err = cli("convert", str(tmp_path / "old.yaml"), "--out", str(new))
+    assert (code, out) == (2, "")
+    assert "is there already; --force overwrites it" in err
+    assert new.read_bytes() == before
+    code, out, _ = cli("convert", str(tmp_path / "old.yaml"), "--out", str(new), "--force")
+    assert code == 0
+    assert "approximated (1):" in out
+    assert "dropped (1):" in out
