@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "parts": {"ops"},
     "blueprint": {"parts"},
     "selection": set(),
+    "starters": set(),
     "sections": {"blueprint", "parts", "selection"},
     "experiment": {"blueprint", "parts", "sections"},
     "knobs": {"experiment", "sections", "blueprint", "parts", "selection"},
