@@ -1,6 +1,6 @@
 """Trains an experiment again and again, killing it (SIGKILL) at given moments, until one training comes through.
 
-usage: growing_kills.py STEPS CONFIG OUT MOMENT... [-- CONFIG OUT MOMENT...]
+usage: growing_kills.py STEPS EVERY CONFIG OUT MOMENT... [-- CONFIG OUT MOMENT...]   a checkpoint EVERY so many steps.
 A moment is `NAME:N`: at the N-th call of a place since the process began.
 Every trial is a fork of this process, so that torch is imported once. Prints the moment and the exit code of each.
 """
@@ -31,7 +31,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 
 
-def attempt(config: str, out: Path, steps: int, moment: str | None) -> int:
+def attempt(config: str, out: Path, steps: int, every: int, moment: str | None) -> int:
     """The exit code of one training that is killed at the moment; None: it is not."""
     child = os.fork()
     if child:
@@ -43,7 +43,7 @@ def attempt(config: str, out: Path, steps: int, moment: str | None) -> int:
             holder, attribute = PLACES[name]
             call: Callable[..., Any] = getattr(holder, attribute)
             setattr(holder, attribute, deadly(call, int(count)))
-        trainings.train(config, out, steps=steps, resume=True, checkpoint_every=5, eval_every=0, keep=2)
+        trainings.train(config, out, steps=steps, resume=True, checkpoint_every=every, eval_every=0, keep=2)
         code = 0
     finally:
         os._exit(code)
@@ -51,7 +51,7 @@ def attempt(config: str, out: Path, steps: int, moment: str | None) -> int:
 
 def main() -> None:
     """Kills every training at its moments in turn, then lets it through."""
-    steps, *rest = sys.argv[1:]
+    steps, every, *rest = sys.argv[1:]
     trainings.picture = lambda folder: b""  # takes longer than the training
     with tempfile.TemporaryDirectory() as folder:  # whatever torch imports only now, it imports once
         trainings.train(rest[0], Path(folder) / "first", steps=int(steps))
@@ -59,7 +59,7 @@ def main() -> None:
         if differs:
             config, out, *moments = words
             for moment in (*moments, None):
-                print(out, moment, attempt(config, Path(out), int(steps), moment), flush=True)
+                print(out, moment, attempt(config, Path(out), int(steps), int(every), moment), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Growth on a run's page, and the picture of a training."""
 
+import re
+
 import plotly.graph_objects as go
 import pytest
 from made_runs import make_run
@@ -9,6 +11,7 @@ from morphogen.errors import RunError
 from morphogen.report.grown import growth_charts, growth_rows
 from morphogen.report.growth import picture, read
 from morphogen.report.html import report_html
+from morphogen.training.tables import StepTable
 
 OBJECTIVES = {"bpb": "min", "flops_per_token": "min"}
 
@@ -93,3 +96,36 @@ def test_a_picture_shows_what_the_tables_of_a_training_say(tmp_path) -> None:
     (tmp_path / "growth.csv").unlink()
     with pytest.raises(RunError, match="cannot be read"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("steps.csv", "step,loss\n1,2\n", "has no column 'params'"),
+        ("steps.csv", "step,loss,params,layers,experts\n1,2.0,9,1,0\n2,2.0,9,1\n", "steps.csv:3: cannot be read"),
+        ("steps.csv", "step,loss,params,layers,experts\n1,2.0,9,1,0,7\n", "steps.csv:2: cannot be read"),
+        ("steps.csv", "step,loss,params,layers,experts\n1,two,9,1,0\n", "steps.csv:2: cannot be read"),
+        ("steps.csv", "step,loss,params,layers,experts\n1,,9,1,0\n", "steps.csv:2: cannot be read"),
+        ("evals.csv", "step\n1\n", "has no column 'bpb'"),
+        ("evals.csv", "step,tokens,bpb\n1,2,x\n", "evals.csv:2: cannot be read"),
+        ("usage.csv", "step,layer,block,expert,usage\n5,first,b0,0,0.7\n", "usage.csv:2: cannot be read"),
+        ("usage.csv", "step,layer,block,expert,usage\n5,0,b0\n", "usage.csv:2: cannot be read"),
+        ("growth.csv", "step,action\n5,deepen\n", "has no column 'before'"),
+        ("growth.csv", "step,action,before,after\nx,deepen,2,4\n", "growth.csv:2: cannot be read"),
+        ("growth.csv", "step,action,before,after\n5,deepen\n", "growth.csv:2: cannot be read"),
+        ("growth.csv", '"' + "x" * 200_000, "growth.csv: cannot be read"),
+    ],
+)
+def test_a_damaged_table_is_told_in_one_message_with_its_line(tmp_path, name: str, content: str, said: str) -> None:
+    tables(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunError, match=re.escape(str(tmp_path / name))) as error:
+        picture(tmp_path)
+    assert said in str(error.value)
+
+
+def test_lines_that_lack_a_cell_go_when_a_training_goes_on(tmp_path) -> None:
+    path = tmp_path / "steps.csv"
+    path.write_text('step,loss\n1,2.0\n2\n2,1.5,7\n3,"1,0"\nx,1\n\n4,1.0\n5,0')
+    StepTable(path, ("step", "loss"), 3).close()
+    assert path.read_text() == 'step,loss\n1,2.0\n3,"1,0"\n'

@@ -6,7 +6,7 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,6 +188,8 @@ class LongRun:
             asked = Schedule.of(self._train(), steps, begun=True)
             trainer.schedule = replace(asked, warmup=min(trainer.warmup, steps))
         self.growing.restore(snapshot.saved.part("growing"))
+        last = snapshot.saved.part("last").plain["step"]
+        self.last = None if last is None else StepInfo(**last)
         ending = Ending.told(snapshot.metadata, snapshot.path)
         if ending is not None and self.wanted.early_stop and ending.holds(trainer.train):
             self.stop = ending.stop
@@ -320,7 +322,9 @@ class LongRun:
 
     def _save(self) -> None:
         """A checkpoint of now; every line of the tables is on disk before."""
-        parts = Saved.joined({"growing": self.growing.state(), "journal": Saved({}, self.journal.state())})
+        last = None if self.last is None else asdict(replace(self.last, seconds=0.0))
+        plain = {"journal": self.journal.state(), "last": {"step": last}}
+        parts = Saved.joined({"growing": self.growing.state(), **{name: Saved({}, of) for name, of in plain.items()}})
         trainer = self.trainer.state()
         saved = Saved({**trainer.tensors, **parts.tensors}, {**trainer.plain, **parts.plain})
         model, blueprint = self.trainer.model, self.growing.blueprint
