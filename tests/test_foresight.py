@@ -154,6 +154,11 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "heads: 2, sw: 64",
         ":4:35 model.blocks[0].attn.sliding_window: is 64, but there is no sparsity",
     ),
+    "sequences with more places than are learned": (
+        "dim: 16",
+        "dim: 16, positions: 15",
+        ":9:3 data.seq_len: is 16, but model.emb.positions is 15",
+    ),
     "blocks without a pattern": ("heads: 2", "heads: 2, block_size: 8", "such as sparsity: block"),
 }
 

@@ -46,6 +46,9 @@ def knobs(experiment: Experiment) -> Iterator[Remark]:
             yield from _of_part(part, ("model", "blocks", i, *steps))
     for i, loop in enumerate(experiment.model.recurrences):
         yield from _of_part(loop, ("model", "recurrences", i))
+    if (places := experiment.model.emb.positions) is not None and experiment.data.seq_len > places:
+        said = f"is {experiment.data.seq_len}, but model.emb.positions is {places}: no later place is learned"
+        yield Remark(("data", "seq_len"), said, True)
     yield from _of_training(experiment.train, experiment.data, experiment.evolution)
     yield from _of_anchoring(experiment.train, experiment.evolution, grows=bool(experiment.model.growth))
     yield from _of_search(experiment.evolution)

@@ -54,6 +54,29 @@ def test_half_precision_comes_in_as_it_is(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (float("nan"), "holds numbers that are not finite"),
+        (float("inf"), "holds numbers that are not finite"),
+        (torch.float8_e4m3fn, "is of torch.float8_e4m3fn, expected floating-point numbers"),
+        (torch.int8, "is of torch.int8, expected floating-point numbers"),
+    ],
+)
+def test_weights_that_are_no_numbers_to_train_on_are_refused_by_name(tmp_path: Path, number: Any, said: str) -> None:
+    saved("llama", tmp_path)
+    path, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    if isinstance(number, float):
+        tensors[name][3, 4] = number
+    else:
+        tensors[name] = tensors[name].to(number)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"model.safetensors: {name} {said}"):
+        import_model(str(tmp_path), tmp_path / "out.yaml", tokenizer="bytes")
+    assert not (tmp_path / "out.yaml").exists()
+
+
 def changed(folder: Path, **fields: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))

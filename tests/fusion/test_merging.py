@@ -14,8 +14,9 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError
 from morphogen.fusion.merging import check, merge_checkpoints
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.inherit.merging import METHODS, Model, Settings, merge
+from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings, merge
 from morphogen.network import assemble, initial_state
+from tiny import Cli
 
 Array = NDArray[np.float64]
 BLOCK = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 4}, "ffn": {"kind": "dense", "hidden": 12}}
@@ -181,6 +182,32 @@ def test_genes_are_aligned_by_id_and_axes_and_what_one_lacks_stays() -> None:
 def test_what_does_not_go_together_is_told(method: str, models: Any, how: Settings, base: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         check(method, len(models), base is not None, how)
+
+
+#: Method -> the options that it reads, of those below.
+READS = {
+    "linear": {"weight"},
+    "slerp": {"weight"},
+    "task_arithmetic": {"weight"},
+    "ties": {"weight", "density"},
+    "dare_ties": {"weight", "density", "seed"},
+    "della": {"weight", "density", "epsilon", "seed"},
+    "passthrough": set[str](),
+}
+
+
+def test_options_that_a_method_does_not_read_are_refused(cli: Cli, tmp_path: Path) -> None:
+    files = [tmp_path / f"{letter}.safetensors" for letter in "ab"]
+    for path, each in zip(files, (A, B), strict=True):
+        save_checkpoint(path, each.state, each.blueprint, {})
+    assert READS.keys() == {*METHODS, PASSTHROUGH}
+    for method, reads in READS.items():
+        based = ("--base", files[0]) if method in NEED_BASE else ()
+        for name, value in (("weight", 0.5), ("density", 0.4), ("epsilon", 0.1), ("seed", 3)):
+            out = tmp_path / f"{method}-{name}.safetensors"
+            code, _, err = cli("merge", *files, "--method", method, *based, f"--{name}", value, "--out", out)
+            said = "" if name in reads else f"--{name}: has no effect with --method {method}"
+            assert (code, said in err, out.exists()) == (0 if name in reads else 2, True, name in reads), err
 
 
 def test_models_without_a_common_gene_are_not_merged() -> None:

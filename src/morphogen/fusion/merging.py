@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,21 @@ from morphogen.errors import InputError, unknown
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings, merge
 from morphogen.inherit.provenance import Provenance, check_tokenizers
+
+#: Settings that not every method reads -> the methods that do.
+READ_BY = {
+    "weight": frozenset(METHODS),
+    "density": frozenset({"ties", "dare_ties", "della"}),
+    "epsilon": frozenset({"della"}),
+    "seed": frozenset({"dare_ties", "della"}),
+}
+
+
+def check_read(method: str, given: Collection[str]) -> None:
+    """InputError for a setting that was given and that the method does not read."""
+    for name in given:
+        if method in (*METHODS, PASSTHROUGH) and method not in READ_BY[name]:
+            raise InputError(f"--{name}: has no effect with --method {method}")
 
 
 def weights_for(method: str, given: Sequence[float], models: int) -> tuple[float, ...]:

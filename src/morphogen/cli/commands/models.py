@@ -66,9 +66,11 @@ def merge(
         typer.Option(help="one for each model; a single one is the second's share, or of every delta to the base"),
     ] = None,
     base: Annotated[str | None, typer.Option(help="what the others were trained from, for deltas")] = None,
-    density: Annotated[float, typer.Option(help="share of a delta's entries that is kept")] = 0.5,
-    epsilon: Annotated[float, typer.Option(help="of della: range of the chance to be dropped")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="of what is dropped")] = 0,
+    density: Annotated[float | None, typer.Option(help="share of a delta's entries that is kept; default 0.5")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="of della: range of the chance to be dropped; default 0.2")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="of what is dropped; default 0")] = None,
     run: Annotated[str | None, typer.Option(help="the run's folder, where models are ids")] = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
     allow_code: flags.AllowCode = False,
@@ -77,13 +79,21 @@ def merge(
     """Merge the weights of models with genes in common into one checkpoint of the first's architecture."""
     from morphogen.cli.console import show_facts
     from morphogen.fusion.exporting import checkpoint_of
-    from morphogen.fusion.merging import merge_checkpoints, weights_for
+    from morphogen.fusion.merging import check_read, merge_checkpoints, weights_for
     from morphogen.inherit.merging import Settings
 
+    options = {"weight": weight, "density": density, "epsilon": epsilon, "seed": seed}
+    check_read(method, [name for name, value in options.items() if value not in (None, [])])
     place = None if run is None else run_folder(run)
     files = [checkpoint_of(each, place) for each in models]
     origin = None if base is None else checkpoint_of(base, place)
-    how = Settings(weights_for(method, weight or [], len(files)), density, epsilon, seed)
+    how = Settings(weights_for(method, weight or [], len(files)))
+    how = Settings(
+        how.weights,
+        how.density if density is None else density,
+        how.epsilon if epsilon is None else epsilon,
+        how.seed if seed is None else seed,
+    )
     found = merge_checkpoints(files, absolute_path(out, "--out"), method, how, base=origin, force=force)
     told = {"checkpoint": _shown(found.checkpoint), "method": method, "weights": list(how.weights)}
     show_facts({**told, "blocks": found.blocks, "parameters": found.parameters}, as_json)

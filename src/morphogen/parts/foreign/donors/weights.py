@@ -42,12 +42,15 @@ class Weights:
         return name in self._homes
 
     def __getitem__(self, name: str) -> Tensor:
-        """One tensor. InputError where it is missing or unreadable, or holds no floating-point numbers."""
+        """One tensor. InputError where it is missing or unreadable, or holds no floating-point numbers of 16 bits or
+        more, or any that is not finite."""
         path = self._home(name)
         with _opened(path, name) as file:
             tensor: Tensor = file.get_tensor(name)
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise InputError(f"{path}: {name} is of {tensor.dtype}, expected floating-point numbers")
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{path}: {name} holds numbers that are not finite")
         self.bytes_read += tensor.numel() * tensor.element_size()
         return tensor
 
