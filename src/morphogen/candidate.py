@@ -304,6 +304,10 @@ class GrowthEvent(Record):
     edit: Edit
 
 
+#: Of a training: (step, mean loss of the steps since the point before it, in nats per token of text), thinned out.
+Losses = Annotated[
+    tuple[tuple[Whole, Annotated[float, Field(allow_inf_nan=False)]], ...], Field(exclude_if=lambda points: not points)
+]
 #: What a training grew by; files leave it out where it did not grow.
 Growth = Annotated[tuple[GrowthEvent, ...], Field(exclude_if=lambda events: not events)]
 
@@ -316,7 +320,8 @@ class Report(Measured):
     candidate's own training (forward and backward), each step by the architecture that it had, and of its twin's.
     twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
-    is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that.
+    is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that. losses: of its own
+    training, at most 200 points.
     """
 
     id: CandidateId
@@ -333,6 +338,7 @@ class Report(Measured):
     checkpoint: CheckpointPath | None = None
     blueprint: OtherBlueprint = None
     growth: Growth = ()
+    losses: Losses = ()
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False

@@ -141,6 +141,7 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert (report.status, report.stop_reason) == (Status.TRAINED, StopReason.FULL_RUN)
     assert (report.rung, report.steps) == (2, 10)
     assert [info.step for info in seen] == list(range(1, 11))
+    assert report.losses == tuple((info.step, float(f"{info.loss:.5g}")) for info in seen)
     always = {name for name, figure in known().items() if figure.sort == "metric" and not figure.needs}
     of_family = {name for name in report.metrics if (figure := find(name)) and figure.name != name and not figure.needs}
     assert set(report.metrics) == {name for name in always if "<" not in name} | of_family

@@ -28,7 +28,7 @@ from morphogen.training.growing import Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
 from morphogen.training.range_test import find_rate, rates, steps_each
 from morphogen.training.start import starting_weights
-from morphogen.training.trace import Progress
+from morphogen.training.trace import Progress, thinned
 from morphogen.training.trainer import Trainer
 from morphogen.training.twin import twin_job
 
@@ -282,6 +282,7 @@ class Trial:
             checkpoint=checkpoint,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
             growth=self._grown_by(),
+            losses=thinned(trainer.trace.losses, before.losses),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,
