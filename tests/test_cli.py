@@ -184,9 +184,67 @@ def test_status_and_lineage_of_a_finished_run(cli: Cli, config: Path, finished: 
     assert code == 0
     assert out.startswith("root-0-")
     assert json.loads(cli("lineage", finished, "--json")[1])["run"] == "tiny-0"
-    for name, start in (("a.svg", "<svg"), ("a.dot", "digraph")):
-        assert cli("lineage", finished, "--out", tmp_path / name)[0] == 0
-        assert start in (tmp_path / name).read_text()[:200]
+    for name, start in (("a.svg", b"<svg"), ("a.dot", b"digraph"), ("a.mmd", b"flowchart"), ("a.png", b"PNG")):
+        for _ in range(2):  # what morphogen wrote is written again
+            assert cli("lineage", finished, "--out", tmp_path / name)[0] == 0
+        assert start in (tmp_path / name).read_bytes()[:200]
+        whatever = tmp_path / f"other-{name}"
+        whatever.write_bytes(b"mine")
+        assert cli("lineage", finished, "--out", whatever)[0] == 2
+        assert whatever.read_bytes() == b"mine"
+
+
+def test_a_lineage_is_drawn_by_a_script_of_its_own_from_its_file(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    copy.write_bytes((finished / "lineage.json").read_bytes())
+    out = tmp_path / "map.svg"
+    command = [sys.executable, str(ROOT / "scripts" / "render_lineage_subway.py"), str(copy), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"wrote {out}\n"), done.stderr
+    assert 'class="subway"' in out.read_text()
+
+
+def test_a_report_of_a_finished_run_is_the_one_that_the_run_wrote(cli: Cli, finished: Path, tmp_path: Path) -> None:
+    before = (finished / "report.html").read_bytes()
+    assert cli("report", finished) == (0, f"wrote {finished / 'report.html'}\n", "")
+    assert (finished / "report.html").read_bytes() == before
+    assert b'id="follow"' not in before
+    ablated = {"id": "x", "ablation": "ssm_off", "start": "scratch", "applied": True, "difference": 0.1}
+    row = ablated | {"low": 0.0, "high": 0.2, "p_holm": 0.01, "shown": "worse"}
+    (tmp_path / "run").symlink_to(finished)
+    place = finished.parent / "ablation_report.json"
+    for run, told in (("tiny-0", True), ("another", False)):
+        place.write_text(json.dumps({"schema_version": 1, "run": run, "ablations": [row, {"applied": False}]}))
+        assert cli("report", finished, "--out", tmp_path / "page.html")[0] == 0
+        assert ("ssm_off" in (tmp_path / "page.html").read_text()) is told
+    place.write_text("{}")
+    assert "ablation_report.json: cannot be read" in cli("report", finished)[2]
+    place.unlink()
+
+
+def test_runs_are_reported_side_by_side_where_it_is_asked_for(
+    cli: Cli, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    monkeypatch.chdir(tmp_path)
+    assert cli("report", finished, finished, "--open") == (0, "wrote report.html\n", "")
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    assert (tmp_path / "report.html").read_text().count("tiny-0") > 10
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    assert "no browser" in cli("report", finished, "--open", "--out", "a.html")[2]
+    (tmp_path / "notes.html").write_text("<p>mine</p>")
+    code, _, told = cli("report", finished, "--out", "notes.html")
+    assert (code, "no report.html of morphogen's" in told) == (2, True)
+    assert cli("report", finished, "--out", finished / "run.log")[0] == 2
+    assert cli("report", finished, "--out", finished / "checkpoints" / "x.html")[0] == 2
+
+
+def test_a_report_loads_no_torch(finished: Path) -> None:
+    code = f"import sys; from morphogen.cli import main\ntry: main(['report', {str(finished)!r}])\n"
+    code += "except SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from morphogen.cli.status import ancestry
 from morphogen.escape import csv_cell, json_shown, visible, visible_lines, whole_characters, xml
 from morphogen.notices import Began, Measured, log_line
 from morphogen.report.html import report_html
-from morphogen.report.subway import lineage_dot, lineage_svg
+from morphogen.report.outlines import lineage_dot, lineage_mermaid
+from morphogen.report.shown import RunShown
+from morphogen.report.subway import lineage_svg
 from morphogen.report.tables import as_table, as_text
 from morphogen.runfolder import events_csv, records
 from morphogen.store.files import canonical_json
@@ -86,7 +88,19 @@ def test_a_run_with_hostile_names_is_shown_harmlessly(text: str, capsys: pytest.
         file.encode()
         if name.endswith(".json"):
             json.loads(file)
-    page = report_html(text, candidates, reports, ["child-1"], {"bpb": "min", text: "max"}, [1.0], {text: text})
+    told = RunShown(
+        text,
+        candidates,
+        reports,
+        ["child-1"],
+        {"bpb": "min", text: "max"},
+        hypervolumes=[1.0],
+        facts={text: text},
+        environment={text: {text: text}},
+        composites={text: {"op": text, "of": [text]}},
+        ablations=[{"id": text, text: text}],
+    )
+    page = report_html([told, told])
     own = page.replace(get_plotlyjs(), "")
     assert "<script>alert" not in own
     assert own.count("<script") == 3
@@ -96,6 +110,9 @@ def test_a_run_with_hostile_names_is_shown_harmlessly(text: str, capsys: pytest.
         assert not [e for e in ET.fromstring(svg).iter() if e.tag.endswith("script")]
     for line in lineage_dot(candidates, reports, ["child-1"]).splitlines():
         assert re.sub(r'"([^"\\]|\\["\\])*"', "", line).count('"') == 0
+    for line in lineage_mermaid(candidates, reports, ["child-1"]).splitlines():
+        assert re.fullmatch(r'[\w %:,.(){}|~>"#;+@=^/\[\]-]*', line, re.ASCII)
+        assert line.count('"') in (0, 2)
     for row in csv.reader(io.StringIO(events_csv(candidates, reports))):
         assert not [cell for cell in row if cell.lstrip().startswith(("=", "@")) or OBEYED.search(cell)]
         assert not [cell for cell in row if cell.startswith(("+", "-")) and not re.fullmatch(r"-?[\d.e+-]+", cell)]

@@ -348,6 +348,28 @@ CASES: dict[str, Case] = {
     ),
     "a ledger that is a pipe": (pipe("run/ledger.sqlite"), "status @/run", "ledger.sqlite"),
     "a ledger that is a folder": (directory("run/ledger.sqlite"), "status @/run", "ledger.sqlite"),
+    "a report of a ledger that is a pipe": (pipe("run/ledger.sqlite"), "report @/run", "ledger.sqlite"),
+    "a report of an environment nested beyond use": (
+        text("run/environment.json", DEEP),
+        "report @/run",
+        "environment.json: cannot be read",
+    ),
+    "a report of an environment that is a list": (
+        text("run/environment.json", "[]"),
+        "report @/run",
+        "environment.json: cannot be read: versions are missing",
+    ),
+    "a report of ablations nested beyond use": (
+        text("run/ablation_report.json", DEEP),
+        "report @/run",
+        "ablation_report.json: cannot be read",
+    ),
+    "a report of ablations that are a pipe": (
+        pipe("run/ablation_report.json"),
+        "report @/run",
+        "ablation_report.json: cannot be read",
+    ),
+    "a report that is a link": (link("run/report.html"), "report @/run", "run/report.html: is a link to "),
     # ----------------------------------------------------------------------------------------------- lineage.json
     "a lineage nested beyond use": (text(LINEAGE, DEEP), "lineage @/run", "lineage.json: cannot be read"),
     "a lineage nested in a value": (

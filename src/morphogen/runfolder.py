@@ -23,6 +23,7 @@ from morphogen.escape import csv_cell
 from morphogen.figures import Direction
 from morphogen.reading import ENVIRONMENT
 from morphogen.report.html import report_html
+from morphogen.report.shown import RunShown
 from morphogen.report.subway import lineage_svg
 from morphogen.store.files import TEMPORARY, canonical_json, write_atomic
 from morphogen.store.frontier import build_frontier
@@ -236,27 +237,14 @@ def records(
     return files
 
 
-def export(
-    folder: Path,
-    run: str,
-    candidates: Mapping[str, Candidate],
-    reports: Mapping[str, Report],
-    closed: Sequence[Generation],
-    objectives: Mapping[str, Direction],
-    against_root: AgainstRoot,
-    facts: Mapping[str, str],
-    copies: Mapping[str, Path | None],
-) -> None:
+def export(folder: Path, told: RunShown, closed: Sequence[Generation], copies: Mapping[str, Path | None]) -> None:
     """Writes frontier.json, lineage.json, lineage.svg, report.html and events.csv as of the last closed generation.
 
     copies: file name -> where else to put it.
     """
-    files = records(run, candidates, reports, closed, objectives, against_root)
+    files = records(told.run, told.candidates, told.reports, closed, told.objectives, told.against_root)
     if closed:
-        volumes = [generation.hypervolume for generation in closed]
-        frontier, judged = closed[-1].frontier, closed[-1].screening
-        facts = {**facts, "screening": judged.in_words} if judged else facts
-        files["report.html"] = report_html(run, candidates, reports, frontier, objectives, volumes, facts, against_root)
+        files["report.html"] = report_html([told])
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
         if (copy := copies.get(name)) is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from morphogen import proposers, resuming, runfolder
+from morphogen import pages, proposers, resuming, runfolder
 from morphogen.analysis.repeated import against_root
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
@@ -27,7 +27,9 @@ from morphogen.notices import (
     log_line,
     switched_off,
 )
-from morphogen.report.wording import number, verdict
+from morphogen.report.html import report_html
+from morphogen.report.shown import RunShown
+from morphogen.report.wording import verdict
 from morphogen.retrain import retrain_lost
 from morphogen.search import annealing
 from morphogen.search.engine import Engine
@@ -49,6 +51,9 @@ from morphogen.store.ledger import (
 from morphogen.store.ordinary import open_own
 from morphogen.store.proposals import Refused
 from morphogen.training.trace import StepInfo
+
+#: While a generation is open the page is written anew at most this often.
+PAGE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Session:
     engine: Engine
     keep: Keep
     observer: Hearing
-    facts: dict[str, str]
+    told: dict[str, Any]
+    devices: str
     log: IO[str]
     finished: bool
     threads: int
@@ -126,6 +132,7 @@ class Session:
     refused: tuple[Refused, ...]
     position: int = 0
     total: int = 0
+    page_written: float = 0.0
 
     @classmethod
     def open(
@@ -162,9 +169,7 @@ class Session:
                 for event in events[1:]:
                     engine.apply(event)
             log = undo.enter_context(_open_log(folder))
-            version = told["commit"] or str(told["versions"].get("morphogen"))
             devices = device if device == told["device"] else f"{told['device']}, later {device}"
-            facts = {"seed": str(seed), "device": devices, "morphogen": version}
             finished = last_stop(events) == FINISHED
             undo.pop_all()
         return cls(
@@ -174,7 +179,8 @@ class Session:
             engine,
             keep,
             observer,
-            facts,
+            told,
+            devices,
             log,
             finished,
             threads=told["threads"],
@@ -227,7 +233,7 @@ class Session:
         self._measure_again(executor)
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
-        self._export()
+        self._export(ongoing=False)
         if self.keep.prune:
             self._drop_checkpoints({*engine.frontier_ids, *annealing.done(engine)})
         shown = against_root(engine)
@@ -250,6 +256,7 @@ class Session:
                 if (rate := report.metrics.get(RATE_FOUND)) is not None and not again:
                     self._write_log(f"train.lr: auto found {rate:g}, with which all train")
                 self._tell(Measured(engine.candidates[report.id], self.position, self.total, report, again))
+                self._refresh_page()
                 self.position += 1
                 told = True
         if told:  # else this was said when it happened, and the run was resumed nevertheless
@@ -258,7 +265,7 @@ class Session:
         self.ledger.append(generation)
         self.finished = False
         runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
-        self._export()
+        self._export(ongoing=True)
         needed = {*engine.survivors, *engine.frontier_ids, *bases(engine)}
         if self.keep.cleanup:
             self._drop_checkpoints(needed)
@@ -317,28 +324,24 @@ class Session:
             self._write_log(line)
         self.observer(notice)
 
-    def _export(self) -> None:
+    def _export(self, *, ongoing: bool) -> None:
         runfolder.export(
             self.folder,
-            _name(self.experiment, self.engine.seed),
-            self.engine.candidates,
-            self.engine.reports,
+            self._shown(ongoing=ongoing),
             self.engine.generations,
-            self.experiment.evolution.objectives,
-            against_root(self.engine),
-            self.facts | self._measured_again(),
             {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
         )
+        self.page_written = time.monotonic()
 
-    def _measured_again(self) -> dict[str, str]:
-        """What the trainings beside the search have taken."""
-        beside = self.engine.again.keys() - set(annealing.done(self.engine))
-        reports = [self.engine.again[id].report for id in sorted(beside)]
-        if not reports:
-            return {}
-        tokens, flops = sum(report.tokens.own for report in reports), sum(report.flops for report in reports)
-        told = f"{len(reports)} trainings, {number(tokens)} tokens, {number(flops)} FLOPs"
-        return {"to compare finalists with the root": told}
+    def _shown(self, *, ongoing: bool) -> RunShown:
+        name = _name(self.experiment, self.engine.seed)
+        return pages.shown(self.engine, name, self.told, self.devices, ongoing=ongoing)
+
+    def _refresh_page(self) -> None:
+        """Writes the page anew where a candidate took so long that somebody may be waiting to see it."""
+        if self.engine.generations and time.monotonic() - self.page_written >= PAGE_SECONDS:
+            write_atomic(self.folder / "report.html", report_html([self._shown(ongoing=True)]).encode())
+            self.page_written = time.monotonic()
 
     def _drop_checkpoints(self, keep: set[str]) -> None:
         gone = runfolder.remove_checkpoints(self.folder, [self.engine.known(id)[1].checkpoint for id in keep])

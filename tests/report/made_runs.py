@@ -3,6 +3,7 @@
 import random
 
 from morphogen.candidate import Candidate, Change, Edit, Report, Status, Tokens
+from morphogen.report.shown import RunShown
 
 OPERATORS = (("widen_ffn", True), ("add_query_heads", True), ("set_sparsity", False), ("swap_activation", False))
 
@@ -44,3 +45,9 @@ def made_report(id, status, bpb, flops):
     tokens = Tokens(own=100_000, lineage=300_000, unique=250_000)
     costs = {"flops_per_token": flops, "params": 3e5}
     return Report(id=id, status=status, reason=reason, metrics={"bpb": bpb}, costs=costs, tokens=tokens, flops=1e12)
+
+
+def shown(made, objectives, *, run="run", **more):
+    """A made-up run as a page takes it."""
+    candidates, reports, finalists = made
+    return RunShown(run, candidates, reports, finalists, objectives, **more)

@@ -4,7 +4,7 @@ import re
 
 import plotly.graph_objects as go
 import pytest
-from made_runs import make_run
+from made_runs import make_run, shown
 
 from morphogen.candidate import Edit, GrowthEvent, Size
 from morphogen.errors import RunError
@@ -58,7 +58,7 @@ def test_a_run_that_grew_has_a_table_of_it_and_charts_that_plotly_knows() -> Non
     for chart in charts.values():
         go.Figure(chart)
     assert charts["layers of those that grew"]["data"][0]["y"] == [2, 4, 6, 6]
-    page = report_html("run", candidates, reports, finalists, OBJECTIVES, [0.1], {})
+    page = report_html([shown((candidates, reports, finalists), OBJECTIVES, hypervolumes=[0.1])])
     assert "<h2>Growth</h2>" in page
     assert "&lt;flat&gt; &amp; long" in page
     assert "<flat>" not in page
@@ -67,7 +67,8 @@ def test_a_run_that_grew_has_a_table_of_it_and_charts_that_plotly_knows() -> Non
 def test_a_run_that_did_not_grow_says_nothing_of_it() -> None:
     candidates, reports, finalists = make_run(2, 3, 2)
     assert growth_charts(reports) == {}
-    assert "<h2>Growth</h2>" not in report_html("run", candidates, reports, finalists, OBJECTIVES, [0.1], {})
+    page = report_html([shown((candidates, reports, finalists), OBJECTIVES, hypervolumes=[0.1])])
+    assert "<h2>Growth</h2>" not in page
 
 
 def tables(folder) -> None:

@@ -4,16 +4,19 @@ import os
 import re
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from made_runs import made_edit, made_report, make_run
+from made_runs import made_edit, made_report, make_run, shown
 
 from morphogen.candidate import Candidate, Edit, Report, Status
+from morphogen.report import layout
 from morphogen.report.layout import lay_out
-from morphogen.report.subway import color, lineage_dot, lineage_svg
+from morphogen.report.outlines import lineage_dot, lineage_mermaid
+from morphogen.report.png import MOST, png
+from morphogen.report.subway import color, lineage_panes, lineage_svg
 
 OBJECTIVES = {"bpb": "min", "recall": "max"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -85,7 +88,8 @@ def test_one_station_per_edit_and_one_line_per_finalist():
     candidates, reports, finalists = make_run(4, 6, 5)
     on_line = {id for id, place in lay_out(candidates, finalists).places.items() if place.on_line}
     svg = draw((candidates, reports, finalists))
-    stations = [e for e in of_class(svg, "stop") if e.tag == f"{SVG}rect" and e.find(f"{SVG}title") is not None]
+    marks = [*of_class(svg, "stop"), *of_class(svg, "crossing")]
+    stations = [e for e in marks if e.get("data-id") and e.tag != f"{SVG}text"]
     assert len(stations) == sum(max(1, len(candidates[id].edits)) for id in on_line)
     named = [e.text for e in of_class(svg, "name") if "halo" not in e.get("class").split()]
     wanted = [edit.operator for id in on_line for edit in candidates[id].edits]
@@ -210,7 +214,8 @@ def test_bytes_do_not_depend_on_insertion_order_or_hash_seed():
         assert done.stdout.decode() == want
 
 
-def test_large_lineages_leave_names_to_tooltips_and_stay_valid():
+def test_large_lineages_leave_names_to_tooltips_and_stay_valid(monkeypatch):
+    monkeypatch.setattr(layout, "NAMED", 30)
     small, large = draw(make_run(4, 6, 5)), draw(make_run(30, 60, 10))
     assert of_class(small, "name")
     assert not of_class(large, "name")
@@ -222,6 +227,81 @@ def test_a_picture_needs_nothing_from_outside_and_follows_the_theme():
     assert "prefers-color-scheme:dark" in svg
     assert not re.search(r"(href|src|url\(|@import)", svg)
     assert re.findall(r"https?://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
+
+
+def test_a_crossover_has_a_mark_that_no_shared_edit_has():
+    candidates, reports, finalists = make_run(12, 25, 12)
+    plan, svg = lay_out(candidates, finalists), draw((candidates, reports, finalists))
+    crossed = {child for _, child, _, _ in plan.transfers if plan.places[child].on_line}
+    marks = [e for e in of_class(svg, "crossing") if e.get("data-id")]
+    assert sorted(e.get("data-id") for e in marks) == sorted(crossed)
+    assert {e.tag for e in marks} == {f"{SVG}path"}
+    assert {e.tag for e in of_class(svg, "stop") if e.get("data-id") and e.tag != f"{SVG}text"} == {f"{SVG}rect"}
+    for mark in marks:  # it stands at the edit that crossed, where the other parent's genes arrive
+        x = float(re.match(r"M([\d.]+) ", mark.get("d"))[1])
+        arrivals = {
+            float(path.rpartition("H")[2]) for _, child, _, path in plan.transfers if child == mark.get("data-id")
+        }
+        assert all(arrival == pytest.approx(x, abs=0.06) for arrival in arrivals)
+
+
+@pytest.mark.parametrize("size", [(12, 25, 12), (24, 12, 8), (4, 75, 20)])
+def test_three_hundred_candidates_have_named_stations_and_their_ends_stay_in_view(size):
+    run = make_run(*size)
+    plan = lay_out(*run[::2])
+    assert plan.scale.labels
+    assert plan.end < 190 * len(plan.columns)
+    lines, ends, legend = lineage_panes(shown(run, OBJECTIVES))
+    for part in (lines, ends, f"<p>{legend}</p>"):
+        ElementTree.fromstring(part)
+    assert [e.text for e in of_class(ends, "end")] == list(plan.finalists)
+    assert float(ElementTree.fromstring(ends).get("width")) < 480
+    assert not of_class(lines, "end")
+    assert of_class(lines, "name")
+
+
+def test_slanted_names_do_not_run_into_one_another():
+    candidates, _, finalists = make_run(12, 25, 12)
+    plan = lay_out(candidates, finalists)
+    assert plan.scale.slant
+    for place in plan.places.values():
+        if place.on_line:
+            xs = [*place.stops, place.x]
+            assert all(right - left >= 20 for left, right in pairwise(xs))
+
+
+def test_a_legend_fits_its_picture():
+    for size in SIZES.values():
+        root = ElementTree.fromstring(draw(make_run(*size)))
+        width, height = float(root.get("width")), float(root.get("height"))
+        for group in root.iter(f"{SVG}g"):
+            if (text := group.find(f"{SVG}text")) is not None and text.get("class") == "dim":
+                x, y = map(float, re.findall(r"[\d.]+", group.get("transform")))
+                assert x + 14 + 6 * len(text.text) < width
+                assert y < height
+
+
+def test_a_png_is_the_picture_with_letters_of_its_own_and_known_as_ours():
+    data = png(draw(make_run(2, 3, 2)))
+    assert data.startswith(b"\x89PNG")
+    assert b"a morphogen lineage" in data[:200]
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    assert width * height <= MOST
+    assert len(data) > 20_000  # with its words
+
+
+def test_mermaid_text_names_every_candidate_and_edge_and_fades_the_ends():
+    candidates, reports, finalists = crossed()
+    text = lineage_mermaid(candidates, reports, finalists)
+    assert text.startswith("%% a morphogen lineage\nflowchart LR\n")
+    assert all(f'"{id}"' in text for id in candidates)
+    assert '  n1 -->|"op_x"| n4\n  n2 -.->|"op_x"| n4\n' in text
+    assert 'n4{{"x"}}:::finalist' in text
+    assert 'n6("lost"):::faded' in text
+    assert 'n1("a")\n' in text
+    tricky = candidates["a"].replace(edits=(made_edit('--> "x" & <b>;end', True),))
+    label = lineage_mermaid({**candidates, "a": tricky}, reports, finalists).splitlines()
+    assert sum("#34;x#34;" in line and line.count('"') == 2 for line in label) == 1
 
 
 def test_dot_text_names_every_candidate_and_edge():

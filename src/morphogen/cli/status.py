@@ -10,11 +10,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.errors import InputError, RunError
+from morphogen.errors import RunError
 from morphogen.escape import visible
 from morphogen.report.wording import duration, edit_lines, number, origin_lines
-from morphogen.store.files import write_atomic
-from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import (
     FINISHED,
@@ -27,9 +25,7 @@ from morphogen.store.ledger import (
     in_use,
     last_stop,
 )
-from morphogen.store.lineage import Lineage
 from morphogen.store.ordinary import read_ordinary
-from morphogen.store.outputs import check_output
 
 #: Figures of a report that add up to the time that its candidate took.
 CLOCKED = ("train_seconds", "eval_seconds")
@@ -151,22 +147,3 @@ def ancestry(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
         text += [f"    {row}" for edit in candidate.edits for row in edit_lines(edit)]
         text += [f"    {row}" for row in (origin_lines(report) if candidate.parents else [])]
     return "\n".join(visible(line) for line in text)
-
-
-def draw(folder: Path, out: Path) -> None:
-    """The lineage of the run in `folder` as an SVG, or as text for Graphviz where `out` ends in .dot."""
-    from morphogen.report.subway import lineage_dot, lineage_svg
-
-    found = Lineage.read(folder / "lineage.json")
-    candidates, reports = found.records()
-    if out.suffix in (".dot", ".svg"):
-        check_output(out, "lineage.dot" if out.suffix == ".dot" else "lineage.svg", folder, "--out")
-    if out.suffix == ".dot":
-        text = lineage_dot(candidates, reports, found.frontier)
-    elif out.suffix == ".svg":
-        known = folder / "frontier.json"
-        objectives = Frontier.read(known).objectives if known.exists() else {}
-        text = lineage_svg(found.run, candidates, reports, found.frontier, objectives)
-    else:
-        raise InputError(f"{out}: got ending {out.suffix!r}, expected .svg or .dot")
-    write_atomic(out, text.encode())

@@ -1,4 +1,4 @@
-"""`report.html`: a run on one page that needs nothing outside itself. The same data gives the same bytes.
+"""`report.html`: runs on one page that needs nothing outside itself. The same data gives the same bytes.
 
 The page is a template (`page/report.html`); what it shows is put together here. It holds Plotly's script, so that
 charts can be read off and zoomed into without a network, and forbids its reader's browser everything else.
@@ -6,22 +6,30 @@ charts can be read off and zoomed into without a network, and forbids its reader
 
 import base64
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from morphogen.against_root import NOT_MEASURED, AgainstRoot
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Status
 from morphogen.escape import harmless
-from morphogen.report.charts import Figure, hypervolume_chart, objective_charts
+from morphogen.report.charts import Figure, cleaned, hypervolume_chart, operators_chart, tokens_chart
 from morphogen.report.grown import growth_charts, growth_rows
-from morphogen.report.subway import lineage_svg
-from morphogen.report.tables import Row, cell, frontier_rows, headers, is_numeric, operator_rows, reason_rows
+from morphogen.report.held import held
+from morphogen.report.meanings import meaning_rows, meanings, names
+from morphogen.report.operators import operator_rows
+from morphogen.report.probes import probe_rows, probes_chart
+from morphogen.report.shown import RunShown
+from morphogen.report.subway import lineage_panes
+from morphogen.report.tables import Row, cell, frontier_rows, headers, is_numeric
 from morphogen.report.wording import number, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+#: The page's own scripts, in order: they are one.
+SCRIPTS = ("data.js", "charts.js", "table.js", "candidate.js", "page.js")
 
 
 class Shown(NamedTuple):
@@ -32,62 +40,131 @@ class Shown(NamedTuple):
     rows: list[list[str]]
 
 
-def report_html(
-    run: str,
-    candidates: Mapping[str, Candidate],
-    reports: Mapping[str, Report],
-    frontier: Collection[str],
-    objectives: Mapping[str, Literal["min", "max"]],
-    hypervolumes: Sequence[float],
-    facts: Mapping[str, str],
-    against_root: AgainstRoot = NOT_MEASURED,
-) -> str:
-    """The page: facts, frontier table, hypervolume per generation, Pareto scatters, lineage, operators, the lost ones.
+def report_html(runs: Sequence[RunShown]) -> str:
+    """The page of a run, or of several side by side.
 
     Args:
-        run: The run's name.
-        candidates: All that were ever asked for, by id.
-        reports: What was measured of them, by id.
-        frontier: Ids of those on the frontier.
-        objectives: What the search is for, and which way.
-        hypervolumes: One per closed generation, from generation 0.
-        facts: What else to say of the run, name to text.
-        against_root: What repeats on other seeds found of the frontier.
+        runs: What it shows; at least one.
 
     Returns:
         HTML that refers to nothing outside itself.
     """
     from markupsafe import Markup
 
-    counted = {str(status): sum(report.status is status for report in reports.values()) for status in Status}
-    told = {
-        **facts,
-        "candidates": str(len(candidates)) + "".join(f", {n} {name}" for name, n in counted.items() if n),
-        "training tokens": number(sum(report.tokens.own for report in reports.values())),
-        "training FLOPs": number(sum(report.flops for report in reports.values())),
-    }
-    charts: dict[str, Figure | None] = {}
-    if hypervolumes:
-        charts["Hypervolume"] = hypervolume_chart(hypervolumes)
-    charts |= objective_charts(candidates, reports, frontier, objectives) | growth_charts(reports)
+    known = names(runs)
+    figures = meanings(runs, known)
+    operators = [operator_rows(run) for run in runs]
+    charts = _charts(runs, operators)
     return _template().render(
-        run=run,
-        facts=told,
+        title=" · ".join(run.run for run in runs),
+        several=len(runs) > 1,
+        ongoing=any(run.ongoing for run in runs),
+        facts=_shown(_facts(runs)),
+        verdicts=[line for run in runs if (line := verdict(run.against_root, run.reports, run.objectives))],
+        frontier=_shown(_of_all(runs, [_frontier(run) for run in runs])),
         charts=charts,
-        verdict=verdict(against_root, reports, objectives),
-        frontier=_shown(frontier_rows(candidates, reports, frontier, objectives, against_root)),
-        lineage=Markup(lineage_svg(run, candidates, reports, frontier, objectives)),
-        growth=_shown(growth_rows(reports)),
-        operators=_shown(operator_rows(candidates, reports, frontier)),
-        lost=_shown(reason_rows(candidates, reports)),
+        panes=[(run.run, *map(Markup, lineage_panes(run))) for run in runs],
+        growth=_shown(_of_all(runs, [growth_rows(run.reports) for run in runs])),
+        probes=_shown(_of_all(runs, [probe_rows(run) for run in runs])),
+        ablations=_shown(_of_all(runs, [[dict(row) for row in run.ablations] for run in runs])),
+        operators=_shown(_of_all(runs, operators)),
+        compared=next((name for run in runs for name in run.objectives), ""),
+        lost=any(_lost(run) for run in runs),
+        meanings=_shown(meaning_rows(figures)),
+        environments=[(run.run, _shown(_flat(run.environment))) for run in runs if run.environment],
+        hypervolume_note=_hypervolume_note(runs),
+        data=cleaned({"charts": list(charts.values())}) | held(runs, known, figures),
         **_assets(),
     )
 
 
+def _charts(runs: Sequence[RunShown], operators: Sequence[Sequence[Row]]) -> dict[str, Figure | None]:
+    """Title -> chart."""
+    name = "bpb" if any("bpb" in report.metrics for run in runs for report in run.reports.values()) else ""
+    charts = {"Bits per byte against training": tokens_chart(runs)} if name else {}
+    if any(run.hypervolumes for run in runs):
+        charts["Hypervolume of the frontier"] = hypervolume_chart(runs)
+    for run, rows in zip(runs, operators, strict=True):
+        of = f" · {run.run}" if len(runs) > 1 else ""
+        found = {"Operators": operators_chart(rows), "Probes": probes_chart(run)} | growth_charts(run.reports)
+        charts |= {f"{title}{of}": chart for title, chart in found.items() if chart is not None}
+    return charts
+
+
+def _of_all(runs: Sequence[RunShown], tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of all runs, with the run's name first where there are several."""
+    if len(runs) == 1:
+        return list(tables[0])
+    return [{"run": run.run, **row} for run, rows in zip(runs, tables, strict=True) for row in rows]
+
+
+def _frontier(run: RunShown) -> list[Row]:
+    ids = [id for id in run.frontier if id in run.candidates and id in run.reports]
+    return frontier_rows(run.candidates, run.reports, ids, run.objectives, run.against_root) if run.objectives else []
+
+
+def _facts(runs: Sequence[RunShown]) -> list[Row]:
+    """What there is to say of each run: a row a fact, a column a run."""
+    told = [_facts_of(run) for run in runs]
+    titles = dict.fromkeys(title for facts in told for title in facts)
+    columns = [run.run if len(runs) > 1 else "value" for run in runs]
+    columns = [f"{name} ({k + 1})" if columns.count(name) > 1 else name for k, name in enumerate(columns)]
+    return [
+        {"fact": title, **{name: facts.get(title, "-") for name, facts in zip(columns, told, strict=True)}}
+        for title in titles
+    ]
+
+
+def _facts_of(run: RunShown) -> dict[str, str]:
+    reports = run.reports.values()
+    counted = {str(status): sum(report.status is status for report in reports) for status in Status}
+    best = {
+        f"best {name} {'↓' if way == 'min' else '↑'}": number((min if way == "min" else max)(values))
+        for name, way in run.objectives.items()
+        if (
+            values := [v for id in run.frontier if id in run.reports and (v := run.reports[id].value(name)) is not None]
+        )
+    }
+    return {
+        **run.facts,
+        "generations": str(max(0, len(run.hypervolumes) - 1)) + (", and it goes on" if run.ongoing else ""),
+        "candidates": str(len(run.candidates)) + "".join(f", {n} {name}" for name, n in counted.items() if n),
+        "on the frontier": str(len(run.frontier)),
+        "survivors": str(len(run.survivors[-1]) if run.survivors else 0),
+        **best,
+        "hypervolume": number(run.hypervolumes[-1] if run.hypervolumes else None),
+        "training tokens": number(sum(report.tokens.own for report in reports)),
+        "training FLOPs": number(sum(report.flops for report in reports)),
+    }
+
+
+def _hypervolume_note(runs: Sequence[RunShown]) -> str:
+    """Whether hypervolumes can be compared."""
+    if len(runs) > 1 and any(run.reference != runs[0].reference for run in runs[1:]):
+        return "Hypervolumes are measured from each run's own reference point, and these differ: compare shapes alone."
+    return ""
+
+
+def _lost(run: RunShown) -> bool:
+    return any(report.status in (Status.REJECTED, Status.GATED, Status.FAILED) for report in run.reports.values())
+
+
+def _flat(data: Mapping[str, Any], name: str = "") -> list[Row]:
+    """Nested plain data as rows of a name and a text."""
+    rows: list[Row] = []
+    for key, value in sorted(data.items()):
+        path = f"{name}.{key}" if name else str(key)
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, path)
+        else:
+            rows.append({"name": path, "value": value if isinstance(value, str) else json.dumps(value, sort_keys=True)})
+    return rows
+
+
 def _shown(rows: Sequence[Row]) -> Shown:
-    names = headers(rows)
-    right = [is_numeric(rows, name) for name in names]
-    return Shown(names, right, [[cell(row.get(name)) for name in names] for row in rows])
+    columns = headers(rows)
+    right = [is_numeric(rows, name) for name in columns]
+    return Shown(columns, right, [[cell(row.get(name)) for name in columns] for row in rows])
 
 
 @cache
@@ -102,6 +179,7 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "ensure_ascii": False}
     return environment.get_template("report.html")
 
 
@@ -112,7 +190,8 @@ def _assets() -> dict[str, Any]:
     from plotly.offline import get_plotlyjs
 
     page = resources.files("morphogen.report") / "page"
-    scripts = [get_plotlyjs(), (page / "draw.js").read_text(encoding="utf-8")]
+    own = "\n".join((page / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = [get_plotlyjs(), own]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return {
         "style": Markup((page / "style.css").read_text(encoding="utf-8")),

@@ -17,7 +17,10 @@ from morphogen.report.wording import shorten
 #: So many generations in a row without candidates are drawn as such, more than that as so many.
 GAP = 8
 LABEL_SIZE = 11.0
-LABEL_CHARS = 20
+#: A map that would be wider than this names its stations aslant, so that they can stand closer together.
+WIDE = 900.0
+#: So many stations on lines are named at most.
+NAMED = 400
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,29 @@ class Scale:
     fan: float  # least width in which routes change rows
     labels: bool  # names beside the stations of lines
     faint_labels: bool  # names beside dead ends
+    slant: float = 0.0  # of those names, in degrees
+    label_chars: int = 20  # of a name that are drawn at most
+
+    def label(self, text: str) -> str:
+        """A station's name as it is drawn."""
+        return shorten(text, self.label_chars)
+
+    def label_width(self, texts: Iterable[str]) -> float:
+        """Room that the widest of some names takes from left to right."""
+        if not self.labels:
+            return 14.0
+        return 26.0 if self.slant else max(len(self.label(text)) for text in texts) * LABEL_SIZE * 0.56
+
+    @property
+    def label_height(self) -> float:
+        """How far a name reaches above its station."""
+        return self.label_chars * LABEL_SIZE * 0.56 * math.sin(math.radians(self.slant)) if self.labels else 0.0
 
 
 @dataclass
 class Place:
-    """A candidate's station. `half`: half the height of the bundle through it. `stops`: x of its edits but the last."""
+    """A candidate's station. `half`: half the height of the bundle through it. `stops`: x of its edits but the last.
+    `enters`: x of the edit by which another parent's genes come in."""
 
     x: float
     y: float
@@ -41,6 +62,7 @@ class Place:
     half: float = 0.0
     stops: tuple[float, ...] = ()
     on_line: bool = False
+    enters: float = 0.0
 
 
 @dataclass
@@ -76,16 +98,18 @@ class Layout:
     twigs: list[tuple[str, bool, str]] = field(default_factory=list)  # child, gave genes to a finalist, path
 
 
-def label(text: str) -> str:
-    """A station's name as it is drawn."""
-    return shorten(text, LABEL_CHARS)
-
-
 def lay_out(candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> Layout:
     """Places all `candidates` and routes one line to each finalist. Parents that are not given are left out."""
     family = _Family(candidates, finalists)
-    many = len(family.on_line) > 90 or family.depth > 24
-    scale = Scale(22.0, 9.0, 26.0, False, False) if many else Scale(54.0, 15.0, 44.0, True, len(candidates) <= 60)
+    roomy = Scale(54.0, 15.0, 44.0, True, len(candidates) <= 60)
+    slanted = Scale(62.0, 12.0, 20.0, True, False, slant=38.0, label_chars=16)
+    if len(family.on_line) > NAMED:
+        return _laid_out(family, Scale(22.0, 9.0, 26.0, False, False))
+    layout = _laid_out(family, roomy)
+    return layout if layout.end <= WIDE else _laid_out(family, slanted)
+
+
+def _laid_out(family: "_Family", scale: Scale) -> Layout:
     layout = Layout(scale, family.finalists)
     layout.gap = min(5.5, 150.0 / max(1, len(family.finalists)))
     layout.lanes = [scale.pitch * lane for lane in range(len(family.finalists))]
@@ -95,10 +119,12 @@ def lay_out(candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> La
     _set_columns(family, layout, rows, sub)
     for id, (y, half) in rows.items():
         column = layout.columns[family.column[id]]
-        count = len(candidates[id].edits)
+        count = len(family.candidates[id].edits)
         step = (column.x - column.before) / count if count else 0.0
         stops = tuple(column.x - step * back for back in range(count - 1, 0, -1))
-        layout.places[id] = Place(column.x, y, family.column[id], half, stops, True)
+        crossing = next((k for k, edit in enumerate(family.candidates[id].edits) if edit.sources), 0)
+        enters = [*stops, column.x][crossing]
+        layout.places[id] = Place(column.x, y, family.column[id], half, stops, True, enters)
     _place_dead(family, layout, dead, sub)
     _route(family, layout)
     ys = [place.y for place in layout.places.values()] + layout.lanes
@@ -217,8 +243,7 @@ def _set_columns(family: _Family, layout: Layout, rows: Mapping[str, tuple[float
     wing, stops, climb = [8.0] * family.depth, [0.0] * family.depth, [0.0] * family.depth
     for id, (y, _) in rows.items():
         candidate, column = family.candidates[id], family.column[id]
-        names = [label(edit.operator) for edit in candidate.edits] or ["copy"]
-        width = max(len(name) for name in names) * LABEL_SIZE * 0.56 if scale.labels else 14.0
+        width = scale.label_width([edit.operator for edit in candidate.edits] or ["copy"])
         wing[column] = max(wing[column], width / 2 + 4)
         stops[column] = max(stops[column], (len(candidate.edits) - 1) * (width / 2 + 12))
         if family.parents[id]:
@@ -235,7 +260,7 @@ def _set_columns(family: _Family, layout: Layout, rows: Mapping[str, tuple[float
         here.after = here.x + max(wing[number], side) + layout.gap * len(layout.lanes) / 2
         layout.columns.append(here)
         x = here.after + min(max(scale.fan, climb[number] * 0.7), 3.2 * scale.fan)
-    layout.end = x
+    layout.end = x + (scale.label_height if scale.slant else 0.0)
 
 
 def _place_dead(family: _Family, layout: Layout, dead: Sequence[str], sub: Sequence[int]) -> None:
@@ -244,7 +269,7 @@ def _place_dead(family: _Family, layout: Layout, dead: Sequence[str], sub: Seque
     blocked: list[list[tuple[float, float]]] = [[] for _ in range(family.depth)]
     for id in family.on_line:
         place = layout.places[id]
-        name = 24.0 if layout.scale.labels else 7.0
+        name = 24.0 if layout.scale.labels and not layout.scale.slant else 8.0
         blocked[place.column].append((place.y, place.half + name))
         first = family.column[family.parents[id][0]] + 1 if family.parents[id] else place.column
         for column in range(first, place.column):
@@ -267,7 +292,8 @@ def _place_dead(family: _Family, layout: Layout, dead: Sequence[str], sub: Seque
             parent = family.parents[id]
             wish = layout.places[parent[0]].y if parent else (layout.lanes[-1] / 2 if layout.lanes else 0.0)
             row = _nearest(stacks[number], wish / slot)
-            layout.places[id] = Place(layout.columns[column].x + number * slot, row * slot, column)
+            x = layout.columns[column].x + number * slot
+            layout.places[id] = Place(x, row * slot, column, enters=x)
 
 
 def _nearest(free: list[int], wish: float) -> int:
@@ -349,4 +375,4 @@ def _curve(layout: Layout, parent: Place, child: Place, y0: float, y1: float) ->
     right = layout.columns[child.column].before
     middle = (left + right) / 2
     start = f"M{parent.x:.1f} {y0:.1f} H{max(left, parent.x):.1f}"
-    return f"{start} C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {right:.1f} {y1:.1f} H{child.x:.1f}"
+    return f"{start} C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {right:.1f} {y1:.1f} H{child.enters:.1f}"

@@ -1,15 +1,17 @@
-"""The lineage as a subway map, drawn by our own layout: one coloured line per finalist, a station per edit.
+"""The lineage as a subway map, drawn by our own layout: one coloured line per candidate of the frontier, a station per
+edit.
 
 SVG text that needs nothing outside itself, follows the reader's light or dark theme, and is the same for the same data.
 """
 
 from collections.abc import Iterable, Mapping
 from colorsys import hls_to_rgb
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.escape import visible, xml
-from morphogen.report.layout import LABEL_SIZE, Layout, Place, label, lay_out
+from morphogen.escape import xml
+from morphogen.report.layout import LABEL_SIZE, Layout, Place, lay_out
+from morphogen.report.shown import RunShown
 from morphogen.report.wording import edit_lines, edits_short, number, shorten, story
 
 Objectives = Mapping[str, Literal["min", "max"]]
@@ -29,7 +31,7 @@ STYLE = """
 .subway .route{fill:none;stroke-linecap:round;stroke-linejoin:round}
 .subway .casing{fill:none;stroke:#fcfcfa;stroke-linecap:round;stroke-linejoin:round}
 .subway .twig{fill:none;stroke:#c4cad0;stroke-width:1.1px}.subway .giver{stroke:#8b949e;stroke-width:1.8px}
-.subway .stop{fill:#fff;stroke:#22272e}.subway .lossy{fill:#22272e}
+.subway .stop{fill:#fff;stroke:#22272e}.subway .lossy{fill:#22272e}.subway .crossing{fill:#ffd43b;stroke:#22272e}
 .subway .dead{fill:#c4cad0}.subway .dead-giver{fill:#8b949e;stroke:#fcfcfa;stroke-width:1.4px}
 .subway .gated{fill:none;stroke:#b4bbc2;stroke-width:1.4px}
 .subway .cross{fill:none;stroke:#b4bbc2;stroke-width:1.6px;stroke-linecap:round}
@@ -39,12 +41,12 @@ STYLE = """
 .subway text{fill:#e6edf3}.subway .dim,.subway .head{fill:#9aa4af}
 .subway text.halo{stroke:#14181d;fill:none}.subway .casing{stroke:#14181d}
 .subway .twig{stroke:#39414b}.subway .giver{stroke:#77818c}
-.subway .stop{fill:#14181d;stroke:#f0f6fc}.subway .lossy{fill:#f0f6fc}
+.subway .stop{fill:#14181d;stroke:#f0f6fc}.subway .lossy{fill:#f0f6fc}.subway .crossing{fill:#b88a00;stroke:#f0f6fc}
 .subway .dead{fill:#48515c}.subway .dead-giver{fill:#77818c;stroke:#14181d}.subway .gated,.subway .cross{stroke:#56606b}
 .subway .faint{fill:#727c87}}
 """
 
-LEFT, TOP, COLUMN = 34.0, 112.0, 104.0
+LEFT, TOP, PAD = 34.0, 112.0, 30.0
 
 
 def color(lane: int) -> str:
@@ -53,6 +55,15 @@ def color(lane: int) -> str:
         return PALETTE[lane]
     red, green, blue = hls_to_rgb(lane * 137.508 % 360 / 360, 0.5, 0.62)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+class Panes(NamedTuple):
+    """A map in parts, as a page sets them: the lines; their ends with names and values, which stay in view however far
+    the lines reach; what the marks mean."""
+
+    lines: str
+    ends: str
+    legend: str
 
 
 def lineage_svg(
@@ -68,51 +79,91 @@ def lineage_svg(
     it changed. Ids that are not among the candidates are left out.
     """
     layout = lay_out(candidates, finalists)
-    pad = 30.0
-    names = [*objectives]
-    id_width = 24 + max((len(id) for id in layout.finalists), default=0) * 6.9
-    widths = [max(70.0, 8.0 * len(f"{name} ↓") + 14) for name in names]
-    width = LEFT + layout.end + 18 + id_width + sum(widths) + 24 if layout.finalists else LEFT + layout.end + 30
-    width = max(width, 760.0)
-    height = TOP + pad + (layout.bottom - layout.top) + pad + 74
+    ends = _Ends(layout, objectives)
+    width = max(LEFT + layout.end + ends.width, 760.0)
+    legend, legend_height = _legend(width)
+    below = TOP + _shift(layout) + layout.bottom + PAD
+    height = below + 24 + legend_height
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="subway" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{xml(title)}: lineage">',
+        _opened(0.0, width, height, f"{title}: lineage"),
         f"<style>{STYLE}</style>",
         f'<rect class="bg" width="{width:.0f}" height="{height:.0f}" rx="10"/>',
         f'<text class="title" x="{LEFT:.0f}" y="40">{xml(title)}</text>',
         f'<text class="dim" font-size="12.5" x="{LEFT:.0f}" y="61">{xml(_summary(candidates, reports, layout))}</text>',
-        *_stripes(layout, height - 66),
-        f'<g transform="translate({LEFT:.0f},{TOP + pad - layout.top:.1f})">',
-        *_background(layout),
-        *_lines(layout),
-        *_dead_ends(layout, candidates, reports),
-        *_stations(layout, candidates, reports),
-        *_terminals(layout, reports, objectives, id_width, widths),
+        *_map(layout, candidates, reports, below),
+        f'<g transform="translate({LEFT:.0f},{TOP + _shift(layout):.1f})">',
+        *_terminals(layout, reports, objectives, ends),
         "</g>",
-        *_legend(height - 30),
+        f'<g transform="translate(0,{below + 34:.1f})">',
+        *legend,
+        "</g>",
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def lineage_dot(candidates: Mapping[str, Candidate], reports: Mapping[str, Report], finalists: Iterable[str]) -> str:
-    """The same lineage as text for Graphviz, for `dot -Tsvg`; the lines of finalists in black, all else in gray."""
-    from graphviz import Digraph, escape
+def lineage_panes(run: RunShown) -> Panes:
+    """The same map in parts for a page."""
+    layout = lay_out(run.candidates, run.frontier)
+    ends = _Ends(layout, run.objectives)
+    above = TOP - 44.0  # the page has said the title
+    below = TOP + _shift(layout) + layout.bottom + PAD
+    split = LEFT + layout.end - (10.0 if layout.finalists else -PAD)
+    lines = [
+        _opened(0.0, split, below - above, f"{run.run}: lineage", above),
+        f"<style>{STYLE}</style>",
+        f'<rect class="bg" y="{above:.0f}" width="{split:.0f}" height="{below - above:.0f}"/>',
+        *_map(layout, run.candidates, run.reports, below),
+        "</svg>",
+    ]
+    room = ends.width + 10.0
+    right = [
+        _opened(split, room, below - above, f"{run.run}: frontier", above),
+        f'<rect class="bg" x="{split:.1f}" y="{above:.0f}" width="{room:.0f}" height="{below - above:.0f}"/>',
+        f'<g transform="translate({LEFT:.0f},{TOP + _shift(layout):.1f})">',
+        *_terminals(layout, run.reports, run.objectives, ends),
+        "</g></svg>",
+    ]
+    keys = [
+        '<span class="key"><svg class="subway" width="26" height="22" viewBox="-13 -11 26 22" aria-hidden="true">'
+        f"{shape}</svg>{xml(text)}</span>"
+        for shape, text in _KEYS
+    ]
+    return Panes("\n".join(lines), "\n".join(right) if layout.finalists else "", "\n".join(keys))
 
-    layout = lay_out(candidates, finalists)
-    node = {"shape": "box", "style": "rounded", "fontname": "Helvetica"}
-    graph = Digraph("lineage", graph_attr={"rankdir": "LR"}, node_attr=node)
-    order = sorted(candidates, key=lambda id: candidates[id].index)
-    for id in order:
-        look = {} if layout.places[id].on_line else {"color": "gray", "fontcolor": "gray"}
-        graph.node(id, id, tooltip=_status(reports, id).value, **look)
-    for id in order:
-        for position, parent in enumerate(parent for parent in candidates[id].parents if parent in candidates):
-            look = {"style": "dashed"} if position else {}
-            graph.edge(parent, id, escape(visible(edits_short(candidates[id]))), **look)
-    text: str = graph.source
-    return text
+
+def _opened(left: float, width: float, height: float, name: str, top: float = 0.0) -> str:
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="subway" '
+        f'viewBox="{left:.1f} {top:.0f} {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{xml(name)}">'
+    )
+
+
+def _shift(layout: Layout) -> float:
+    """From the top of the drawing down to where the layout's rows begin."""
+    return max(PAD, layout.scale.label_height + 6.0) - layout.top
+
+
+def _map(layout: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report], below: float) -> list[str]:
+    return [
+        *_stripes(layout, below),
+        f'<g transform="translate({LEFT:.0f},{TOP + _shift(layout):.1f})">',
+        *_background(layout),
+        *_lines(layout),
+        *_dead_ends(layout, candidates, reports),
+        *_stations(layout, candidates, reports),
+        "</g>",
+    ]
+
+
+class _Ends:
+    """Room for what stands at the ends of lines."""
+
+    def __init__(self, layout: Layout, objectives: Objectives) -> None:
+        self.ids = 24 + max((len(id) for id in layout.finalists), default=0) * 6.9
+        self.values = [max(70.0, 8.0 * len(f"{name} ↓") + 14) for name in objectives]
+        self.width = 18 + self.ids + sum(self.values) + 24 if layout.finalists else PAD
 
 
 def _status(reports: Mapping[str, Report], id: str) -> Status:
@@ -163,12 +214,15 @@ def _dead_ends(layout: Layout, candidates: Mapping[str, Candidate], reports: Map
         if place.on_line:
             continue
         x, y, status = place.x, place.y, _status(reports, id)
+        own = f' data-id="{xml(id)}"'
         if status in (Status.FAILED, Status.REJECTED):
-            shape = f'path class="cross" d="M{x - 2.6:.1f} {y - 2.6:.1f}l5.2 5.2m0 -5.2l-5.2 5.2"'
+            shape = f'path class="cross"{own} d="M{x - 2.6:.1f} {y - 2.6:.1f}l5.2 5.2m0 -5.2l-5.2 5.2"'
         elif id in givers:
-            shape = f'circle class="dead-giver" cx="{x:.1f}" cy="{y:.1f}" r="4.2"'
+            shape = f'circle class="dead-giver"{own} cx="{x:.1f}" cy="{y:.1f}" r="4.2"'
         else:
-            shape = f'circle class="{"gated" if status is Status.GATED else "dead"}" cx="{x:.1f}" cy="{y:.1f}" r="3"'
+            shape = (
+                f'circle class="{"gated" if status is Status.GATED else "dead"}"{own} cx="{x:.1f}" cy="{y:.1f}" r="3"'
+            )
         tip = xml(story(candidates[id], reports.get(id)))
         parts.append(f"<{shape}><title>{tip}</title></{shape.split()[0]}>")
         if layout.scale.faint_labels:
@@ -197,53 +251,70 @@ def _lines(layout: Layout) -> list[str]:
 
 def _stations(layout: Layout, candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[str]:
     parts, texts = [], []
-    sides = {child: (1.0 if path_parent.y > layout.places[child].y else -1.0)
-             for parent, child, _, _ in layout.transfers
-             if (path_parent := layout.places[parent]) and layout.places[child].on_line}  # fmt: skip
+    sides = {child: (1.0 if layout.places[parent].y > layout.places[child].y else -1.0)
+             for parent, child, _, _ in layout.transfers if layout.places[child].on_line}  # fmt: skip
     for id, place in layout.places.items():
         if not place.on_line:
             continue
         candidate = candidates[id]
-        for stop, edit in zip(place.stops, candidate.edits, strict=False):
-            tip = xml("\n".join(edit_lines(edit)))
-            parts.append(_station(place, stop, 3.2, not edit.preserves, tip, 0.0, 0.0, 1.5))
-        extra = sides[id] * layout.gap if id in sides else 0.0
-        lossy = bool(candidate.edits) and not candidate.edits[-1].preserves and id not in sides
-        size = (6.4 if id in sides else 5.2) if layout.scale.labels else (4.4 if id in sides else 3.6)
-        tip = xml(story(candidate, reports.get(id)))
-        parts.append(
-            _station(place, place.x, size, lossy, tip, min(0.0, extra), max(0.0, extra), 2.6 if id in sides else 2.0)
-        )
-        if layout.scale.labels:
-            names = [edit.operator for edit in candidate.edits] or [edits_short(candidate)]
-            for back, name in enumerate(reversed(names)):
-                x = place.x if back == 0 else place.stops[-back]
-                low = place.y + place.half + max(0.0, extra) + 18
-                y = place.y - place.half + min(0.0, extra) - 11 if back % 2 == 0 else low
-                texts += _text("name", x, y, label(name), "middle")
+        reach = sides.get(id, 0.0) * layout.gap
+        xs = (*place.stops, place.x)
+        for k, x in enumerate(xs):
+            last, edit = k + 1 == len(xs), candidate.edits[k] if candidate.edits else None
+            tip = xml(story(candidate, reports.get(id)) if last or edit is None else "\n".join(edit_lines(edit)))
+            size = (5.2 if layout.scale.labels else 3.6) if last else 3.2
+            if id in sides and x == place.enters:
+                parts.append(_crossing(id, place, x, size, tip, reach))
+            else:
+                parts.append(_station(id, place, x, size, edit is not None and not edit.preserves, tip))
+            if layout.scale.labels:
+                name = edits_short(candidate) if edit is None else edit.operator
+                texts += _name(layout, place, x, name, reach if x == place.enters else 0.0, low=(len(xs) - k) % 2 == 0)
     return parts + texts
 
 
-def _text(look: str, x: float, y: float, text: str, anchor: str) -> list[str]:
+def _name(layout: Layout, place: Place, x: float, name: str, reach: float, *, low: bool) -> list[str]:
+    """An edit's name beside its station, above or below; all are above where they stand aslant."""
+    top, slant, text = place.y - place.half + min(0.0, reach) - 11, layout.scale.slant, layout.scale.label(name)
+    if slant:
+        turned = f' transform="rotate({-slant:.0f} {x + 1:.1f} {top:.1f})"'
+        return _text("name", x + 1, top, text, "start", turned)
+    return _text("name", x, place.y + place.half + max(0.0, reach) + 18 if low else top, text, "middle")
+
+
+def _text(look: str, x: float, y: float, text: str, anchor: str, more: str = "") -> list[str]:
     """A name with a halo of the background's colour, so that it reads over lines."""
-    rest = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{xml(text)}</text>'
+    rest = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{xml(text)}</text>'
     return [f'<text class="{look} halo" aria-hidden="true" {rest}', f'<text class="{look}" {rest}']
 
 
-def _station(
-    place: Place, x: float, size: float, lossy: bool, tip: str, above: float, below: float, stroke: float
-) -> str:
-    """A round station, or a capsule across the bundle. A filled one is lossy."""
-    top, tall = place.y - place.half + above - size, 2 * (place.half + size) + below - above
+def _station(id: str, place: Place, x: float, size: float, lossy: bool, tip: str) -> str:
+    """A round station, or a capsule across the bundle that shares the edit. A filled one is lossy."""
+    top, tall = place.y - place.half - size, 2 * (place.half + size)
     return (
-        f'<rect class="stop{" lossy" if lossy else ""}" x="{x - size:.1f}" y="{top:.1f}" width="{2 * size:.1f}"'
-        f' height="{tall:.1f}" rx="{size:.1f}" stroke-width="{stroke}"><title>{tip}</title></rect>'
+        f'<rect class="stop{" lossy" if lossy else ""}" data-id="{xml(id)}" x="{x - size:.1f}" y="{top:.1f}"'
+        f' width="{2 * size:.1f}" height="{tall:.1f}" rx="{size:.1f}" stroke-width="1.8"><title>{tip}</title></rect>'
     )
 
 
-def _terminals(
-    layout: Layout, reports: Mapping[str, Report], objectives: Objectives, id_width: float, widths: list[float]
-) -> list[str]:
+def _crossing(id: str, place: Place, x: float, size: float, tip: str, reach: float) -> str:
+    """A crossover: pointed and in a colour of its own, so that it is no edit of several lines; it reaches over to where
+    the other parent's genes arrive."""
+    top, bottom = place.y - place.half + min(0.0, reach) - 2, place.y + place.half + max(0.0, reach) + 2
+    return (
+        f'<path class="crossing" data-id="{xml(id)}" d="{_lozenge(x, top, bottom, size + 1.6)}" stroke-width="1.8"'
+        f' stroke-linejoin="round"><title>{tip}</title></path>'
+    )
+
+
+def _lozenge(x: float, top: float, bottom: float, size: float) -> str:
+    return (
+        f"M{x:.1f} {top - 1.3 * size:.1f}L{x + size:.1f} {top:.1f}V{bottom:.1f}L{x:.1f} {bottom + 1.3 * size:.1f}"
+        f"L{x - size:.1f} {bottom:.1f}V{top:.1f}Z"
+    )
+
+
+def _terminals(layout: Layout, reports: Mapping[str, Report], objectives: Objectives, ends: _Ends) -> list[str]:
     """Line ends with the finalist's id and its objectives, as a table; the best value of a column is bold."""
     parts, best = [], {}
     known = {id: reports[id] for id in layout.finalists if id in reports}
@@ -252,8 +323,8 @@ def _terminals(
         best[name] = (min(values) if direction == "min" else max(values)) if values else None
     left = layout.end + 18
     if layout.finalists:
-        edge = left + id_width
-        for (name, direction), width in zip(objectives.items(), widths, strict=True):
+        edge = left + ends.ids
+        for (name, direction), width in zip(objectives.items(), ends.values, strict=True):
             edge += width
             arrow = "↓" if direction == "min" else "↑"
             y = layout.top - 44
@@ -262,10 +333,11 @@ def _terminals(
         size = min(6.5, layout.scale.pitch / 3)
         parts.append(
             f'<circle class="stop" cx="{layout.end:.1f}" cy="{y:.1f}" r="{size:.1f}" style="stroke:{color(lane)}"'
-            f' stroke-width="3.4"/><text class="end" x="{left:.1f}" y="{y + 4:.1f}">{xml(id)}</text>'
+            ' stroke-width="3.4"/>'
+            f'<text class="end" data-id="{xml(id)}" x="{left:.1f}" y="{y + 4:.1f}">{xml(id)}</text>'
         )
-        edge = left + id_width
-        for name, width in zip(objectives, widths, strict=True):
+        edge = left + ends.ids
+        for name, width in zip(objectives, ends.values, strict=True):
             edge += width
             value = known[id].value(name) if id in known else None
             look = "value best" if value is not None and value == best[name] else "value"
@@ -275,23 +347,36 @@ def _terminals(
     return parts
 
 
-def _legend(y: float) -> list[str]:
-    items = [
-        ('<circle class="stop" r="5" stroke-width="2"/>', "edit that keeps the function"),
-        ('<circle class="stop lossy" r="5" stroke-width="2"/>', "lossy edit"),
-        ('<rect class="stop" x="-6" y="-9" width="12" height="18" rx="6" stroke-width="2.6"/>', "crossover"),
-        ('<path class="route" stroke="#667788" stroke-width="4.6" stroke-dasharray="0.1 8" d="M-9 0H8"/>',
-         "stays unchanged"),
-        ('<circle class="dead" r="3"/>', "led nowhere"),
-        ('<circle class="dead-giver" r="4.2"/>', "gave genes to the frontier"),
-        ('<circle class="gated" r="3"/>', "gated"),
-        ('<path class="cross" d="M-2.6 -2.6l5.2 5.2m0 -5.2l-5.2 5.2"/>', "failed or rejected"),
-    ]  # fmt: skip
-    parts, x = [], LEFT + 8
-    for shape, text in items:
+#: Marks and what they mean.
+_KEYS = (
+    ('<circle class="stop" r="5" stroke-width="2"/>', "edit that keeps the function"),
+    ('<circle class="stop lossy" r="5" stroke-width="2"/>', "lossy edit"),
+    (
+        '<rect class="stop" x="-4" y="-9" width="8" height="18" rx="4" stroke-width="2"/>',
+        "edit that several lines share",
+    ),
+    (f'<path class="crossing" d="{_lozenge(0.0, -1.0, 1.0, 5.0)}" stroke-width="1.8"/>', "crossover"),
+    (
+        '<path class="route" stroke="#667788" stroke-width="4.6" stroke-dasharray="0.1 8" d="M-9 0H8"/>',
+        "stays unchanged",
+    ),
+    ('<circle class="dead" r="3"/>', "led nowhere"),
+    ('<circle class="dead-giver" r="4.2"/>', "gave genes to the frontier"),
+    ('<circle class="gated" r="3"/>', "gated"),
+    ('<path class="cross" d="M-2.6 -2.6l5.2 5.2m0 -5.2l-5.2 5.2"/>', "failed or rejected"),
+)
+
+
+def _legend(width: float) -> tuple[list[str], float]:
+    """The marks' meanings in as many rows as they need, and how high these are together."""
+    parts, x, y = [], LEFT + 8, 0.0
+    for shape, text in _KEYS:
+        room = 14 + len(text) * LABEL_SIZE * 0.55 + 24
+        if x + room > width and x > LEFT + 8:
+            x, y = LEFT + 8, y + 24.0
         parts.append(
             f'<g transform="translate({x:.1f},{y:.1f})">{shape}'
             f'<text class="dim" font-size="11" x="14" y="4">{text}</text></g>'
         )
-        x += 14 + len(text) * LABEL_SIZE * 0.55 + 24
-    return parts
+        x += room
+    return parts, y + 30.0

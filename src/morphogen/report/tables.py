@@ -1,7 +1,7 @@
 """Tables for people and machines. Each is a list of rows (plain dicts); one function makes rows, three show them."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from morphogen.against_root import NOT_MEASURED, AgainstRoot
-from morphogen.candidate import Candidate, Report, Status, origin
+from morphogen.candidate import Candidate, Report, origin
 from morphogen.escape import visible
 from morphogen.report.wording import differs, edits_short, finite, number
 
@@ -64,39 +64,6 @@ def _made_by(candidates: Mapping[str, Candidate], id: str) -> str:
     """The edits of a candidate, or of the one that it continues."""
     first = origin(candidates, candidates[id])
     return edits_short(first) + ("" if first.id == id else ", continued")
-
-
-def operator_rows(
-    candidates: Mapping[str, Candidate], reports: Mapping[str, Report], frontier: Collection[str]
-) -> list[Row]:
-    """One row per operator that was used: children made with it, what became of them, and how many stand on the
-    frontier, themselves or trained on."""
-    rows: dict[str, Row] = {}
-    there = {origin(candidates, candidates[id]).id for id in frontier}
-    for id in sorted(candidates, key=lambda id: candidates[id].index):
-        status = reports[id].status if id in reports else Status.PROPOSED
-        for edit in {edit.operator: edit for edit in candidates[id].edits}.values():
-            row = rows.setdefault(
-                edit.operator,
-                {"operator": edit.operator, "exact": edit.preserves, "children": 0}
-                | {str(kind): 0 for kind in (Status.TRAINED, Status.GATED, Status.FAILED, Status.REJECTED)}
-                | {"on_frontier": 0},
-            )
-            row["children"] += 1
-            row["on_frontier"] += id in there
-            if status in row:
-                row[str(status)] += 1
-    return [rows[name] for name in sorted(rows)]
-
-
-def reason_rows(candidates: Mapping[str, Candidate], reports: Mapping[str, Report]) -> list[Row]:
-    """One row per candidate that was rejected, gated or failed, with the reason."""
-    lost = (Status.REJECTED, Status.GATED, Status.FAILED)
-    return [
-        {"id": id, "generation": candidates[id].generation, "status": str(report.status), "reason": report.reason}
-        for id in sorted(candidates, key=lambda id: candidates[id].index)
-        if (report := reports.get(id)) is not None and report.status in lost
-    ]
 
 
 def cell(value: object) -> str:

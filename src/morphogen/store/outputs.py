@@ -14,7 +14,9 @@ from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import FILES as LEDGER_FILES
 from morphogen.store.ordinary import KINDS, read_ordinary
 
-Kind = Literal["lineage.json", "frontier.json", "lineage.svg", "lineage.dot"]
+Kind = Literal[
+    "lineage.json", "frontier.json", "lineage.svg", "lineage.dot", "lineage.mmd", "lineage.png", "report.html"
+]
 
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER: Final = ".run"
@@ -88,4 +90,7 @@ _SIGNS: dict[Kind, Callable[[bytes], bool]] = {
     "frontier.json": _document("candidates", "objectives"),
     "lineage.svg": lambda raw: b'class="subway"' in raw[:400],
     "lineage.dot": lambda raw: raw.startswith(b"digraph lineage {"),
+    "lineage.mmd": lambda raw: raw.startswith(b"%% a morphogen lineage\n"),
+    "lineage.png": lambda raw: raw.startswith(b"\x89PNG") and b"a morphogen lineage" in raw[:200],
+    "report.html": lambda raw: raw.startswith(b"<!DOCTYPE html>") and b"morphogen</title>" in raw[:4000],
 }

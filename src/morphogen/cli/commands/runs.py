@@ -47,20 +47,42 @@ def _of_one_model(place: str) -> dict[str, Any] | None:
 
 
 @app.command()
+def report(
+    folders: Annotated[list[str], typer.Argument(help="folders of runs", metavar="RUN...")],
+    out: Annotated[
+        str | None, typer.Option(help="where to write it; default RUN/report.html, of several ./report.html")
+    ] = None,
+    in_browser: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+    allow_code: flags.AllowCode = False,
+) -> None:
+    """One page with all that is known of a run, or of several side by side. They may be running meanwhile."""
+    from morphogen.cli.console import aside
+    from morphogen.cli.drawing import show, write_page
+
+    page = write_page([run_folder(folder) for folder in folders], None if out is None else user_path(out, "--out"))
+    print(visible(f"wrote {page}"))
+    if in_browser:
+        show(page, aside)
+
+
+@app.command()
 def lineage(
     folder: flags.Folder,
-    out: Annotated[str | None, typer.Option(help="draw the picture anew: a .svg or .dot file")] = None,
+    out: Annotated[str | None, typer.Option(help="draw it: a .svg, .png, .mmd (Mermaid) or .dot file")] = None,
     as_json: flags.AsJson = False,
 ) -> None:
     """How the frontier came about: every frontier candidate with its ancestors and their edits."""
     from morphogen.cli.console import aside
-    from morphogen.cli.status import ancestry, draw
+    from morphogen.cli.status import ancestry
     from morphogen.store.lineage import Lineage
 
-    found = Lineage.read(run_folder(folder) / "lineage.json")
+    run = run_folder(folder)
+    found = Lineage.read(run / "lineage.json")
     candidates, reports = found.records()
     if out is not None:
-        draw(run_folder(folder), user_path(out, "--out"))
+        from morphogen.cli.drawing import draw
+
+        draw(run, user_path(out, "--out"))
         (aside if as_json else print)(visible(f"wrote {out}"))
     if as_json:
         print(json_shown(found.to_json()), end="")
