@@ -3,6 +3,7 @@
 import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from morphogen.errors import InputError
 from morphogen.report.outlines import lineage_dot, lineage_mermaid
@@ -13,7 +14,7 @@ from morphogen.store.lineage import Lineage
 from morphogen.store.outputs import Kind, check_output
 
 #: The page of a run, in its folder.
-PAGE = "report.html"
+PAGE: Final = "report.html"
 #: Ending of a picture's name -> its kind.
 KINDS: dict[str, Kind] = {
     ".svg": "lineage.svg",

@@ -1,6 +1,6 @@
 // The table of all candidates: sorted by a click on a column, filtered by words and conditions.
 const WORDS = ["run", "id", "status", "edits", "reason"];
-const state = { by: null, up: true, columns: [], ...(memory.get("table") || {}) };
+const state = { by: null, up: true, columns: [], ...(memory.get("table") || {}), turn: 0 };
 const errorOf = (name) => `${name} ±`;
 
 function defaultColumns() {
@@ -59,17 +59,26 @@ function drawTable() {
     class: WORDS.includes(name) ? "t" : "n", title: meaning(name), "aria-sort": state.by !== name ? null : state.up ? "ascending" : "descending",
     onclick: () => { [state.by, state.up] = [name, state.by === name ? !state.up : better(name) !== "max"]; drawTable(); },
   }, `${name}${state.by === name ? (state.up ? " ▲" : " ▼") : ""}`));
-  const rows = shown.map((place) => {
-    const one = data.candidates[place];
-    return element("tr", { class: `${one.status}${one.frontier ? " frontier" : ""}`, onclick: () => openCandidate(place) },
-      ...state.columns.map((name) => {
-        const has = cellOf(one, name), text = WORDS.includes(name);
-        const error = !text && one.errors ? one.errors[name] : undefined;
-        return element("td", { class: text ? "t" : "n", title: text || has === null ? null : String(has) },
-          text ? clipped(has, 90) : `${number(has)}${error === undefined ? "" : ` ± ${Number(error.toPrecision(2))}`}`);
-      }));
+  const body = element("tbody", {});
+  $("candidates").replaceChildren(element("thead", {}, element("tr", {}, ...heads)), body);
+  const turn = ++state.turn;
+  const more = (from) => {  // the first rows at once, the rest as the browser finds the time
+    if (turn !== state.turn) return;
+    body.append(...shown.slice(from, from + 100).map(rowOf));
+    if (from + 100 < shown.length) setTimeout(more, 15, from + 100);
+  };
+  more(0);
+}
+
+function rowOf(place) {
+  const one = data.candidates[place];
+  const cells = state.columns.map((name) => {
+    const has = cellOf(one, name), text = WORDS.includes(name);
+    const error = !text && one.errors ? one.errors[name] : undefined;
+    return element("td", { class: text ? "t" : "n", title: text || has === null ? null : String(has) },
+      text ? clipped(has, 90) : `${number(has)}${error === undefined ? "" : ` ± ${Number(error.toPrecision(2))}`}`);
   });
-  $("candidates").replaceChildren(element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+  return element("tr", { class: `${one.status}${one.frontier ? " frontier" : ""}`, onclick: () => openCandidate(place) }, ...cells);
 }
 
 function setUpTable() {
