@@ -1,6 +1,8 @@
 """The import rule: downwards only, heavy libraries only where they belong, and a package that is cheap to import."""
 
 import ast
+import functools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
-SMOKE = str(ROOT / "configs" / "live_smoke.yaml")
 FILES = sorted((SRC / "morphogen").rglob("*.py"))
 MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
@@ -134,27 +135,35 @@ NO_TORCH = {
 }
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def unit(path: Path) -> str:
     first = path.relative_to(SRC / "morphogen").parts[0]
     return first.removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Absolute names of all that a file imports, wherever in the file, type-checking blocks included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names: set[str] = set()
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module is not None
-            yield node.module
+            names.add(node.module)
             if node.module == "morphogen":
-                yield from (f"morphogen.{alias.name}" for alias in node.names if alias.name != "__version__")
+                names |= {f"morphogen.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return frozenset(names)
 
 
 def top_level(path: Path) -> Iterator[str]:
     """Absolute names of what importing the file imports, and of what it takes out of that."""
-    pending: list[ast.stmt] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    pending: list[ast.stmt] = list(parsed(path).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
@@ -168,7 +177,7 @@ def top_level(path: Path) -> Iterator[str]:
             pending += node.body
 
 
-def internal(names: Iterator[str]) -> set[str]:
+def internal(names: frozenset[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("morphogen.")}
 
 
@@ -185,7 +194,7 @@ def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_a_module_says_in_its_first_line_what_it_is_for(path: Path) -> None:
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    said = ast.get_docstring(parsed(path))
     assert said is not None
     assert said.splitlines()[0]
 
@@ -246,47 +255,11 @@ def test_the_command_line_imports_nothing_heavy_at_its_top() -> None:
 
 
 LIBRARIES = {"torch", "transformers", "datasets", "ray", "numpy", "scipy", "sklearn", "pymoo", "tokenizers"}
-HEAVY = f"sorted({LIBRARIES} & set(sys.modules))"
-
-
-def loaded_after(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint({HEAVY})"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
-
-
-def test_importing_morphogen_loads_nothing_heavy() -> None:
-    assert loaded_after("import morphogen; morphogen.MorphogenError") == "[]"
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = "from morphogen.cli import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
-    assert loaded_after(code) == "[]"
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["validate", "configs/live_smoke.yaml"],
-        ["schema"],
-        ["schema", "verification"],
-        ["diff", *2 * ["configs/live_smoke.yaml"]],
-    ],
-)
-def test_what_only_reads_files_loads_no_torch(command: list[str]) -> None:
-    code = f"from morphogen.cli import main\ntry: main({command!r})\nexcept SystemExit as end: assert not end.code"
-    assert loaded_after(code) == "['numpy']"
-
-
-def test_storing_and_selecting_load_no_torch() -> None:
-    code = "import importlib\nfor name in NAMES: importlib.import_module(name)".replace(
-        "NAMES", repr(["morphogen.store.ledger", "morphogen.store.lineage", "morphogen.selection.survival"])
-    )
-    assert "torch" not in loaded_after(code)
-
-
+STORING = """
+import morphogen.store.ledger
+import morphogen.store.lineage
+import morphogen.selection.survival
+"""
 DESCRIBING = """
 import numpy as np
 import morphogen.search.engine
@@ -302,7 +275,44 @@ child, edits = mutate(Blueprint.model_validate(model.to_json()), np.random.defau
 assert edits and costs(child, 64)["params"] > 0
 assert plan(child, [model]).tensors
 """
+CONFIG = "configs/live_smoke.yaml"
 
 
-def test_describing_changing_and_planning_architectures_loads_numpy_alone() -> None:
-    assert loaded_after(DESCRIBING) == "['numpy']"
+def command(*words: str) -> str:
+    return f"try: morphogen.cli.main({list(words)})\nexcept SystemExit as end: assert not end.code"
+
+
+#: Lightest first, since what one of them loads stays: code, and the libraries that it may leave loaded.
+STEPS = {
+    "import morphogen": ("import morphogen; morphogen.MorphogenError", []),
+    "--help": (f"import morphogen.cli\n{command('--help')}", []),
+    "schema": (command("schema"), ["numpy"]),
+    "schema verification": (command("schema", "verification"), ["numpy"]),
+    "validate": (command("validate", CONFIG), ["numpy"]),
+    "diff": (command("diff", CONFIG, CONFIG), ["numpy"]),
+    "describing, changing and planning": (DESCRIBING, ["numpy"]),
+    "storing and selecting": (STORING, ["numpy", "pymoo", "scipy"]),
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Step -> libraries that are loaded after it and all before it."""
+    code = f"""
+import contextlib, io, json, sys
+loaded = {{}}
+for name, (code, _) in {STEPS!r}.items():
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code)
+    loaded[name] = sorted({LIBRARIES!r} & set(sys.modules))
+print(json.dumps(loaded))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_needs_no_heavy_library_loads_none(step: str, loaded: dict[str, list[str]]) -> None:
+    assert set(loaded[step]) <= set(STEPS[step][1])
