@@ -6,6 +6,7 @@ growth, crossover between sizes and the transfer of optimizer state. Adding a ki
 of its slot (and one for its torch module).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,14 +18,13 @@ from morphogen.errors import InputError
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
-from morphogen.parts.contract.tensors import NORMAL, ONES, ZEROS, Axis, Init, Spec, Tensor, flat, shape_of
+from morphogen.parts.contract.tensors import Axis, Spec, Tensor, flat, shape_of, specified
 from morphogen.parts.contract.widths import Width
 
 if TYPE_CHECKING:
     from torch import nn
 
 NormKind = Literal["rmsnorm", "layernorm"]
-NORM_EPS = 1e-5
 
 #: What structural gates and the conditions of templates ask for: mixtures of experts, selectors, memories.
 COUNTED = ("moe", "selector", "memory")
@@ -268,17 +268,11 @@ class Part(Frozen):
         Args:
             ctx: The model around it.
         """
-        table: dict[str, Tensor] = {}
-        for name, (axis, kind) in self.norms(ctx).items():
-            table[f"{name}.weight"] = Tensor((axis,), ONES)
-            if kind == "layernorm":
-                table[f"{name}.bias"] = Tensor((axis,), ZEROS)
-            table[f"{name}.eps"] = Tensor((), Init("constant", (NORM_EPS,)), trained=False)
-        for name, tensor in self.tensors(ctx).items():
-            plain = not tensor.writes or tensor.init != NORMAL
-            table[name] = tensor if plain else replace(tensor, init=Init("fan_in_normal", (ctx.output_gain,)))
-        sizes = self.sizes(ctx)
-        return {name: Spec(**vars(tensor), shape=shape_of(tensor.axes, sizes)) for name, tensor in table.items()}
+        try:
+            hash(self)
+        except TypeError:  # what it holds may change, as the dicts of plug-ins
+            return _specs.__wrapped__(self, ctx)
+        return dict(_specs(self, ctx))
 
     def fresh_zero(self, ctx: Context) -> dict[str, tuple[str, ...]]:
         """Tensor -> axes along which new entries start at zero, of those that have any."""
@@ -373,6 +367,11 @@ class Part(Frozen):
                 scales[f"{name}.weight"] = math.sqrt(ratio)
                 scales[f"{name}.eps"] = ratio
         return scales
+
+
+@functools.lru_cache(maxsize=1024)  # making, inheriting and costing a model ask for the same again and again
+def _specs(part: Part, ctx: Context) -> dict[str, Spec]:
+    return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
 
 
 class Modifier(Part):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: A dimension's name, or several names when it is a product (slowest first).
 Axis = str | tuple[str, ...]
@@ -18,6 +18,8 @@ class Init:
     args: tuple[float | str, ...] = ()
 
 
+#: Added to a norm's variance at the start.
+NORM_EPS = 1e-5
 NORMAL = Init("fan_in_normal", (1.0,))
 ZEROS = Init("zeros")
 ONES = Init("ones")
@@ -61,3 +63,22 @@ def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
 def shape_of(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The tensor shape that factored axes give."""
     return tuple(math.prod(sizes[name] for name in factors) for factors in flat(axes))
+
+
+def specified(
+    norms: Mapping[str, tuple[Axis, str]], tensors: Mapping[str, Tensor], sizes: Mapping[str, int], output_gain: float
+) -> dict[str, Spec]:
+    """The tensors of norms by what each runs over and its kind, then others, with their shapes.
+
+    output_gain: of fresh tensors that write into the residual stream.
+    """
+    table: dict[str, Tensor] = {}
+    for name, (axis, kind) in norms.items():
+        table[f"{name}.weight"] = Tensor((axis,), ONES)
+        if kind == "layernorm":
+            table[f"{name}.bias"] = Tensor((axis,), ZEROS)
+        table[f"{name}.eps"] = Tensor((), Init("constant", (NORM_EPS,)), trained=False)
+    for name, tensor in tensors.items():
+        plain = not tensor.writes or tensor.init != NORMAL
+        table[name] = tensor if plain else replace(tensor, init=Init("fan_in_normal", (output_gain,)))
+    return {name: Spec(**vars(tensor), shape=shape_of(tensor.axes, sizes)) for name, tensor in table.items()}
