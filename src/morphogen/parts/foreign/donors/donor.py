@@ -21,6 +21,7 @@ from morphogen.parts.foreign.donors.frame import Frame
 from morphogen.parts.foreign.donors.layers import ForeignLayer
 from morphogen.parts.foreign.donors.names import Names
 from morphogen.parts.foreign.donors.probing import FAILURES, list_of_layers, probe, seated
+from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
 from morphogen.parts.foreign.donors.weights import Weights
 
 #: How a layer's tensors are called here, before transformers' name.
@@ -97,6 +98,18 @@ class Donor:
         tensors = {name: tensor.float() for name, tensor in self.read(layer).items()}
         module.load_state_dict(tensors, strict=True, assign=True)
         return module
+
+    def embedding(self) -> DonorEmbedding:
+        """Its embedding, with weights in fp32. InputError for weights that are missing, or unreadable."""
+        with self._refusing():
+            return DonorEmbedding(self._model, self._path[:-1], self._names)
+
+    def head(self) -> DonorHead:
+        """Its head, with weights in fp32. InputError where it has none, or for weights missing or unreadable."""
+        if self._model.base_model is self._model:
+            raise InputError(f"{self.source}: architecture {self.architecture!r} has no head that guesses tokens")
+        with self._refusing():
+            return DonorHead(self._model, self._frame.stop.returns, self._path[:-1], self._names)
 
     def _index(self, layer: int) -> int:
         if not 0 <= layer < self.n_layers:
@@ -183,6 +196,7 @@ def _class_of(config: Any) -> Any:
 
 def _on_meta(config: Any, auto: Any) -> Any:
     with torch.device("meta"):
+        config.use_cache = False  # a cache is handed over where one is wanted
         model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False)
     return model.eval()
 

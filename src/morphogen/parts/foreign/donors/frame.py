@@ -9,7 +9,7 @@ B batch, T tokens, S tokens with those before, D model dim
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,17 +25,19 @@ MASK: Final = "attention_mask"
 class Reached(Exception):  # noqa: N818
     """The seat that was asked for, and what it was called with."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
+        self.hidden = hidden
         self.args_given, self.kwargs_given = args, kwargs
 
 
 @dataclass
 class Stop:
-    """Which seat tells. returns: how many things the layers return, None for a tensor by itself."""
+    """Which seat tells, or in place of that gives `out`. returns: how many things layers return, None for a tensor."""
 
     index: int = 0
     returns: int | None = None
+    out: Tensor | None = None
 
 
 class Seat(nn.Module):
@@ -47,12 +49,23 @@ class Seat(nn.Module):
         self.__dict__.update(plain)
         self._index, self._stop = index, stop
 
+    def __getattr__(self, name: str) -> Any:
+        """No more than that."""
+        raise AttributeError(f"its model reaches into a layer for its {name!r}")
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Hands on what it is given, or stops."""
-        if self._index == self._stop.index:
-            raise Reached(args, kwargs)
         hidden = args[0] if args else next(iter(kwargs.values()))
+        if self._index == self._stop.index:
+            if self._stop.out is None:
+                raise Reached(hidden, args, kwargs)
+            hidden = self._stop.out
         return hidden if self._stop.returns is None else (hidden, *[None] * (self._stop.returns - 1))
+
+
+def seats_for(layers: Iterable[nn.Module], stop: Stop) -> nn.ModuleList:
+    """Seats in place of layers."""
+    return nn.ModuleList(Seat(layer, i, stop) for i, layer in enumerate(layers))
 
 
 @dataclass(frozen=True)
@@ -89,13 +102,15 @@ class Frame:
     """A model without its layers.
 
     model: It, on the meta device, with seats for layers. layers: what stood there, on the meta device. masked: whether
-    its layers see the future unless the mask that they are handed is made causal.
+    its layers see the future unless the mask that they are handed is made causal. remembers: whether they keep what
+    they have seen in a cache; if not, they are run over all tokens again.
     """
 
     model: Any
     layers: tuple[nn.Module, ...]
     stop: Stop
     masked: bool = False
+    remembers: bool = True
     _live: dict[tuple[str, torch.dtype, float], Live] = field(default_factory=dict)
     _tables: dict[tuple[int, str], list[tuple[str, str, Tensor | None]]] = field(default_factory=dict)
 
@@ -126,27 +141,41 @@ class Frame:
             cache: transformers' cache, which holds what the layer has seen.
             filling: What every weight outside the layers is.
         """
-        device = torch.device("cpu") if x_BTD.device.type == "meta" else x_BTD.device
+        device = x_BTD.device
+        if device.type == "meta":  # masks and positions are numbers all the same
+            device = torch.device("cpu")
+            positions_BT, mask_BS = _real(positions_BT), _real(mask_BS)
         live = self._on(device, x_BTD.dtype, filling)
-        B, T, _ = x_BTD.shape
-        given: dict[str, Any] = {
-            "inputs_embeds": x_BTD.new_zeros((), device=device).expand(B, T, self.width),
-            MASK: mask_BS.to(device, torch.long),
-            "position_ids": positions_BT.to(device),
-            "use_cache": cache is not None,
-        }
-        if self.cache_name is not None:
-            given[self.cache_name] = cache
-        live.stop.index = layer
+        live.stop.index, live.stop.returns = layer, self.stop.returns
+        mask_BS = mask_BS.to(device, torch.long)
         try:
-            with torch.no_grad():
-                live.model(**{name: value for name, value in given.items() if name in self.takes})
+            self._forward(live, x_BTD.new_empty((), device=device).expand(x_BTD.shape), positions_BT, mask_BS, cache)
         except Reached as reached:
             call = self._named(layer, reached)
         else:
             raise LookupError(f"layer {layer} was not run")
-        call = self._masked(call, x_BTD, given[MASK])
+        call = self._masked(call, x_BTD, mask_BS)
         return Call(call.first, moved(call.given, x_BTD.device)) if x_BTD.device != device else call
+
+    def passed(self, x_BTD: Tensor, returns: int | None) -> Tensor:
+        """What the model makes of layers that all hand on what they are given, and return so many things."""
+        live = self._on(x_BTD.device, x_BTD.dtype, 0.0)
+        live.stop.index, live.stop.returns = -1, returns
+        ones_BT = torch.ones(x_BTD.shape[:2], dtype=torch.long)
+        found: Tensor = self._forward(live, x_BTD, ones_BT.cumsum(1) - 1, ones_BT, None).last_hidden_state
+        return found
+
+    def _forward(self, live: Live, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, cache: Any) -> Any:
+        given: dict[str, Any] = {
+            "inputs_embeds": x_BTD.new_zeros(()).expand(*x_BTD.shape[:2], self.width),
+            MASK: mask_BS,
+            "position_ids": positions_BT.to(x_BTD.device),
+            "use_cache": cache is not None,
+        }
+        if self.cache_name is not None:
+            given[self.cache_name] = cache
+        with torch.no_grad():
+            return live.model(**{name: value for name, value in given.items() if name in self.takes})
 
     def fill(self, index: int, layer: nn.Module, device: torch.device) -> None:
         """Puts the tables of a layer in place that follow from the config: those of `index`, on a device."""
@@ -243,6 +272,11 @@ def returned(y: Any) -> Tensor:
     """The residual stream of what a layer returns."""
     found: Tensor = y[0] if isinstance(y, tuple) else y
     return found
+
+
+def _real(given_BT: Tensor) -> Tensor:
+    """Positions or a mask; on the meta device, ones in their place."""
+    return torch.ones(given_BT.shape, dtype=torch.long) if given_BT.is_meta else given_BT
 
 
 def _unset(dtype: torch.dtype) -> float | int | bool:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
+from morphogen.errors import InputError
 from morphogen.parts.foreign.donors.frame import Frame, returned
 
 
@@ -30,16 +31,21 @@ class Seen(DynamicLayer):  # type: ignore[misc]
 
 
 class LayerCache:
-    """What one layer remembers of a batch of sequences. length: tokens seen."""
+    """What one layer remembers of a batch of sequences.
+
+    length: tokens seen. one_by_one: whether what is remembered goes on from token to token only.
+    """
 
     def __init__(self, frame: Frame, layer: int) -> None:
         self.length = 0
         self.mask_BS: Tensor | None = None
         self.inputs: tuple[Tensor, Tensor] | None = None
         self.kept: Any = None
-        if frame.cache_name is not None and not frame.masked:
+        self.one_by_one = False
+        if frame.cache_name is not None and frame.remembers and not frame.masked:
             own = DynamicCache(config=frame.model.config).layers
             own = own[layer] if layer < len(own) else DynamicLayer()
+            self.one_by_one = isinstance(own, LinearAttentionCacheLayerMixin)
             shown = own if isinstance(own, CacheLayerMixin) else Seen(self)
             self.kept = Cache(layers=[own if i == layer else shown for i in range(len(frame.layers))])
 
@@ -91,6 +97,8 @@ class ForeignLayer(nn.Module):
         """
         B, T, _ = x_BTD.shape
         seen = 0 if cache is None else cache.length
+        if cache is not None and cache.one_by_one and seen and T > 1:
+            return self._one_by_one(x_BTD, positions_BT, mask_BT, cache)
         if positions_BT is None:
             positions_BT = torch.arange(seen, seen + T, device=x_BTD.device).expand(B, T)
         positions_BT = positions_BT.expand(B, T)
@@ -109,8 +117,25 @@ class ForeignLayer(nn.Module):
         cache.mask_BS, cache.length = mask_BS, seen + T
         return y_BTD
 
+    def _one_by_one(
+        self, x_BTD: Tensor, positions_BT: Tensor | None, mask_BT: Tensor | None, cache: LayerCache
+    ) -> Tensor:
+        rows = [
+            self(
+                x_BTD[:, t : t + 1],
+                None if positions_BT is None else positions_BT[..., t : t + 1],
+                None if mask_BT is None else mask_BT[:, t : t + 1],
+                cache,
+            )
+            for t in range(x_BTD.shape[1])
+        ]
+        return torch.cat(rows, dim=1)
+
     def _run(self, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
         call = self._frame.call(self.index, x_BTD, positions_BT, mask_BS, kept)
         self._frame.fill(self.index, self.layer, x_BTD.device)  # moving the module may have rounded or emptied them
         self.executed += 1
-        return returned(self.layer(**{call.first: x_BTD}, **call.given))
+        y_BTD = returned(self.layer(**{call.first: x_BTD}, **call.given))
+        if y_BTD.shape != x_BTD.shape:
+            raise InputError(f"layer {self.index} makes {tuple(y_BTD.shape)} of {tuple(x_BTD.shape)}")
+        return y_BTD

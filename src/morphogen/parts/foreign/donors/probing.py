@@ -9,8 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from morphogen.errors import InputError
-from morphogen.parts.foreign.donors.frame import Call, Frame, Seat, Stop, moved, returned
+from morphogen.parts.foreign.donors.frame import Call, Frame, Stop, seats_for
+from morphogen.parts.foreign.donors.layers import ForeignLayer, LayerCache
 
 #: What a class may raise that is built or called as it was not meant to be.
 FAILURES: Final = (
@@ -19,6 +19,8 @@ FAILURES: Final = (
 )
 BATCH: Final = 2
 TOKENS: Final = 5
+#: What layers may return: the residual stream by itself, or that and so many things in all.
+RETURNS: Final = (None, 2, 3, 1, 4)
 
 
 def list_of_layers(model: nn.Module, layers: int) -> str | None:
@@ -36,7 +38,7 @@ def seated(model: Any, path: str) -> Frame:
         path: The name of the list of its layers.
     """
     layers, stop = tuple(model.get_submodule(path)), Stop()
-    model.set_submodule(path, nn.ModuleList(Seat(layer, i, stop) for i, layer in enumerate(layers)))
+    model.set_submodule(path, seats_for(layers, stop))
     return Frame(model.eval(), tuple(layer.eval() for layer in layers), stop)
 
 
@@ -47,23 +49,33 @@ def probe(frame: Frame, dim: int) -> None:
         frame: The model without its layers; how many things they return is entered.
         dim: Width of the residual stream.
     """
-    call = _call(frame, 0, dim)
-    x = torch.empty(BATCH, TOKENS, dim, device="meta")
-    y = frame.layers[0](**{call.first: x}, **_on_meta(call))
-    frame.stop.returns = len(y) if isinstance(y, tuple) else None
-    if returned(y).shape != x.shape:
-        raise ValueError(f"a layer makes {tuple(returned(y).shape)} of {tuple(x.shape)}")
+    frame.stop.returns = _returned_by(frame, dim)
     proved: set[frozenset[type[nn.Module]]] = set()
     for index, layer in enumerate(frame.layers):
         call, other = _call(frame, index, dim), _call(frame, index, dim, filling=1.0)
         if not _same(call, other):
             raise ValueError(f"layer {index} is handed more than the residual stream")
         made_of = frozenset(type(module) for module in layer.modules())
-        if hides_future(call) or made_of in proved:
+        doubtful = frame.masked or LayerCache(frame, index).one_by_one
+        if made_of in proved or (hides_future(call) and not doubtful):
             continue
-        if not _runs_causally(frame, index, call, dim):
-            raise ValueError(f"layer {index} sees the future, and takes no mask against it")
+        with torch.no_grad():
+            _prove(frame, index, dim)
         proved.add(made_of)
+
+
+def _returned_by(frame: Frame, dim: int) -> int | None:
+    """How many things the model takes its layers to return; None for a tensor by itself."""
+    said = ""
+    for returns in RETURNS:
+        try:
+            y = frame.passed(torch.zeros(BATCH, TOKENS, dim), returns)
+        except FAILURES as error:
+            said = said or str(error)
+            continue
+        if y.ndim == 3 and y.shape[:2] == (BATCH, TOKENS):
+            return returns
+    raise ValueError(said or "its layers return more than the residual stream")
 
 
 def hides_future(call: Call) -> bool:
@@ -85,32 +97,36 @@ def _call(frame: Frame, index: int, dim: int, filling: float = 0.0) -> Call:
     return frame.call(index, x_BTD, positions_BT, torch.ones(BATCH, TOKENS, dtype=torch.bool), filling=filling)
 
 
-def _on_meta(call: Call) -> dict[str, Any]:
-    found: dict[str, Any] = moved(call.given, torch.device("meta"))
-    return found
-
-
 def _same(call: Call, other: Call) -> bool:
     pairs = zip(call.tensors(), other.tensors(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def _runs_causally(frame: Frame, index: int, call: Call, dim: int) -> bool:
-    """Whether a change of the last token leaves those before, under random weights."""
+def _prove(frame: Frame, index: int, dim: int) -> None:
+    """Runs a layer under random weights. ValueError where a token changes those before it, or padding any.
+
+    A layer that keeps what it remembers elsewhere than in a cache is run over all tokens again from then on.
+    """
     noise = torch.Generator().manual_seed(0)
     layer = deepcopy(frame.layers[index]).to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_(0.0, 0.1, generator=noise).add_(float(parameter.ndim == 1))
-        frame.fill(index, layer, torch.device("cpu"))
-        x_BTD = torch.randn(1, TOKENS, dim, generator=noise).repeat(BATCH, 1, 1)
-        x_BTD[1, -1] += 1.0
-        y_BTD = returned(layer(**{call.first: x_BTD}, **call.given))
+    for parameter in layer.parameters():
+        parameter.normal_(0.0, 0.1, generator=noise).add_(float(parameter.ndim == 1))
+    module = ForeignLayer(frame, index, layer)
+    x_BTD = torch.randn(1, TOKENS, dim, generator=noise).repeat(BATCH, 1, 1)
+    x_BTD[1, -1] = torch.randn(dim, generator=noise)
+    y_BTD = module(x_BTD)
+    least = 1e-4 * y_BTD.abs().max()
     change_T = (y_BTD[0] - y_BTD[1]).abs().amax(dim=-1)
-    return bool(change_T[:-1].max() <= 1e-5 * y_BTD.abs().max()) and bool(change_T[-1] > 0)
-
-
-def refuse(source: str, architecture: str, why: object) -> InputError:
-    """What is said of an architecture whose layers cannot be had."""
-    said = " ".join(str(why).split())[:200]
-    return InputError(f"{source}: layers of architecture {architecture!r} cannot be run by themselves: {said}")
+    if bool(change_T[:-1].max() > least) or not bool(change_T[-1] > least):
+        raise ValueError(f"layer {index} sees the future, and takes no mask against it")
+    mask_BT = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    mask_BT[:, 0] = False
+    changed_BTD = torch.cat([-x_BTD[:, :1], x_BTD[:, 1:]], dim=1)
+    padded, other = module(x_BTD, None, mask_BT), module(changed_BTD, None, mask_BT)
+    if bool((padded - other)[:, 1:].abs().max() > least):
+        raise ValueError(f"layer {index} takes padding for tokens")
+    for _ in range(2):  # a second sequence, for what was kept of the first
+        cache = module.new_cache()
+        steps = torch.cat([module(x_BTD[:, t : t + 1], cache=cache) for t in range(TOKENS)], dim=1)
+        if not bool((steps - y_BTD).abs().max() <= least):
+            frame.remembers = False
