@@ -27,11 +27,13 @@ from morphogen.testing.contract import (
 )
 from morphogen.testing.fields import parts_of
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
+from morphogen.variation.foreign import NAMES
 from morphogen.variation.operator import apply_operator
 from plugins import installed
 from strategies import VOCAB, blueprints
 
-KINDS = [key for key in sorted(REGISTRY) if key[0] not in ("stem", "recurrence")]
+#: Layers of other models need those: tests/parts/test_foreign.py and tests/variation/test_foreign_operators.py.
+KINDS = [key for key in sorted(REGISTRY) if key[0] not in ("stem", "recurrence") and key != ("extra", "foreign")]
 #: Operators that others do not work through.
 SIMPLE = [name for name, op in OPERATORS.items() if op.level in ("part", "block", "model")]
 
@@ -139,7 +141,7 @@ def test_new_weights_train_in_any_blueprint(name: str, blueprint: Blueprint, see
     new_weights_train(name, blueprint, seed)
 
 
-@pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is False))
+@pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is False and n not in NAMES))
 def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
     for seed in range(40):
         blueprint = EVERY_PART[seed % len(EVERY_PART)]

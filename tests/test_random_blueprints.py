@@ -191,8 +191,8 @@ def drawn(count: int) -> Counter[str]:
 
 
 def test_every_kind_is_drawn() -> None:
-    """Every registered kind is in some of 120 blueprints."""
-    assert sorted({f"{slot} {kind}" for slot, kind in REGISTRY} - drawn(120).keys()) == []
+    """Every registered kind is in some of 120 blueprints, but for layers of other models."""
+    assert sorted({f"{slot} {kind}" for slot, kind in REGISTRY} - drawn(120).keys()) == ["extra foreign"]
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_every_kind_and_choice_is_drawn() -> None:
     wanted |= {f"{name} {value}" for name, values in CHOICES.items() for value in values}
     wanted |= {"expert dense", "expert mamba", "expert mamba2", "expert custom", "recurrences", "parallel True"}
     wanted |= {"kv full", "kv window", "kv latent"}
-    assert sorted(wanted - found.keys()) == []
+    assert sorted(wanted - found.keys()) == ["extra foreign"]
 
 
 def checked(count: int) -> Counter[str]:

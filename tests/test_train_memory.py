@@ -55,8 +55,9 @@ def both(
     return costs(blueprint, T, Step.of(settings, data.batch_size))["train_memory_bytes"], float(trainer.memory.bytes)
 
 
-#: Kinds of part whose steps are not measured: a case of another, those that scale other branches, and any plug-in.
-UNMEASURED = {"MQA", "layer_scale", "branch_router", "custom"}
+#: Kinds of part whose steps are not measured: a case of another, those that scale other branches, any plug-in, and
+#: layers of other models.
+UNMEASURED = {"MQA", "layer_scale", "branch_router", "custom", "foreign"}
 
 
 def test_kinds_has_every_kind() -> None:

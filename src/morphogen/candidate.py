@@ -308,6 +308,8 @@ class GrowthEvent(Record):
 Losses = Annotated[
     tuple[tuple[Whole, Annotated[float, Field(allow_inf_nan=False)]], ...], Field(exclude_if=lambda points: not points)
 ]
+#: Layers of other models, `<model>#<layer>` -> SHA-256 of its tensors; files leave it out where there are none.
+Donors = Annotated[dict[str, str], Field(exclude_if=lambda donors: not donors)]
 #: What a training grew by; files leave it out where it did not grow.
 Growth = Annotated[tuple[GrowthEvent, ...], Field(exclude_if=lambda events: not events)]
 
@@ -321,7 +323,7 @@ class Report(Measured):
     twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that. losses: of its own
-    training, at most 200 points.
+    training, at most 200 points. donors: the layers of other models in it, with the hashes of what they were.
     """
 
     id: CandidateId
@@ -339,6 +341,7 @@ class Report(Measured):
     blueprint: OtherBlueprint = None
     growth: Growth = ()
     losses: Losses = ()
+    donors: Donors = {}
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False

@@ -77,7 +77,7 @@ def examined(experiment: Experiment) -> tuple[Blueprint, bool, list[Remark]]:
     refused = [remark for remark in remarks if remark.refused]
     wrong = [f"{dotted(remark.loc)}: {remark.said}" for remark in refused]
     try:
-        if ("evolution", "templates") not in {remark.loc for remark in refused}:
+        if not any(remark.loc == ("evolution", "templates") or "experts" in remark.loc for remark in refused):
             check_settings(experiment, model)
     except InputError as error:
         wrong.append(str(error))

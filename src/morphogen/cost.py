@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint
-from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.tensors import borrowed_count, parameter_count
 from morphogen.experiment import Train
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.part import COUNTED, Cost
@@ -120,13 +120,14 @@ class Step(NamedTuple):
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     """Bytes that a training step holds at its peak, estimated.
 
-        4 · params · (1 + moments + averaged + taught) + max(batch · Σ kept, 4 · params)
+        4 · params · (1 + moments + averaged + taught) + 4 · borrowed + max(batch · Σ kept, 4 · params)
 
     The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass,
     when all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an
     entry with bf16, where the weights have copies too. Every step of a recurrence keeps its own. With `grad_ckpt`
     blocks keep their input, and one at a time all of it. With a teacher there are its logits, both sides'
-    log-probabilities, and what their divergence is made of.
+    log-probabilities, and what their divergence is made of. Borrowed are frozen layers of other models, of which there
+    are the weights alone, with a teacher twice.
     """
     params, size = parameter_count(blueprint), 2.0 if step.bf16 else 4.0
     blocks: dict[str, float] = {}
@@ -144,8 +145,10 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     if step.taught:
         numbers = TAUGHT + COPIED * step.bf16
         activations += 4.0 * step.sequences * seq_len * numbers * blueprint.context().vocab
-    copies = 2.0 * params if step.bf16 else 0.0
-    return 4.0 * params * (1 + step.moments + step.averaged + step.taught) + max(activations + copies, 4.0 * params)
+    borrowed = borrowed_count(blueprint)
+    copies = 2.0 * (params + borrowed) if step.bf16 else 0.0
+    held = 4.0 * params * (1 + step.moments + step.averaged + step.taught) + 4.0 * borrowed * (1 + step.taught)
+    return held + max(activations + copies, 4.0 * params)
 
 
 def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[str, float]:

@@ -34,6 +34,7 @@ NEEDS: Mapping[str, str] = {
     "weights": "weights to start from: a parent's, or of train.init_checkpoint",
     "recurrence": "a recurrence in the model",
     "moe": "a mixture of experts in the model, an ffn of kind moe",
+    "foreign": "layers of other models in the model, an extra of kind foreign, with a router",
 }
 
 

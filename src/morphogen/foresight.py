@@ -12,13 +12,15 @@ from pathlib import Path
 from pydantic import ByteSize
 
 from morphogen import plugins
+from morphogen.blueprint.mistakes import Loc
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
-from morphogen.errors import InputError
+from morphogen.errors import InputError, nearest
 from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
 from morphogen.growth.rules import growth_remarks, late, unasked
 from morphogen.knobs import Remark, knobs
+from morphogen.parts.foreign.foreign import Foreign
 from morphogen.search.rungs import composed, promotion, rejection, stages
 from morphogen.sections.values import changed
 from morphogen.store.ordinary import open_ordinary
@@ -72,6 +74,10 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     """All that can be known of a located experiment, the worst first. model: its blueprint, the vocabulary filled in;
     whole: whether to that size, or to less."""
     yield from knobs(experiment)
+    if wrong := list(_donors(experiment)):
+        yield from wrong
+        yield from _missing(experiment)
+        return  # nothing can be counted of layers that are not there
     yield from growth_remarks(model, experiment.data.seq_len, begun=experiment.train.init_checkpoint is not None)
     yield from _missing(experiment)
     yield from _budgets(experiment)
@@ -104,6 +110,48 @@ def late_growth(experiment: Experiment) -> Iterator[Remark]:
 
 
 # ---------------------------------------------------------------------------------------------- what is not there
+
+
+def _donors(experiment: Experiment) -> Iterator[Remark]:
+    """Layers of other models, and models to take them from, that are not there or cannot be run."""
+    for i, block in enumerate(experiment.model.blocks):
+        for j, extra in enumerate(block.extras):
+            for k, expert in enumerate(extra.experts if isinstance(extra, Foreign) else ()):
+                loc: Loc = ("model", "blocks", i, "extras", j, "experts", k)
+                if said := _no_donor(expert.model):
+                    yield Remark((*loc, "model"), said, True)
+                elif said := _no_layer(expert.model, expert.layer):
+                    yield Remark((*loc, "layer"), said, True)
+    for i, donor in enumerate(experiment.evolution.donors):
+        if said := _no_donor(donor):
+            yield Remark(("evolution", "donors", i), said, True)
+
+
+def _no_donor(model: str) -> str:
+    """Why a model cannot be opened; empty where it can."""
+    from morphogen.parts.foreign.donors.opened import donor_of  # brings transformers, of which no other file has need
+
+    try:
+        donor_of(model)
+    except InputError as error:
+        path = Path(model)
+        beside = [each.name for each in path.parent.glob("*/")] if path.is_absolute() and not path.exists() else []
+        close = nearest(path.name, beside)
+        return f"{error}{f'; did you mean {str(path.with_name(close))!r}?' if close else ''}"
+    return ""
+
+
+def _no_layer(model: str, layer: int) -> str:
+    """Why a layer of a model cannot be had; empty where it can."""
+    from morphogen.parts.foreign.donors.opened import donor_of, shapes_of
+
+    try:
+        if layer >= (layers := donor_of(model).n_layers):
+            return f"got {layer}, but {model} has {layers} layers, expected 0 to {layers - 1}"
+        shapes_of(model, layer)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _missing(experiment: Experiment) -> Iterator[Remark]:

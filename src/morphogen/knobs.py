@@ -26,6 +26,9 @@ DECIDED_BY: Mapping[str, str] = {
     "dt_rank": "kind",
     "head_dim": "kind",
     "hidden": "router_type",
+    "bottleneck": "adapter",
+    **dict.fromkeys(("top_k", "noise", "pooling", "balance", "router_lr"), "router"),
+    "offload": "freeze",
 }
 PROMOTION = tuple(name for name in Evolution.model_fields if name.startswith("promotion_") and name != "promotion_prob")
 

@@ -15,10 +15,13 @@ from pydantic import ValidationError
 
 from morphogen import plugins
 from morphogen.blueprint.mistakes import Loc, listed
+from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import Document, read
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment, Shard
 from morphogen.knobs import Remark, knobs
+from morphogen.parts.contract.part import Part
+from morphogen.parts.foreign.foreign import Foreign
 from morphogen.paths import absolute_path, user_path
 from morphogen.store.files import parsed_json
 from morphogen.store.ordinary import read_ordinary
@@ -223,13 +226,45 @@ def with_paths(experiment: Experiment, path: Change, name: Change) -> Experiment
         place: Loc = ("evolution", "proposer", "command")
         words = tuple(name((*place, i), word) for i, word in enumerate(proposer.command))
         changes["evolution"]["proposer"] = proposer.model_copy(update={"command": words})
+    if evolution.donors:
+        donors = tuple(name(("evolution", "donors", i), donor) for i, donor in enumerate(evolution.donors))
+        changes["evolution"]["donors"] = donors
     return experiment.model_copy(
         update={
+            "model": with_sources(experiment.model, name),
             "data": data.model_copy(update=changes["data"]),
             "train": train.model_copy(update=changes["train"]),
             "evolution": evolution.model_copy(update=changes["evolution"]),
         }
     )
+
+
+def with_sources(model: Blueprint, name: Change) -> Blueprint:
+    """The blueprint with the models changed that it has layers of."""
+    blocks = tuple(
+        block.model_copy(
+            update={
+                "extras": tuple(
+                    _with_models(("model", "blocks", i, "extras", j), extra, name)
+                    for j, extra in enumerate(block.extras)
+                )
+            }
+        )
+        if any(isinstance(extra, Foreign) for extra in block.extras)
+        else block
+        for i, block in enumerate(model.blocks)
+    )
+    return model if blocks == model.blocks else model.model_copy(update={"blocks": blocks})
+
+
+def _with_models(loc: Loc, extra: Part, name: Change) -> Part:
+    if not isinstance(extra, Foreign):
+        return extra
+    experts = tuple(
+        expert.model_copy(update={"model": name((*loc, "experts", k, "model"), expert.model)})
+        for k, expert in enumerate(extra.experts)
+    )
+    return extra.model_copy(update={"experts": experts})
 
 
 def _with_source(loc: Loc, shard: Shard, path: Change, name: Change) -> Shard:

@@ -15,6 +15,11 @@ def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
     }
 
 
+def borrowed_count(blueprint: Blueprint) -> int:
+    """Entries of what is always as another model has it."""
+    return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if spec.borrowed)
+
+
 def parameter_count(blueprint: Blueprint) -> int:
     """Trainable parameters; a tied head counts once."""
     return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if spec.trained)

@@ -16,6 +16,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
 from morphogen.candidate import moments_path
 from morphogen.errors import InputError, RunError
+from morphogen.inherit.borrowed import DONORS, borrowed, donor_hashes, read_borrowed
 from morphogen.store.files import atomic
 
 FORMAT = "morphogen-checkpoint-1"
@@ -39,13 +40,18 @@ def save_checkpoint(
     """Write weights with their blueprint: to a temporary file in the same folder, synced, renamed.
 
     averages: of weights, where these were measured in their place; they stand in the same file, marked by `AVERAGE`.
-    beside: what a training needs besides to go on, marked by `BESIDE`.
+    beside: what a training needs besides to go on, marked by `BESIDE`. Frozen layers of other models are left out, and
+    named with their hashes.
     RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
     """
     marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
     marked |= {f"{BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}
     metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
-    _write(path, FORMAT, {**state, **marked}, metadata)
+    if hashes := donor_hashes(blueprint):
+        metadata[DONORS] = json.dumps(hashes, sort_keys=True)
+    left_out = borrowed(blueprint)
+    own = {name: tensor for name, tensor in state.items() if name not in left_out}
+    _write(path, FORMAT, {**own, **marked}, metadata)
 
 
 def load_checkpoint(path: Path, *, measured: bool = False) -> tuple[dict[str, Tensor], Blueprint, dict[str, str]]:
@@ -83,6 +89,8 @@ def load_whole(path: Path) -> Whole:
     except ValidationError as error:
         raise InputError(f"{path}: its blueprint cannot be read: {error.errors()[0]['msg']}") from None
     wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
+    told, dtype = metadata.get(DONORS, ""), next((x.dtype for x in state.values()), torch.float32)
+    state |= read_borrowed(path, blueprint, told, dtype)
     if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise InputError(f"{path}: the weights are not those of its blueprint")
     if odd := [f"{name} of {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]:

@@ -223,6 +223,9 @@ class Evolution(Frozen):
     """How often finalists are trained again on other seeds at the run's end, each beside the root trained as long: only
     then is it known which of them are better than the root. 0: never; an interval needs 2, and is worth something from
     3 on."""
+    donors: tuple[Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")], ...] = ()
+    """Models of others whose layers operators may put in: folders, or names on the Hugging Face hub; none: no operator
+    puts any in."""
     templates: Annotated[
         Annotated[tuple[Template, ...], Tag(TAG + "list")] | Annotated[str, Tag(TAG + "file")],
         Discriminator(list_tag("list", "file")),

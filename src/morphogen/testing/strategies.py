@@ -30,6 +30,8 @@ from morphogen.testing.fields import parts_of
 from morphogen.testing.rules import growth_rules
 
 VOCAB = 37
+#: Kinds that need what a strategy does not have: a plug-in, or the files of another model.
+NEEDING = (("extra", "custom"), ("extra", "foreign"))
 #: Of a block.
 SLOTS = ("attn", "ssm", "ffn", "extra")
 
@@ -207,7 +209,7 @@ def strategy(slot: str, kind: str, slots: tuple[str, ...] = ("attn", "ffn")) -> 
 def kinds(modifiers: bool = False) -> list[tuple[str, str]]:
     """Every kind that may stand in a block and can be drawn, or every one that acts on a block's branches."""
     ours = [*PARTS, *MODIFIERS]
-    others = [key for key in REGISTRY if key not in ours and key[0] in SLOTS and key != ("extra", "custom")]
+    others = [key for key in REGISTRY if key not in ours and key[0] in SLOTS and key not in NEEDING]
     return [key for key in [*ours, *others] if issubclass(REGISTRY[key], Modifier) == modifiers]
 
 

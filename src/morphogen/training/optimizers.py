@@ -299,10 +299,18 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
         raise InputError("train.lr: got 'auto', which has to be found before anything is trained")
     weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
     decayed, plain = split_parameters(model)
+    table = specs(model.blueprint)
+    rates = {parameter: table[name][2].rate for parameter, name in names.items()}
+
+    def at_rates(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+        """A group for every rate."""
+        found: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            found.setdefault(rates[parameter], []).append(parameter)
+        return [{"params": of, "weight_decay": decay, "lr": lr * rate} for rate, of in found.items()]
 
     def groups(matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
-        both = [{"params": matrices, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [group for group in both if group["params"]]
+        return [*at_rates(matrices, weight_decay), *at_rates(plain, 0.0)]
 
     if chosen.name == "lion":
         return Updater([Lion(groups(decayed), lr, chosen.betas, weight_decay)], names)
@@ -316,5 +324,7 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"train.optimizer.name: got 'muon', which needs torch 2.9; this is {torch.__version__}")
     hidden = [parameter for parameter in decayed if parameter.dim() == 2]
-    muon = torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        at_rates(hidden, weight_decay), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     return Updater([muon, adamw([parameter for parameter in decayed if parameter.dim() != 2])], names)

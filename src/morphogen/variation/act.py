@@ -1,7 +1,7 @@
 """One operator on one blueprint: the places where it may act, the child it makes there, and the record of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class Surroundings(NamedTuple):
     train: how the candidate is trained. weights: of the operators that compound ones draw from; none where all are as
     they declare. templates: those of the run. novelty: the probability that a template is varied or made up. seq_len:
     tokens of the run's sequences; None where that is not known, so that every other blueprint counts as changed.
+    donors: models of others whose layers may be put in.
     """
 
     train: Train = Train()
@@ -41,6 +42,7 @@ class Surroundings(NamedTuple):
     templates: tuple[Template, ...] = ()
     novelty: float = 0.25
     seq_len: int | None = None
+    donors: tuple[str, ...] = ()
 
     def digest(self, blueprint: Blueprint) -> str:
         """Equal for architectures that nothing tells apart at `seq_len`."""
@@ -203,7 +205,7 @@ def _in_order(
 ) -> tuple[Blueprint, Edit] | None:
     """The operator at the first of `places` where it applies."""
     for target in places:
-        subject = _subject(blueprint, target, around.seq_len)
+        subject = _subject(blueprint, target, around)
         for _ in range(DRAWS):
             child = _child(blueprint, op, target, subject, rng)
             if child is not None and aim.set:
@@ -216,10 +218,10 @@ def _in_order(
     return None
 
 
-def _context(blueprint: Blueprint, seq_len: int | None) -> Context:
+def _context(blueprint: Blueprint, around: Surroundings) -> Context:
     """What operators may know of the model."""
-    known = blueprint.nominal
-    return known.context() if seq_len is None else known.context(seq_len)
+    known, seq_len = blueprint.nominal, around.seq_len
+    return replace(known.context() if seq_len is None else known.context(seq_len), donors=around.donors)
 
 
 def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
@@ -230,14 +232,14 @@ def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
     raise RunError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")
 
 
-def _subject(blueprint: Blueprint, target: Target, seq_len: int | None) -> tuple[object, ...]:
+def _subject(blueprint: Blueprint, target: Target, around: Surroundings) -> tuple[object, ...]:
     """What the operator is called on, less the generator."""
     if target.position is None:
         return (blueprint,)
     block = blueprint.blocks[target.position]
     if target.path is None:
-        return block, _context(blueprint, seq_len)
-    return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint, seq_len)
+        return block, _context(blueprint, around)
+    return next(part for _, path, part in block.parts() if path == target.path), _context(blueprint, around)
 
 
 def _child(

@@ -16,6 +16,7 @@ from morphogen.errors import InputError, OperatorError, unknown
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
 from morphogen.variation.act import PLAIN, Surroundings, apply_operator, targets, trained
 from morphogen.variation.compound import by_weight
+from morphogen.variation.foreign import donor_weights
 from morphogen.variation.growth import rule_weights
 
 __all__ = ["OperatorInfo", "Proposal", "apply_operator", "describe_operators", "edit", "mutate", "targets"]
@@ -144,7 +145,7 @@ def describe_operators(blueprint: Blueprint, around: Surroundings = PLAIN) -> li
         One entry an operator, in order of name: what it does, whether it preserves the function, whether it applies.
     """
     load_operators()
-    wanted = rule_weights(blueprint, {})
+    wanted = {**rule_weights(blueprint, {}), **donor_weights(blueprint, around.donors, {})}
     return [
         OperatorInfo(
             name=name,

@@ -17,6 +17,7 @@ from morphogen.errors import RunError
 from morphogen.experiment import Evolution, Train
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.variation.act import Surroundings, apply_operator, trained
+from morphogen.variation.foreign import donor_weights
 from morphogen.variation.growth import rule_weights
 from morphogen.variation.operator import Proposal, check_weights, mutate, operator_weights
 from morphogen.variation.template import check_templates
@@ -59,7 +60,8 @@ class Policy(NamedTuple):
         if not evolution.edits:
             return cls({}, evolution.templates, seq_len=seq_len)
         given = evolution.mutation_weights
-        weights = operator_weights({**given, **({} if root is None else rule_weights(root, given))})
+        rules = {} if root is None else rule_weights(root, given)
+        weights = operator_weights({**given, **rules, **donor_weights(root, evolution.donors, given)})
         if evolution.adaptive_mutation:
             weights = {name: _within(weight, evolution) for name, weight in weights.items()}
         return cls(weights, evolution.templates, seq_len=seq_len)
@@ -105,7 +107,8 @@ class Policy(NamedTuple):
     def around(self, evolution: Evolution, train: Train) -> Surroundings:
         """What the edits of a candidate may depend on."""
         templates = (*self.given, *self.learned)
-        return Surroundings(train, self.weights, templates, evolution.template_mutation_prob, self.seq_len)
+        novelty = evolution.template_mutation_prob
+        return Surroundings(train, self.weights, templates, novelty, self.seq_len, evolution.donors)
 
     def mutated(self, evolution: Evolution, parent: Blueprint, train: Train, rng: np.random.Generator) -> Proposal:
         """A child by edits. OperatorError when nothing applies."""

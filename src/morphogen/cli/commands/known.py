@@ -56,7 +56,8 @@ def operators(
     if config is not None:
         experiment = read_experiment(config)
         templates = resolve_templates(experiment.evolution.templates)
-        around = Surroundings(experiment.train, templates=templates, seq_len=experiment.data.seq_len)
+        donors, seq_len = experiment.evolution.donors, experiment.data.seq_len
+        around = Surroundings(experiment.train, templates=templates, seq_len=seq_len, donors=donors)
         rows: list[dict[str, Any]] = [{**info} for info in describe_operators(experiment.model, around)]
     else:
         load_operators()

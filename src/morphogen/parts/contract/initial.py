@@ -77,9 +77,35 @@ def stored(shape: tuple[int, ...], generator: torch.Generator, path: str, name: 
     return tensor.float()
 
 
+def donated(shape: tuple[int, ...], generator: torch.Generator, model: str, layer: int, name: str) -> Tensor:
+    """A tensor of a layer of another model; InputError where that has none of this shape."""
+    from morphogen.parts.foreign.donors.opened import tensor_of  # brings transformers, which nothing else here needs
+
+    tensor = tensor_of(model, int(layer), name)
+    if tuple(tensor.shape) != shape:
+        raise InputError(f"{model}: {name} of layer {layer} has shape {tuple(tensor.shape)}, expected {shape}")
+    return tensor.float()
+
+
+def semi_orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Rows or columns of unit length, whichever are fewer, at right angles to each other; the identity where there are
+    as many of both. What is mapped so keeps its length, or as much as fits. Ref: arXiv 1312.6120."""
+    rows, columns = shape
+    if rows == columns:
+        return torch.eye(rows)
+    tall = torch.randn(max(shape), min(shape), generator=generator)
+    q, r = torch.linalg.qr(tall)
+    q *= torch.sign(torch.diagonal(r))
+    made: Tensor = q if rows > columns else q.T.contiguous()
+    return made
+
+
 INITIALISERS: dict[str, Initialiser] = {
     f.__name__: f
-    for f in (fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse, stored)
+    for f in (
+        *(fan_in_normal, normal, zeros, ones, constant, vector, log_uniform, log_count, softplus_inverse),
+        *(stored, donated, semi_orthogonal),
+    )
 }
 
 
@@ -88,9 +114,13 @@ def stream(seed: int, gene: str, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{gene}/{name}".encode()))
 
 
+#: Initialisers that draw every entry by its position.
+BY_POSITION = frozenset(f.__name__ for f in (log_count, vector, stored, donated, semi_orthogonal))
+
+
 def draw_some(init: Init, shape: tuple[int, ...], some: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
     """As many fresh fp32 entries as shape `some` has, of a tensor of `shape`; None where entries differ by position."""
-    if init.name in (log_count.__name__, vector.__name__, stored.__name__):
+    if init.name in BY_POSITION:
         return None
     if init.name == fan_in_normal.__name__:
         return normal(some, generator, float(init.args[0]) / math.sqrt(shape[-1]))

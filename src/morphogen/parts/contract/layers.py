@@ -55,6 +55,14 @@ class LayerNorm(Layer):
         return layer_norm(x, self.weight, self.bias, self.eps)
 
 
+class Unchanged(Layer):
+    """Stands where nothing is done."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What it is given."""
+        return x
+
+
 def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
     """A norm over `size` channels."""
     return RMSNorm(size) if kind == "rmsnorm" else LayerNorm(size)

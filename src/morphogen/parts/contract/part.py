@@ -46,6 +46,7 @@ class Context:
         init_std: Of the embedding at the start.
         branches: Residual branches in the whole model.
         seq_len: Tokens of a sequence, for costs, edits, and what a part comes to at that length.
+        donors: Models of others whose layers operators may put in: folders, or names on the hub.
     """
 
     dim: int
@@ -54,6 +55,7 @@ class Context:
     init_std: float
     branches: int
     seq_len: int = 256
+    donors: tuple[str, ...] = ()
 
     @property
     def output_gain(self) -> float:

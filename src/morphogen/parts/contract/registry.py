@@ -23,7 +23,8 @@ SETTLED = frozenset(
         *(("attn", kind) for kind in ("MHA", "GQA", "MQA", "MLA", "LINEAR")),
         *(("ssm", kind) for kind in ("mamba", "mamba2")),
         *(("ffn", kind) for kind in ("dense", "moe")),
-        *(("extra", kind) for kind in ("custom", "short_conv", "branch_router", "gated", "layer_scale", "linear_silu")),
+        *(("extra", kind) for kind in ("custom", "foreign", "short_conv")),
+        *(("extra", kind) for kind in ("branch_router", "gated", "layer_scale", "linear_silu")),
         *(("extra", kind) for kind in ("assoc_memory", "chunk_memory", "memory_tokens", "retro")),
     }
 )

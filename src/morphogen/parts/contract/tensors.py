@@ -30,6 +30,11 @@ def stored(path: str, tensor: str) -> Init:
     return Init("stored", (path, tensor))
 
 
+def donated(model: str, layer: int, tensor: str) -> Init:
+    """Starts as a tensor of a layer of another model, likewise. model: its folder, or its name on the hub."""
+    return Init("donated", (model, layer, tensor))
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor that a part declares.
@@ -38,6 +43,7 @@ class Tensor:
     at zero, so that a new unit changes nothing. writes: whether its `dim` axis is added to the residual stream; it then
     starts at the gain of output projections, and at zero where the part is put into a trained model. trained: whether
     the optimizer may change it; one that it may not is a buffer of the module, or a parameter that gets no gradient.
+    rate: what its learning rate is, relative to that of the training.
     """
 
     axes: Axes
@@ -45,6 +51,12 @@ class Tensor:
     fresh_zero: tuple[str, ...] = ()
     writes: bool = False
     trained: bool = True
+    rate: float = 1.0
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether it is always as another model has it: a checkpoint leaves it out, and names that model."""
+        return not self.trained and self.init.name == "donated"
 
 
 @dataclass(frozen=True, kw_only=True)

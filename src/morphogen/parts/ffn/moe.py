@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 #: What may stand in for an expert.
-EXPERT = PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe"}))
+EXPERT = PartIn("ffn", also=("ssm", "extra"), without=frozenset({"moe", "foreign"}))
 #: Routers start with small logits: choices differ, weights are nearly equal.
 ROUTER_START = Init("fan_in_normal", (0.1,))
 

@@ -1,0 +1,114 @@
+"""Other models as the kind `foreign` knows them: opened once, and again where their files have changed.
+
+B batch, T tokens, E width of the model
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from morphogen.errors import InputError, unknown
+from morphogen.parts.contract.part import Cost
+from morphogen.parts.foreign.donors.donor import Donor, open_donor
+from morphogen.parts.foreign.donors.layers import ForeignLayer
+from morphogen.parts.foreign.donors.remembered import tensors_of
+
+#: What a model's files looked like: name, bytes, time of the last change.
+Signature = tuple[tuple[str, int, int], ...]
+
+
+def donor_of(model: str) -> Donor:
+    """The model, opened. InputError where that cannot be."""
+    return _opened(model, _signature(model))
+
+
+def width_of(model: str) -> int:
+    """Channels of its residual stream."""
+    return donor_of(model).dim
+
+
+def shapes_of(model: str, layer: int) -> Mapping[str, tuple[int, ...]]:
+    """Every tensor of a layer, and its shape."""
+    return _shapes(model, layer, _signature(model))
+
+
+def tensor_of(model: str, layer: int, name: str) -> Tensor:
+    """One tensor of a layer, as it is stored."""
+    found = _read(model, layer, _signature(model))
+    if name not in found:
+        raise InputError(unknown(f"{model}: layer {layer}: tensor", name, found))
+    return found[name]
+
+
+def checksum_of(model: str, layer: int) -> str:
+    """What a layer's tensors are, as one SHA-256 in hexadecimal."""
+    return _checksum(model, layer, _signature(model))
+
+
+def cost_of(model: str, layer: int, seq_len: int) -> Cost:
+    """What a layer costs per token, counted as it runs on the meta device: products of matrices, and its cache."""
+    return _cost(model, layer, seq_len, _signature(model))
+
+
+def _signature(model: str) -> Signature:
+    folder = Path(model)
+    if not folder.is_absolute():
+        return ()
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()])
+    except OSError:
+        return ()  # opening it says what is wrong
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(model: str, signature: Signature) -> Donor:
+    with torch.device("cpu"):  # also where who asks is building a model on the meta device
+        return open_donor(model)
+
+
+@functools.lru_cache(maxsize=512)
+def _shapes(model: str, layer: int, signature: Signature) -> Mapping[str, tuple[int, ...]]:
+    return _opened(model, signature).shapes(layer)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(model: str, layer: int, signature: Signature) -> Mapping[str, Tensor]:
+    """A layer's tensors. Those of the last one wait for whoever asks for them one after the other."""
+    return _opened(model, signature).read(layer)
+
+
+@functools.lru_cache(maxsize=512)
+def _checksum(model: str, layer: int, signature: Signature) -> str:
+    return _opened(model, signature).checksum(layer)
+
+
+@functools.lru_cache(maxsize=512)
+def _cost(model: str, layer: int, seq_len: int, signature: Signature) -> Cost:
+    donor = _opened(model, signature)
+    module = donor.layer_module(layer)
+    x_BTE = torch.empty(1, seq_len, donor.dim, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x_BTE, *_places(seq_len))
+    half = max(1, seq_len // 2)
+    fewer, all_of_it = (_held_bytes(module, x_BTE[:, :length]) for length in (half, seq_len))
+    growth = (all_of_it - fewer) / max(1, seq_len - half)
+    return Cost(counter.get_total_flops() / seq_len, growth, all_of_it - growth * seq_len)
+
+
+def _held_bytes(module: ForeignLayer, x_BTE: Tensor) -> float:
+    """What the layer remembers after some tokens, at 2 bytes a number."""
+    cache = module.new_cache()
+    with torch.no_grad():
+        module(x_BTE, *_places(x_BTE.shape[1]), cache=cache)
+    held = tensors_of(cache, module).values()
+    return float(sum(x.numel() * (2 if x.is_floating_point() else x.element_size()) for x in held))
+
+
+def _places(tokens: int) -> tuple[Tensor, Tensor]:
+    """Where tokens stand, and that all are real: what decides about masks, which has to have numbers."""
+    return torch.arange(tokens)[None], torch.ones(1, tokens, dtype=torch.bool)
