@@ -1,6 +1,7 @@
 """What people begin with: `init`, and `convert` from the command line."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,14 @@ def test_a_conversion_says_what_became_of_every_field(tmp_path: Path, cli: Cli) 
     assert code == 0
     assert "approximated (1):" in out
     assert "dropped (1):" in out
+
+
+def test_the_example_of_an_environment_can_be_exported_as_it_is(tmp_path: Path) -> None:
+    """`export $(cat .env | xargs)`: no comments, no quotes, and not nothing, which would print all there is."""
+    script = "set -eu; cp .env.example $1/.env; cd $1; export $(cat .env | xargs); env -0"
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(tmp_path)], cwd=CONFIGS.parent, capture_output=True, check=True
+    )
+    found = dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
+    assert done.stderr == b""
+    assert {"HF_TOKEN": "", "MORPHOGEN_CACHE": "", "OMP_NUM_THREADS": "1"}.items() <= found.items()

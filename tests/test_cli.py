@@ -27,6 +27,7 @@ from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
+from morphogen.knobs import knobs
 from morphogen.network import LanguageModel, build
 from morphogen.notices import Began, Measured, Notice
 from morphogen.report.wording import duration
@@ -390,6 +391,7 @@ def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "frontier_tiny"
     assert out.read_bytes() == (run / "frontier.json").read_bytes()
     assert (tmp_path / "lineage.json").read_bytes() == (run / "lineage.json").read_bytes()
+    assert (tmp_path / "frontier_tiny.log").read_bytes() == (run / "run.log").read_bytes()
     assert list((tmp_path / "weights").glob("*.safetensors"))
     resolved = load(run / "experiment.yaml")
     assert resolved.evolution.parent_selection == "weighted"
@@ -397,6 +399,25 @@ def test_the_script_runs_as_its_help_says(config: Path, tmp_path: Path) -> None:
     assert resolved.evolution.mutation_weights == {"widen_ffn": 3.0}
     assert resolved.data.eval_tokens == 128
     assert {node["steps"] for node in json.loads((run / "lineage.json").read_bytes())["nodes"]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("written", "flag", "chosen"),
+    [
+        ("", None, "weighted"),
+        ("lexicase", None, "lexicase"),
+        ("", "lexicase", "lexicase"),
+        ("lexicase", "weighted", "weighted"),
+    ],
+)
+def test_score_weights_stand_beside_any_parent_selection(written: str, flag: str | None, chosen: str) -> None:
+    plain = {"model": {"emb": {"dim": 8}, "blocks": [{"ffn": {"kind": "dense", "hidden": 8}}]}}
+    plain |= {"evolution": {"parent_selection": written}} if written else {}
+    experiment = Experiment.model_validate(plain)
+    made = with_options(experiment, parent_selection=flag, score_weights={"ppl": 2.0})
+    assert made.evolution.parent_selection == chosen
+    assert made.evolution.weights == {"ppl": 2.0}
+    assert not [remark for remark in knobs(made) if "weights" in remark.loc]
 
 
 def test_the_script_is_a_program_of_its_own() -> None:

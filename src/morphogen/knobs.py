@@ -128,7 +128,6 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
         (foreign or selection == "tournament", ("tournament_size",), breeds),
         (foreign or selection == "downsampled_lexicase", ("downsample",), breeds),
         (foreign or selection.endswith("lexicase"), ("lexicase_cases",), breeds),
-        (foreign or selection == "weighted", ("weights",), breeds),
         (foreign or selection == "map_elites", ("map_elites",), breeds),
         (selection == "map_elites", ("archive_max_elites",), breeds),
         (selection != "map_elites", ("survival", "topk_keep"), f"{breeds}, which keeps its own archive"),

@@ -111,6 +111,14 @@ def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:
         raise RunError(f"{place}: this run keeps its checkpoints in {place.resolve()}, not in {elsewhere}")
 
 
+def link_log(folder: Path, copy: Path | None) -> None:
+    """Beside a copy of the frontier, NAME.json, the run's log can be followed as NAME.log. What is there stays."""
+    if copy is None:
+        return
+    with suppress(OSError):  # it is another way to the log, not the log
+        copy.with_suffix(".log").symlink_to(os.path.relpath(folder / "run.log", copy.parent))
+
+
 def _claim(elsewhere: Path, folder: Path) -> None:
     """Leaves a note in `elsewhere` that it is for the run in `folder`. RunError where it is another's."""
     note, mine = elsewhere / OWNER, str(folder.resolve())

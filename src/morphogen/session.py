@@ -169,6 +169,7 @@ class Session:
                 for event in events[1:]:
                     engine.apply(event)
             log = undo.enter_context(_open_log(folder))
+            runfolder.link_log(folder, keep.frontier_out)
             devices = device if device == told["device"] else f"{told['device']}, later {device}"
             finished = last_stop(events) == FINISHED
             undo.pop_all()

@@ -222,3 +222,41 @@ def test_what_nobody_has_any_more_tells_nobody_apart_where_rules_are_not_strict(
     for name in ("weighted", "epsilon_lexicase"):
         drawn = {draw(name, POOL, rng, strict=False, **lax) for _ in range(100)}
         assert drawn == {"a", "b", "c", "dominated"}
+
+
+def test_lexicase_asks_a_case_first_as_often_as_its_weight_says():
+    reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=9.0, recall=0.9), report("c", bpb=5.0, recall=0.4)]
+    rng = np.random.default_rng(0)
+    name = "lexicase"
+    drawn = [draw(name, reports, rng, weights={"bpb": 3.0}) for _ in range(1000)]
+    assert abs(drawn.count("a") / 1000 - 0.75) < 0.05
+    assert {draw(name, reports, rng, weights={"bpb": 0.0}) for _ in range(30)} == {"b"}
+    assert {draw(name, reports, rng, weights={"bpb": -1.0, "recall": 0.0}) for _ in range(30)} == {"b"}
+    assert {draw(name, reports, rng, weights={"bpb": 0.0, "recall": 0.0}) for _ in range(60)} == {"a", "b", "c"}
+
+
+def test_a_weight_brings_its_figure_among_the_cases_and_a_missing_one_is_bad_either_way_round():
+    reports = [report("a", bpb=1.0, other=1.0), report("b", bpb=1.0, other=2.0), report("lacks", bpb=1.0)]
+    rng, goals, said = np.random.default_rng(0), {"bpb": "min"}, {"other": "max"}
+    drawn = {
+        weight: {draw("lexicase", reports, rng, goals, weights={"other": weight}, said=said) for _ in range(30)}
+        for weight in (1.0, -1.0)
+    }
+    assert drawn == {1.0: {"b"}, -1.0: {"a"}}
+
+
+def test_weights_draw_among_those_that_other_rules_find_equal():
+    rng = np.random.default_rng(0)
+    drawn = [draw("pareto_uniform", POOL, rng, weights={"bpb": 50.0}) for _ in range(100)]
+    assert set(drawn) == {"a"}
+    reports = [
+        report("crowd", bpb=1.0, recall=0.5),
+        report("near", bpb=1.1, recall=0.9),
+        report("far", bpb=5.0, recall=0.7),
+    ]
+    drawn = [draw("map_elites", reports, rng, descriptors=BY_PARAMS, weights={"recall": 50.0}) for _ in range(100)]
+    assert set(drawn) == {"near"}
+    drawn = [
+        draw("tournament", POOL[:3], rng, tournament_size=3, weights={"recall": 1.0, "bpb": 0.1}) for _ in range(9)
+    ]
+    assert set(drawn) == {"c"}

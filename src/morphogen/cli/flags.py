@@ -40,9 +40,18 @@ ParentSelection = Annotated[str | None, typer.Option(help="such as weighted, lex
 MutationWeight = Annotated[list[str] | None, typer.Option(help="NAME=W, repeatable; 0 switches an operator off")]
 MutationSteps = Annotated[int | None, typer.Option(help="edits per child at most; 0 is the no-edit control")]
 CleanUp = Annotated[
-    bool, typer.Option("--cleanup-old-checkpoints", help="drop what neither survivors nor frontier need")
+    bool,
+    typer.Option(
+        "--cleanup-old-checkpoints/--no-cleanup-old-checkpoints", help="drop what neither survivors nor frontier need"
+    ),
 ]
-Prune = Annotated[bool, typer.Option("--prune-checkpoints-to-frontier", help="at the end, keep only the frontier's")]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune-checkpoints-to-frontier/--no-prune-checkpoints-to-frontier",
+        help="at the end, keep only the frontier's",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")]
 
 # Of trainings beside a run.

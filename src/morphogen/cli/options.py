@@ -37,8 +37,8 @@ def with_options(
 
     steps: training steps per candidate, shared out over rungs 1 and 2 as their budgets are in the file; refused where
     the file asks for successive halving, which has other budgets. eval_batches:
-    batches per shard of held-out text. score_weights: by which the `weighted` parent selection draws, and which
-    therefore choose it; any other selection beside them is refused, since it would ignore them.
+    batches per shard of held-out text. score_weights: for the parent selection that is given, here or in the file, and
+    else for `weighted`, which they then choose.
     """
     evolution: dict[str, Any] = {}
     data: dict[str, Any] = {}
@@ -52,11 +52,8 @@ def with_options(
     if mutation_weights:
         evolution["mutation_weights"] = {**experiment.evolution.mutation_weights, **mutation_weights}
     if score_weights:
-        if parent_selection not in (None, "weighted"):
-            raise InputError(
-                f"--score-weight-*: only --parent-selection weighted draws by scores, got {parent_selection!r}"
-            )
-        evolution["parent_selection"] = "weighted"
+        if "parent_selection" not in experiment.evolution.model_fields_set:
+            evolution.setdefault("parent_selection", "weighted")
         evolution["weights"] = {**experiment.evolution.weights, **score_weights}
     if steps is not None:
         if steps < 1:

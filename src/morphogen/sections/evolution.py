@@ -152,7 +152,9 @@ class Evolution(Frozen):
     constraints: dict[str, Bounds] = {}
     """Bounds by figure; a candidate outside of one ranks behind all that are inside."""
     weights: dict[str, ScoreWeight] = {}
-    """Figure to weight; for weighted. A weight of w makes the best e^w times as likely as the worst."""
+    """Figure to weight. For weighted one of w makes the best e^w times as likely as the worst; for the lexicase
+    selections it is that of a case (1 for those without), below 0 of the case turned round; the others draw by weighted
+    score among those that they find equal."""
     rung0_thresholds: dict[str, Threshold] = {}
     """Costs outside of which nothing is trained; a number bounds from above."""
     rung1_gates: dict[str, Bounds] = {}

@@ -1,5 +1,6 @@
 """Lexicase selection: cases in random order, each keeping only the best. Every case is a column of F_nc, minimised.
 
+With weights a case of weight w is w times as likely as one of weight 1 to be the next; one of weight 0 is never asked.
 Rows that no case can tell apart are drawn from evenly.
 Sources: Spector 2012 (lexicase); La Cava, Spector and Danai 2016 (epsilon by the median absolute deviation);
 Hernandez et al. 2019 (down-sampling the cases).
@@ -20,14 +21,31 @@ def deviations(F_nc: Floats) -> Floats:
         return np.array([np.median(np.abs(x - np.median(x))) if len(x) else 0.0 for x in found], dtype=np.float64)
 
 
-def choose(F_nc: Floats, epsilon_c: Floats, rng: np.random.Generator, tie_cnn: Floats | None = None) -> int:
+def order(count: int, rng: np.random.Generator, weight_c: Floats | None = None) -> list[int]:
+    """The cases in random order, drawn one after another by weight."""
+    if weight_c is None:
+        return [int(case) for case in rng.permutation(count)]
+    left = np.flatnonzero(weight_c)
+    if len(left) == 0:
+        return []
+    share_c = weight_c[left] / weight_c[left].sum()
+    return [int(case) for case in rng.choice(left, len(left), replace=False, p=share_c)]
+
+
+def choose(
+    F_nc: Floats,
+    epsilon_c: Floats,
+    rng: np.random.Generator,
+    tie_cnn: Floats | None = None,
+    weight_c: Floats | None = None,
+) -> int:
     """The row number of a parent within `epsilon_c` of the best of those left at every case: 0 for plain lexicase,
     `deviations` for epsilon-lexicase. tie_cnn: how far two rows may be apart by noise alone; whoever is within that of
-    the best goes on too. ValueError when there are no rows."""
+    the best goes on too. weight_c: of the cases; None: all weigh the same. ValueError when there are no rows."""
     if len(F_nc) == 0:
         raise ValueError("lexicase: there are no candidates to select from")
     pool = np.arange(len(F_nc))
-    for case in rng.permutation(F_nc.shape[1]):
+    for case in order(F_nc.shape[1], rng, weight_c):
         values = F_nc[pool, case]
         with np.errstate(over="ignore"):
             near_n = values <= values.min() + epsilon_c[case]

@@ -62,7 +62,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Pool:
-    """Those who may breed (n) with their objectives F_nm and lexicase cases F_nc, minimised, and their weighted scores.
+    """Those who may breed (n) with their objectives F_nm and lexicase cases F_nc, minimised, the cases' weights, and
+    their weighted scores.
 
     What is computed of it is computed once, however many parents are drawn. deck: the rows that have not stood in a
     tournament since the pool was last shuffled.
@@ -76,6 +77,7 @@ class Pool:
     rules: Rules
     tie_mnn: Floats | None = None
     tie_cnn: Floats | None = None
+    weight_c: Floats | None = None
     deck: list[int] = field(default_factory=list)
 
     @classmethod
@@ -96,8 +98,12 @@ class Pool:
             F_n1 = best.violation_n[:, None]
             return cls(best.ids, F_n1, F_n1, -best.violation_n, cell_n, rules)
         score_n = weighted_scores(able, rules.weights, rules.objectives, rules.directions, strict=False)
-        F_nc, tie_cnn = _cases(able, rules) if rules.cases else (best.F_nm, best.tie_mnn)
-        return cls(best.ids, best.F_nm, F_nc, score_n, cell_n, rules, best.tie_mnn, tie_cnn)
+        if rules.weights:
+            F_nc, tie_cnn, weight_c = _weighted_cases(able, rules)
+        else:
+            F_nc, tie_cnn = _cases(able, rules, rules.cases) if rules.cases else (best.F_nm, best.tie_mnn)
+            weight_c = None
+        return cls(best.ids, best.F_nm, F_nc, score_n, cell_n, rules, best.tie_mnn, tie_cnn, weight_c)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,12 +141,23 @@ class Pool:
         return deviations(self.F_nc)
 
 
-def _cases(reports: Sequence[Report], rules: Rules) -> tuple[Floats, Floats | None]:
+def _weighted_cases(reports: Sequence[Report], rules: Rules) -> tuple[Floats, Floats | None, Floats]:
+    """The cases with those that have a weight among them, and all weights: 1 where none is given. One below 0 turns its
+    case round."""
+    weights = {figure_called(name): weight for name, weight in rules.weights.items()}
+    names = list(dict.fromkeys([*(figure_called(name) for name in rules.cases or rules.objectives), *weights]))
+    F_nc, tie_cnn = _cases(reports, rules, names)
+    weight_c = np.array([weights.get(name, 1.0) for name in names], dtype=np.float64)
+    turned = np.where(np.isfinite(F_nc), F_nc * np.where(weight_c < 0.0, -1.0, 1.0), np.inf)
+    return turned, tie_cnn, np.abs(weight_c)
+
+
+def _cases(reports: Sequence[Report], rules: Rules, names: Sequence[str]) -> tuple[Floats, Floats | None]:
     """The figures that lexicase goes through, minimised, shape (n, c), a missing or non-finite one being infinitely
     bad; and how far two rows may be apart by noise alone, shape (c, n, n), where there is any. InputError for a figure
     that no report has, where the rules are strict."""
     columns = []
-    for name in rules.cases:
+    for name in names:
         place, figure = f"evolution.lexicase_cases: {name}", figure_called(name)
         if rules.strict and all(report.value(figure) is None for report in reports):
             raise InputError(unknown(place, name, measured(reports)))
@@ -148,12 +165,19 @@ def _cases(reports: Sequence[Report], rules: Rules) -> tuple[Floats, Floats | No
         sign = -1.0 if better == "max" else 1.0
         found = shown(reports, figure, better, rules.noise)
         columns.append([sign * value if np.isfinite(value) else np.inf for value in found])
-    figures = [figure_called(name) for name in rules.cases]
+    figures = [figure_called(name) for name in names]
     return np.array(columns, dtype=np.float64).T, tolerances(reports, figures, rules.noise)
 
 
 #: (pool, generator) -> row number
 Selector = Callable[[Pool, np.random.Generator], int]
+
+
+def by_score(pool: Pool, rows: Ints, rng: np.random.Generator) -> int:
+    """One of several rows that a rule finds equal: evenly, or by weighted score where there are weights."""
+    if not pool.rules.weights:
+        return int(rng.choice(rows))
+    return int(rng.choice(rows, p=weighted_probabilities(pool.score_n[rows])))
 
 
 def weighted_probabilities(score_n: Floats) -> Floats:
@@ -166,23 +190,23 @@ def weighted_probabilities(score_n: Floats) -> Floats:
 
 
 def weighted(pool: Pool, rng: np.random.Generator) -> int:
-    """Draws by weighted score. The only one that the weights steer."""
+    """Draws by weighted score."""
     return int(rng.choice(len(pool), p=weighted_probabilities(pool.score_n)))
 
 
 def pareto_uniform(pool: Pool, rng: np.random.Generator) -> int:
-    """Draws evenly from the best front."""
-    return int(rng.choice(np.flatnonzero(pool.rank_n == pool.rank_n.min())))
+    """Draws from the best front, evenly unless there are weights."""
+    return by_score(pool, np.flatnonzero(pool.rank_n == pool.rank_n.min()), rng)
 
 
 def plain_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Lexicase over the cases: specialists breed too."""
-    return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng, pool.tie_cnn)
+    return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng, pool.tie_cnn, pool.weight_c)
 
 
 def epsilon_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Epsilon-lexicase over the cases."""
-    return choose(pool.F_nc, pool.epsilon_c, rng, pool.tie_cnn)
+    return choose(pool.F_nc, pool.epsilon_c, rng, pool.tie_cnn, pool.weight_c)
 
 
 def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
@@ -190,11 +214,13 @@ def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     count = pool.F_nc.shape[1]
     cases = rng.permutation(count)[: max(1, round(pool.rules.downsample * count))]
     tie_cnn = None if pool.tie_cnn is None else pool.tie_cnn[cases]
-    return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng, tie_cnn)
+    weight_c = None if pool.weight_c is None else pool.weight_c[cases]
+    return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng, tie_cnn, weight_c)
 
 
 def tournament(pool: Pool, rng: np.random.Generator) -> int:
     """The best of a few drawn at random: by front, then by crowding, then by the draw (NSGA-II, Deb et al. 2002).
+    Weights stand before crowding.
 
     All stand in one tournament before anyone stands in the next, so that nobody is passed over by chance.
     """
@@ -202,13 +228,20 @@ def tournament(pool: Pool, rng: np.random.Generator) -> int:
     if len(pool.deck) < size:
         pool.deck[:] = rng.permutation(len(pool)).tolist()
     drawn = [pool.deck.pop() for _ in range(size)]
-    return min(drawn, key=lambda row: (pool.rank_n[row], -pool.crowding_n[row]))
+    score_n = pool.score_n if pool.rules.weights else np.zeros(len(pool))
+    return min(drawn, key=lambda row: (pool.rank_n[row], -score_n[row], -pool.crowding_n[row]))
 
 
 def map_elites(pool: Pool, rng: np.random.Generator) -> int:
-    """Draws a cell of behaviour evenly, then evenly among those in it (Mouret and Clune 2015)."""
-    cell = rng.choice(np.unique(pool.cell_n))
-    return int(rng.choice(np.flatnonzero(pool.cell_n == cell)))
+    """Draws a cell of behaviour evenly, then evenly among those in it (Mouret and Clune 2015); with weights both by the
+    score, a cell by that of its best."""
+    cells_k = np.unique(pool.cell_n)
+    if not pool.rules.weights:
+        cell = rng.choice(cells_k)
+    else:
+        best_k = np.array([pool.score_n[pool.cell_n == cell].max() for cell in cells_k])
+        cell = rng.choice(cells_k, p=weighted_probabilities(best_k))
+    return by_score(pool, np.flatnonzero(pool.cell_n == cell), rng)
 
 
 SELECTORS: Mapping[str, Selector] = {

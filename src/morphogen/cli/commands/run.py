@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _weight(what: str) -> object:
     """A --score-weight-* option."""
-    return typer.Option(help=f"draw parents by {what}, so much more likely; chooses --parent-selection weighted")
+    return typer.Option(help=f"weight of {what} in the parent selection; which is weighted, unless another is named")
 
 
 @dataclass(frozen=True, kw_only=True)
