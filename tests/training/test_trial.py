@@ -242,6 +242,23 @@ def test_a_lossy_child_is_healed_first_and_an_exact_one_is_not(make: Callable[..
     )
 
 
+def test_the_teacher_goes_along_while_a_child_heals(
+    make: Callable[..., Job], text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heals = {"healing_shards": [{"source": str(text / "heal")}], "healing_tokens": 3 * STEP}
+    job = make(data=heals, train={"anchoring": {"self_distillation": {"weight": 0.5}}})
+    parent = run_surrogate(job)
+    child, at = Trial(child_of(job, parent, activation="gelu"), None), list[int]()
+    assert child.growing.anchoring is not None
+    teacher = child.growing.anchoring.teacher
+    assert teacher is not None
+    follow = teacher.follow
+    monkeypatch.setattr(teacher, "follow", lambda student: (at.append(child.trainer.step), follow(student)))
+    assert child.healing_steps == 3
+    child.run(None, keep=False)
+    assert at == list(range(1, 10))  # after each step but the last one, on whatever text
+
+
 def test_the_gate_after_rung_one(make: Callable[..., Job], tmp_path: Path) -> None:
     strict = run_surrogate(make(train={"ppl_stop_threshold": 1.5}))
     assert (strict.status, strict.stop_reason, strict.rung, strict.steps) == (Status.GATED, StopReason.PPL_GATE, 1, 4)

@@ -15,6 +15,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.experiment import Train
 from morphogen.growth.actions import act
 from morphogen.growth.surgery import Operated, operate
+from morphogen.inherit.checkpoint import load_moments, load_optimizer, save_moments
+from morphogen.inherit.descent import Moments
 from morphogen.network import assemble, build
 from morphogen.training.trainer import Trainer
 
@@ -148,6 +150,37 @@ def test_a_grown_training_goes_on_bit_for_bit_from_what_it_saved(optimizer: str)
     assert here.trace.losses == other.trace.losses
     for name, tensor in here.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_between_two_jobs_of_a_candidate_what_is_young_keeps_its_rate_and_its_warm_up(
+    tmp_path: Path, optimizer: str
+) -> None:
+    here, path = trainer(optimizer), tmp_path / "c.safetensors"
+    for step, action, warmup, multiplier in ((2, WIDEN, 6, 2.0), (3, DEEPEN, 5, 0.5)):
+        here.run(batch, step)
+        grow(here, action, warmup, multiplier)
+    here.run(batch, 5)
+    blueprint = here.model.blueprint
+    save_moments(path, here.updater.moments(), here.updater.young())
+    of, young = load_optimizer(path, blueprint)
+    assert load_moments(path, blueprint).keys() == of.keys() == here.updater.moments().keys()
+    model = assemble(blueprint, {name: tensor.clone() for name, tensor in here.model.state_dict().items()})
+    moments = Moments(of=of, fresh={}, young=young)
+    there = Trainer(model, here.train, total_steps=40, tokens_per_step=64, seed=0, moments=moments)
+    for mine, theirs in zip(here.updater._cohorts, there.updater._cohorts, strict=True):
+        assert (mine.multiplier, mine.warmup, mine.taken, mine.squared) == (
+            theirs.multiplier,
+            theirs.warmup,
+            theirs.taken,
+            theirs.squared,
+        )
+        assert mine.masks.keys() == theirs.masks.keys()
+        assert all(torch.equal(mask, theirs.masks[name]) for name, mask in mine.masks.items())
+    assert [c.multiplier for c in there.updater._cohorts] == [2.0, 0.5]
+    plain = trainer(optimizer)
+    plain.run(batch, 2)
+    assert plain.updater.young() == []
 
 
 def test_what_is_saved_while_old_entries_are_held_can_be_written(tmp_path: Path) -> None:

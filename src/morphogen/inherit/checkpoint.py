@@ -2,9 +2,9 @@
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -98,32 +98,46 @@ def load_whole(path: Path) -> Whole:
     return Whole({name: state[name] for name in wanted}, averages, beside, blueprint, metadata)
 
 
-def save_moments(checkpoint: Path, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+#: What the kinds of tensors beside moments are called that say which entries are young, and where their rates stand.
+YOUNG = "young"
+#: Entries that came to be at once, while a model trained: what is known of their rate, and where they are.
+Young = tuple[Mapping[str, Any], Mapping[str, Tensor]]
+
+
+def save_moments(checkpoint: Path, moments: Mapping[str, Mapping[str, Tensor]], young: Sequence[Young] = ()) -> None:
     """Write the optimizer's moments (kind -> parameter -> tensor) beside a checkpoint, as `save_checkpoint` does.
 
     Moments of a parameter's shape are stored in bfloat16, whose 8 bits are finer than the noise of gradients; step
-    counts as they are.
+    counts as they are. young: entries with a rate of their own yet.
     """
     tensors = {
         f"{kind}/{name}": tensor.to(torch.bfloat16) if tensor.dim() else tensor
         for kind, of in moments.items()
         for name, tensor in of.items()
     }
-    _write(moments_path(checkpoint), MOMENTS_FORMAT, tensors, {})
+    tensors |= {f"{YOUNG}{i}/{name}": mask for i, (_, masks) in enumerate(young) for name, mask in masks.items()}
+    rates = json.dumps([dict(numbers) for numbers, _ in young])
+    _write(moments_path(checkpoint), MOMENTS_FORMAT, tensors, {YOUNG: rates} if young else {})
 
 
 def load_moments(checkpoint: Path, blueprint: Blueprint) -> dict[str, dict[str, Tensor]]:
     """The moments beside a checkpoint of `blueprint`, kind -> parameter -> tensor. InputError as `load_checkpoint`."""
+    return load_optimizer(checkpoint, blueprint)[0]
+
+
+def load_optimizer(checkpoint: Path, blueprint: Blueprint) -> tuple[dict[str, dict[str, Tensor]], list[Young]]:
+    """The moments, and which entries are young yet. InputError as `load_checkpoint`."""
     path = moments_path(checkpoint)
-    tensors, _ = _read(path, MOMENTS_FORMAT)
+    tensors, metadata = _read(path, MOMENTS_FORMAT)
     shapes = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items() if spec.trained}
     moments: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         kind, _, name = full.partition("/")
         if name not in shapes or tuple(tensor.shape) not in ((), shapes[name]):
             raise InputError(f"{path}: {full} is no moment of a parameter of its checkpoint")
-        moments.setdefault(kind, {})[name] = tensor.float()
-    return moments
+        moments.setdefault(kind, {})[name] = tensor if kind.startswith(YOUNG) else tensor.float()
+    rates = json.loads(metadata.get(YOUNG, "[]"))
+    return moments, [(numbers, moments.pop(f"{YOUNG}{i}", {})) for i, numbers in enumerate(rates)]
 
 
 def _write(path: Path, form: str, state: Mapping[str, Tensor], extra: Mapping[str, str]) -> None:

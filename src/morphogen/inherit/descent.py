@@ -10,7 +10,7 @@ from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
-from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.inherit.checkpoint import Young, load_checkpoint, load_moments
 from morphogen.inherit.merging import Model, merged
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
@@ -23,11 +23,12 @@ class Moments:
     """Optimizer state that came along with weights.
 
     of: kind -> parameter -> tensor. fresh: where the entries of a parameter are new ones; parameters that were carried
-    whole are not in it.
+    whole are not in it. young: which entries have had a rate of their own, and have it yet.
     """
 
     of: Mapping[str, StateDict]
     fresh: Mapping[str, Tensor]
+    young: Sequence[Young] = ()
 
     @classmethod
     def carried(cls, spliced: Spliced) -> "Moments":

@@ -163,12 +163,25 @@ class Anchoring:
 
         return mixed
 
+    def following(self, fresh: Batches) -> Batches:
+        """The same batches, of text among which nothing is rehearsed, while the teacher goes along. As `batches`."""
+
+        def followed(step: int) -> Ids:
+            self._follow()
+            return fresh(step)
+
+        return followed
+
+    def _follow(self) -> None:
+        """The teacher takes in the last step."""
+        if self.teacher is not None and self._followed < self.trainer.step:
+            self.teacher.follow(self.trainer.model)
+        self._followed = self.trainer.step
+
     def settle(self) -> None:
         """What is due between two steps: the teacher takes in the last one, and new sequences are sampled."""
+        self._follow()
         step = self.trainer.step
-        if self.teacher is not None and self._followed < step:
-            self.teacher.follow(self.trainer.model)
-        self._followed = step
         asked = self.section.rehearsal
         every = asked.every if asked is not None and asked.source == "generations" else None
         if every is not None and step % every == 0 and self._sampled < step:

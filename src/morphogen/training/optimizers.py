@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from morphogen.blueprint.tensors import specs
 from morphogen.errors import InputError
 from morphogen.experiment import Train
+from morphogen.inherit.checkpoint import YOUNG, Young
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.tensors import Spec, flat
@@ -55,10 +56,6 @@ KINDS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Lion: {"exp_avg"},
 } | ({torch.optim.Muon: {"momentum_buffer"}} if hasattr(torch.optim, "Muon") else {})
-
-
-#: What the kinds of tensors are called that say which entries are young, in what goes along with a growth.
-YOUNG = "young"
 
 
 @dataclass
@@ -122,6 +119,11 @@ class Updater:
         """What goes where the weights go when the model grows: the moments, and which entries are young yet."""
         return self.moments() | {f"{YOUNG}{i}": cohort.masks for i, cohort in enumerate(self._cohorts)}
 
+    def young(self) -> list[Young]:
+        """Which entries came to be while the model trained and have a rate of their own yet; `adopt` takes them up."""
+        grown = [cohort for cohort in self._cohorts if cohort.squared]
+        return [({name: x for name, x in vars(cohort).items() if name != "masks"}, cohort.masks) for cohort in grown]
+
     def adopt(
         self, inherited: Moments, warmup: int, *, multiplier: float = 1.0, earlier: "Updater | None" = None
     ) -> None:
@@ -144,7 +146,13 @@ class Updater:
                     optimizer.state[parameter] = {kind: x.to(parameter.device) for kind, x in state.items()}
                 else:
                     unmoved[name] = ~fresh[name] if name in fresh else torch.ones_like(parameter, dtype=torch.bool)
-        older = [] if earlier is None else self._still_young(earlier._cohorts, inherited.of, fresh)
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        older = [
+            Cohort(**numbers, masks={name: mask.to(parameters[name].device) for name, mask in masks.items()})
+            for numbers, masks in inherited.young
+        ]
+        if earlier is not None:
+            older = self._still_young(earlier._cohorts, inherited.of, fresh)
         grown = earlier is not None
         found = [*older, Cohort(multiplier, warmup, 0, fresh, grown), Cohort(1.0, warmup, 0, unmoved, grown)]
         self._cohorts = [cohort for cohort in found if any(bool(mask.any()) for mask in cohort.masks.values())]

@@ -9,7 +9,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
-from morphogen.inherit.checkpoint import load_checkpoint, load_moments
+from morphogen.inherit.checkpoint import load_checkpoint, load_optimizer
 from morphogen.inherit.descent import Inherited, Moments, splice_job, spliced_at_once
 from morphogen.inherit.merging import Model
 from morphogen.inherit.plan import Plan, plan
@@ -103,6 +103,9 @@ def _own_weights(job: Job, before: Report, *, with_moments: bool) -> Inherited:
         raise InputError(f"candidate {before.id} goes on from rung {before.rung}, of which no checkpoint is left")
     path = Path(job.run_dir) / before.checkpoint
     state, blueprint, metadata = load_checkpoint(path)
-    moments = Moments(of=load_moments(path, blueprint), fresh={}) if with_moments else None
+    moments = None
+    if with_moments:
+        of, young = load_optimizer(path, blueprint)
+        moments = Moments(of=of, fresh={}, young=young)
     provenance = Provenance.from_metadata(metadata, path)
     return Inherited(state, before.inheritance, moments, provenance.begun, memory=provenance.growth)

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import GrowthEvent, Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
@@ -228,7 +231,13 @@ class Trial:
         stop = None
         if trainer.step < healing:
             begins = self.assignment.first_step
-            stop = trainer.run(lambda step: mixture.healing_batch(begins + step), min(healing, until_step), progress)
+
+            def heals(step: int) -> NDArray[np.int64]:
+                return mixture.healing_batch(begins + step)
+
+            anchoring = growing.anchoring
+            batches = heals if anchoring is None else anchoring.following(heals)
+            stop = trainer.run(batches, min(healing, until_step), progress)
             if trainer.step == healing:
                 trainer.guards.new_text()
         if stop is None and trainer.step < growing.ending(until_step):
@@ -246,7 +255,7 @@ class Trial:
         name = job.candidate.id + ("" if job.before is None else f"-rung{self.rung}")
         where = f"checkpoints/{name}.safetensors"
         if self.assignment.experiment.evolution.keeps_moments:  # first: where there are weights, there are moments
-            save_moments(Path(job.run_dir) / where, self.trainer.updater.moments())
+            save_moments(Path(job.run_dir) / where, self.trainer.updater.moments(), self.trainer.updater.young())
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
         behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory())
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
