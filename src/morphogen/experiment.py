@@ -25,6 +25,7 @@ from morphogen.parts.contract.registry import TAG
 from morphogen.sections.anchoring import AnchoringSection
 from morphogen.sections.data import BPE, Data, Split
 from morphogen.sections.evolution import OBJECTIVES, Crossing, Evolution, Proposer
+from morphogen.sections.priors import Priors
 from morphogen.sections.shards import Shard
 from morphogen.sections.values import Decay, changed
 
@@ -37,6 +38,7 @@ __all__ = [
     "Evolution",
     "Experiment",
     "Optimizer",
+    "Priors",
     "Proposer",
     "Shard",
     "Split",
@@ -65,6 +67,8 @@ class Optimizer(Frozen):
         return self
 
 
+#: The cost that `priors.compute_penalty_weight` is on.
+FLOPS = "flops_per_token"
 #: The figure of the root that holds what `auto` found.
 RATE_FOUND = "lr"
 #: `auto` is found by short trainings of the root.
@@ -151,6 +155,8 @@ class Experiment(Frozen):
     """Text, tokens and batches."""
     evolution: Evolution = Evolution()
     """The search."""
+    priors: Priors = Priors()
+    """What is ordinary where nothing better is known."""
 
     @model_validator(mode="after")
     def _recall(self) -> Self:
@@ -159,6 +165,15 @@ class Experiment(Frozen):
             objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
             self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
         return self
+
+    @property
+    def scored_by(self) -> dict[str, float]:
+        """Weights of the scores that `weighted` parent selection draws by, the prior's on cheapness among them."""
+        weights, penalty = self.evolution.weights, self.priors.compute_penalty_weight
+        if not penalty:
+            return weights
+        known = weights or dict.fromkeys(self.evolution.objectives, 1.0)
+        return {**known, FLOPS: known.get(FLOPS, 0.0) + penalty}
 
     @property
     def tokens_per_step(self) -> int:

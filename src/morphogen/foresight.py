@@ -14,6 +14,7 @@ from pydantic import ByteSize
 from morphogen import plugins
 from morphogen.blueprint.mistakes import Loc
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import parameter_count
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError, nearest
@@ -243,11 +244,20 @@ def _budgets(experiment: Experiment) -> Iterator[Remark]:
         for rung, budget in planned.items():
             if budget < step:
                 yield Remark(("evolution", f"rung{rung}_tokens"), f"is {budget:,}, less than {one}: it is no rung then")
+    yield from _beyond_priors(experiment, min(whole, most))
     if most < step:
         yield Remark(("train", "max_tokens"), f"is {most:,}, less than {one}", True)
     elif most < whole:
         said = f"is {most:,}, which cuts the rungs short: they have {whole:,} tokens in all"
         yield Remark(("train", "max_tokens"), said)
+
+
+def _beyond_priors(experiment: Experiment, tokens: int) -> Iterator[Remark]:
+    """A budget of more tokens than the prior thinks the root is worth."""
+    each = experiment.priors.tokens_per_param
+    if each is not None and tokens > (ordinary := each * parameter_count(experiment.model.nominal)):
+        said = f"is {each:g}, {ordinary:,.0f} tokens for the root, but candidates are trained on up to {tokens:,}"
+        yield Remark(("priors", "tokens_per_param"), said)
 
 
 def _sizes(found: Mapping[str, float], step: Step) -> Iterator[Remark]:

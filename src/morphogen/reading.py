@@ -64,7 +64,7 @@ def _holds_templates(document: Document) -> bool:
 
 
 #: A line that says what is wrong at a place of an experiment, such as `train.lr: got ...`.
-_PLACE = re.compile(r"((?:model|train|data|evolution)(?:\.\w+|\[\d+\])*)[: ]")
+_PLACE = re.compile(r"((?:model|train|data|evolution|priors)(?:\.\w+|\[\d+\])*)[: ]")
 
 
 @contextmanager

@@ -33,7 +33,8 @@ class Engine(Search[Design, Traits]):
             evolution,
             costs(experiment.model, experiment.data.seq_len, Step.of(experiment.train, experiment.data.batch_size)),
         )
-        super().__init__(evolution, Architectures(experiment), seed=seed)
+        scored = evolution.model_copy(update={"weights": experiment.scored_by})
+        super().__init__(scored, Architectures(experiment), seed=seed)
         self.experiment, self.run_dir, self.device = experiment, run_dir, device
 
     @classmethod
