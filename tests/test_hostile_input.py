@@ -439,6 +439,14 @@ CASES: dict[str, Case] = {
     # ----------------------------------------------------------------------------------------------- frontier.json
     "a frontier nested beyond use": (text(FRONTIER, DEEP), "verify @/run/frontier.json", "frontier.json"),
     "a frontier that is a pipe": (pipe(FRONTIER), "verify @/run/frontier.json", "frontier.json"),
+    "an ablation of a frontier with weights outside": (
+        changed(FRONTIER, lambda data: data["candidates"][0].update(checkpoint="../../etc/passwd")),
+        "ablate @/run/frontier.json",
+        "candidates.0.checkpoint",
+    ),
+    "an ablation whose report is a link": (link("run/ablation.json"), "ablate @/run", "run/ablation.json: is a link"),
+    "an ablation over something else": (nothing, "ablate @/run --out @/tiny.yaml", "tiny.yaml: there is a file that"),
+    "a ledger names code: ablate": (forged("asked", with_part(CODE)), "ablate @/run", "names code"),
     "a frontier with weights outside": (
         changed(FRONTIER, lambda data: data["candidates"][0].update(checkpoint="../../etc/passwd")),
         "verify @/run/frontier.json",

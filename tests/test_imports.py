@@ -108,7 +108,7 @@ HOMES = {
     "jinja2": {"report/html.py"},
     "plotly": {"report/html.py"},
     "graphviz": {"report/outlines.py"},
-    "matplotlib": {"report/growth.py"},
+    "matplotlib": {"report/growth.py", "report/pictures.py"},
     "resvg_py": {"report/png.py"},
     "tensorboard": set(),
     "scipy": {"analysis/statistics.py", "growth/blending.py"},

@@ -37,7 +37,7 @@ class Recorded:
         A frontier file lies in its run's folder, or beside a folder of its name. InputError where no run is found,
         RunError as `Ledger`, or where no generation is closed.
         """
-        folder = _folder(path)
+        folder = run_of(path)
         with Ledger.open(folder, readonly=True) as ledger:
             events = list(ledger.events())
         last = max((place for place, event in enumerate(events) if isinstance(event, Generation)), default=None)
@@ -88,6 +88,11 @@ class Recorded:
             raise InputError(unknown("--metric", metric, allowed))
         self.direction(metric)
 
+    def best(self, metric: str) -> list[str]:
+        """The frontier, best first."""
+        sign = 1.0 if self.direction(metric) == "min" else -1.0
+        return sorted(self.frontier, key=lambda id: (sign * self.value(id, metric), id))
+
     def key(self, design: Design) -> str:
         """Equal for designs that the run took for the same."""
         return Architectures(self.experiment).key(design)
@@ -106,7 +111,7 @@ class Recorded:
         return max(candidate.generation for candidate in self.trained)
 
 
-def _folder(path: Path) -> Path:
+def run_of(path: Path) -> Path:
     if path.is_dir():
         return path
     if not path.exists():

@@ -2,13 +2,15 @@
 
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from morphogen.candidate import Record
+from morphogen.candidate import Change, Record
 from morphogen.figures import Direction
 from morphogen.store.documents import Document
 
 Role = Literal["root", "finalist", "baseline"]
 Predictor = Literal["short", "recorded", "params"]
 Scope = Literal["all", "equal size"]
+#: What a training began with: the candidate's weights, or fresh ones.
+Start = Literal["inherited", "scratch"]
 #: The split that trials are measured on.
 Split = Literal["eval", "test"]
 
@@ -159,3 +161,80 @@ class Fidelity(Document):
             }
             for one in self.predictors
         ]
+
+
+class Ablated(Record):
+    """One candidate less one of its parts, or one edit, beside the candidate trained the same way.
+
+    start: what both began with; None where the ablation does not apply at all. applied: whether it was trained; else
+    `reason` says why not. values, usual: the metric by seed, without and with, of seeds of which both have one.
+    difference: mean of values − usual, low, high: its interval over seeds and texts. p: that there is none, two-sided,
+    over seeds; p_holm: corrected for all ablations of the file. shown: whether the ablated one is better or worse, or
+    no difference is shown. others: mean differences of all else that is measured. `..._before`: of the candidate.
+    """
+
+    id: str
+    ablation: str
+    start: Start | None = None
+    applied: bool
+    reason: str = ""
+    changes: tuple[Change, ...] = ()
+    values: tuple[float, ...] = ()
+    usual: tuple[float, ...] = ()
+    failures: tuple[str, ...] = ()
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    shown: Literal["better", "worse", "no"] = "no"
+    others: dict[str, float] = {}
+    params: float | None = None
+    params_before: float | None = None
+    flops_per_token: float | None = None
+    flops_per_token_before: float | None = None
+
+
+class Ablations(Document):
+    """The file. tokens: of every training. split: of the documents measured on."""
+
+    title: ClassVar[str] = "ablation report"
+    metric: str
+    direction: Direction
+    split: Split
+    tokens: int
+    seeds: tuple[int, ...]
+    level: float
+    ablations: tuple[Ablated, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one row per ablation that was trained, the candidate's own mean beside it."""
+        return [
+            {
+                "id": one.id,
+                "ablation": one.ablation,
+                "start": one.start,
+                "trained": f"{len(one.values)}/{len(self.seeds)}",
+                "usual": _mean(one.usual),
+                "ablated": _mean(one.values),
+                "difference": one.difference,
+                "low": one.low,
+                "high": one.high,
+                "p_holm": one.p_holm,
+                "shown": one.shown,
+            }
+            for one in self.ablations
+            if one.applied
+        ]
+
+    def left_out(self) -> list[str]:
+        """What was not trained, and why."""
+        return [
+            f"{one.id}: {one.ablation}{f', {one.start},' if one.start else ''} does not apply: {one.reason}"
+            for one in self.ablations
+            if not one.applied
+        ]
+
+
+def _mean(values: tuple[float, ...]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,4 +1,5 @@
-"""Trainings from scratch, each done once: what is finished is kept beside the run and never repeated."""
+"""Trainings beside a run, from scratch or from its weights, each done once: what is finished is kept and never
+repeated."""
 
 import hashlib
 import time
@@ -13,7 +14,20 @@ from pydantic import ValidationError
 from morphogen import __version__
 from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Split
-from morphogen.candidate import Candidate, Job, Report, Stage, Status, StopReason, stream
+from morphogen.blueprint.diff import changes
+from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import (
+    Ancestor,
+    Candidate,
+    Edit,
+    Job,
+    ParentRef,
+    Report,
+    Stage,
+    Status,
+    StopReason,
+    stream,
+)
 from morphogen.data.prepare import PreparedData, prepare, text_of
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError, RunError
@@ -28,6 +42,8 @@ from morphogen.training.device import choose_device
 
 #: Where finished trainings lie, below the run folder.
 FOLDER = "trials"
+#: What the run's folder is called where a trial is carried out.
+HOME = "run"
 #: More trainings of one design, designs, resamples or tokens than these are taken for a slip.
 MOST_SEEDS, MOST_DESIGNS, MOST_RESAMPLES, MOST_TOKENS = 1000, 100_000, 100_000, 10**15
 #: Guards that end nothing: whoever is compared has been trained on all the tokens.
@@ -68,8 +84,31 @@ def drawn_seeds(run_seed: int, count: int, purpose: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Heritage:
+    """Weights of a candidate of the run that a trial goes on from. checkpoint: below the run's folder. tokens: behind
+    the weights. digest: of the file."""
+
+    id: str
+    blueprint: Blueprint
+    checkpoint: str
+    tokens: int
+    digest: str
+
+    @classmethod
+    def of(cls, run: Recorded, id: str) -> "Heritage | None":
+        """Those that a candidate has left; None where there are none any more."""
+        checkpoint = run.reports[id].checkpoint
+        if checkpoint is None or not (path := run.folder / checkpoint).is_file():
+            return None
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:24]
+        return cls(id, run.design(id).blueprint, checkpoint, run.reports[id].tokens.lineage, digest)
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One design, to be trained from scratch on `tokens` tokens. label: what progress calls it.
+    """One design, to be trained on `tokens` tokens: from scratch, or from weights that it inherits. label: what
+    progress calls it.
 
     Trials of one seed read the same text in the same order, whatever their blueprints.
     """
@@ -78,6 +117,7 @@ class Trial:
     design: Design
     seed: int
     tokens: int
+    heritage: Heritage | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +177,7 @@ def run_trials(shop: Workshop, trials: Sequence[Trial], executor: Executor | Non
     with ExitStack() as undo:
         folder = undo.enter_context(scratch("morphogen-trials-"))
         (folder / "checkpoints").mkdir()
+        (folder / HOME).symlink_to(shop.folder.resolve())
         jobs = {f"trial-{i}": (place, trial) for i, (place, trial) in enumerate(todo.items())}
         if executor is None:
             execution = Execution(workers=shop.workers)
@@ -185,6 +226,7 @@ def _place(shop: Workshop, trial: Trial) -> Path:
         "seed": trial.seed,
         "tokens": trial.tokens,
         "device": shop.device,
+        **({} if trial.heritage is None else {"inherits": [trial.heritage.id, trial.heritage.digest]}),
     }
     name = hashlib.blake2b(canonical_json(decides).encode(), digest_size=12).hexdigest()
     return shop.folder / FOLDER / f"{name}.json"
@@ -196,24 +238,42 @@ def _architecture(trial: Trial) -> dict[str, Any]:
 
 
 def _alone(experiment: Experiment, trial: Trial) -> dict[str, Any]:
-    """The experiment as data: from scratch, on all tokens, trained as the design says, never ended early."""
+    """The experiment as data: on all tokens, trained as the design says, never ended early, on the same text whatever
+    became of the weights."""
     plain = experiment.model_dump(mode="json")
     plain["train"] = {**trial.design.train.model_dump(mode="json"), **UNGUARDED, "max_tokens": trial.tokens}
-    plain["evolution"] |= {"weight_inheritance": "scratch", "inherit_optimizer": False}
+    how = "scratch" if trial.heritage is None else "parent"
+    plain["evolution"] |= {"weight_inheritance": how, "inherit_optimizer": False}
+    plain["data"] |= {"healing_tokens": 0}
     return plain
 
 
 def _job(shop: Workshop, id: str, trial: Trial, run_dir: str) -> Job:
     """The same candidate index for all: streams then differ by the trial's seed alone."""
-    return Job(
+    blueprint = _architecture(trial)
+    job = Job(
         experiment=_alone(shop.experiment, trial),
-        candidate=Candidate(id=id, index=0, generation=0, blueprint=_architecture(trial)),
+        candidate=Candidate(id=id, index=0, generation=0, blueprint=blueprint),
         parents=(),
         ancestors=(),
         stages=(Stage(rung=2, budget_tokens=trial.tokens),),
         seed=trial.seed,
         run_dir=run_dir,
         device=shop.device,
+    )
+    if (heritage := trial.heritage) is None:
+        return job
+    found = changes(heritage.blueprint, Blueprint.model_validate(blueprint))
+    edits = (Edit(operator="trial", target="model", preserves=False, changes=found),) if found else ()
+    steps = heritage.tokens // shop.prepared.tokens_per_step
+    return job.replace(
+        candidate=job.candidate.replace(parents=(heritage.id,), edits=edits),
+        parents=(
+            ParentRef(
+                id=heritage.id, blueprint=heritage.blueprint.to_json(), checkpoint=f"{HOME}/{heritage.checkpoint}"
+            ),
+        ),
+        ancestors=(Ancestor(first_token=0, steps=steps, tokens=heritage.tokens),),
     )
 
 

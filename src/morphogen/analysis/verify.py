@@ -138,7 +138,7 @@ def _chosen(
 ) -> tuple[list[Contender], int]:
     """The root, the finalists, and the best of another search; how many candidates a random one had."""
     chosen = [Contender("root", root, run.design(root))]
-    chosen += [Contender("finalist", id, run.design(id)) for id in _best(run, metric)]
+    chosen += [Contender("finalist", id, run.design(id)) for id in run.best(metric)]
     chosen = _distinct(run, chosen)[: 1 + finalists]
     if baseline is not None:
         return [*chosen, _best_of(run, baseline, metric)], 0
@@ -163,12 +163,6 @@ def _trained(
     return [list(reports[i : i + len(seeds)]) for i in range(0, len(reports), len(seeds))]
 
 
-def _best(run: Recorded, metric: str) -> list[str]:
-    """The frontier, best first."""
-    sign = 1.0 if run.direction(metric) == "min" else -1.0
-    return sorted(run.frontier, key=lambda id: (sign * run.value(id, metric), id))
-
-
 def _distinct(run: Recorded, chosen: Sequence[Contender]) -> list[Contender]:
     """The first of each design: the root may stand on the frontier, and a control's copies are its equals."""
     first: dict[str, Contender] = {}
@@ -184,7 +178,7 @@ def _best_of(run: Recorded, path: Path, metric: str) -> Contender:
     texts = (text_of(prepare(it.experiment.data).environment()) for it in (run, other))
     if mine != theirs or next(texts) != next(texts):
         raise InputError(f"--baseline {path}: its data section differs from that of {run.folder}, expected the same")
-    best = _best(other, metric)[0]
+    best = other.best(metric)[0]
     return Contender("baseline", f"{other.name}:{best}", other.design(best))
 
 

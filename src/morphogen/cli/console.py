@@ -19,7 +19,7 @@ from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration, verdict
 
 if TYPE_CHECKING:
-    from morphogen.analysis.records import Fidelity, Verification
+    from morphogen.analysis.records import Ablations, Fidelity, Verification
     from morphogen.experiment import Experiment
 
 #: Whole lines of training progress are printed at most this often.
@@ -272,7 +272,7 @@ def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str]
     show_rows(console, rows, title, None if wide else width, first)
 
 
-def show_measured(found: "Verification | Fidelity", title: str, as_json: bool, wide: bool) -> None:
+def show_measured(found: "Verification | Fidelity | Ablations", title: str, as_json: bool, wide: bool) -> None:
     """A measurement as its JSON file, or as a table."""
     if as_json:
         print(json_shown(found.to_json()), end="")

@@ -15,6 +15,10 @@ def _allow(context: typer.Context, allowed: bool) -> bool:
 
 
 Config = Annotated[str, typer.Argument(help="an experiment in YAML", metavar="FILE")]
+Frontier = Annotated[str, typer.Argument(help="a run's frontier.json, or its folder", metavar="FRONTIER")]
+Frontiers = Annotated[
+    list[str], typer.Argument(help="runs' frontier.json files, or their folders", metavar="FRONTIER...")
+]
 Folder = Annotated[str, typer.Argument(help="a run's folder", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 Wide = Annotated[bool, typer.Option("--wide", help="tables in all their columns, however wide the terminal")]

@@ -15,9 +15,19 @@ from morphogen.store.ledger import FILES as LEDGER_FILES
 from morphogen.store.ordinary import KINDS, read_ordinary
 
 Kind = Literal[
-    "lineage.json", "frontier.json", "lineage.svg", "lineage.dot", "lineage.mmd", "lineage.png", "report.html"
+    "lineage.json",
+    "frontier.json",
+    "lineage.svg",
+    "lineage.dot",
+    "lineage.mmd",
+    "lineage.png",
+    "report.html",
+    "ablation.json",
+    "ablation.png",
 ]
 
+#: How a PNG begins, and what says within its first bytes that it is one of ours.
+PNG, SIGNATURE = b"\x89PNG\r\n\x1a\n", b"morphogen"
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER: Final = ".run"
 #: All files that are written in a run's folder.
@@ -25,6 +35,7 @@ RUN_FILES: Final = (
     *LEDGER_FILES,
     *("experiment.yaml", "environment.json", "run.log", "events.csv", "report.html"),
     *("frontier.json", "lineage.json", "lineage.svg", "verify.json", "fidelity.json"),
+    *("ablation.json", "ablation.png"),
 )
 
 
@@ -88,6 +99,8 @@ def _document(*names: str) -> Callable[[bytes], bool]:
 _SIGNS: dict[Kind, Callable[[bytes], bool]] = {
     "lineage.json": _document("nodes"),
     "frontier.json": _document("candidates", "objectives"),
+    "ablation.json": _document("ablations"),
+    "ablation.png": lambda raw: raw.startswith(PNG) and SIGNATURE in raw[:400],
     "lineage.svg": lambda raw: b'class="subway"' in raw[:400],
     "lineage.dot": lambda raw: raw.startswith(b"digraph lineage {"),
     "lineage.mmd": lambda raw: raw.startswith(b"%% a morphogen lineage\n"),

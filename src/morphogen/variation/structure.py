@@ -268,7 +268,7 @@ def remove_branch(block: Block, ctx: Context, rng: np.random.Generator) -> Block
     path = branches[int(rng.integers(len(branches)))]
     extras = [extra for i, extra in enumerate(block.extras) if path != f"extras.{i}"]
     parts = {name: None if name == path else part for name, part in _slots(block).items()}
-    return block.evolve(**parts, extras=_kept(extras, parts))
+    return block.evolve(**parts, extras=kept_extras(extras, parts))
 
 
 @block_operator(preserves=False)
@@ -281,7 +281,7 @@ def toggle_ssm(block: Block, ctx: Context, rng: np.random.Generator) -> Block | 
         parts |= {"attn": None, "ssm": pick(rng, state_spaces(ctx))}
     else:
         parts |= {"attn": pick(rng, attentions(ctx)), "ssm": None}
-    return block.evolve(**parts, extras=_kept(block.extras, parts))
+    return block.evolve(**parts, extras=kept_extras(block.extras, parts))
 
 
 def _slots(block: Block) -> dict[str, Part | None]:
@@ -289,8 +289,9 @@ def _slots(block: Block) -> dict[str, Part | None]:
     return {"attn": block.attn, "ssm": block.ssm, "ffn": block.ffn}
 
 
-def _kept(extras: Sequence[Part], parts: Mapping[str, Part | None]) -> tuple[Part, ...]:
-    """The extras of a block with such parts, without what acted on those that are gone."""
+def kept_extras(extras: Sequence[Part], parts: Mapping[str, Part | None]) -> tuple[Part, ...]:
+    """The extras of a block with such parts (slot -> part, None where there is none), without what acted on those that
+    are gone."""
     slots = {slot for slot, part in parts.items() if part is not None}
     slots |= {"extra" for extra in extras if not isinstance(extra, Modifier)}
     return tuple(fitted for extra in extras if (fitted := _fitted(extra, slots)) is not None)
@@ -339,4 +340,4 @@ def remove_extra(block: Block, ctx: Context, rng: np.random.Generator) -> Block 
         return None
     gone = int(rng.integers(len(block.extras)))
     extras = block.extras[:gone] + block.extras[gone + 1 :]
-    return block.evolve(extras=_kept(extras, _slots(block)))
+    return block.evolve(extras=kept_extras(extras, _slots(block)))

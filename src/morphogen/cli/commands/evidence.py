@@ -1,6 +1,7 @@
-"""Commands that train anew, to tell whether a run found anything: `verify`, `fidelity`."""
+"""Commands that train anew, to tell whether a run found anything, and what: `verify`, `fidelity`, `ablate`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +9,9 @@ from morphogen.cli import flags
 from morphogen.cli.app import app
 from morphogen.cli.launch import run_folder
 from morphogen.paths import user_path
+
+if TYPE_CHECKING:
+    from morphogen.analysis.records import Ablations
 
 
 @app.command()
@@ -95,3 +99,77 @@ def fidelity(
         )
     budgets = f"{found.short_tokens:,} for {found.long_tokens:,} tokens"
     show_measured(found, f"ranking of {len(found.candidates)} candidates by {found.metric}, {budgets}", as_json, wide)
+
+
+@app.command()
+def ablate(
+    frontier: flags.Frontier,
+    top_n: Annotated[int, typer.Option(help="of the frontier so many, the best by --metric")] = 3,
+    id: Annotated[list[str] | None, typer.Option("--id", help="a candidate of the run; repeatable")] = None,
+    ablation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="repeatable; undo: every edit of the lineage, undo:OPERATOR[@CANDIDATE]: some; default all named ones"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each blueprint")] = 3,
+    steps: Annotated[
+        int | None, typer.Option(help="of each training; default as many as the run gave a candidate")
+    ] = None,
+    eval_batches: flags.EvalBatches = None,
+    metric: Annotated[str, typer.Option(help="what is compared")] = "bpb",
+    out: Annotated[
+        str | None, typer.Option(help="the report, and beside it a picture; default ablation_report.json by the run")
+    ] = None,
+    checkpoint_dir: Annotated[str | None, typer.Option(help="is not needed: ablated models leave no weights")] = None,
+    device: flags.Device = "cpu",
+    workers: flags.Trainers = None,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """Candidates less one part, or one edit, beside themselves trained alike: from scratch, and from their weights."""
+    from morphogen.analysis.ablation import ablate as ablated
+    from morphogen.analysis.recorded import run_of
+    from morphogen.cli.console import aside, show_measured
+    from morphogen.store.outputs import check_output
+    from morphogen.training.threads import default_threads, threads
+
+    path = user_path(frontier, "FRONTIER")
+    folder = run_of(path)
+    report = folder.resolve().parent / "ablation_report.json" if out is None else user_path(out, "--out")
+    check_output(report, "ablation.json", folder, "--out")
+    check_output(report.with_suffix(".png"), "ablation.png", folder, "--out")
+    if checkpoint_dir is not None:
+        aside("note: --checkpoint-dir: ablated models leave no weights, so that nothing is put there")
+    with threads(default_threads()):
+        found = ablated(
+            path,
+            ids=id or (),
+            top_n=top_n,
+            ablations=ablation or (),
+            seeds=seeds,
+            steps=steps,
+            eval_batches=eval_batches,
+            metric=metric,
+            device=device,
+            workers=workers,
+            say=aside,
+        )
+    for line in found.left_out():
+        aside(line)
+    told = f"{found.metric} without, less with; {found.tokens:,} tokens, {len(found.seeds)} seeds"
+    show_measured(found, told, as_json, wide)
+    _write_ablations(found, folder, report)
+    aside(f"wrote {report} and {report.with_suffix('.png')}")
+
+
+def _write_ablations(found: "Ablations", folder: Path, report: Path) -> None:
+    """The report and its picture, in the run's folder and where they were asked for."""
+    from morphogen.report.pictures import ablations
+    from morphogen.store.files import write_atomic
+
+    drawn = ablations(found.model_dump(mode="json"))
+    for path in (folder / "ablation.png", report.with_suffix(".png")):
+        write_atomic(path, drawn)
+    found.write(report)

@@ -14,7 +14,7 @@ from morphogen.escape import json_shown
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity", "state", "answer")
+SCHEMAS = ("experiment", "blueprint", "frontier", "lineage", "verification", "fidelity", "ablation", "state", "answer")
 
 
 @app.command()
@@ -22,7 +22,7 @@ def schema(
     which: Annotated[str, typer.Argument(help=", ".join(SCHEMAS), metavar="WHICH")] = "experiment",
 ) -> None:
     """The JSON Schema of a file format, for editors and other programs."""
-    from morphogen.analysis.records import Fidelity, Verification
+    from morphogen.analysis.records import Ablations, Fidelity, Verification
     from morphogen.blueprint.schema import Blueprint
     from morphogen.experiment import Experiment
     from morphogen.store.frontier import Frontier
@@ -30,7 +30,7 @@ def schema(
     from morphogen.store.proposals import Answer, State
 
     kinds: tuple[type[BaseModel], ...] = (
-        *(Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity),
+        *(Experiment, Blueprint, Frontier, Lineage, Verification, Fidelity, Ablations),
         *(State, Answer),
     )
     models = dict(zip(SCHEMAS, kinds, strict=True))
