@@ -94,3 +94,104 @@ def test_what_cannot_be_ablated_is_said_in_one_line(
     assert code == 2
     assert said in err
     assert err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- seeds
+
+
+def newest(run: Path) -> dict[str, Any]:
+    """The candidate of the frontier that has most behind it."""
+    return max(read(run / "frontier.json")["candidates"], key=lambda one: one["tokens"]["lineage"])
+
+
+def test_a_seed_begins_the_next_run_warm_and_its_lineage_and_tokens_go_on(place: Path, cli: Cli) -> None:
+    run, one = place / "runs" / "mine", newest(place / "runs" / "mine")
+    config, weights = place / "seeds" / "one.yaml", place / "seeds" / "one.safetensors"
+    flags = ("--id", one["id"], "--out-config", config, "--checkpoint-dir", run / "checkpoints")
+    code, out, err = cli("seed", run / "frontier.json", *flags, "--out-checkpoint", weights.with_suffix(".pt"))
+    assert code == 0, err
+    assert "weights are kept as safetensors only" in err
+    assert str(weights) in out
+    assert config.read_text().startswith(f"# Seed: candidate {one['id']} of the run tiny-0.\n")
+    moved = place / "moved"
+    config.parent.rename(moved)  # the two belong together, wherever they are
+    seeded = load(moved / "one.yaml")
+    assert seeded.model.to_json() == one["blueprint"]
+    assert seeded.train.init_checkpoint == str(moved / "one.safetensors")
+    following = evolve(seeded, place / "runs" / "next", generations=0)
+    root = following.frontier.candidates[0]
+    assert root.tokens.lineage == one["tokens"]["lineage"] + root.tokens.own
+    assert root.metrics["bpb_inherited"] == pytest.approx(one["metrics"]["bpb"], abs=0.2)
+    assert root.inheritance is not None
+    assert root.inheritance.fresh == 0
+    before = read(place / "runs" / "next" / "lineage.json")["continues"]
+    assert (before["id"], before["tokens"]) == (one["id"], one["tokens"]["lineage"])
+    assert before["forebears"][0]["id"].startswith("root-0")
+    code, out, _ = cli("lineage", place / "runs" / "next")
+    assert f"goes on from {one['id']} of the run tiny-0" in out
+    assert cli("doctor", place / "runs" / "next")[0] == 0
+    # a seed of the seed remembers both
+    again = ("--id", root.id, "--out-config", place / "two.yaml", "--out-checkpoint", place / "two.safetensors")
+    assert cli("seed", place / "runs" / "next", *again)[0] == 0
+    from morphogen.inherit.checkpoint import continued
+
+    found = continued(str(place / "two.safetensors"))
+    assert found is not None
+    assert [it.id for it in found.forebears] == [*(it["id"] for it in before["forebears"]), root.id]
+
+
+def test_a_seed_without_weights_begins_fresh_and_overwrites_only_seeds(place: Path, cli: Cli) -> None:
+    run = place / "runs" / "mine"
+    flags = ("--id", newest(run)["id"], "--out-config")
+    for _ in range(2):
+        code, _, err = cli("seed", run, *flags, place / "cold.yaml")
+        assert code == 0
+    assert "begins with fresh weights" in err
+    assert load(place / "cold.yaml").train.init_checkpoint is None
+    before = (place / "tiny.yaml").read_bytes()
+    code, _, err = cli("seed", run, *flags, place / "tiny.yaml")
+    assert (code, "is there already, and is no seed; --force overwrites it" in err) == (2, True)
+    assert (place / "tiny.yaml").read_bytes() == before
+    code, _, err = cli("seed", run, *flags, place / "a.yaml", "--out-checkpoint", place / "tiny.safetensors")
+    assert code == 0
+
+
+def test_a_finetune_goes_on_from_the_weights_and_is_done_once(place: Path, cli: Cli) -> None:
+    run, one = place / "runs" / "mine", newest(place / "runs" / "mine")
+    code, _, err = cli("finetune", run, "--id", one["id"], "--steps", 2)
+    assert code == 0, err
+    (told,) = read(run / "finetune.json")["candidates"]
+    assert told["lineage_tokens"] == one["tokens"]["lineage"] + 2 * 128
+    assert told["before"] == one["metrics"]["bpb"]
+    assert told["after"] < told["before"] + 0.5
+    code, out, err = cli("finetune", run, "--id", one["id"], "--steps", 2, "--json")
+    assert "done before" in err
+    assert json.loads(out)["candidates"] == [told]
+    code, _, err = cli("finetune", run, "--id", "nobody", "--steps", 2)
+    assert (code, "--id (of " in err) == (2, True)
+
+
+def test_an_archive_holds_what_is_needed_to_go_on_and_frees_the_rest(place: Path, cli: Cli) -> None:
+    run, out = place / "runs" / "mine", place / "kept"
+    ids = [one["id"] for one in read(run / "frontier.json")["candidates"]]
+    code, _, err = cli("archive", run, "--out", out, "--checkpoints", "bf16", "--delete-checkpoints")
+    assert code == 0, err
+    assert {path.name for path in out.iterdir()} == {
+        "frontier.json",
+        "lineage.json",
+        "checkpoints",
+        *(f"{id}.yaml" for id in ids),
+    }
+    assert not list((run / "checkpoints").glob("*.safetensors"))
+    from morphogen.winners import Winners
+
+    winners = Winners.of(out)
+    assert [winner.id for winner in winners.candidates] == ids
+    following = evolve(load(out / f"{ids[0]}.yaml"), place / "runs" / "again", generations=0)
+    kept = winners[ids[0]]
+    assert following.frontier.candidates[0].metrics["bpb_inherited"] == pytest.approx(kept.metrics["bpb"], abs=0.2)
+    code, _, err = cli("archive", run, "--out", place / "corpus")
+    assert (code, "holds something else than an archive" in err) == (2, True)
+    code, _, err = cli("archive", run, "--out", place)
+    assert code == 2
+    assert cli("archive", run, "--out", out)[0] == 0  # once more, without weights

@@ -446,6 +446,11 @@ CASES: dict[str, Case] = {
     ),
     "an ablation whose report is a link": (link("run/ablation.json"), "ablate @/run", "run/ablation.json: is a link"),
     "an ablation over something else": (nothing, "ablate @/run --out @/tiny.yaml", "tiny.yaml: there is a file that"),
+    "a seed of code": (forged("asked", with_part(CODE)), "seed @/run --id root --out-config @/a.yaml", "--id (of"),
+    "a seed over something else": (nothing, "seed @/run --id root --out-config @/tiny.safetensors", "--id (of "),
+    "a finetune of nobody": (nothing, "finetune @/run --steps 1 --id ../x", "--id (of "),
+    "finetunes that are a link": (link("run/finetuned", "outside"), "finetune @/run --steps 1", "finetuned: is a link"),
+    "an archive over something else": (nothing, "archive @/run --out @/outside", "holds something else than an arch"),
     "a ledger names code: ablate": (forged("asked", with_part(CODE)), "ablate @/run", "names code"),
     "a frontier with weights outside": (
         changed(FRONTIER, lambda data: data["candidates"][0].update(checkpoint="../../etc/passwd")),

@@ -19,6 +19,7 @@ MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".
 OPEN = {
     "against_root",
     "candidate",
+    "continued",
     "documented",
     "errors",
     "escape",
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "escape": set(),
     "documented": set(),
     "candidate": set(),
+    "continued": set(),
     "against_root": set(),
     "paths": set(),
     "figures": set(),
@@ -73,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
 JOINING = [
     "winners",
     "runfolder",
+    "seeds",
     "resuming",
     "pages",
     "foresight",
@@ -86,6 +89,7 @@ JOINING = [
     "beginnings",
     "trainingfolder",
     "trainings",
+    "finetuning",
     "cli",
 ]
 for position, name in enumerate(JOINING):
@@ -123,6 +127,7 @@ NO_TORCH = {
     "reach",
     "estimates",
     "candidate",
+    "continued",
     "against_root",
     "documented",
     "escape",

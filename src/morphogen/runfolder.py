@@ -18,6 +18,7 @@ from morphogen import __version__
 from morphogen.against_root import NOT_MEASURED, AgainstRoot
 from morphogen.blueprint.yaml import written
 from morphogen.candidate import MOMENTS_SUFFIX, Candidate, Report, moments_path
+from morphogen.continued import Continued
 from morphogen.errors import RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction
@@ -230,11 +231,12 @@ def records(
     closed: Sequence[Generation],
     objectives: Mapping[str, Direction],
     against_root: AgainstRoot = NOT_MEASURED,
+    continues: Continued | None = None,
 ) -> dict[str, str]:
     """File name -> text of what follows from the ledger alone, as of the last closed generation."""
     frontier: Sequence[str] = closed[-1].frontier if closed else ()
     files = {
-        "lineage.json": build_lineage(run, candidates, reports, frontier).to_json(),
+        "lineage.json": build_lineage(run, candidates, reports, frontier, continues).to_json(),
         "events.csv": events_csv(candidates, reports),
         "lineage.svg": lineage_svg(run, candidates, reports, frontier, objectives),
     }
@@ -245,12 +247,18 @@ def records(
     return files
 
 
-def export(folder: Path, told: RunShown, closed: Sequence[Generation], copies: Mapping[str, Path | None]) -> None:
+def export(
+    folder: Path,
+    told: RunShown,
+    closed: Sequence[Generation],
+    copies: Mapping[str, Path | None],
+    continues: Continued | None = None,
+) -> None:
     """Writes frontier.json, lineage.json, lineage.svg, report.html and events.csv as of the last closed generation.
 
     copies: file name -> where else to put it.
     """
-    files = records(told.run, told.candidates, told.reports, closed, told.objectives, told.against_root)
+    files = records(told.run, told.candidates, told.reports, closed, told.objectives, told.against_root, continues)
     if closed:
         files["report.html"] = report_html([told])
     for name, text in files.items():

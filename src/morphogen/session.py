@@ -10,10 +10,12 @@ from typing import IO, Any, Self
 from morphogen import pages, proposers, resuming, runfolder
 from morphogen.analysis.repeated import against_root
 from morphogen.candidate import Candidate, Job, Report, Status
+from morphogen.continued import Continued
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
 from morphogen.experiment import RATE_FOUND, Experiment
+from morphogen.inherit.checkpoint import continued
 from morphogen.notices import (
     Again,
     Began,
@@ -130,6 +132,7 @@ class Session:
     back: Retry | None
     remarks: tuple[str, ...]
     refused: tuple[Refused, ...]
+    continues: Continued | None
     position: int = 0
     total: int = 0
     page_written: float = 0.0
@@ -160,8 +163,11 @@ class Session:
                 engine.apply(event)
             runfolder.write_environment(folder, told)
             write_atomic(folder / RESOLVED, runfolder.resolved_yaml(_plain(experiment)).encode())
+            first = events[0] if events else None
+            continues = first.continues if isinstance(first, Start) else continued(experiment.train.init_checkpoint)
             if not events:
-                ledger.append(Start(run=_name(experiment, seed), seed=seed, experiment=_plain(experiment)))
+                plain, name = _plain(experiment), _name(experiment, seed)
+                ledger.append(Start(run=name, seed=seed, experiment=plain, continues=continues))
             if (back := retry(engine) if mend.failed else None) is not None:
                 ledger.append(back)
                 events = list(ledger.events())
@@ -190,6 +196,7 @@ class Session:
             back=back,
             remarks=remarks,
             refused=tuple(proposers.refusals(events)),
+            continues=continues,
         )
 
     def __enter__(self) -> Self:
@@ -331,6 +338,7 @@ class Session:
             self._shown(ongoing=ongoing),
             self.engine.generations,
             {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
+            self.continues,
         )
         self.page_written = time.monotonic()
 

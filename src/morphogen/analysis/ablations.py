@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.errors import InputError, unknown
+from morphogen.experiment import Priors
 from morphogen.parts.attention.sparsity import KNOBS, Sparse, seen_pairs
 from morphogen.parts.contract.part import Part
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
-from morphogen.sections.priors import Priors
 from morphogen.variation.structure import kept_extras
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from morphogen.candidate import Candidate, Report, Status
+from morphogen.continued import Continued
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.figures import Direction, direction, find
@@ -29,6 +30,7 @@ class Recorded:
     candidates: dict[str, Candidate]
     reports: dict[str, Report]
     frontier: tuple[str, ...]
+    continues: Continued | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -58,6 +60,7 @@ class Recorded:
             candidates=candidates,
             reports=engine.reports,
             frontier=frontier,
+            continues=events[0].continues,
         )
 
     @property

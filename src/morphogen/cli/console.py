@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -19,7 +19,6 @@ from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration, verdict
 
 if TYPE_CHECKING:
-    from morphogen.analysis.records import Ablations, Fidelity, Verification
     from morphogen.experiment import Experiment
 
 #: Whole lines of training progress are printed at most this often.
@@ -272,7 +271,17 @@ def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str]
     show_rows(console, rows, title, None if wide else width, first)
 
 
-def show_measured(found: "Verification | Fidelity | Ablations", title: str, as_json: bool, wide: bool) -> None:
+class Tabled(Protocol):
+    """A document with a table of its own."""
+
+    def to_json(self) -> str:
+        """The file's text."""
+
+    def rows(self) -> list[Row]:
+        """The table."""
+
+
+def show_measured(found: Tabled, title: str, as_json: bool, wide: bool) -> None:
     """A measurement as its JSON file, or as a table."""
     if as_json:
         print(json_shown(found.to_json()), end="")

@@ -142,7 +142,8 @@ def _exports(folder: Path, start: Event, settled: Engine) -> Iterator[Finding]:
     assert isinstance(start, Start)
     objectives = settled.experiment.evolution.objectives
     shown = against_root(settled)
-    files = runfolder.records(start.run, settled.candidates, settled.reports, settled.generations, objectives, shown)
+    generations, continues = settled.generations, start.continues
+    files = runfolder.records(start.run, settled.candidates, settled.reports, generations, objectives, shown, continues)
     for name, text in files.items():
         path = folder / name
         if not path.is_file():

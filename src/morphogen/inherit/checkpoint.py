@@ -15,8 +15,10 @@ from torch import Tensor
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
 from morphogen.candidate import moments_path
+from morphogen.continued import Continued
 from morphogen.errors import InputError, RunError
 from morphogen.inherit.borrowed import DONORS, borrowed, donor_hashes, read_borrowed
+from morphogen.inherit.provenance import CONTINUES
 from morphogen.store.files import atomic
 
 FORMAT = "morphogen-checkpoint-1"
@@ -25,6 +27,8 @@ MOMENTS_FORMAT = "morphogen-moments-1"
 AVERAGE = "average/"
 #: And those of what a training needs besides, to go on from here.
 BESIDE = "beside/"
+#: Numbers that weights may be put away in, and are not used in.
+THINNED = (torch.bfloat16, torch.float16)
 #: In the metadata: the architecture that a training began with, and what it grew by, where it did.
 BEGUN_AS, GREW_BY = "begun_as", "growth"
 
@@ -64,6 +68,21 @@ def load_checkpoint(path: Path, *, measured: bool = False) -> tuple[dict[str, Te
     return state | (averages if measured else {}), blueprint, metadata
 
 
+def continued(path: str | None) -> Continued | None:
+    """The candidate of an earlier run that a checkpoint says it is; None where it says nothing, or there is no path.
+
+    InputError where that cannot be read.
+    """
+    if path is None or not Path(path).is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            told = dict(file.metadata() or {}).get(CONTINUES)
+        return None if told is None else Continued.model_validate_json(told)
+    except (SafetensorError, OSError, ValidationError) as error:
+        raise InputError(f"{path}: where its weights come from cannot be read: {_first_line(error)}") from None
+
+
 class Whole(NamedTuple):
     """All that a checkpoint holds."""
 
@@ -75,8 +94,10 @@ class Whole(NamedTuple):
 
 
 def load_whole(path: Path) -> Whole:
-    """Weights, averages and what is beside them. InputError as `load_checkpoint`."""
+    """Weights, averages and what is beside them; what was put away in half precision is read as float32. InputError as
+    `load_checkpoint`."""
     found, metadata = _read(path, FORMAT)
+    found = {name: tensor.float() if tensor.dtype in THINNED else tensor for name, tensor in found.items()}
     averages, beside = (
         {name.removeprefix(mark): tensor for name, tensor in found.items() if name.startswith(mark)}
         for mark in (AVERAGE, BESIDE)

@@ -13,6 +13,8 @@ from morphogen.inherit.plan import Plan, PlannedAxis, TensorPlan
 from morphogen.parts.contract.alignment import AxisMap
 
 NO_TOKENS = Tokens(own=0, lineage=0, unique=0)
+#: In the metadata of a seed: the candidate that it is, and what that descends from.
+CONTINUES = "continues"
 #: The axis of every tensor that has a row per token.
 VOCAB = "vocab"
 

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from pydantic import Field, TypeAdapter, ValidationError
 
 from morphogen.candidate import Candidate, CandidateId, Record, Report, Whole
+from morphogen.continued import Continues
 from morphogen.errors import RunError
 from morphogen.store.files import canonical_json, parsed_json, sync_folder
 from morphogen.store.ordinary import check_own, open_own
@@ -46,12 +47,13 @@ APPLICATION_ID = 0x6D6F7270  # "morp", tells our files from other SQLite databas
 
 
 class Start(Record):
-    """The run begins: its name, seed and experiment as resolved."""
+    """The run begins: its name, seed and experiment as resolved, and the candidate that its weights come from."""
 
     kind: Literal["start"] = "start"
     run: str
     seed: int
     experiment: dict[str, Any]
+    continues: Continues = None
 
 
 class Told(Record):

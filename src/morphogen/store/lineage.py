@@ -20,6 +20,7 @@ from morphogen.candidate import (
     Twin,
     Whole,
 )
+from morphogen.continued import Continued, Continues
 from morphogen.store.documents import Document
 
 Kind = Literal["mutation", "crossover", "copy"]
@@ -65,11 +66,13 @@ class Edge(Record):
 
 
 class Lineage(Document):
-    """The file: nodes by candidate index, edges by the child's index, then by the position of the parent."""
+    """The file: nodes by candidate index, edges by the child's index, then by the position of the parent. continues:
+    the candidate of an earlier run whose weights the first one began with."""
 
     title: ClassVar[str] = "lineage"
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+    continues: Continues = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -114,7 +117,11 @@ class Lineage(Document):
 
 
 def build_lineage(
-    run: str, candidates: Mapping[str, Candidate], reports: Mapping[str, Report], ids: Collection[str]
+    run: str,
+    candidates: Mapping[str, Candidate],
+    reports: Mapping[str, Report],
+    ids: Collection[str],
+    continues: Continued | None = None,
 ) -> Lineage:
     """The lineage of all `candidates`; `ids` are those on the frontier. One without a report stands as `proposed`."""
     nodes, edges = [], []
@@ -148,4 +155,4 @@ def build_lineage(
         edges += [
             Edge(parent=parent, child=candidate.id, kind=kind, edits=candidate.edits) for parent in candidate.parents
         ]
-    return Lineage(run=run, nodes=tuple(nodes), edges=tuple(edges))
+    return Lineage(run=run, nodes=tuple(nodes), edges=tuple(edges), continues=continues)

@@ -14,6 +14,7 @@ from morphogen.cli.commands import (  # noqa: F401
     runs,
     outside,
     evidence,
+    after,
 )
 # isort: on
 

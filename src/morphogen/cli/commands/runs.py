@@ -87,6 +87,8 @@ def lineage(
     if as_json:
         print(json_shown(found.to_json()), end="")
     elif out is None:
+        if (before := found.continues) is not None:
+            print(visible(f"goes on from {before.id} of the run {before.run}, {before.tokens:,} lineage tokens\n"))
         print("\n\n".join(ancestry(candidates, reports, id) for id in found.frontier) or "no frontier yet")
 
 

@@ -1,0 +1,134 @@
+"""Longer training of some of a frontier's candidates, from the weights that they have: each a training of its own."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from morphogen.analysis.recorded import Recorded
+from morphogen.analysis.trials import MOST_DESIGNS, check_range
+from morphogen.blueprint.diff import distance
+from morphogen.candidate import Record
+from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.inherit.provenance import Provenance
+from morphogen.seeds import checkpoint_of, design_of, write_seed
+from morphogen.store.documents import Document
+from morphogen.store.ordinary import check_own
+from morphogen.training.journal import EVALS
+from morphogen.training.long_run import MODEL, Observer
+from morphogen.trainings import train
+
+FILE = "finetune.json"
+FOLDER = "finetuned"
+
+
+class Finetuned(Record):
+    """One candidate trained on. before: its held-out bits per byte as the run measured them; after: those of the
+    training's end. lineage_tokens: behind the weights now. folder: of the training."""
+
+    id: str
+    steps: int
+    tokens: int
+    lineage_tokens: int
+    before: float | None
+    after: float | None
+    folder: str
+
+
+class Finetunes(Document):
+    """The file. metric: what `before` and `after` are."""
+
+    title: ClassVar[str] = "finetune report"
+    metric: str = "bpb"
+    candidates: tuple[Finetuned, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table: one row per candidate."""
+        return [one.model_dump(mode="json") for one in self.candidates]
+
+
+class Wanted(NamedTuple):
+    """How candidates are trained on. out: where the trainings go; None: `finetuned` in the run's folder."""
+
+    steps: int
+    device: str = "cpu"
+    out: Path | None = None
+
+
+def finetune(
+    path: Path,
+    wanted: Wanted,
+    *,
+    ids: Sequence[str] = (),
+    top_n: int = 3,
+    metric: str = "bpb",
+    said: Callable[[str], None],
+    observer: Observer,
+) -> Finetunes:
+    """Trains candidates of a frontier on, as `morphogen train` does: what is interrupted goes on when it is called
+    again, and what is done is not repeated.
+
+    ids: candidates of the run; none: the best of the frontier by `metric`, and then `top_n` in all that are as unlike
+    one another as can be. InputError for what there is not, and for weights that are gone.
+    """
+    check_range({"top-n": (top_n, 1, MOST_DESIGNS), "steps": (wanted.steps, 1, 10**9)})
+    run = Recorded.read(path)
+    chosen = list(dict.fromkeys(ids)) or diverse(run, top_n, metric)
+    sources = {id: (design_of(run, id), checkpoint_of(run, id)) for id in chosen}
+    out = run.folder / FOLDER if wanted.out is None else wanted.out
+    if wanted.out is None:
+        check_own(run.folder, [FILE], [FOLDER])
+    found = []
+    for place, (id, (design, checkpoint)) in enumerate(sources.items(), start=1):
+        folder, seed = out / id, out / f"{id}.yaml"
+        said(f"[{place}/{len(sources)}] {id}: {wanted.steps:,} steps in {folder}")
+        write_seed(run, id, design, seed, checkpoint)
+        if _done(folder, wanted.steps):
+            said(f"{id}: done before")
+        else:
+            outcome = train(seed, folder, steps=wanted.steps, resume=True, device=wanted.device, observer=observer)
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+        found.append(_told(run, id, folder))
+    made = Finetunes(run=run.name, candidates=tuple(found))
+    made.write((run.folder if wanted.out is None else out) / FILE)
+    return made
+
+
+def diverse(run: Recorded, count: int, metric: str) -> list[str]:
+    """The best of the frontier, then again and again the one whose nearest among the chosen is farthest from it."""
+    run.check_metric(metric, run.frontier)
+    best = run.best(metric)
+    blueprints = {id: run.design(id).blueprint for id in best}
+    chosen = best[:1]
+    apart = {id: distance(blueprints[id], blueprints[best[0]]) for id in best[1:]}
+    while apart and len(chosen) < count:
+        farthest = max(apart, key=lambda id: apart[id])
+        if apart.pop(farthest) == 0.0:
+            break  # the same architectures over again
+        chosen.append(farthest)
+        apart = {id: min(far, distance(blueprints[id], blueprints[farthest])) for id, far in apart.items()}
+    return chosen
+
+
+def _done(folder: Path, steps: int) -> bool:
+    """Whether the training in a folder has come to its end."""
+    path = folder / MODEL
+    return path.is_file() and int(load_checkpoint(path)[2].get("steps", "0")) >= steps
+
+
+def _told(run: Recorded, id: str, folder: Path) -> Finetuned:
+    """What came of a training that is done."""
+    metadata = load_checkpoint(folder / MODEL)[2]
+    tokens = Provenance.from_metadata(metadata, folder / MODEL).tokens
+    with (folder / EVALS).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return Finetuned(
+        id=id,
+        steps=int(metadata["steps"]),
+        tokens=tokens.own,
+        lineage_tokens=tokens.lineage,
+        before=run.reports[id].metrics.get("bpb"),
+        after=float(rows[-1]["bpb"]) if rows else None,
+        folder=str(folder),
+    )
