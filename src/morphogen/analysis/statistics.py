@@ -86,6 +86,82 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Corrected so that of those at most q a share of at most q is wrong on average: the k-th smallest of m (from 1)
+    becomes the least of m/j·p over j ≥ k, at most 1. Ref: Benjamini and Hochberg 1995, JRSS B 57."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, least = [1.0] * len(p_values), 1.0
+    for k, i in reversed(list(enumerate(order, start=1))):
+        least = min(least, p_values[i] * len(p_values) / k)
+        corrected[i] = least
+    return corrected
+
+
+class Table(NamedTuple):
+    """Of those chosen, and of the others: how many have something, of how many."""
+
+    chosen_with: int
+    chosen: int
+    others_with: int
+    others: int
+
+
+def exact_excess(tables: Sequence[Table]) -> float:
+    """One-sided p of so many among the chosen, or more, if having it has nothing to do with being chosen.
+
+    Of one table Fisher's exact test; of several the sum over tables, each of its own hypergeometric distribution, which
+    conditions on the margins of every one. Ref: Fisher 1934; Gart 1971, International Statistical Review 39.
+    """
+    chance = np.ones(1)
+    for table in tables:
+        counts = np.arange(table.chosen + 1)
+        whole, having = table.chosen + table.others, table.chosen_with + table.others_with
+        chance = np.convolve(chance, stats.hypergeom.pmf(counts, whole, having, table.chosen))
+    return float(min(1.0, chance[sum(table.chosen_with for table in tables) :].sum()))
+
+
+class Line(NamedTuple):
+    """log y = intercept + slope · log x, by least squares. n: points. r2: the share of the variance of log y that it
+    explains. low, high: ends of the slope's t interval; None for two points. spread: standard deviation of residuals.
+    """
+
+    slope: float
+    low: float | None
+    high: float | None
+    intercept: float
+    r2: float | None
+    n: int
+    spread: float | None
+
+
+def log_line(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Line | None:
+    """The line through points in logarithms; None for fewer than two different x. All must be positive."""
+    x_n, y_n = np.log(np.asarray(x, dtype=np.float64)), np.log(np.asarray(y, dtype=np.float64))
+    if len(x_n) < 2 or np.ptp(x_n) == 0.0:
+        return None
+    found = stats.linregress(x_n, y_n)
+    slope, intercept, count = float(found.slope), float(found.intercept), len(x_n)
+    left_n = y_n - intercept - slope * x_n
+    varies = float(((y_n - y_n.mean()) ** 2).sum())
+    r2 = 1.0 - float((left_n**2).sum()) / varies if varies else None
+    if count == 2:
+        return Line(slope, None, None, intercept, None, count, None)
+    half = float(stats.t.ppf(0.5 + level / 2.0, count - 2)) * float(found.stderr)
+    spread = math.sqrt(float((left_n**2).sum()) / (count - 2))
+    return Line(slope, slope - half, slope + half, intercept, r2, count, spread)
+
+
+def extrapolated(line: Line, x: Sequence[float], at: float, level: float = 0.95) -> Interval:
+    """What the line says of one more point at `at`, with its prediction interval; ends are None where spread is."""
+    x_n, place = np.log(np.asarray(x, dtype=np.float64)), math.log(at)
+    value = line.intercept + line.slope * place
+    if line.spread is None:
+        return Interval(math.exp(value), None, None)
+    away = (place - float(x_n.mean())) ** 2 / float(((x_n - x_n.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.5 + level / 2.0, line.n - 2)) * line.spread * math.sqrt(1.0 + 1.0 / line.n + away)
+    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half))
+
+
 class Agreement(NamedTuple):
     """How well one ranking predicts another. tau: Kendall's τ-b. accuracy: share of pairs ordered alike, those that the
     prediction ties counting one half. regret: the best true value among the `top_k` predicted best less the best of

@@ -79,3 +79,34 @@ def ablations(told: Mapping[str, Any]) -> bytes:
     title = f"Ablations{whose}: {told['metric']} without less with\n{told['tokens']:,} tokens, {seeds} seeds, {level} %"
     side = "right" if told["direction"] == "min" else "left"
     return forest(bars, title, f"difference in {told['metric']}", f"to the {side}: worse without")
+
+
+def scaling(told: Mapping[str, Any]) -> bytes:
+    """The picture of a scaling fit, as plain data of its file: points, lines, and targets with their intervals."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    fits = told["fits"]
+    figure = Figure(figsize=(9.0, 6.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, fit in zip(figure.subplots(2, 2).ravel(), fits, strict=False):
+        axis.set(xlabel=fit["x"], ylabel=fit["y"], xscale="log", yscale="log")
+        axis.grid(alpha=0.25, which="both")
+        axis.scatter(*zip(*fit["points"], strict=True), s=16, color="C0") if fit["points"] else None
+        if fit["slope"] is None:
+            axis.set_title("too few points", fontsize=9)
+            continue
+        ends = "" if fit["low"] is None else f" ({fit['low']:.3g} to {fit['high']:.3g})"
+        axis.set_title(f"slope {fit['slope']:.3g}{ends}, {fit['n']} points", fontsize=9)
+        far = fit["target"] or fit["most"]
+        x = np.geomspace(min(fit["least"], far), max(fit["most"], far), 50)
+        axis.plot(x, np.exp(fit["intercept"]) * x ** fit["slope"], color="C1", linewidth=1.2)
+        axis.axvspan(fit["least"], fit["most"], color="0.5", alpha=0.12, label="the data")
+        if fit["target"] is not None:
+            value, low, high = fit["predicted"]
+            bars = None if low is None else [[value - low], [high - value]]
+            axis.errorbar([fit["target"]], [value], yerr=bars, fmt="D", color="C3", markersize=5, label="target")
+        axis.legend(fontsize=7)
+    figure.suptitle(f"{told['candidates']} candidates of {len(told['runs'])} frontiers", fontsize=10)
+    return png(figure)

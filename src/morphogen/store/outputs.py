@@ -24,6 +24,9 @@ Kind = Literal[
     "report.html",
     "ablation.json",
     "ablation.png",
+    "motifs.json",
+    "scaling.json",
+    "scaling.png",
 ]
 
 #: How a PNG begins, and what says within its first bytes that it is one of ours.
@@ -101,6 +104,9 @@ _SIGNS: dict[Kind, Callable[[bytes], bool]] = {
     "frontier.json": _document("candidates", "objectives"),
     "ablation.json": _document("ablations"),
     "ablation.png": lambda raw: raw.startswith(PNG) and SIGNATURE in raw[:400],
+    "motifs.json": _document("motifs"),
+    "scaling.json": _document("fits"),
+    "scaling.png": lambda raw: raw.startswith(PNG) and SIGNATURE in raw[:400],
     "lineage.svg": lambda raw: b'class="subway"' in raw[:400],
     "lineage.dot": lambda raw: raw.startswith(b"digraph lineage {"),
     "lineage.mmd": lambda raw: raw.startswith(b"%% a morphogen lineage\n"),

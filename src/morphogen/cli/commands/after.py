@@ -1,4 +1,4 @@
-"""Commands that take candidates out of a run: `seed`, `finetune`, `archive`."""
+"""Commands for what comes after a run: `seed`, `finetune`, `archive`, `motifs`, `scaling`, `scale`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +7,7 @@ import typer
 
 from morphogen.cli import flags
 from morphogen.cli.app import app
+from morphogen.errors import InputError, unknown
 from morphogen.paths import absolute_path, user_path
 
 if TYPE_CHECKING:
@@ -98,7 +99,6 @@ def archive(
     """Put a frontier away: every candidate as an experiment in YAML with its figures, weights dropped or thinned."""
     from morphogen.analysis.recorded import run_of
     from morphogen.cli.console import show_facts
-    from morphogen.errors import InputError, unknown
     from morphogen.seeds import archive as archived
 
     kinds: dict[str, Kept] = {"drop": "drop", "bf16": "bf16", "full": "full"}
@@ -109,3 +109,74 @@ def archive(
     made = archived(path, folder, checkpoints=kinds[checkpoints], free=delete_checkpoints)
     told = {"folder": str(made.folder), "files": len(made.files)}
     show_facts(told | ({"bytes freed": made.bytes_freed} if delete_checkpoints else {}), as_json)
+
+
+@app.command()
+def motifs(
+    frontiers: flags.Frontiers,
+    least: Annotated[int, typer.Option(min=1, help="leave out what fewer architectures have")] = 2,
+    top: Annotated[int, typer.Option(min=1, help="rows of the table")] = 25,
+    out: Annotated[str | None, typer.Option(help="where to write the whole report, as JSON")] = None,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """Which parts, pairs and places are commoner on frontiers than among all that was trained, by an exact test."""
+    from morphogen.analysis.motifs import motifs as found_in
+    from morphogen.cli.console import aside, show_measured, show_table
+    from morphogen.store.outputs import check_output
+
+    paths = [user_path(frontier, "FRONTIER") for frontier in frontiers]
+    place = None if out is None else absolute_path(out, "--out")
+    if place is not None:
+        check_output(place, "motifs.json", paths[0] if paths[0].is_dir() else paths[0].parent, "--out")
+    found = found_in(paths, least=least)
+    if as_json:
+        show_measured(found, "motifs", as_json, wide)
+    else:
+        title = f"{found.tested} motifs of {len(found.runs)} frontiers, one-sided exact tests"
+        show_table(found.rows(top), title, wide)
+    if place is not None:
+        found.write(place)
+        aside(f"wrote {place}")
+
+
+@app.command()
+def scaling(
+    frontiers: flags.Frontiers,
+    target_params: Annotated[float, typer.Option(help="extrapolate to so many parameters")] = 1.5e9,
+    target_tokens: Annotated[float, typer.Option(help="to so many tokens of training")] = 5.0e9,
+    target_flops: Annotated[
+        float | None, typer.Option(help="to so many FLOPs of training; default 6 x parameters x tokens")
+    ] = None,
+    target_width_heads: Annotated[float | None, typer.Option(help="to so much of width x heads")] = None,
+    metric: Annotated[str, typer.Option(help="the loss")] = "bpb",
+    all: Annotated[bool, typer.Option("--all", help="all that were trained, not the frontier alone")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="the picture, a .png, with a .json beside it; default scaling.png by the first")
+    ] = None,
+    as_json: flags.AsJson = False,
+    wide: flags.Wide = False,
+) -> None:
+    """Slopes in logarithms over frontiers: loss against size, tokens and FLOPs, throughput against width and heads."""
+    from morphogen.analysis.scaling import PICTURE, Targets
+    from morphogen.analysis.scaling import scaling as fitted
+    from morphogen.cli.console import aside, show_measured
+    from morphogen.report.pictures import scaling as drawn
+    from morphogen.store.files import write_atomic
+    from morphogen.store.outputs import check_output
+
+    paths = [user_path(frontier, "FRONTIER") for frontier in frontiers]
+    folder = paths[0] if paths[0].is_dir() else paths[0].parent
+    picture = folder / PICTURE if out is None else absolute_path(out, "--out")
+    if picture.suffix != ".png":
+        raise InputError(f"--out: {picture}: expected a name that ends in .png")
+    targets = Targets(target_params, target_tokens, target_flops, target_width_heads)
+    found = fitted(paths, metric=metric, targets=targets, everything=all)
+    check_output(picture, "scaling.png", folder, "--out")
+    check_output(picture.with_suffix(".json"), "scaling.json", folder, "--out")
+    show_measured(found, f"{found.candidates} candidates of {len(found.runs)} frontiers", as_json, wide)
+    for line in found.remarks():
+        aside(f"note: {line}")
+    write_atomic(picture, drawn(found.model_dump(mode="json")))
+    found.write(picture.with_suffix(".json"))
+    aside(f"wrote {picture} and {picture.with_suffix('.json')}")
