@@ -195,3 +195,42 @@ def test_an_archive_holds_what_is_needed_to_go_on_and_frees_the_rest(place: Path
     code, _, err = cli("archive", run, "--out", place)
     assert code == 2
     assert cli("archive", run, "--out", out)[0] == 0  # once more, without weights
+
+
+# ------------------------------------------------------------------------------------------------- motifs and scaling
+
+
+def test_motifs_count_every_architecture_of_a_run_once(place: Path, cli: Cli) -> None:
+    run, out = place / "runs" / "mine", place / "motifs.json"
+    code, _, err = cli("motifs", run / "frontier.json", "--least", 1, "--out", out)
+    assert code == 0, err
+    found = read(out)
+    counts = {(one["of_frontier"], one["of_others"]) for one in found["motifs"]}
+    assert len(counts) == 1
+    assert sum(counts.pop()) == len(read(run / "lineage.json")["nodes"])
+    code, _, err = cli("motifs", run, run / "frontier.json")
+    assert (code, "names a run once more" in err) == (2, True)
+
+
+def test_a_scaling_fit_stands_beside_the_frontier_with_what_to_beware_of(place: Path, cli: Cli) -> None:
+    run = place / "runs" / "mine"
+    code, out, err = cli("scaling", run, "--all", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told == read(run / "scaling.json")
+    assert (run / "scaling.png").read_bytes()[:4] == b"\x89PNG"
+    assert [(fit["y"], fit["x"]) for fit in told["fits"]] == [
+        ("bpb", "params"),
+        ("bpb", "tokens"),
+        ("bpb", "FLOPs"),
+        ("throughput", "width x heads"),
+    ]
+    assert told["candidates"] == len(read(run / "lineage.json")["nodes"])
+    assert "times beyond the data" in err
+    for flags, said in (
+        (("--metric", "bp"), "did you mean 'bpb'?"),
+        (("--target-params", "-1"), "--target-params: got -1, expected a positive number"),
+        (("--out", "a.svg"), "expected a name that ends in .png"),
+    ):
+        code, _, err = cli("scaling", run, *flags)
+        assert (code, said in err) == (2, True)

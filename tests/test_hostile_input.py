@@ -451,6 +451,11 @@ CASES: dict[str, Case] = {
     "a finetune of nobody": (nothing, "finetune @/run --steps 1 --id ../x", "--id (of "),
     "finetunes that are a link": (link("run/finetuned", "outside"), "finetune @/run --steps 1", "finetuned: is a link"),
     "an archive over something else": (nothing, "archive @/run --out @/outside", "holds something else than an arch"),
+    "motifs of a pipe": (pipe("run/ledger.sqlite"), "motifs @/run", "ledger.sqlite"),
+    "motifs over something else": (nothing, "motifs @/run --out @/tiny.yaml", "tiny.yaml: there is a file that is no"),
+    "scaling of a pipe": (pipe(FRONTIER), "scaling @/run", "frontier.json"),
+    "scaling of a frontier nested beyond use": (text(FRONTIER, DEEP), "scaling @/run", "frontier.json"),
+    "scaling over something else": (directory("a.png"), "scaling @/run --out @/a.png", "a.png: is a folder"),
     "a ledger names code: ablate": (forged("asked", with_part(CODE)), "ablate @/run", "names code"),
     "a frontier with weights outside": (
         changed(FRONTIER, lambda data: data["candidates"][0].update(checkpoint="../../etc/passwd")),

@@ -15,7 +15,8 @@ from morphogen.seeds import checkpoint_of, design_of, write_seed
 from morphogen.store.documents import Document
 from morphogen.store.ordinary import check_own
 from morphogen.training.journal import EVALS
-from morphogen.training.long_run import MODEL, Observer
+from morphogen.training.long_run import MODEL
+from morphogen.training.news import Observer
 from morphogen.trainings import train
 
 FILE = "finetune.json"
