@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cli.commands import app
 from morphogen.cli.commands.known import SCHEMAS
-from morphogen.cli.console import Lines, Live, observer_for
+from morphogen.cli.console import Lines, observer_for
 from morphogen.cli.explain import forecast
 from morphogen.cli.launch import execute
+from morphogen.cli.live import Live
 from morphogen.cli.options import with_options
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
@@ -263,14 +265,16 @@ def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path
     assert told["generation"] == 0
     assert meanwhile[0]["state"].startswith(f"running (process {os.getpid()} on ")
     assert meanwhile[0]["seconds_left"] > 0
+    assert (meanwhile[0]["pid"], meanwhile[0]["host"]) == (os.getpid(), socket.gethostname())
     assert meanwhile[0]["candidates"] == {"trained": 1, "pending": 0}
 
 
 def test_status_and_help_load_nothing_heavy(finished: Path) -> None:
     look = (
         "import sys; from morphogen.cli import main\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'pymoo', 'transformers', 'datasets'}\n"
         "try: main(sys.argv[1:])\n"
-        "finally: print([m for m in ('torch', 'scipy', 'pymoo', 'transformers', 'datasets') if m in sys.modules])"
+        "finally: print(sorted(heavy & set(sys.modules)))"
     )
     for command in (["status", str(finished)], ["--help"]):
         done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True, check=False)

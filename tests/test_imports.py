@@ -107,7 +107,7 @@ HOMES = {
         "fusion/modeling_morphogen.py",
     },
     "ray": {"execution/ray.py"},
-    "rich": {"cli/console.py", "cli/launch.py", "cli/training.py", "report/tables.py"},
+    "rich": {"cli/console.py", "cli/launch.py", "cli/live.py", "cli/training.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
     "jinja2": {"report/html.py"},
     "plotly": {"report/html.py"},

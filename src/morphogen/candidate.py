@@ -3,18 +3,22 @@
 A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
 """
 
+import base64
 import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
 from morphogen.documented import Documented
 from morphogen.escape import whole_characters
-from morphogen.estimates import Estimate, Floats, can_be_unpacked, standard_error, unpacked
+
+if TYPE_CHECKING:  # numpy takes its time, and whoever looks where a run stands need not wait for it
+    import numpy as np
+
+    from morphogen.estimates import Floats
 
 #: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
 MOMENTS_SUFFIX = ".optimizer.safetensors"
@@ -37,8 +41,17 @@ CheckpointPath = Annotated[
 ProposerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=60)]
 #: Words, which may tell of names that are no text.
 Words = Annotated[str, AfterValidator(whole_characters)]
+
+
+def _can_be_unpacked(text: str) -> str:
+    """The text itself. ValueError where `estimates.unpacked` has one."""
+    if len(base64.b64decode(text, validate=True)) % 4:
+        raise ValueError("not a whole number of 32-bit floats")
+    return text
+
+
 #: Packed as `estimates.packed` does.
-Influence = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$"), AfterValidator(can_be_unpacked)]
+Influence = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$"), AfterValidator(_can_be_unpacked)]
 #: A number that files and tables can hold.
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -79,8 +92,10 @@ class StopReason(IntEnum):
     METRIC_GATE = 6  # stopped after rung 1 by `evolution.rung1_gates`
 
 
-def stream(seed: int, index: int, purpose: str) -> np.random.Generator:
+def stream(seed: int, index: int, purpose: str) -> "np.random.Generator":
     """The random stream of one candidate for one purpose; equal everywhere, whatever ran before."""
+    import numpy as np
+
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, zlib.crc32(purpose.encode()))))
 
 
@@ -243,6 +258,8 @@ class Measured(Record):
     @property
     def estimates(self) -> dict[str, float]:
         """The metrics, those with errors as `Estimate`."""
+        from morphogen.estimates import Estimate, unpacked
+
         known = {name: Estimate(self.metrics[name], unpacked(text)) for name, text in self.influence.items()}
         return {**self.metrics, **known}
 
@@ -357,14 +374,18 @@ class Report(Measured):
         """The standard error of `value`; None where nobody knows it."""
         if name not in self.errors:
             return None
+        from morphogen.estimates import standard_error
+
         twins = self.twin.errors if self.twin is not None else {}
         mixed_U = self.influence_of(name) if self.twin is not None and self.twin.share < 1.0 else None
         return self._judged(name, self.errors, twins) if mixed_U is None else standard_error(mixed_U)
 
-    def influence_of(self, name: str) -> Floats | None:
+    def influence_of(self, name: str) -> "Floats | None":
         """How far every part of the measured text pushes `value`, shape (U,); None where nobody knows."""
         if name not in self.influence:
             return None
+        from morphogen.estimates import unpacked
+
         own_U = unpacked(self.influence[name])
         if self.twin is None or name not in self.twin.influence:
             return own_U

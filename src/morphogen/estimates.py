@@ -108,12 +108,6 @@ def known_of(metrics: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     }
 
 
-def can_be_unpacked(text: str) -> str:
-    """The text itself. ValueError where `unpacked` has one."""
-    unpacked(text)
-    return text
-
-
 def packed(influence_U: Floats) -> str:
     """As text for records: base64 of little-endian 32-bit floats."""
     return base64.b64encode(influence_U.astype("<f4").tobytes()).decode("ascii")

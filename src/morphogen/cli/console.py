@@ -7,18 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column
-
 from morphogen.against_root import NOT_MEASURED
-from morphogen.candidate import Status
 from morphogen.escape import json_shown, visible, visible_lines
 from morphogen.notices import Again, Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration, verdict
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from morphogen.experiment import Experiment
 
 #: Whole lines of training progress are printed at most this often.
@@ -30,8 +27,10 @@ def total_candidates(experiment: "Experiment") -> int:
     return sum(experiment.evolution.sizes)
 
 
-def observer_for(console: Console, as_json: bool, wide: bool = False) -> Observer:
+def observer_for(console: "Console", as_json: bool, wide: bool = False) -> Observer:
     """JSON lines, a live display on a terminal, or plain lines. wide: tables in all their columns."""
+    from morphogen.cli.live import Live
+
     if as_json:
         return JsonLines(console.file)
     if console.is_terminal:
@@ -88,12 +87,12 @@ class Lines:
                 self.say(log_line(notice))
             case Ended():
                 self.say(f"{log_line(notice)}\n")
-                self.say(as_text(*_frontier(notice, self.experiment, self.width)))
+                self.say(as_text(*frontier_table(notice, self.experiment, self.width)))
                 self.say(where(notice))
                 self._say_verdict(notice)
 
     def _say_verdict(self, ended: Ended) -> None:
-        if line := _verdict(ended, self.experiment):
+        if line := best_in_words(ended, self.experiment):
             self.say(f"\n{line}")
 
     def _left(self) -> str:
@@ -103,84 +102,6 @@ class Lines:
             return ""
         seconds = (self.clock() - self.started) / (self.done - self.done_at_start) * left
         return f", about {duration(seconds)} left"
-
-
-class Live:
-    """Bars for the run and for the candidate in training, and the frontier after every generation."""
-
-    def __init__(self, console: Console, wide: bool = False) -> None:
-        self.console, self.wide = console, wide
-        self.experiment: Experiment | None = None
-        # whatever the length of an id, the count, the time left and the loss keep their places
-        self.bars = Progress(
-            TextColumn(
-                "{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-            ),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, justify="right")),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
-            console=console,
-            transient=True,
-            expand=True,
-        )
-        self.run: TaskID | None = None
-        self.candidate: TaskID | None = None
-        self.shown = ""
-
-    def __call__(self, notice: Notice) -> None:
-        match notice:
-            case Began():
-                self.experiment = notice.experiment
-                self.console.print(log_line(notice), markup=False)
-                total = total_candidates(notice.experiment)
-                self.run = self.bars.add_task("candidates", total=total, completed=notice.done, note="")
-                self.candidate = self.bars.add_task("", total=None, note="")
-                self.bars.start()
-            case Warned():
-                self.console.print(log_line(notice), style="yellow", highlight=False, markup=False)
-            case Training(candidate, position, total, step):
-                assert self.candidate is not None
-                self.shown = self.shown or candidate.id  # one of those in training, until it is done
-                if candidate.id != self.shown:
-                    return
-                note = f"loss {step.loss:.3f}, gen {candidate.generation} [{position}/{total}]"
-                self.bars.update(
-                    self.candidate, description=candidate.id, completed=step.step, total=step.steps, note=note
-                )
-            case Measured():
-                assert self.run is not None
-                assert self.candidate is not None
-                self.bars.advance(self.run, advance=not notice.again)
-                if notice.report.id == self.shown:
-                    self.shown = ""
-                    self.bars.reset(self.candidate, total=None)
-                style = "dim" if notice.report.status is Status.TRAINED else "yellow"
-                self.console.print(log_line(notice), style=style, highlight=False, markup=False)
-            case Again():
-                assert self.candidate is not None
-                if notice.candidate.id == self.shown:
-                    self.shown = ""
-                    self.bars.reset(self.candidate, total=None)
-                self.console.print(log_line(notice), style="dim", highlight=False, markup=False)
-            case Closed():
-                self.console.print(log_line(notice), highlight=False, markup=False)
-                self._show_frontier(notice)
-            case Ended():
-                self.stop()
-                self.console.print(log_line(notice), highlight=False, markup=False)
-                self._show_frontier(notice)
-                self.console.print(where(notice), highlight=False, markup=False)
-                if line := _verdict(notice, self.experiment):
-                    self.console.print(f"\n{line}", style="bold", highlight=False, markup=False)
-
-    def _show_frontier(self, notice: Closed | Ended) -> None:
-        rows, width, first = _frontier(notice, self.experiment, None if self.wide else self.console.width)
-        show_rows(self.console, rows, "frontier", width, first)
-
-    def stop(self) -> None:
-        """Takes the bars away, so that the terminal is as it was."""
-        self.bars.stop()
 
 
 class JsonLines:
@@ -232,7 +153,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and value - value != 0.0 else value
 
 
-def _frontier(
+def frontier_table(
     notice: Closed | Ended, experiment: "Experiment | None", width: int | None
 ) -> tuple[list[Row], int | None, tuple[str, ...]]:
     """The frontier's rows, the width they have, and the columns that matter most: as `tables.fit` takes them."""
@@ -245,13 +166,15 @@ def _frontier(
     return rows, width, ("id", *objectives, *compared)
 
 
-def _verdict(ended: Ended, experiment: "Experiment | None") -> str:
+def best_in_words(ended: Ended, experiment: "Experiment | None") -> str:
     """The best against the root, in one line; empty where that was not measured."""
     assert experiment is not None
     return visible(verdict(ended.against_root, ended.reports, experiment.evolution.objectives))
 
 
-def show_rows(console: Console, rows: Sequence[Row], title: str, width: int | None, first: Sequence[str] = ()) -> None:
+def show_rows(
+    console: "Console", rows: Sequence[Row], title: str, width: int | None, first: Sequence[str] = ()
+) -> None:
     """A table on a terminal; as plain text where it is none, or where the table may be wider than it."""
     if console.is_terminal and width is not None:
         console.print(as_table(rows, title, width, first))
@@ -266,6 +189,8 @@ def aside(line: str) -> None:
 
 def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str] = ()) -> None:
     """A table on standard output, as wide as the terminal, or as it takes."""
+    from rich.console import Console
+
     console = Console()
     width = console.width if console.is_terminal else plain_width()
     show_rows(console, rows, title, None if wide else width, first)

@@ -75,7 +75,8 @@ def carry_out(
     that cannot be written. With `as_json` nothing but the run's notices goes to stdout."""
     from rich.console import Console
 
-    from morphogen.cli.console import Live, observer_for
+    from morphogen.cli.console import observer_for
+    from morphogen.cli.live import Live
     from morphogen.run import evolve
     from morphogen.session import Mend
 

@@ -1,5 +1,6 @@
 """Looking at a run's folder without touching it: where it stands, how its frontier came about, its picture."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ CLOCKED = ("train_seconds", "eval_seconds")
 def standing(folder: Path) -> dict[str, Any]:
     """State, generation, candidates by status, best values of a run, from its ledger alone. RunError as `Ledger`.
 
-    pending: candidates that wait for their first report. seconds_left: what the rest would take, one at a time, at the
+    pending: candidates that wait for their first report. pid, host: of the process that is at it, where one is.
+    seconds_left: what the rest would take, one at a time, at the
     mean of those that are done; only while a process is at it.
     """
     with Ledger.open(folder, readonly=True) as ledger:
@@ -54,6 +56,7 @@ def standing(folder: Path) -> dict[str, Any]:
         "run": events[0].run,
         "seed": events[0].seed,
         "state": _state(last_stop(events), holder),
+        **_process(holder),
         "generation": asked[-1].generation if asked else -1,
         "generations": evolution.generations,
         "candidates": dict(sorted(counts.items())) | {"pending": pending},
@@ -68,7 +71,7 @@ def standing(folder: Path) -> dict[str, Any]:
     if refused := sum(len(event.refused) for event in asked):
         told["refused_answers"] = refused
     if closed:
-        told["hypervolume"] = round(closed[-1].hypervolume, 6)
+        told["hypervolume"] = closed[-1].hypervolume
         told["frontier"] = len(closed[-1].frontier)
         told["survivors"] = len(closed[-1].survivors)
         if strangers := [id for id in closed[-1].frontier if id not in reports]:
@@ -120,9 +123,17 @@ def _state(stopped: str | None, holder: str) -> str:
     return f"{stopped}{'' if stopped == FINISHED else '; --resume goes on'}"
 
 
+def _process(holder: str) -> dict[str, Any]:
+    """What `in_use` says, as data."""
+    found = re.fullmatch(r"process ([0-9]+) on (.*)", holder)
+    return {"pid": int(found[1]), "host": found[2]} if found is not None else {}
+
+
 def in_words(told: Mapping[str, Any]) -> dict[str, Any]:
     """`standing` as it is shown: times and best values in words."""
-    shown = {name: value for name, value in told.items() if name != "best"}
+    shown = {name: value for name, value in told.items() if name not in ("best", "pid", "host")}
+    if "hypervolume" in told:
+        shown["hypervolume"] = number(told["hypervolume"])
     if "seconds_left" in told:
         del shown["seconds_left"]
         shown["time left"] = f"about {duration(told['seconds_left'])}, one candidate at a time"

@@ -3,17 +3,17 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich import box
 from rich.cells import cell_len
-from rich.table import Table
-from rich.text import Text
 
 from morphogen.against_root import NOT_MEASURED, AgainstRoot
 from morphogen.candidate import Candidate, Report, origin
 from morphogen.escape import visible
 from morphogen.report.wording import differs, edits_short, finite, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Row = dict[str, Any]
 
@@ -142,8 +142,12 @@ def _cut(text: str, width: int, *, middle: bool) -> str:
     return f"{head}…{tail}"
 
 
-def as_table(rows: Sequence[Row], title: str, width: int | None = None, first: Sequence[str] = ()) -> Table:
+def as_table(rows: Sequence[Row], title: str, width: int | None = None, first: Sequence[str] = ()) -> "Table":
     """A rich table in at most `width` columns, as `fit` has it: numbers to the right, text to the left."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     fitted = fit(rows, width, first)
     table = Table(
         title=Text(visible(title)),

@@ -20,11 +20,12 @@ from typing import IO, Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from morphogen.candidate import Candidate, CandidateId, Record, Report, Whole
 from morphogen.continued import Continues
 from morphogen.errors import RunError
-from morphogen.store.files import canonical_json, parsed_json, sync_folder
+from morphogen.store.files import canonical_json, sync_folder
 from morphogen.store.ordinary import check_own, open_own
 from morphogen.store.proposals import Proposed, Refused
 
@@ -222,7 +223,7 @@ class Ledger:
         """Every event ever written, each checked. Raises RunError where the ledger is damaged."""
         for seq, kind, payload, _ in self._rows():
             try:
-                yield _EVENT.validate_python({"kind": kind, **parsed_json(payload.encode())})
+                yield _EVENT.validate_python({"kind": kind, **from_json(payload)})
             except ValidationError as error:
                 what = error.errors(include_url=False)[0]
                 place = ".".join(str(step) for step in what["loc"])
