@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from morphogen.errors import MorphogenError
 
 if TYPE_CHECKING:
+    from morphogen.fusion.fused import FusionModel
     from morphogen.growth.models import grow
     from morphogen.inherit.descent import inherit
     from morphogen.network import build
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "FusionModel",
     "Keep",
     "Mend",
     "MorphogenError",
@@ -40,6 +42,7 @@ __all__ = [
 
 #: Public name -> where it is defined.
 _HOMES = {
+    "FusionModel": ("morphogen.fusion.fused", "FusionModel"),
     "Keep": ("morphogen.session", "Keep"),
     "Mend": ("morphogen.session", "Mend"),
     "Run": ("morphogen.run", "Run"),

@@ -3,7 +3,7 @@
 Weights are read from safetensors alone, tensor by tensor; remote code is never run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,27 @@ def _with_defaults(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def weights_of(folder: Path, layout: Layout) -> dict[str, Tensor]:
     """Our state dict. InputError for tensors that are missing, of another shape, or that nothing is made of."""
+    return _read(folder, layout, whole=True)
+
+
+def stem_of(folder: Path) -> tuple[dict[str, Any], str, dict[str, Any], dict[str, Tensor]]:
+    """What is around a model's blocks: fields of the embedding, kind of the norm, fields of the head, and the weights.
+    Of the layers nothing is read. InputError as `layout_of` and `weights_of`."""
+    layout = layout_of(folder)
+    around = {name: taken for name, taken in layout.tensors.items() if not name.startswith("blocks.")}
+    state = _read(folder, replace(layout, tensors=around), whole=False)
+    emb, head = layout.blueprint.emb, layout.blueprint.head
+    return emb.model_dump(mode="json"), layout.blueprint.norm, head.model_dump(mode="json"), state
+
+
+def _read(folder: Path, layout: Layout, *, whole: bool) -> dict[str, Tensor]:
+    """whole: whether tensors that nothing is made of are a mistake."""
     weights = Weights(Files(folder))
     base = layout.prefix if not any(name.startswith(layout.prefix) for name in weights) else ""
     if "embed_out.weight" not in weights and "lm_head.weight" in weights:
         layout = layout.renamed("embed_out.weight", "lm_head.weight")
-    shapes = {name: spec.shape for name, (_, _, spec) in specs(layout.blueprint).items()}
+    table = specs(layout.blueprint)
+    shapes = {name: table[name][2].shape for name in table if name in layout.tensors or whole}
     sources = {source.name: source for source in layout.tensors.values() if isinstance(source, Taken)}
     missing = sorted(name for name in sources if name.removeprefix(base) not in weights)
     if missing:
@@ -87,7 +103,7 @@ def weights_of(folder: Path, layout: Layout) -> dict[str, Tensor]:
         )
     known = {name.removeprefix(base) for name in sources}
     spare = sorted(name for name in weights if name not in known and not name.endswith(layout.spare))
-    if spare:
+    if spare and whole:
         raise InputError(f"{folder}: has {len(spare)} tensors that no blueprint has, the first of them {spare[0]}")
     last: dict[str, Tensor] = {}
 

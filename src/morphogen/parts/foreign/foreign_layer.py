@@ -166,6 +166,10 @@ class ForeignBranch(Branch):
 
     # ------------------------------------------------------------------------------------------------ routing
 
+    def gates(self, x_BTD: Tensor) -> Tensor | None:
+        """How much of each lane every token of the stream gets, (B, T, N); None without a router."""
+        return self._gates(self.norm(x_BTD), None)
+
     def _gates(self, x_BTD: Tensor, state: State | None) -> Tensor | None:
         """How much of each lane every token gets, in fp32 at least; None without a router."""
         if self.router is None:

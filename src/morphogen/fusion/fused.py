@@ -1,0 +1,348 @@
+"""Models made of layers of other models: for those who want fusion alone, without a search.
+
+A `FusionModel` is a blueprint whose blocks are `foreign` parts behind the embedding of a host and before its head. So
+all that is there for blueprints is there for it: training, growth, search, export.
+
+B batch, T tokens, V vocabulary, N lanes
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
+from morphogen.blueprint.yaml import dumps
+from morphogen.data.tokenizers import Tokenizer, named
+from morphogen.data.vocabulary import Vocabulary
+from morphogen.errors import InputError, unknown
+from morphogen.experiment import Experiment
+from morphogen.fusion.importing import stem_of
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
+from morphogen.inherit.provenance import Provenance
+from morphogen.network import assemble, initial_state
+from morphogen.parts.foreign.donors.files import WHOLE, model_files
+from morphogen.parts.foreign.foreign import Foreign
+from morphogen.parts.foreign.foreign_layer import ForeignBranch
+from morphogen.paths import user_path
+from morphogen.store.files import parsed_json, write_atomic
+
+#: Files of a saved model: its weights without those of frozen layers, how it is made, and what trains it.
+WEIGHTS, LAYOUT, EXPERIMENT = "model.safetensors", "layout.json", "experiment.yaml"
+#: A layer by the name of its model and its number there.
+Named = tuple[str, int]
+
+
+class Routed(NamedTuple):
+    """Who got how much in one block: of every layer its share of the gates, averaged over tokens, and how evenly one
+    token's gates were spread, in nats."""
+
+    block: str
+    layers: tuple[str, ...]
+    share: tuple[float, ...]
+    entropy: float
+
+
+class FusionModel(nn.Module):
+    """Layers of several trained models, one behind another, within the embedding and head of one of them, the host.
+
+    >>> model = FusionModel({"a": "path/to/a", "b": "path/to/b"}, [[("a", 0)], [("a", 1), ("b", 3)]], router="token")
+    >>> model.generate("Once upon")
+
+    A block of one layer with the host's width starts as that very layer: all layers of the host in order give the
+    host's logits. Where widths differ a layer is read and written through a semi-orthogonal matrix and its transpose.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, str] | Sequence[str],
+        layers: Sequence[Sequence[Named] | Named],
+        *,
+        host: str | None = None,
+        adapter: str = "linear",
+        router: str = "none",
+        freeze_embedding: bool = True,
+        freeze_head: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Reads the layers, and what is around them of the host.
+
+        Args:
+            models: Name to folder or name on the hub; of a list alone, the names are the folders'.
+            layers: The blocks in order. Of a block with several layers the router says which a token gets how much of;
+                without one they run in order.
+            host: The model whose tokenizer, embedding and head are used; the first where not given.
+            adapter: As a `foreign` part's: `linear`, or `bottleneck`, with which blocks start without effect.
+            router: `none`, `simple` or `token`.
+            freeze_embedding: Whether the embedding stays as it is.
+            freeze_head: Whether the head does; a tied one is the embedding.
+            seed: Of what is new.
+            options: Other fields of a `foreign` part: `top_k`, `pooling`, `bottleneck`, `freeze`, `lora`, ...
+
+        Raises:
+            InputError: A model cannot be read, a layer does not exist, or an option is not what it can be.
+        """
+        super().__init__()
+        folders = _folders(models)
+        host = next(iter(folders)) if host is None else host
+        if host not in folders:
+            raise InputError(unknown("host", host, folders))
+        emb, norm, head, around = stem_of(model_files(folders[host], WHOLE).folder)
+        blocks = []
+        for place, stage in enumerate(layers):
+            experts = [_layer(f"layers[{place}]", one, folders) for one in _stage(stage)]
+            routed = router if len(experts) > 1 else "none"
+            part = {"kind": "foreign", "experts": experts, "adapter": adapter, "router": routed, "normed": False}
+            blocks.append({"extras": [part | options]})
+        if not blocks:
+            raise InputError("layers: got none, expected at least one block of layers")
+        frozen = {**head, **({} if head["tie_embeddings"] else {"freeze": freeze_head})}
+        said = {"name": "fused", "emb": {**emb, "freeze": freeze_embedding}, "norm": norm, "head": frozen}
+        blueprint = _made({**said, "blocks": blocks})
+        state = initial_state(blueprint, seed) | around
+        state |= _ways_out(blueprint, state)
+        self._take(blueprint, state, folders, folders[host])
+
+    def _take(
+        self, blueprint: Blueprint, state: Mapping[str, Tensor], models: Mapping[str, str], tokenizer: str
+    ) -> None:
+        self.models, self.tokenizer_name, self.tokenizer = dict(models), tokenizer, _tokenizer(tokenizer)
+        if (size := self.tokenizer.vocab_size) > (rows := blueprint.context().vocab):
+            raise InputError(f"{tokenizer}: its embedding has {rows} rows, but its tokenizer {size} tokens")
+        self.model = assemble(blueprint, state)
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What it is made of."""
+        return self.model.blueprint
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Logits (B, T, V); position t sees tokens 0..t."""
+        logits_BTV: Tensor = self.model(ids_BT)
+        return logits_BTV
+
+    def generate(
+        self,
+        prompt: str | Tensor,
+        tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> str | Tensor:
+        """What follows a prompt, by a cache of keys and values: text for a text, and (B, T + tokens) ids for ids.
+
+        Text ends with the document. InputError for an empty prompt or a number out of range.
+        """
+        if isinstance(prompt, Tensor):
+            return self.model.generate(prompt, tokens, temperature=temperature, top_k=top_k, seed=seed)
+        given = self._ids(prompt)
+        found = self.model.generate(given, tokens, temperature=temperature, top_k=top_k, seed=seed)
+        new = found[0, given.shape[1] :].tolist()
+        new = new[: new.index(self.tokenizer.eot)] if self.tokenizer.eot in new else new
+        return self.tokenizer.decode([i for i in new if i < self.tokenizer.vocab_size])
+
+    def routing(self, text: str | Tensor) -> list[Routed]:
+        """Who is routed where on a text, or on ids (B, T): of every block that has a router."""
+        ids_BT = text if isinstance(text, Tensor) else self._ids(text)
+        names = {folder: name for name, folder in self.models.items()}
+        seen: dict[int, Tensor] = {}
+        handles = []
+        for place, branch in self._branches():
+            if branch.router is not None:
+                hook = branch.register_forward_pre_hook(lambda _, inputs, place=place: seen.update({place: inputs[0]}))
+                handles.append(hook)
+        mode = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                self.model(ids_BT)
+                routed = {place: branch.gates(seen[place]) for place, branch in self._branches() if place in seen}
+        finally:
+            self.train(mode)
+            for handle in handles:
+                handle.remove()
+        return [self._routed(place, gates_BTN, names) for place, gates_BTN in routed.items() if gates_BTN is not None]
+
+    def _routed(self, place: int, gates_BTN: Tensor, names: Mapping[str, str]) -> Routed:
+        block = self.blueprint.blocks[place]
+        part = next(extra for extra in block.extras if isinstance(extra, Foreign))
+        called = tuple(f"{names.get(e.model, Path(e.model).name)}:{e.layer}" for e in part.experts)
+        share_N = gates_BTN.flatten(0, 1).double().mean(0)
+        entropy = torch.special.entr(gates_BTN.double()).sum(-1).mean()
+        return Routed(block.id, called, tuple(share_N.tolist()), float(entropy))
+
+    def picture(self, path: str | Path, text: str | Tensor) -> None:
+        """Draws who is routed where on a text, as PNG. InputError without a block that has a router."""
+        from morphogen.report.routing import picture
+
+        if not (routed := self.routing(text)):
+            raise InputError("picture: no block has a router, expected router 'simple' or 'token' and several layers")
+        rows = [(one.block, one.layers, one.share) for one in routed]
+        write_atomic(user_path(str(path), "picture"), picture(rows))
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the weights, the layout, and an experiment that `morphogen train` and `morphogen run` go on from.
+
+        Weights of frozen layers stay where they are; the checkpoint knows their hashes. Returns the folder. RunError
+        where it cannot be written.
+        """
+        place = user_path(str(folder), "folder")
+        vocabulary = Vocabulary(self.tokenizer.pieces, self.tokenizer.eot).pack()
+        behind = Provenance(self.tokenizer.digest, self.tokenizer_name, vocabulary)
+        save_checkpoint(place / WEIGHTS, self.model.state_dict(), self.blueprint, behind.to_metadata())
+        write_atomic(place / LAYOUT, json.dumps(self._layout(), indent=2).encode())
+        fields = {
+            "model": self.blueprint,
+            "train": {"lr": 1e-4, "warmup": 20, "init_checkpoint": WEIGHTS},
+            "data": {"tokenizer": self.tokenizer_name, "seq_len": min(256, self.blueprint.emb.positions or 256)},
+        }
+        text = (
+            "# Layers of several models, fused. `morphogen train experiment.yaml` trains what is not frozen; text is\n"
+        )
+        text += "# the standard library's source until data.shards, or --data, names your own.\n"
+        write_atomic(place / EXPERIMENT, (text + dumps(Experiment.model_validate(fields))).encode())
+        return place
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote, or a checkpoint of a later training of it.
+
+        InputError where it cannot be read, its layers are not what they were, or the layout beside it is another.
+        """
+        given = user_path(str(path), "path")
+        file = given / WEIGHTS if given.is_dir() else given
+        state, blueprint, metadata = load_checkpoint(file, measured=True)
+        sources = list(dict.fromkeys(e.model for part in _foreign(blueprint) for e in part.experts))
+        if not sources:
+            raise InputError(f"{file}: has no layer of another model, expected a checkpoint of a fused model")
+        if not (called := metadata.get("tokenizer_name")):
+            raise InputError(f"{file}: does not say its tokenizer")
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        models = dict(zip(_names(sources), sources, strict=True))
+        layout = file.parent / LAYOUT
+        told = _told(layout) if layout.is_file() else None
+        if told is not None and isinstance(told.get("models"), dict):
+            models = {str(name): str(source) for name, source in told["models"].items()}
+        made._take(blueprint, state, models, called)
+        if told is not None and told != (now := made._layout()):
+            odd = next(name for name in {**told, **now} if told.get(name) != now.get(name))
+            raise InputError(
+                f"{layout}: its {odd} is not that of {file.name}: found {json.dumps(told.get(odd))}, expected "
+                f"{json.dumps(now.get(odd))}"
+            )
+        return made
+
+    def _layout(self) -> dict[str, Any]:
+        """How it is made, as JSON."""
+        names = {folder: name for name, folder in self.models.items()}
+        return {
+            "models": self.models,
+            "layers": [
+                [[names.get(e.model, e.model), e.layer] for e in part.experts] for part in _foreign(self.blueprint)
+            ],
+            "routers": [part.router for part in _foreign(self.blueprint)],
+            "adapters": [part.adapter for part in _foreign(self.blueprint)],
+        }
+
+    def _ids(self, text: str) -> Tensor:
+        """(1, T): as documents begin in training, after the end of another."""
+        ids = self.tokenizer.encode_batch([text])[0].tolist() if text else []
+        return torch.tensor([[self.tokenizer.eot, *ids]], device=self.model.emb.weight.device)
+
+    def _branches(self) -> list[tuple[int, ForeignBranch]]:
+        """Position of a block, and the branch that runs its layers."""
+        found = []
+        for place, block in enumerate(self.model.blocks):
+            found += [(place, branch) for branch in block.modules() if isinstance(branch, ForeignBranch)]
+        return found
+
+
+def _foreign(blueprint: Blueprint) -> list[Foreign]:
+    return [extra for block in blueprint.blocks for extra in block.extras if isinstance(extra, Foreign)]
+
+
+def _folders(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Name -> where the model is; local folders absolute."""
+    if isinstance(models, str):
+        raise InputError(f"models: got the text {models!r}, expected a list of models or names to models")
+    given = dict(models) if isinstance(models, Mapping) else dict(zip(_names(models), models, strict=True))
+    if not given:
+        raise InputError("models: got none, expected at least one")
+    found = {}
+    for name, source in given.items():
+        path = user_path(str(source), f"models: {name}")
+        found[str(name)] = str(path.absolute()) if path.is_dir() else str(source)
+    return found
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """What models are called that have no names: as their folders, or numbered where those are alike."""
+    names = [Path(str(source)).name for source in sources]
+    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+
+
+def _stage(stage: Sequence[Named] | Named) -> Sequence[Named]:
+    """The layers of one block, which may be one alone."""
+    match stage:
+        case (str(name), int(number)):
+            return [(name, number)]
+        case _:
+            return [one for one in stage if not isinstance(one, str | int)]
+
+
+def _layer(place: str, named: Named, folders: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        name, number = named
+    except (TypeError, ValueError):
+        raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number") from None
+    if name not in folders:
+        raise InputError(unknown(f"{place}: model", str(name), folders))
+    return {"model": folders[name], "layer": number}
+
+
+def _made(data: Mapping[str, Any]) -> Blueprint:
+    try:
+        return Blueprint.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in first["loc"] if step not in ("blocks", "extras", "foreign"))
+        raise InputError(f"layers: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _ways_out(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices that undo the ways in, so that what a layer changes arrives whole: √E times the transpose. Bottlenecks,
+    which cannot, are silent."""
+    found = {}
+    for name, (gene, own, _) in specs(blueprint).items():
+        if isinstance(gene.part, Foreign) and own.startswith("write."):
+            read_ED = state[gene.tensor(own.replace("write.", "read.", 1))]
+            found[name] = read_ED.t().contiguous() * math.sqrt(read_ED.shape[0])
+        elif isinstance(gene.part, Foreign) and own.startswith("write_up."):
+            found[name] = torch.zeros_like(state[name])
+    return found
+
+
+def _tokenizer(source: str) -> Tokenizer:
+    folder = model_files(source, WHOLE).folder
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise InputError(f"{source}: has no tokenizer, expected tokenizer.json in the host's folder")
+    return named(source)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    try:
+        found = parsed_json(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
