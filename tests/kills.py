@@ -90,7 +90,9 @@ def main() -> None:
     config, *rest = sys.argv[1:]
     experiment, whole_seconds = load(config), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        evolve(experiment, Path(folder) / "first", generations=0)  # whatever torch imports only now, it imports once
+        # whatever torch imports only now, it imports once; rules of growth may wait for more than one generation
+        short = experiment.model_copy(update={"model": experiment.model.model_copy(update={"growth": ()})})
+        evolve(short, Path(folder) / "first", generations=0)
         if any(word.startswith("0.") for word in rest):
             began = time.perf_counter()
             attempt(experiment, Path(folder) / "whole", None, 0.0)
