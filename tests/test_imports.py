@@ -98,6 +98,7 @@ for position, name in enumerate(JOINING):
 #: Library -> the only modules that may import it, at any depth of their code.
 HOMES = {
     "transformers": {
+        "parts/foreign/donors/attention.py",
         "parts/foreign/donors/donor.py",
         "parts/foreign/donors/layers.py",
         "parts/foreign/donors/names.py",

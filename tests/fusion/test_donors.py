@@ -225,3 +225,41 @@ def test_a_model_of_the_hub_is_fetched_file_by_file(llama: Path, tmp_path: Path,
     assert "owner/name/model-" in (text := said("owner/name", 3))
     assert "http://127.0.0.1:9 cannot be reached" in text
     assert "owner/other: no such folder, and not to be had from the hub: http://127.0.0.1:9" in said("owner/other")
+
+
+def renamed(folder: Path, *pairs: tuple[str, str]) -> None:
+    """Gives the tensors of a model other names, as checkpoints of older classes have them."""
+    tensors = load_file(folder / "model.safetensors")
+    for old, new in pairs:
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_names_of_older_checkpoints_are_known(tmp_path: Path) -> None:
+    model = saved_model("bert", tmp_path)
+    renamed(tmp_path, ("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    assert far(Whole(open_donor(str(tmp_path)))(ids(20)), own_logits(model, ids(20))) <= 1e-4
+    renamed(tmp_path, ("bert.", ""), ("cls.", "other."))
+    donor = open_donor(str(tmp_path))
+    assert torch.equal(
+        donor.read(0)["layer.output.LayerNorm.weight"], model.bert.encoder.layer[0].output.LayerNorm.weight
+    )
+    with pytest.raises(InputError, match=r"lacks \d tensors, the first of them cls\.predictions"):
+        donor.head()
+
+
+def test_a_language_model_within_another_model_is_found(llama: Path, tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    small = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlavaConfig(text_config=LlamaConfig.from_pretrained(llama), vision_config=small).save_pretrained(tmp_path)
+    tensors = {n: t for path in llama.glob("*.safetensors") for n, t in load_file(path).items()}
+    alone = open_donor(str(llama))
+    for start in ("language_model.", "model.language_model."):
+        within = {
+            start + (name.removeprefix("model.") if "model." in start[1:6] else name): t for name, t in tensors.items()
+        }
+        save_file(within, tmp_path / "model.safetensors", {"format": "pt"})
+        donor = open_donor(str(tmp_path))
+        assert donor.checksum(3) == alone.checksum(3)
+        assert far(Whole(donor)(ids(9)), Whole(alone)(ids(9))) == 0.0

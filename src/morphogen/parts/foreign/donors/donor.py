@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from morphogen.errors import InputError, unknown
+from morphogen.parts.foreign.donors.attention import REMEMBERING
 from morphogen.parts.foreign.donors.files import Files, model_files, read_json
 from morphogen.parts.foreign.donors.frame import Frame
 from morphogen.parts.foreign.donors.layers import ForeignLayer
@@ -165,7 +166,7 @@ def read_config(files: Files) -> Any:
         )
     config = config.get_text_config()
     for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        found = config.to_dict().get(config.attribute_map.get(name, name))
+        found = getattr(config, name) if hasattr(config, name) else None
         if not isinstance(found, int) or found < 1:
             raise InputError(
                 f"{path}: architecture {kind!r} has no {name}, expected a language model of layers in a row"
@@ -194,10 +195,10 @@ def _class_of(config: Any) -> Any:
     raise LookupError("it is no language model")
 
 
-def _on_meta(config: Any, auto: Any) -> Any:
+def _on_meta(config: Any, auto: Any, attention: str = "eager") -> Any:
     with torch.device("meta"):
         config.use_cache = False  # a cache is handed over where one is wanted
-        model = auto.from_config(config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False)
+        model = auto.from_config(config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False)
     return model.eval()
 
 
@@ -213,7 +214,7 @@ def framed(config: Any, dim: int) -> tuple[bool, Frame]:
         own = deepcopy(config)
         if decoder:
             own.is_decoder = True
-        model = _on_meta(own, transformers.AutoModel)
+        model = _on_meta(own, transformers.AutoModel, REMEMBERING if masked else "eager")
         path = list_of_layers(model, int(config.num_hidden_layers))
         if path is None:
             raise LookupError(f"it has no list of {config.num_hidden_layers} layers")

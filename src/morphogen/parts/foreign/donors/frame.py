@@ -129,7 +129,9 @@ class Frame:
         positions_BT: Tensor,
         mask_BS: Tensor,
         cache: Any = None,
+        *,
         filling: float = 0.0,
+        last: int | None = None,
     ) -> Call:
         """What the model hands to a layer.
 
@@ -140,6 +142,7 @@ class Frame:
             mask_BS: 1 where a token is one, of all tokens so far.
             cache: transformers' cache, which holds what the layer has seen.
             filling: What every weight outside the layers is.
+            last: The call is for so many of the last tokens; by default for all of them.
         """
         device = x_BTD.device
         if device.type == "meta":  # masks and positions are numbers all the same
@@ -155,6 +158,8 @@ class Frame:
         else:
             raise LookupError(f"layer {layer} was not run")
         call = self._masked(call, x_BTD, mask_BS)
+        if last is not None:
+            call = Call(call.first, _last(call.given, x_BTD.shape[1], last))
         return Call(call.first, moved(call.given, x_BTD.device)) if x_BTD.device != device else call
 
     def passed(self, x_BTD: Tensor, returns: int | None) -> Tensor:
@@ -167,7 +172,7 @@ class Frame:
 
     def _forward(self, live: Live, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, cache: Any) -> Any:
         given: dict[str, Any] = {
-            "inputs_embeds": x_BTD.new_zeros(()).expand(*x_BTD.shape[:2], self.width),
+            "inputs_embeds": x_BTD.new_zeros(*x_BTD.shape[:2], self.width),
             MASK: mask_BS,
             "position_ids": positions_BT.to(x_BTD.device),
             "use_cache": cache is not None,
@@ -226,19 +231,19 @@ class Frame:
         if key not in self._live:
             model, stop = deepcopy((self.model, self.stop))
             for module in model.modules():
-                for name, parameter in list(module.named_parameters(recurse=False)):
-                    value = torch.full((), filling, dtype=dtype, device=device).expand(parameter.shape)
-                    _put(module, name, value)
+                for name, _ in list(module.named_parameters(recurse=False)):
+                    flat(module, name, filling, dtype, device)
                 remade(model, module, device)
             self._live[key] = Live(model.eval(), stop)
         return self._live[key]
 
 
-def _put(module: nn.Module, name: str, value: Tensor) -> None:
-    """A tensor in place of a parameter, known as settled to those who draw initial weights."""
-    delattr(module, name)
-    value._is_hf_initialized = True  # type: ignore[attr-defined]
-    module.register_buffer(name, value, persistent=False)
+def flat(module: nn.Module, name: str, value: float, dtype: torch.dtype, device: torch.device) -> None:
+    """One number in place of a parameter, of its shape, known as settled to those who draw initial weights."""
+    shape = module.get_parameter(name).shape
+    made = nn.Parameter(torch.full((), value, dtype=dtype, device=device).expand(shape), requires_grad=False)
+    made._is_hf_initialized = True  # type: ignore[attr-defined]
+    module.register_parameter(name, made)
 
 
 def tables(module: nn.Module) -> Iterator[str]:
@@ -270,7 +275,7 @@ def remade(model: Any, module: nn.Module, device: torch.device) -> None:
 
 def returned(y: Any) -> Tensor:
     """The residual stream of what a layer returns."""
-    found: Tensor = y[0] if isinstance(y, tuple) else y
+    found: Tensor = y[0] if isinstance(y, tuple | list) else y
     return found
 
 
@@ -283,6 +288,19 @@ def _unset(dtype: torch.dtype) -> float | int | bool:
     if dtype.is_floating_point or dtype.is_complex:
         return float("nan")
     return True if dtype == torch.bool else torch.iinfo(dtype).min
+
+
+def _last(value: Any, tokens: int, last: int) -> Any:
+    """What goes with the last tokens, of what goes with all of them."""
+    if isinstance(value, Tensor):
+        if value.ndim == 4 and value.shape[-2:] == (tokens, tokens):
+            return value[:, :, -last:]
+        return value[:, -last:] if value.ndim > 1 and value.shape[1] == tokens else value
+    if isinstance(value, dict):
+        return {name: _last(each, tokens, last) for name, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_last(each, tokens, last) for each in value)
+    return value
 
 
 def moved(value: Any, device: torch.device) -> Any:

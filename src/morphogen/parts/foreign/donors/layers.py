@@ -11,6 +11,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from morphogen.errors import InputError
+from morphogen.parts.foreign.donors.attention import Remembered
 from morphogen.parts.foreign.donors.frame import Frame, returned
 
 
@@ -39,10 +40,13 @@ class LayerCache:
     def __init__(self, frame: Frame, layer: int) -> None:
         self.length = 0
         self.mask_BS: Tensor | None = None
-        self.inputs: tuple[Tensor, Tensor] | None = None
+        self.positions_BS: Tensor | None = None
+        self.inputs_BSD: Tensor | None = None
         self.kept: Any = None
         self.one_by_one = False
-        if frame.cache_name is not None and frame.remembers and not frame.masked:
+        if frame.masked and frame.remembers:
+            self.kept = Remembered()
+        elif frame.cache_name is not None and frame.remembers:
             own = DynamicCache(config=frame.model.config).layers
             own = own[layer] if layer < len(own) else DynamicLayer()
             self.one_by_one = isinstance(own, LinearAttentionCacheLayerMixin)
@@ -105,16 +109,14 @@ class ForeignLayer(nn.Module):
         mask_BS = torch.ones(B, T, dtype=torch.bool, device=x_BTD.device) if mask_BT is None else mask_BT.bool()
         if cache is None:
             return self._run(x_BTD, positions_BT, mask_BS)
-        mask_BS = mask_BS if cache.mask_BS is None else torch.cat([cache.mask_BS, mask_BS], dim=1)
+        mask_BS = _joined(cache.mask_BS, mask_BS)
+        positions_BS = _joined(cache.positions_BS, positions_BT)
         if cache.kept is None:
-            if cache.inputs is not None:
-                x_BTD = torch.cat([cache.inputs[0], x_BTD], dim=1)
-                positions_BT = torch.cat([cache.inputs[1], positions_BT], dim=1)
-            y_BTD = self._run(x_BTD, positions_BT, mask_BS)[:, -T:]
-            cache.inputs = x_BTD, positions_BT
+            cache.inputs_BSD = _joined(cache.inputs_BSD, x_BTD)
+            y_BTD = self._run(cache.inputs_BSD, positions_BS, mask_BS)[:, -T:]
         else:
-            y_BTD = self._run(x_BTD, positions_BT, mask_BS, cache.kept)
-        cache.mask_BS, cache.length = mask_BS, seen + T
+            y_BTD = self._run(x_BTD, positions_BS, mask_BS, cache.kept)
+        cache.mask_BS, cache.positions_BS, cache.length = mask_BS, positions_BS, seen + T
         return y_BTD
 
     def _one_by_one(
@@ -131,11 +133,22 @@ class ForeignLayer(nn.Module):
         ]
         return torch.cat(rows, dim=1)
 
-    def _run(self, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
-        call = self._frame.call(self.index, x_BTD, positions_BT, mask_BS, kept)
+    def _run(self, x_BTD: Tensor, positions_BS: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
+        T = x_BTD.shape[1]
+        if isinstance(kept, Remembered):
+            all_BSD = x_BTD.new_empty(()).expand(*mask_BS.shape, x_BTD.shape[2])
+            call = self._frame.call(self.index, all_BSD, positions_BS, mask_BS, last=T)
+            given = {**call.given, "remembered": kept}
+        else:
+            call = self._frame.call(self.index, x_BTD, positions_BS[:, -T:], mask_BS, kept)
+            given = call.given
         self._frame.fill(self.index, self.layer, x_BTD.device)  # moving the module may have rounded or emptied them
         self.executed += 1
-        y_BTD = returned(self.layer(**{call.first: x_BTD}, **call.given))
+        y_BTD = returned(self.layer(**{call.first: x_BTD}, **given))
         if y_BTD.shape != x_BTD.shape:
             raise InputError(f"layer {self.index} makes {tuple(y_BTD.shape)} of {tuple(x_BTD.shape)}")
         return y_BTD
+
+
+def _joined(before: Tensor | None, now: Tensor) -> Tensor:
+    return now if before is None else torch.cat([before, now], dim=1)

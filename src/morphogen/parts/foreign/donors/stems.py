@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from morphogen.errors import InputError
-from morphogen.parts.foreign.donors.frame import MASK, Reached, Stop, moved, remade, seats_for
+from morphogen.parts.foreign.donors.frame import MASK, Reached, Stop, flat, moved, remade, seats_for
 from morphogen.parts.foreign.donors.names import Names
 
 
@@ -98,11 +98,13 @@ class DonorHead(nn.Module):
         self._stop.index = len(self.model.get_submodule(path)) - 1
         fill(self.model, [name for name, _ in self.model.named_parameters(remove_duplicate=False)], names)
         self._takes = inspect.signature(self.model.forward).parameters
+        with torch.no_grad():
+            self(torch.zeros(1, 1, int(model.config.hidden_size)))  # whether it can be run by itself
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Logits (B, T, V)."""
         self._stop.out = x_BTD
-        embeds = x_BTD.new_zeros(()).expand(*x_BTD.shape[:2], self.width)
+        embeds = x_BTD.new_zeros(*x_BTD.shape[:2], self.width)
         positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device).expand(x_BTD.shape[:2])
         given = {
             "inputs_embeds": embeds,
@@ -138,8 +140,8 @@ def embedding_names(model: Any, path: str) -> list[str]:
     own, _ = emptied(model, path)
     ran: list[str] = []
     for name, module in own.named_modules():
-        for weight, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, weight, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+        for weight, _ in list(module.named_parameters(recurse=False)):
+            flat(module, weight, 0.0, torch.float32, torch.device("cpu"))
             module.register_forward_pre_hook(lambda _module, _given, full=f"{name}.{weight}": ran.append(full))
     takes = inspect.signature(own.base_model.forward).parameters
     given = {"input_ids": torch.zeros(1, 1, dtype=torch.long), MASK: torch.ones(1, 1, dtype=torch.long)}
