@@ -139,7 +139,7 @@ class ForeignBranch(Branch):
         known = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
         cache = cache_of(known, layer)
         y_BTE = self._called(i, layer, x_BTE, cache)
-        state.update({prefix + name: tensor for name, tensor in tensors_of(cache, layer).items()})
+        state.update({prefix + name: tensor for name, tensor in tensors_of(cache).items()})
         return y_BTE
 
     def _called(self, i: int, layer: ForeignLayer, x_BTE: Tensor, cache: LayerCache | None) -> Tensor:

@@ -19,15 +19,16 @@ class Remembered:
     """Keys and values of the tokens that one layer has seen."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     def joined(self, keys_BGTE: Tensor, values_BGTE: Tensor) -> tuple[Tensor, Tensor]:
         """With those of new tokens, which are kept."""
-        if self._kept is not None:
-            keys_BGTE = torch.cat([self._kept[0], keys_BGTE], dim=2)
-            values_BGTE = torch.cat([self._kept[1], values_BGTE], dim=2)
-        self._kept = keys_BGTE, values_BGTE
-        return self._kept
+        if self.keys is not None and self.values is not None:
+            keys_BGTE = torch.cat([self.keys, keys_BGTE], dim=2)
+            values_BGTE = torch.cat([self.values, values_BGTE], dim=2)
+        self.keys, self.values = keys_BGTE, values_BGTE
+        return keys_BGTE, values_BGTE
 
 
 def remembering(

@@ -34,7 +34,9 @@ class Seen(DynamicLayer):  # type: ignore[misc]
 class LayerCache:
     """What one layer remembers of a batch of sequences.
 
-    length: tokens seen. one_by_one: whether what is remembered goes on from token to token only.
+    length: tokens seen. kept: what the model takes for its cache. own: what of that is the layer's; None where its
+    inputs are kept, and it is run again on all of them. one_by_one: whether what is remembered goes on from token to
+    token only.
     """
 
     def __init__(self, frame: Frame, layer: int) -> None:
@@ -43,14 +45,16 @@ class LayerCache:
         self.positions_BS: Tensor | None = None
         self.inputs_BSD: Tensor | None = None
         self.kept: Any = None
+        self.own: Any = None
         self.one_by_one = False
         if frame.masked and frame.remembers:
-            self.kept = Remembered()
+            self.kept = self.own = Remembered()
         elif frame.cache_name is not None and frame.remembers:
             own = DynamicCache(config=frame.model.config).layers
             own = own[layer] if layer < len(own) else DynamicLayer()
             self.one_by_one = isinstance(own, LinearAttentionCacheLayerMixin)
             shown = own if isinstance(own, CacheLayerMixin) else Seen(self)
+            self.own = own
             self.kept = Cache(layers=[own if i == layer else shown for i in range(len(frame.layers))])
 
 

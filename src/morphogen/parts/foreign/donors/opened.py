@@ -105,7 +105,7 @@ def _held_bytes(module: ForeignLayer, x_BTE: Tensor) -> float:
     cache = module.new_cache()
     with torch.no_grad():
         module(x_BTE, *_places(x_BTE.shape[1]), cache=cache)
-    held = tensors_of(cache, module).values()
+    held = tensors_of(cache).values()
     return float(sum(x.numel() * (2 if x.is_floating_point() else x.element_size()) for x in held))
 
 

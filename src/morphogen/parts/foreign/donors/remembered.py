@@ -16,14 +16,14 @@ LENGTH: Final = "length"
 INPUTS: Final = "inputs"
 
 
-def tensors_of(cache: LayerCache, layer: ForeignLayer) -> dict[str, Tensor]:
+def tensors_of(cache: LayerCache) -> dict[str, Tensor]:
     """All that a cache holds after at least one token. Whole numbers and flags stand as one for each sequence."""
     assert cache.mask_BS is not None
     batch, device = cache.mask_BS.shape[0], cache.mask_BS.device
     found = {LENGTH: torch.full((batch,), cache.length, device=device)}
-    if cache.inputs is not None:
-        found[INPUTS] = cache.inputs[0]
-    for name, value in _held(cache, layer):
+    if cache.inputs_BSD is not None:
+        found[INPUTS] = cache.inputs_BSD
+    for name, value in _held(cache):
         if isinstance(value, Tensor):
             if value.dim() and value.shape[0] == batch:
                 found[name] = value
@@ -40,11 +40,10 @@ def cache_of(tensors: Mapping[str, Tensor], layer: ForeignLayer) -> LayerCache:
     cache.length = length = int(tensors[LENGTH][0])
     (batch,), device = tensors[LENGTH].shape, tensors[LENGTH].device
     cache.mask_BS = torch.ones(batch, length, dtype=torch.bool, device=device)
-    if INPUTS in tensors:
-        cache.inputs = tensors[INPUTS], torch.arange(length, device=device).expand(batch, length)
-    if cache.kept is None:
+    cache.positions_BS = torch.arange(length, device=device).expand(batch, length)
+    if (own := cache.own) is None:
+        cache.inputs_BSD = tensors[INPUTS]
         return cache
-    own = cache.kept.layers[layer.index]
     for name, tensor in tensors.items():
         if name not in (LENGTH, INPUTS):
             _put(own, name, tensor)
@@ -56,11 +55,11 @@ def cache_of(tensors: Mapping[str, Tensor], layer: ForeignLayer) -> LayerCache:
     return cache
 
 
-def _held(cache: LayerCache, layer: ForeignLayer) -> Iterator[tuple[str, Any]]:
-    """What transformers' cache of the layer holds: its attributes, and what stands in those that are dictionaries."""
-    if cache.kept is None:
+def _held(cache: LayerCache) -> Iterator[tuple[str, Any]]:
+    """What the cache of the layer holds: its attributes, and what stands in those that are dictionaries."""
+    if cache.own is None:
         return
-    for name, value in vars(cache.kept.layers[layer.index]).items():
+    for name, value in vars(cache.own).items():
         if isinstance(value, dict):
             yield from ((f"{name}/{key}", inner) for key, inner in value.items())
         else:
