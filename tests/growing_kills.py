@@ -1,15 +1,11 @@
 """Trains an experiment again and again, killing it (SIGKILL) at given moments, until one training comes through.
 
-usage: growing_kills.py STEPS EVERY CONFIG OUT MOMENT... [-- CONFIG OUT MOMENT...]   a checkpoint EVERY so many steps.
 A moment is `NAME:N`: at the N-th call of a place since the process began.
-Every trial is a fork of this process, so that torch is imported once. Prints the moment and the exit code of each.
+Every trial is a fork of this process, so that torch is imported once.
 """
 
-import itertools
 import os
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from morphogen import trainings
 from morphogen.inherit import checkpoint
 from morphogen.training.journal import Journal
 from morphogen.training.trainer import Trainer
+from processes import forked
 
 #: Name -> (holder, attribute): killed before the N-th call goes on.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -31,36 +28,21 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 
 
-def attempt(config: str, out: Path, steps: int, every: int, moment: str | None) -> int:
+def attempt(config: Path, out: Path, steps: int, every: int, moment: str | None) -> int:
     """The exit code of one training that is killed at the moment; None: it is not."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
+
+    def trial() -> int:
         if moment is not None:
             name, _, count = moment.partition(":")
             holder, attribute = PLACES[name]
-            call: Callable[..., Any] = getattr(holder, attribute)
-            setattr(holder, attribute, deadly(call, int(count)))
-        trainings.train(config, out, steps=steps, resume=True, checkpoint_every=every, eval_every=0, keep=2)
-        code = 0
-    finally:
-        os._exit(code)
+            setattr(holder, attribute, deadly(getattr(holder, attribute), int(count)))
+        trainings.train(str(config), out, steps=steps, resume=True, checkpoint_every=every, eval_every=0, keep=2)
+        return 0
+
+    return os.waitstatus_to_exitcode(os.waitpid(forked(trial), 0)[1])
 
 
-def main() -> None:
-    """Kills every training at its moments in turn, then lets it through."""
-    steps, every, *rest = sys.argv[1:]
-    trainings.picture = lambda folder: b""  # takes longer than the training
-    with tempfile.TemporaryDirectory() as folder:  # whatever torch imports only now, it imports once
-        trainings.train(rest[0], Path(folder) / "first", steps=int(steps))
-    for differs, words in itertools.groupby(rest, lambda word: word != "--"):
-        if differs:
-            config, out, *moments = words
-            for moment in (*moments, None):
-                print(out, moment, attempt(config, Path(out), int(steps), int(every), moment), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def killed(config: Path, out: Path, steps: int, moments: Sequence[str], every: int = 5) -> list[int]:
+    """The exit codes of trials killed at their moments, and of one that is let through; a checkpoint `every` so many
+    steps."""
+    return [attempt(config, out, steps, every, moment) for moment in (*moments, None)]

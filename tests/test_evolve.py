@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import morphogen as mg
+from kills import killed
 from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import MOMENTS_SUFFIX, Job, Report, Status
 from morphogen.cli.console import Lines
@@ -279,19 +280,6 @@ def test_what_nothing_measures_is_refused_before_training(experiment: Experiment
     assert not (tmp_path / "run").exists()
 
 
-def run_kills(config: Path, *runs: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Of each run, given as its folder and the moments at which to kill it: moments and exit codes, the last one's of
-    the trial that came through. All in one process, under another PYTHONHASHSEED than the runs compared with."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    words = [word for run in runs for word in ("--", *run)][1:]
-    command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(config), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
-    told = [line.split() for line in done.stdout.splitlines()]
-    for out, *_ in runs:
-        yield [moment for where, moment, _ in told if where == out], [code for where, _, code in told if where == out]
-
-
 def no_leftovers(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} - {"ledger.sqlite-wal", "ledger.sqlite-shm"} == FILES
     assert all(path.name.endswith(".safetensors") for path in (folder / "checkpoints").iterdir())
@@ -310,13 +298,12 @@ MORE_TIDYING = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "expo
     ids=["some", "more"],
 )
 def test_runs_killed_at_awkward_places_go_on_as_if_they_had_not_been(
-    moments: list[str], tidying: list[str], experiment: Experiment, config: Path, whole: Path, tmp_path: Path
+    moments: list[str], tidying: list[str], experiment: Experiment, whole: Path, tmp_path: Path
 ) -> None:
     """Also in clean-up, pruning, export and resuming, which leave what an undisturbed run leaves."""
     plain, tidy = tmp_path / "plain", tmp_path / "tidy"
-    killed, killed_tidying = run_kills(config, [str(plain), *moments], [str(tidy), "tidy", *tidying])
-    assert killed == ([*moments, "None"], ["-9"] * len(moments) + ["0"])
-    assert killed_tidying == ([*tidying, "None"], ["-9"] * len(tidying) + ["0"])
+    assert killed(experiment, plain, moments) == [-9] * len(moments) + [0]
+    assert killed(experiment, tidy, tidying, tidy=True) == [-9] * len(tidying) + [0]
     evolve(experiment, tmp_path / "undisturbed", keep=Keep(cleanup=True, prune=True))
     for run in (plain, tidy):
         no_leftovers(run)
@@ -327,13 +314,13 @@ def test_runs_killed_at_awkward_places_go_on_as_if_they_had_not_been(
 
 @pytest.mark.slow
 def test_a_run_killed_at_ten_random_moments_goes_on_as_if_it_had_not_been(
-    config: Path, whole: Path, tmp_path: Path
+    experiment: Experiment, whole: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(0)
     shares = [f"{rng.uniform(0.0, 0.2):.3f}" for _ in range(10)]
-    ((_, codes),) = run_kills(config, [str(tmp_path / "run"), *shares])
-    assert codes.count("-9") >= 5
-    assert codes[-1] == "0"
+    *codes, last = killed(experiment, tmp_path / "run", shares)
+    assert codes.count(-9) >= 5
+    assert last == 0
     no_leftovers(tmp_path / "run")
     same_run(tmp_path / "run", whole)
 

@@ -1,9 +1,6 @@
 """Sweeps whose candidates grow: the same lineage however they are carried out, and what is said of them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kills import killed
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Status
 from morphogen.cli.doctor import examine
@@ -97,15 +95,9 @@ MORE = ["append:1", "step:2", "rename:7", "tell:3", "export:1", "checkpoint:2", 
 def test_a_sweep_that_is_killed_and_resumed_has_the_same_lineage(
     moments: list[str], config: Path, whole: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "kills.py"), str(config), str(tmp_path / "run"), *moments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = [line.split()[1:] for line in done.stdout.splitlines()]
-    assert [moment for moment, _ in told] == [*moments, "None"]
-    assert {code for moment, code in told if ":" in moment} == {"-9"}  # at shares of its time it may be over already
-    assert told[-1] == ["None", "0"]
+    *codes, last = killed(load(config), tmp_path / "run", moments)
+    assert codes.count(-9) >= 3
+    assert last == 0
     same_run(tmp_path / "run", whole)
     assert events(tmp_path / "run") == events(whole)
 

@@ -4,14 +4,13 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from growing_kills import killed
 from morphogen.beginnings import Asked
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError, RunError
@@ -76,19 +75,6 @@ def test_a_training_leaves_its_model_its_tables_and_a_picture(whole: Path) -> No
     assert not list(whole.rglob(f"*{TEMPORARY}"))
 
 
-def kill(steps: int, *runs: tuple[Path, Path, list[str]], every: int = 5) -> list[str]:
-    """Each training killed at its moments, and then let through; the exit codes of its trials, joined."""
-    words = " -- ".join(f"{config} {out} {' '.join(moments)}" for config, out, moments in runs).split()
-    command = [sys.executable, str(Path(__file__).parent / "growing_kills.py"), str(steps), str(every), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    codes: dict[str, list[str]] = {str(out): [] for _, out, _ in runs}
-    for line in done.stdout.splitlines():
-        out, _, code = line.split()
-        codes[out].append(code)
-    return [",".join(found) for found in codes.values()]
-
-
 def same(one: Path, other: Path) -> None:
     """Whether two trainings took the same steps, grew alike, and ended with the same weights, to the last bit."""
     assert losses(one) == losses(other)
@@ -114,9 +100,11 @@ def test_a_training_that_is_killed_again_and_again_gives_what_it_would_have_give
         ["change:2", "step:6", "grew:1", "restore:1"] if grows else ["rename:2", "step:7", "rename:9", "restore:1"]
     )
     chosen = growing(config, tmp_path) if grows else config
-    runs = [(chosen, tmp_path / "killed", moments), *([(chosen, tmp_path / "whole", [])] if grows else [])]
-    assert kill(STEPS, *runs)[0] == ",".join(["-9"] * len(moments) + ["0"])
-    same(tmp_path / "killed", tmp_path / "whole" if grows else whole)
+    assert killed(chosen, tmp_path / "killed", STEPS, moments) == [-9] * len(moments) + [0]
+    if grows:
+        whole = tmp_path / "whole"
+        trained(chosen, whole)
+    same(tmp_path / "killed", whole)
     rows = untimed(tmp_path / "killed" / "growth.csv")
     assert [row["action"] for row in rows] == (["widen", "deepen", "to_moe", "split"] if grows else [])
 
@@ -178,8 +166,8 @@ def test_ten_kills_leave_every_loss_as_it_was(config: Path, tmp_path: Path, anch
     chosen = growing(config, tmp_path, RULES.rstrip() + MORE_RULES.rstrip() + WATCHING_RULES, anchoring)
     moments = ["change:1", "grew:2", "step:5", "change:3", "restore:1", "step:3", "checkpoint:2", "grew:1", "step:7"]
     moments.append("rename:9")
-    codes, _ = kill(30, (chosen, tmp_path / "killed", moments), (chosen, tmp_path / "whole", []))
-    assert codes == ",".join(["-9"] * len(moments) + ["0"])
+    assert killed(chosen, tmp_path / "killed", 30, moments) == [-9] * len(moments) + [0]
+    trained(chosen, tmp_path / "whole", 30)
     same(tmp_path / "killed", tmp_path / "whole")
     assert acted(tmp_path / "whole") == ALL_RULES | {"flat": "widen", "used": "widen"}
 
@@ -194,8 +182,8 @@ def test_kills_before_and_after_growth_of_each_sort_leave_every_loss_as_it_was(c
     """With a checkpoint of each step, every trial comes as far as the next growth: once before it, once after."""
     chosen = growing(config, tmp_path, RULES.rstrip() + MORE_RULES)
     moments = ["change:1", *["grew:1", "change:2"] * (len(ALL_RULES) - 1), "grew:1"]
-    codes, _ = kill(18, (chosen, tmp_path / "killed", moments), (chosen, tmp_path / "whole", []), every=1)
-    assert codes == ",".join(["-9"] * len(moments) + ["0"])
+    assert killed(chosen, tmp_path / "killed", 18, moments, every=1) == [-9] * len(moments) + [0]
+    trained(chosen, tmp_path / "whole", 18)
     same(tmp_path / "killed", tmp_path / "whole")
     assert acted(tmp_path / "whole") == ALL_RULES
 
