@@ -121,7 +121,7 @@ def test_an_operator_changes_something_and_is_exact_as_declared(name: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPERATORS))
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_is_as_declared_on_any_blueprint(name: str, blueprint: Blueprint, seed: int) -> None:
     changes_and_is_exact_as_declared(name, blueprint, seed)
@@ -135,7 +135,7 @@ def test_new_weights_train(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False))
-@settings(max_examples=24)
+@settings(max_examples=8)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_new_weights_train_in_any_blueprint(name: str, blueprint: Blueprint, seed: int) -> None:
     new_weights_train(name, blueprint, seed)
