@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.yaml import read
 from morphogen.cost import Step, costs
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen, late_growth, nominal
 from morphogen.knobs import Remark
-from morphogen.reading import dotted, is_templates, placed, read_experiment, said_of
+from morphogen.reading import dotted, experiment_in, holds_templates, placed, said_of
 from morphogen.search.availability import check_figures
 from morphogen.search.rungs import check_thresholds
 from morphogen.variation.operator import check_weights
@@ -57,10 +58,11 @@ class Validated(NamedTuple):
 def validated(file: str) -> Validated:
     """A file of an experiment, or of templates, examined as far as that goes without reading a text or training a
     tokenizer. InputError with one line, file, line and column for every mistake."""
-    if is_templates(file):
+    document = read(file)
+    if holds_templates(document):
         count = len(read_templates(file))
         return Validated(f"ok, {count} templates, for evolution.templates of an experiment", None, ())
-    experiment = read_experiment(file)
+    experiment = experiment_in(document, file)
     with placed(file):
         model, known, remarks = examined(experiment)
     parameters = int(costs(model, experiment.data.seq_len)["params"])

@@ -43,8 +43,12 @@ def read_experiment(file: str | os.PathLike[str]) -> Experiment:
     Raises:
         InputError: The file cannot be read, or one line with file, line and column for every mistake in it.
     """
-    document = read(file)
-    if _holds_templates(document):
+    return experiment_in(read(file), file)
+
+
+def experiment_in(document: Document, file: str | os.PathLike[str]) -> Experiment:
+    """The experiment in a file that was read; as `read_experiment`."""
+    if holds_templates(document):
         raise InputError(f"{file}: a file of templates, expected an experiment; one names it as evolution.templates")
     folder = user_path(file, str(file)).parent
     experiment = document.parse(Experiment)
@@ -54,12 +58,8 @@ def read_experiment(file: str | os.PathLike[str]) -> Experiment:
     return found_again(experiment, folder)
 
 
-def is_templates(file: str | os.PathLike[str]) -> bool:
-    """Whether a YAML file holds templates, and no experiment. InputError where it cannot be read."""
-    return _holds_templates(read(file))
-
-
-def _holds_templates(document: Document) -> bool:
+def holds_templates(document: Document) -> bool:
+    """Whether it holds templates, and no experiment."""
     return "templates" in document.tree and "model" not in document.tree
 
 

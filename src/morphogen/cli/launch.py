@@ -3,6 +3,7 @@
 Nothing heavy is imported until it is needed.
 """
 
+import functools
 import io
 import os
 import signal
@@ -154,7 +155,7 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted. SIGTERM and
     SIGHUP (a closed terminal) interrupt like Ctrl-C."""
     _open_standard_files()
-    command = typer.main.get_command(commands)
+    command = _command(commands)
     # typer's usage errors have no public name of their own, but this public one is among them
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     _show_any_name()
@@ -175,6 +176,10 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
         code = INTERRUPTED
     _give_up_broken_output()
     sys.exit(code)
+
+
+#: Kept, for who calls many in one process: it takes as long as reading an experiment.
+_command = functools.cache(typer.main.get_command)
 
 
 def _show_any_name() -> None:

@@ -20,7 +20,8 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 def changed(settings: Frozen) -> set[str]:
     """Fields that differ from their default. A resolved experiment names every field, so that being named says nothing
     of what a user asked for."""
-    return {name for name, field in type(settings).model_fields.items() if dict(settings)[name] != field.default}
+    values = dict(settings)
+    return {name for name, field in type(settings).model_fields.items() if values[name] != field.default}
 
 
 def list_tag(a_list: str, other: str) -> Callable[[Any], str]:
