@@ -5,9 +5,9 @@ trained; each blueprint inherits its weights and is trained on, and so is its tw
 that evolution gives. The truth is the same blueprints trained from scratch on `--times 4` times the tokens, with
 several seeds. Kendall's τ of each ranking with the truth, with a bootstrap interval over blueprints and what it costs
 in FLOPs of the child alone; beside that of twins for lossy edits alone (a child by exact edits then stands by its
-distance from the root that trained on as long, another by its twin's from the root's twin), of the number of
-parameters, of the loss right after the splice, and of one scratch seed for another, above which no predictor can be
-expected to come.
+distance from the root that trained on as long, another by its twin's from the root's twin, or by the mean of that and
+of its own), of the number of parameters, of the loss right after the splice, and of one scratch seed for another, above
+which no predictor can be expected to come.
 
     python benchmarks/rank_by.py [CONFIG] [--blueprints 24] [--edits 1] [--parent-tokens N] [--tokens N] [--times 4]
                                  [--seeds 1] [--minutes 60] [--out FOLDER] [--quick]
@@ -167,15 +167,20 @@ def report_agreement(rows: list[Row], control: Report, seeds: int, seed: int) ->
     mean = [float(np.mean(row.scratch)) for row in rows]
     own = [row.child.metrics["bpb"] for row in rows]
     twins = [value for row in rows if (value := row.child.value("bpb")) is not None]
-    beside_root = [
-        one - control.metrics["bpb"] if row.exact else twin - (control.value("bpb") or math.nan)
-        for row, one, twin in zip(rows, own, twins, strict=True)
-    ]
+    behind = [one - control.metrics["bpb"] for one in own]
+    of_twins = [twin - (control.value("bpb") or math.nan) for twin in twins]
+    lossy = [(row.exact, one, twin) for row, one, twin in zip(rows, behind, of_twins, strict=True)]
+    cost_lossy = 2.0 - sum(row.exact for row in rows) / len(rows)
     predictors = {
         "rank_by: inherited": (own, mean, 1.0),
         "rank_by: scratch": (twins, mean, 2.0),
         "rank_by: both": ([0.5 * (one + other) for one, other in zip(own, twins, strict=True)], mean, 2.0),
-        "twins of lossy edits alone": (beside_root, mean, 2.0 - sum(row.exact for row in rows) / len(rows)),
+        "twins of lossy edits: their mean with inherited": (
+            [one if exact else 0.5 * (one + twin) for exact, one, twin in lossy],
+            mean,
+            cost_lossy,
+        ),
+        "twins of lossy edits alone": ([one if exact else twin for exact, one, twin in lossy], mean, cost_lossy),
         "right after the splice": ([row.child.metrics["bpb_inherited"] for row in rows], mean, 0.0),
         "parameters": ([-row.params for row in rows], mean, 0.0),
     }

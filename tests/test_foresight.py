@@ -357,7 +357,9 @@ def test_validate_tells_machines_and_people(place: Path, cli: Cli) -> None:
     assert told[str(bad)]["mistakes"][0].startswith(f"{bad}:11:13 data.shards[0].source")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("benchmarks/roots/*.yaml")]), ids=lambda path: path.name
+)
 def test_every_shipped_file_is_valid(path: Path) -> None:
     found = validated(str(path))
     assert found.said.startswith("ok, ")

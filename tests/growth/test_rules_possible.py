@@ -21,6 +21,7 @@ ATTN = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}}
 FULL: dict[str, Any] = {"ffn": {"kind": "moe", "hidden": 16, "n_experts": 2, "k": 2}}
 STEP = {"trigger": "step", "at": 8}
 PPL = {"trigger": "perplexity"}
+USED = {"trigger": "utilization"}
 USAGE = {"trigger": "expert_usage"}
 
 
@@ -253,8 +254,8 @@ LATE: list[tuple[dict[str, Any], int, str]] = [
     ({"trigger": "gradient_norm", "above": 1.0, "window": 200}, 200, "when: never fires: it waits for 200 steps"),
     ({**PPL, "above": 1.0, "window": 200}, 200, "when: never fires: it waits for 200 steps"),
     ({"trigger": "loss_spike", "window": 200}, 201, "when: never fires: it waits for 201 steps"),
-    ({"trigger": "utilization", "window": 209}, 200, "when: never fires: it waits for 200 steps"),
-    ({"trigger": "utilization", "measure": "removal", "window": 200}, 200, "when: never fires: it waits for 200 steps"),
+    ({**USED, "measure": "gradient", "window": 209}, 207, "when: never fires: it waits for 207 steps"),
+    ({**USED, "window": 200}, 200, "when: never fires: it waits for 200 steps"),
     ({"trigger": "expert_usage", "interval": 200}, 200, "when: never fires: it waits for 200 steps"),
     ({"trigger": "any", "of": [{"trigger": "step", "at": 900}] * 2}, 900, "when.of[1]: never fires: it waits for 900"),
     (

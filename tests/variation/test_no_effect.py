@@ -245,6 +245,19 @@ def test_what_operators_leave_out_depends_on_the_length(name: str, root: Bluepri
     assert not any(map(null, made(8)))
 
 
+@pytest.mark.parametrize("name", ["tune_router_coeffs", "tune_capacity"])
+def test_what_has_no_effect_where_every_expert_runs_is_not_proposed(name: str) -> None:
+    def null(root: Blueprint, seed: int) -> bool | None:
+        made = apply_operator(root, name, np.random.default_rng(seed), Surroundings(seq_len=LENGTH))
+        return None if made is None else digest(effective(made[0], LENGTH)) == digest(effective(root, LENGTH))
+
+    assert True not in [null(moe(k=4), seed) for seed in range(20)]
+    assert False in [null(moe(k=2), seed) for seed in range(20)]
+    # what they would make is no other model: nothing is balanced, and no expert is ever full
+    without = (moe(k=4, balance=0.03), moe(k=4, drop_policy="greedy", capacity_factor=1.0))
+    assert {digest(effective(child, LENGTH)) for child in without} == {digest(effective(moe(k=4), LENGTH))}
+
+
 @pytest.mark.parametrize(
     ("name", "root"),
     [

@@ -106,8 +106,9 @@ def test_mutate_never_repeats_an_architecture_and_its_edits_lead_to_the_child(bl
     assert mutate(blueprint, np.random.default_rng(seed), steps, {}) == (child, edits)
 
 
-@pytest.mark.parametrize(("count", "share"), [(60, 0.8), pytest.param(600, 1.0, marks=pytest.mark.slow)])
-def test_every_operator_applies_to_some_drawn_blueprint(count, share, monkeypatch):
+def test_every_operator_applies_to_some_drawn_blueprint(monkeypatch):
+    """Of 167 operators 60 blueprints leave about two, so that this mostly ends early: an operator that never applies
+    is told by name."""
     monkeypatch.setattr("morphogen.plugins.entry_points", installed)
     left = set(OPERATORS) - set(NAMES)
 
@@ -115,7 +116,7 @@ def test_every_operator_applies_to_some_drawn_blueprint(count, share, monkeypatc
         """All have applied somewhere: nothing more needs to be drawn."""
 
     @given(blueprint=blueprints())
-    @settings(max_examples=count, deadline=None, phases=[Phase.generate])
+    @settings(max_examples=1000, deadline=None, phases=[Phase.generate])
     def collect(blueprint):
         found = {name for name in left if apply_operator(blueprint, name, np.random.default_rng(0))}
         left.difference_update(found)
@@ -124,7 +125,7 @@ def test_every_operator_applies_to_some_drawn_blueprint(count, share, monkeypatc
 
     with contextlib.suppress(NothingLeftError):
         collect()
-    assert len(left) <= (1.0 - share) * len(OPERATORS), sorted(left)
+    assert not left
 
 
 def test_targets_name_blocks_by_gene_id():

@@ -96,16 +96,17 @@ class UtilizationTrigger(Frozen):
     """So many layers are well used: a share of at least `share` of them has a utilization above `threshold`."""
 
     trigger: Literal["utilization"] = "utilization"
-    measure: Literal["gradient", "removal", "activation"] = "gradient"
-    """How a layer's use is told. gradient: from the gradient at its output, how far the loss would move without it.
-    removal: by the loss without it, a forward pass for each. activation: norm of the output times its share of
-    non-zero entries, which says little of its use."""
+    measure: Literal["removal", "gradient", "activation"] = "removal"
+    """How a layer's use is told. removal: by the loss on held text without it, once a window, on as much text as a
+    small share of the window affords. gradient: from the gradient at its output, how far the loss would move without
+    it; free, and less to be trusted. activation: norm of the output times its share of non-zero entries, which says
+    little."""
     threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Utilization, in [0, 1] with 1 that of the most used layer, above which a layer counts as used."""
     share: Share = 0.8
     """Share of the layers that has to be."""
-    window: Window = 20
-    """Steps of the mean."""
+    window: Window = 100
+    """Steps of the mean, or between two measurements by removal."""
 
 
 class ResourcesTrigger(Frozen):

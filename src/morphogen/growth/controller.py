@@ -20,6 +20,9 @@ from morphogen.growth.triggers import LATER, Fired, Signals, Since, Watched, ahe
 from morphogen.growth.utilization import Measure, Uses
 from morphogen.variation.making import NOBODY, UNKNOWN, Chosen, Used, within
 
+#: Measure and window by which layers are dropped where a rule's trigger measures none: one that knows something early.
+USUAL: tuple[Measure, int] = ("gradient", 20)
+
 
 @dataclass
 class Standing:
@@ -276,8 +279,7 @@ def _measured(rules: Sequence[GrowthRule]) -> Iterator[tuple[Measure, int]]:
         asked = [(one.measure, one.window) for one in parts(rule.when) if isinstance(one, UtilizationTrigger)]
         yield from asked
         if not asked and isinstance(rule.do, DropLayer):
-            usual = UtilizationTrigger()
-            yield usual.measure, usual.window
+            yield USUAL
 
 
 def _identity(blueprint: Blueprint) -> str:

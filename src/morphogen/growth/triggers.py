@@ -33,8 +33,9 @@ from morphogen.growth.monitor import Ceilings, Snapshot, Verdict
 
 #: A trigger with a window is asked at every so-many-th part of it.
 LOOKS_PER_WINDOW = 10
-#: Measured steps in a window of utilization: so many tell what all would.
-SAMPLES = 10
+#: Measured steps in a window of utilization at most. What is averaged over them is heavy-tailed: between layers that
+#: are used alike noise decides where they are few.
+SAMPLES = 100
 #: Steps between two looks at the machine.
 RESOURCES_EVERY = 10
 #: A fall of the loss counts where it is this many standard errors away from none: one flat window in 100 shows one.
@@ -125,8 +126,9 @@ def parts(trigger: Trigger) -> Iterator[Trigger]:
 
 
 def samples(measure: str, window: int) -> int:
-    """Measured steps in a window of an `utilization` trigger: removal takes a forward pass for each layer."""
-    return 1 if measure == "removal" else min(SAMPLES, window)
+    """Measured steps in a window of an `utilization` trigger: all, or every so-many-th of a long one. Removal takes a
+    forward pass for each layer, and is measured once."""
+    return 1 if measure == "removal" else window // math.ceil(window / SAMPLES)
 
 
 def reach(trigger: Trigger) -> int:

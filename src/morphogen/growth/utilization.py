@@ -1,13 +1,14 @@
-"""How much a model uses each of its layers, in [0, 1]: measured at a few steps, averaged over a window.
+"""How much a model uses each of its layers, in [0, 1]: measured while it trains, averaged over a window.
 
 A layer is a block, and what it does is the change that it makes of the stream, δ = y − x. Three measures u of it:
 
-    gradient    Σ_t (δ_t·g_t)², g = ∂L/∂y at the tokens t of a step: how far the loss would move, to first order, if the
-                block were taken away at a token, squared. (The plain sum of δ·g is the gradient of a factor at the
-                block's output, which goes to zero as a model learns, however much it needs the block.) Of the
-                estimates from gradients it ranks layers most like their removal does. Ref: arXiv 1906.10771.
-    removal     L without the block − L, on some held text: what it does change it by. A forward pass each, so that it
-                is measured once a window.
+    removal     L without the block − L, on some held text: what it does change it by, itself. A forward pass each, so
+                that it is measured once a window, on as much text as that affords.
+    gradient    Σ_t (δ_t·g_t)², g = ∂L/∂y at the tokens t of a step: twice what the loss would rise by, to second
+                order, if the block were taken away at a token, with the Hessian taken for that of Fisher. (To first
+                order it is −Σ δ·g, the gradient of a factor at the block's output, which goes to zero as a model
+                learns, however much it needs the block.) It costs next to nothing, but its terms are heavy-tailed, and
+                it cannot see what other layers would make up for. Ref: arXiv 1906.10771.
     activation  ‖δ‖ · the share of entries of δ that are not zero. It says little of what a layer is good for.
 
 The utilization of a layer is the mean of its u over the window, by that of the most used layer; 0 where it is
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from morphogen.growth.triggers import samples
 from morphogen.network import LanguageModel
 
-Measure = Literal["gradient", "removal", "activation"]
+Measure = Literal["removal", "gradient", "activation"]
 
 
 class Watch:
@@ -61,11 +62,12 @@ class Watch:
         with torch.no_grad():
             delta_BTD = y_BTD - inputs[0]
 
-        def meet(grad_BTD: Tensor) -> None:
-            each_BT = torch.einsum("btd,btd->bt", delta_BTD.float(), grad_BTD.float())
-            self._sums[block] += each_BT.square().sum()
+        y_BTD.register_hook(partial(self._meet, block, delta_BTD))  # type: ignore[no-untyped-call]
 
-        y_BTD.register_hook(meet)  # type: ignore[no-untyped-call]
+    def _meet(self, block: str, delta_BTD: Tensor, grad_BTD: Tensor) -> None:
+        """The gradient at a block's output has come."""
+        each_BT = torch.einsum("btd,btd->bt", delta_BTD.float(), grad_BTD.float())
+        self._sums[block] += each_BT.square().sum()
 
     @torch.no_grad()
     def _activation(self, block: str, module: nn.Module, inputs: tuple[Tensor, ...], y_BTD: Tensor) -> None:

@@ -38,6 +38,8 @@ from morphogen.training.saved import Saved
 from morphogen.training.trace import Progress
 from morphogen.training.trainer import Batches, Trainer
 
+#: Share of a window's steps that measuring by removal may take.
+REMOVAL_SHARE = 0.015
 OnEvent = Callable[[GrowthEvent], None]
 #: A splice of weights.
 Carry = Callable[[StateDict], StateDict]
@@ -177,7 +179,7 @@ class Growing:
             uses.add(watch.scores())
         for uses in due:
             if uses.measure == "removal":
-                uses.add(removal(trainer.model, self._held_loss_of_few))
+                self.measure(uses)
         return stop
 
     def _on_record(self, record: Record) -> None:
@@ -320,9 +322,17 @@ class Growing:
             experts=experts_of(blueprint),
         )
 
-    def _held_loss_of_few(self, model: LanguageModel) -> float:
-        """Of an eighth of the held batch, for what is measured often."""
-        return self._held_loss(model, max(1, len(self.held_BT1) // 8))
+    def measure(self, uses: Uses) -> None:
+        """Adds a sample of what each layer's removal does."""
+        rows = self._affordable(uses.window)
+        uses.add(removal(self.trainer.model, lambda model: self._held_loss(model, rows)))
+
+    def _affordable(self, window: int) -> int:
+        """Rows of the held batch on which removal is measured once in so many steps: as many as take `REMOVAL_SHARE` of
+        them, with a step taken for three forward passes of its sequences; at least one."""
+        step = 3 * self.trainer.tokens_per_step // self.seq_len
+        passes = len(self.blueprint.blocks) + 1
+        return max(1, min(len(self.held_BT1), int(REMOVAL_SHARE * window * step / passes)))
 
     @torch.no_grad()
     def _held_loss(self, model: LanguageModel, rows: int | None = None) -> float:

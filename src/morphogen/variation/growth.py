@@ -113,7 +113,10 @@ def _trigger(blueprint: Blueprint, action: GrowthAction, rng: np.random.Generato
         triggers.StepTrigger(every=steps),
         triggers.PlateauTrigger(window=steps, tolerance=float(rng.choice([1e-3, 1e-2, 5e-2]))),
         triggers.UtilizationTrigger(
-            threshold=float(rng.choice([0.1, 0.25, 0.5])), share=float(rng.choice([0.5, 0.8])), window=steps
+            measure="gradient",
+            threshold=float(rng.choice([0.1, 0.25, 0.5])),
+            share=float(rng.choice([0.5, 0.8])),
+            window=steps,
         ),
     ]
     if isinstance(action, rules.SplitExperts | rules.PruneExperts):
