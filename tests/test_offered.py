@@ -10,20 +10,39 @@ import pytest
 from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Report, Status
 from morphogen.data.corpora import documents, fingerprint
+from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.data.tokenizers import named
 from morphogen.errors import InputError
-from morphogen.experiment import Evolution, Experiment
+from morphogen.experiment import Data, Evolution, Experiment
 from morphogen.plugins import looking
 from morphogen.reading import read_experiment
 from morphogen.selection.parents import Pool, Rules, select_parent
 from morphogen.selection.survival import front, survive
+from tiny import write_corpus
 
 OFFERS = """
 from morphogen.data.document import Document
+from morphogen.data.probes import Asked, Kind
 from morphogen.data.tokenizers import ByteTokenizer
+import numpy as np
 
 NUMBER = 3
+
+
+class Echo(Kind):
+    name = "echo"
+
+    def least(self):
+        return 2, 4
+
+    def chance(self, vocab):
+        return 1 / vocab
+
+    def sequence(self, rng, seq_len, vocab):
+        ids = rng.integers(vocab, size=seq_len + 1)
+        ids[-self.size:] = ids[0]
+        return Asked(ids, np.arange(seq_len - self.size, seq_len), np.full(self.size, seq_len))
 
 
 def counting(arguments):
@@ -66,6 +85,9 @@ nobody = offers:nobody
 [morphogen.corpora]
 counting = offers:counting
 bare = offers:bare
+[morphogen.probes]
+echo = offers:Echo
+odd = builtins:dict
 [morphogen.tokenizers]
 plain = offers:plain
 odd = builtins:dict
@@ -180,6 +202,19 @@ def test_a_corpus_and_a_tokenizer_of_a_package_are_prepared_like_our_own(
 def test_a_corpus_that_cannot_be_read_is_refused(shard: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(documents(read(f"data: {{shards: [{{{shard}}}]}}\n").data.shards[0]))
+
+
+def test_a_probe_of_a_package_is_asked_like_our_own(tmp_path: Path) -> None:
+    corpus = str(write_corpus(tmp_path / "corpus"))
+    split, text = {"train": 0.6, "eval": 0.2}, {"source": corpus}
+    plain = {"tokenizer": "bytes", "seq_len": 32, "batch_size": 4, "split": split}
+    prepared = prepare(Data.model_validate({**plain, "shards": [text, {"source": "probe:echo:3"}]}))
+    (probe,) = prepared.probes
+    assert (probe.label, probe.size, probe.chance) == ("echo", 3, 1 / 257)
+    scored = (np.concatenate([Mixture(prepared, 0).batch(step) for step in range(20)]) >= 0).sum(axis=1)
+    assert set(scored.tolist()) == {3, 33}
+    with pytest.raises(InputError, match="expected a class that inherits from"):
+        prepare(Data.model_validate({**plain, "shards": [text, {"source": "probe:odd"}]}))
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:

@@ -161,7 +161,7 @@ class Experiment(Frozen):
     @model_validator(mode="after")
     def _recall(self) -> Self:
         """With a probe in the data, recall is among the objectives that a file leaves to the defaults."""
-        if self.data.probe is not None and "objectives" not in self.evolution.model_fields_set:
+        if self.data.recall is not None and "objectives" not in self.evolution.model_fields_set:
             objectives: dict[str, Direction] = {**OBJECTIVES, "long_recall": "max"}
             self.__dict__["evolution"] = self.evolution.model_copy(update={"objectives": objectives})
         return self

@@ -30,7 +30,9 @@ HOMES = ("morphogen.metrics", "morphogen.parts", "morphogen.cost", "morphogen.se
 
 #: What a figure can need of an experiment, in words. Anything else is a kind of part, or a plug-in's class.
 NEEDS: Mapping[str, str] = {
-    "probe": "a recall probe among the data's shards, such as {source: 'probe:mqar'}",
+    "probe": "a probe among the data's shards, such as {source: 'probe:passkey'}",
+    "mqar": "the recall probe among the data's shards: {source: 'probe:mqar'}",
+    "math": "the probe of sums among the data's shards: {source: 'probe:math'}",
     "weights": "weights to start from: a parent's, or of train.init_checkpoint",
     "recurrence": "a recurrence in the model",
     "moe": "a mixture of experts in the model, an ffn of kind moe",
@@ -43,8 +45,8 @@ class Figure:
     """What one number of a candidate is.
 
     Attributes:
-        name: As in reports. In it `<shard>` stands for the name of any measured text and `<n>` for any whole number, so
-            that one declaration holds for a family.
+        name: As in reports. In it `<shard>` stands for the name of any measured text, `<probe>` for that of any probe,
+            and `<n>`, `<length>` and `<depth>` for any whole number, so that one declaration holds for a family.
         unit: Of the number.
         better: Which way it is; `none` where neither is.
         sort: `metric` is measured of a trained model and repeats; `timed` depends on the machine's clock or memory;
@@ -55,7 +57,7 @@ class Figure:
         score: What a weight may call it besides its name.
         column: Whether tables show it beside the objectives.
         chance: The figure that says what a model without the ability gets; a value that is not shown to be better
-            counts as that one.
+            counts as that one. Of a family it may name the probe too.
     """
 
     name: str
@@ -72,10 +74,15 @@ class Figure:
         """Whether `name` is this figure's, or one of its family."""
         return name == self.name or ("<" in self.name and _pattern(self.name).fullmatch(name) is not None)
 
+    def chance_of(self, name: str) -> str:
+        """The figure of chance of one of the family; empty where there is none."""
+        found = _pattern(self.name).fullmatch(name) if "<probe>" in self.chance else None
+        return self.chance if found is None else self.chance.replace("<probe>", found[1])
+
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace("<shard>", "(.+)").replace("<n>", "([0-9]+)"))
+    return re.compile(re.sub("<(shard|probe)>", "(.+)", re.sub("<(n|length|depth)>", "([0-9]+)", re.escape(name))))
 
 
 _DECLARED: dict[str, Figure] = {}

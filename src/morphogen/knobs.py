@@ -49,13 +49,23 @@ def knobs(experiment: Experiment) -> Iterator[Remark]:
             yield from _of_part(part, ("model", "blocks", i, *steps))
     for i, loop in enumerate(experiment.model.recurrences):
         yield from _of_part(loop, ("model", "recurrences", i))
-    if (places := experiment.model.emb.positions) is not None and experiment.data.seq_len > places:
-        said = f"is {experiment.data.seq_len}, but model.emb.positions is {places}: no later place is learned"
-        yield Remark(("data", "seq_len"), said, True)
+    if (places := experiment.model.emb.positions) is not None:
+        for loc, length in _lengths(experiment.data):
+            if length > places:
+                said = f"is {length}, but model.emb.positions is {places}: no later place is learned"
+                yield Remark(loc, said, True)
     yield from _of_training(experiment.train, experiment.data, experiment.evolution)
     yield from _of_anchoring(experiment.train, experiment.evolution, grows=bool(experiment.model.growth))
     yield from _of_search(experiment.evolution)
     yield from _of_priors(experiment.priors, experiment.evolution)
+
+
+def _lengths(data: Data) -> Iterator[tuple[Loc, int]]:
+    """Where lengths of sequences stand, of training and of probes."""
+    yield ("data", "seq_len"), data.seq_len
+    for field in ("shards", "eval_shards"):
+        for i, shard in enumerate(dict(data)[field]):
+            yield from ((("data", field, i, "lengths", j), length) for j, length in enumerate(shard.lengths))
 
 
 def _of_part(part: Part, loc: Loc) -> Iterator[Remark]:

@@ -22,7 +22,7 @@ VARIABLE = "MORPHOGEN_ALLOW_CODE"
 #: Entry-point groups.
 PARTS, OPERATORS, FIGURES = "morphogen.parts", "morphogen.operators", "morphogen.figures"
 SELECTORS, SURVIVAL = "morphogen.selectors", "morphogen.survival"
-CORPORA, TOKENIZERS = "morphogen.corpora", "morphogen.tokenizers"
+CORPORA, TOKENIZERS, PROBES = "morphogen.corpora", "morphogen.tokenizers", "morphogen.probes"
 
 T = TypeVar("T")
 Permission = Literal["refused", "looked at", "allowed"]

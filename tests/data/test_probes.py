@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from examples import up_to
 from morphogen.data.mixture import BLOCK, Mixture, Trained, unique_tokens
 from morphogen.data.prepare import prepare
-from morphogen.data.probes import POWER, Probe, scored_only, slot_law
+from morphogen.data.probes import Probe, scored_only
+from morphogen.data.probes.mqar import POWER, slot_law
 from morphogen.errors import InputError
 from morphogen.experiment import Data
 
@@ -43,7 +44,7 @@ def test_a_sequence_holds_pairs_then_every_key_once_again_with_its_value(
 
 
 def test_tokens_are_drawn_evenly_and_slots_by_the_power_law() -> None:
-    probe = Probe(pairs=1, weight=1.0, seq_len=33, vocab_size=20)
+    probe = Probe(size=1, weight=1.0, seq_len=33, vocab_size=20)
     drawn = [probe.sequence(seed) for seed in range(8000)]
     keys, values = (np.bincount([one.ids[i] for one in drawn], minlength=20) / 8000 for i in (0, 1))
     assert np.abs(keys[:10] - 0.1).max() < 0.015
@@ -112,21 +113,24 @@ def test_a_probe_that_is_only_measured_is_not_trained_on(data: Callable[..., Dat
     text = {"source": folder()}
     prepared = prepare(data(seq_len=32, shards=[text], eval_shards=[text, {"source": "probe:mqar"}]))
     plain = prepare(data(seq_len=32, shards=[text]))
-    assert prepared.probe is not None
-    assert (prepared.probe.pairs, prepared.probe.weight) == (8, 0.0)
+    (probe,) = prepared.probes
+    assert (probe.name, probe.size, probe.weight) == ("mqar", 8, 0.0)
     assert np.array_equal(Mixture(prepared, 0).batch(3), Mixture(plain, 0).batch(3))
-    assert plain.probe is None
+    assert plain.probes == ()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"shards": [{"source": "probe:mqar"}]}, "there are only probes"),
-        ({"shards": [{"source": "x"}, {"source": "probe:mqr"}]}, "got 'probe:mqr', expected probe:mqar"),
+        (
+            {"shards": [{"source": "x"}, {"source": "probe:mqr"}]},
+            "got 'probe:mqr', expected probe:NAME .* did you mean 'probe:mqar'",
+        ),
         ({"shards": [{"source": "x"}, {"source": "probe:mqar:0"}]}, "got 'probe:mqar:0'"),
         (
             {"shards": [{"source": "x"}, {"source": "probe:mqar:4"}], "eval_shards": [{"source": "probe:mqar"}]},
-            r"probes of \[4, 8\] pairs, expected one",
+            "got 'probe:mqar:4' and 'probe:mqar' for the probe 'mqar', expected one probe of a name",
         ),
         ({"healing_shards": [{"source": "probe:mqar"}], "healing_tokens": 1}, "a probe does not heal"),
     ],

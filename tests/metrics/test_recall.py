@@ -13,7 +13,7 @@ from morphogen.errors import DivergedError
 from morphogen.estimates import Estimate, standard_error
 from morphogen.metrics.recall import SEQUENCES, recall
 
-PROBE = Probe(pairs=4, weight=0.0, seq_len=47, vocab_size=40)
+PROBE = Probe(size=4, weight=0.0, seq_len=47, vocab_size=40)
 
 
 class Answering(nn.Module):
@@ -75,7 +75,7 @@ def test_the_error_of_recall_is_that_over_sequences() -> None:
     found = half["long_recall"]
     assert isinstance(found, Estimate)
     assert len(found.influence_U) == SEQUENCES
-    questions = SEQUENCES * PROBE.pairs
+    questions = SEQUENCES * PROBE.size
     least = math.sqrt(found * (1.0 - found) / questions)
     assert least * 0.8 < (standard_error(found.influence_U) or 0.0) < least * 3.0  # buckets are of unequal size
     assert found.influence_U.sum() == pytest.approx(0.0, abs=1e-9)

@@ -495,8 +495,13 @@ SECTIONS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         "evolution.objectives.ppl_math", "dropped", {"evolution.objectives": {"ppl": "min", "layers": "max"}},
     ),
     "recall is measured": (
-        {"evolution": {"pareto_objectives": ["ppl_code", "long_recall", "passkey_loss"]}}, "evolution without a probe",
-        "approximated", {"evolution.objectives": {"ppl": "min", "long_recall": "max", "recall_nll": "min"}},
+        {"evolution": {"pareto_objectives": ["ppl_code", "long_recall", "passkey_loss"]}},
+        "evolution without the probe mqar",
+        "approximated", {"evolution.objectives": {"ppl": "min", "long_recall": "max", "nll_passkey": "min"}},
+    ),
+    "a copy task at a length of its own": (
+        {"train": {"passkey_eval_steps": 3, "passkey_eval_seq_len": 1024}}, "train.passkey_eval_seq_len",
+        "translated", {"data.shards[1].source": "probe:passkey", "data.shards[1].lengths": [1024]},
     ),
     "a ratio with its epsilon": (
         {"evolution": {"composite_metrics": [

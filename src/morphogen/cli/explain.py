@@ -15,7 +15,7 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.tokenizers import named
 from morphogen.errors import InputError, MorphogenError
 from morphogen.experiment import BPE, Data, Experiment
-from morphogen.metrics.recall import SEQUENCES
+from morphogen.metrics.probing import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.search.rungs import stages
@@ -81,7 +81,7 @@ def text_at_hand(data: Data) -> PreparedData | None:
     """The data made ready where that takes a moment: files of at most `SMALL_BYTES` in all. None for any other, and for
     what cannot be read, which a run will complain of."""
     sources = {
-        Path(shard.source) for shard in (*data.shards, *data.eval_shards, *data.healing_shards) if not shard.pairs
+        Path(shard.source) for shard in (*data.shards, *data.eval_shards, *data.healing_shards) if not shard.probe
     }
     total = 0
     for source in sources:
@@ -93,6 +93,11 @@ def text_at_hand(data: Data) -> PreparedData | None:
         return prepare(data)
     except MorphogenError:
         return None
+
+
+def probed_tokens(data: Data) -> int:
+    """Tokens that probes ask of a candidate."""
+    return SEQUENCES * sum(length for shard in data.probes for length in shard.lengths or (data.seq_len,))
 
 
 def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Forecast:
@@ -122,7 +127,7 @@ def forecast(experiment: Experiment, prepared: PreparedData | None = None) -> Fo
     return Forecast(
         candidates=candidates,
         tokens_each=tokens_each,
-        eval_tokens_each=held_out + (SEQUENCES * data.seq_len if data.probe else 0),
+        eval_tokens_each=held_out + probed_tokens(data),
         tokens=tokens,
         measurements=measurements,
     )

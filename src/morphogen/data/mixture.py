@@ -3,9 +3,9 @@
 A *window* is `seq_len` consecutive targets of one shard's split with the token before them; windows share no target.
 Which shard a sequence comes from is a fixed table: in every block of `BLOCK` sequences each shard has its share to the
 nearest sequence, spread evenly. Which window it is comes from a permutation per epoch, so that within an epoch no
-window repeats. A probe stands after the shards of text as one more; its sequences are numbered, and made when they are
-read. In those, −1 − i stands for token i where it is not scored as a target. Nothing is carried from step to step, so
-any step can be asked for at any time.
+window repeats. Probes stand after the shards of text, each as one more; their sequences are numbered, and made when
+they are read. In those, −1 − i stands for token i where it is not scored as a target. Nothing is carried from step to
+step, so any step can be asked for at any time.
 
 Shapes: B sequences of a batch, S sequences asked for, T targets of a sequence (T1 is T + 1 tokens), W windows,
 K = BLOCK, V vocabulary.
@@ -53,17 +53,17 @@ class Trained(NamedTuple):
 
 
 class _Stream:
-    """Sequences drawn from weighted shards, and a probe where it has a weight, without end."""
+    """Sequences drawn from weighted shards, and the probes that have a weight, without end."""
 
     def __init__(
-        self, shards: tuple[PreparedShard, ...], probe: Probe | None, seq_len: int, entropy: tuple[int, ...]
+        self, shards: tuple[PreparedShard, ...], probes: Sequence[Probe], seq_len: int, entropy: tuple[int, ...]
     ) -> None:
         self.shards = shards
-        self.probe = probe if probe is not None and probe.weight > 0 else None
+        self.probes = [probe for probe in probes if probe.weight > 0]
         self.seq_len = seq_len
         self.entropy = entropy
         self.n_windows = [shard.windows("train", seq_len) for shard in shards]
-        weights = [shard.weight for shard in shards] + ([self.probe.weight] if self.probe else [])
+        weights = [shard.weight for shard in shards] + [probe.weight for probe in self.probes]
         self.shard_K, self.rank_K, self.per_block = _table(weights)
         self._order: dict[int, tuple[int, Ids]] = {}
 
@@ -80,7 +80,7 @@ class _Stream:
 
     def _windows_at(self, shard: int, position_S: Ids) -> Ids:
         """The windows at these positions of one shard's endless sequence of epochs; a probe has only one."""
-        if shard == len(self.shards):
+        if shard >= len(self.shards):
             return position_S
         epoch_S, index_S = np.divmod(position_S, self.n_windows[shard])
         window_S = np.empty_like(position_S)
@@ -101,15 +101,16 @@ class _Stream:
         windows_S2 = self.windows(first, last)
         ids_ST1 = np.empty((last - first, self.seq_len + 1), dtype=np.int64)
         for row, (shard, window) in enumerate(windows_S2.tolist()):
-            if self.probe is not None and shard == len(self.shards):
-                ids_ST1[row] = scored_only(self.probe.sequence(*self.entropy, shard, window))
+            if shard >= len(self.shards):
+                probe = self.probes[shard - len(self.shards)]
+                ids_ST1[row] = scored_only(probe.sequence(*self.entropy, shard, window))
             else:
                 start = window * self.seq_len
                 ids_ST1[row] = tokens[shard][start : start + self.seq_len + 1]
         return ids_ST1
 
     def count(self, n_sequences: int) -> Ids:
-        """How many of the first `n_sequences` come from each shard, and last from the probe where there is one."""
+        """How many of the first `n_sequences` come from each shard, and then from each probe."""
         blocks, rest = divmod(n_sequences, BLOCK)
         return blocks * self.per_block + np.bincount(self.shard_K[:rest], minlength=len(self.per_block))
 
@@ -219,8 +220,8 @@ def unique_tokens(prepared: PreparedData, runs: Iterable[Trained | tuple[int, in
                     stream.count(step * prepared.step_sequences).tolist() for step in (run.first, run.first + steps)
                 )
                 _mark(stream, first, last, seen)
-                if stream.probe:
-                    made.setdefault(stream.entropy, []).append((first[-1], last[-1]))
+                for place in range(len(stream.shards), len(first)):
+                    made.setdefault((*stream.entropy, place), []).append((first[place], last[place]))
     n_made = sum(_covered(spans) for spans in made.values())
     return prepared.seq_len * (sum(int(mask_W.sum()) for mask_W in seen.values()) + n_made)
 
@@ -248,8 +249,8 @@ def _covered(spans: list[tuple[int, int]]) -> int:
 
 def _stream(prepared: PreparedData, seed: int, kind: int) -> _Stream:
     healing = kind == _HEALING
-    shards, probe = (prepared.healing_shards, None) if healing else (prepared.shards, prepared.probe)
-    return _Stream(shards, probe, prepared.seq_len, (prepared.seed, seed, kind))
+    shards, probes = (prepared.healing_shards, ()) if healing else (prepared.shards, prepared.probes)
+    return _Stream(shards, probes, prepared.seq_len, (prepared.seed, seed, kind))
 
 
 def _table(weights: Sequence[float]) -> tuple[Ids, Ids, Ids]:

@@ -68,7 +68,7 @@ class PreparedData:
     shards: tuple[PreparedShard, ...]
     eval_shards: tuple[PreparedShard, ...]
     healing_shards: tuple[PreparedShard, ...]
-    probe: Probe | None
+    probes: tuple[Probe, ...]
     accumulate: int = 1
 
     @property
@@ -223,7 +223,7 @@ def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = Non
         shards=tuple(prepared(shard) for shard in data.text_shards),
         eval_shards=tuple(prepared(shard) for shard in data.measured_shards),
         healing_shards=tuple(prepared(shard) for shard in data.healing_shards),
-        probe=_probe(data, tokenizer.vocab_size),
+        probes=tuple(_probes(data, tokenizer.vocab_size)),
         accumulate=accumulate,
     )
     for shard in ready.shards + ready.healing_shards:
@@ -247,11 +247,13 @@ def _placed(data: "Data", shard: "Shard") -> Iterator[None]:
         raise
 
 
-def _probe(data: "Data", vocab_size: int) -> Probe | None:
-    shard = data.probe
-    if shard is None or shard.pairs is None:
-        return None
-    return Probe(shard.pairs, shard.weight if shard in data.shards else 0.0, data.seq_len, vocab_size)
+def _probes(data: "Data", vocab_size: int) -> Iterator[Probe]:
+    trained = {shard.label for shard in data.shards if shard.probe is not None}
+    for shard in data.probes:
+        if shard.probe is not None:
+            weight = shard.weight if shard.label in trained else 0.0
+            kind, size = shard.probe
+            yield Probe(size, weight, data.seq_len, vocab_size, kind, shard.label, shard.lengths)
 
 
 def _check_spelled(data: "Data", shard: "Shard", loss: Loss) -> None:

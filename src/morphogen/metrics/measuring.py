@@ -11,7 +11,7 @@ Nothing here or at the top of a metric's file imports torch: what figures there 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from morphogen.data.mixture import Mixture
     from morphogen.data.prepare import PreparedData
     from morphogen.metrics.perplexity import Score
+    from morphogen.metrics.probing import Answers
     from morphogen.network import LanguageModel
 
 
@@ -34,6 +35,7 @@ class Subject:
 
     eval_tokens: held-out tokens of every shard, at most. losses, grad_norms: of every training step on the training
     shards, healing left out. recorded: what the model's branches reported of themselves, step by step, by name.
+    answered: what was asked of the model by probes already.
     """
 
     model: "LanguageModel"
@@ -44,6 +46,7 @@ class Subject:
     losses: Sequence[float]
     grad_norms: Sequence[float]
     recorded: Mapping[str, Sequence[float]]
+    answered: "dict[str, dict[int, Answers]]" = field(default_factory=dict)
 
     @property
     def prepared(self) -> "PreparedData":

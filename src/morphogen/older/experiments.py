@@ -12,8 +12,8 @@ from morphogen.older.training import data, passkey, train
 
 #: Pairs of a recall probe at most, and the tokens that each needs, twice.
 PAIRS, PAIR_TOKENS = 8, 4
-#: Figures that only a probe gives.
-RECALL = ("long_recall", "recall_nll")
+#: Probe -> figures that only it gives.
+NEEDED = {"mqar": ("long_recall", "recall_nll"), "passkey": ("nll_passkey", "acc_passkey")}
 #: A probe's share of the training sequences.
 PROBE_SHARE = 0.05
 MOST_STEPS = 64
@@ -35,26 +35,31 @@ def experiment(old: Fields) -> dict[str, Any]:
     training.rest()
     budget = found["evolution"]["rung1_tokens"] + found["evolution"]["rung2_tokens"]
     found["train"].setdefault("max_tokens", max(1, budget))
-    _probe(search, found, asked is not None)
+    _probes(search, found, asked)
     search.rest()
     _priors(old.inner("priors"))
     old.rest()
     return {name: found[name] for name in ("model", "train", "data", "evolution")}
 
 
-def _probe(search: Fields, found: dict[str, Any], asked: bool) -> None:
-    """A recall probe, where an objective needs one or the older copy task was asked for."""
-    needs = [name for name in RECALL if name in found["evolution"]["objectives"]]
-    composites = found["evolution"].get("composite_metrics", {}).values()
-    needs += [name for each in composites for name in each["of"] if name in RECALL]
-    if not (needs or asked):
-        return
-    pairs = min(PAIRS, (found["data"]["seq_len"] + 1) // PAIR_TOKENS)
-    weight = PROBE_SHARE * sum(shard.get("weight", 1.0) for shard in found["data"]["shards"])
-    shard = {"source": f"probe:mqar:{pairs}", "name": "mqar", "weight": float(f"{weight:.3g}")}
-    found["data"]["shards"] = [*found["data"]["shards"], shard]
-    why = f"{' and '.join(dict.fromkeys(needs))} is measured here" if needs else "in place of the copy task"
-    search.absent("approximated", "a probe", "data.shards", f"{shard['source']}, a small share of the training: {why}")
+def _probes(search: Fields, found: dict[str, Any], asked: int | None) -> None:
+    """Probes, where an objective needs one or the older copy task was asked for."""
+    evolution, data = found["evolution"], found["data"]
+    figures = [*evolution["objectives"]]
+    figures += [name for each in evolution.get("composite_metrics", {}).values() for name in each["of"]]
+    pairs = min(PAIRS, (data["seq_len"] + 1) // PAIR_TOKENS)
+    weight = float(f"{PROBE_SHARE * sum(shard.get('weight', 1.0) for shard in data['shards']):.3g}")
+    made = {
+        "mqar": {"source": f"probe:mqar:{pairs}", "weight": weight},
+        "passkey": {"source": "probe:passkey", "weight": weight, **({"lengths": [asked]} if asked else {})},
+    }
+    for kind, shard in made.items():
+        needs = dict.fromkeys(name for name in figures if name in NEEDED[kind])
+        if needs or (kind == "passkey" and asked):
+            data["shards"] = [*data["shards"], shard]
+        if needs:
+            said = f"{shard['source']}, a small share of the training: it measures {' and '.join(needs)}"
+            search.absent("approximated", f"the probe {kind}", "data.shards", said)
 
 
 def _model(old: Fields, seq_len: int) -> dict[str, Any]:

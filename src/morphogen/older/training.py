@@ -135,22 +135,21 @@ def _optimizer(old: Fields) -> dict[str, Any]:
 PASSKEY = re.compile("passkey_eval_.*")
 
 
-def passkey(old: Fields, seq_len: int) -> tuple[str, int] | None:
-    """The probe that stands in for the older copy task, at its length; None where there was none."""
+def passkey(old: Fields, seq_len: int) -> int | None:
+    """The length at which the probe is asked that stands in for the older copy task; None where there was none."""
     names = [name for name in old.names() if PASSKEY.fullmatch(name)]
     if not old.whole("passkey_eval_steps"):
         for name in names:
             old.idle(name, "without passkey_eval_steps nothing was asked")
         return None
     length = old.whole("passkey_eval_seq_len", seq_len, least=8)
-    to = "data.shards (probe:passkey)"
-    said = "a share of the training sequences in place of a copy that is trained apart, some steps long"
-    old.near("passkey_eval_steps", to, said)
+    said = "probe:passkey, a share of the training sequences; there a copy of the model trained apart for so many steps"
+    old.near("passkey_eval_steps", "data.shards", said)
     if old.has("passkey_eval_seq_len"):
-        old.near("passkey_eval_seq_len", "data.shards[].lengths", "it is trained at data.seq_len and asked at both")
+        old.kept("passkey_eval_seq_len", "data.shards[].lengths")
     for name in names:
         old.drop(name, "the probe has a rule of its own for it")
-    return "probe:passkey", length
+    return length
 
 
 # -------------------------------------------------------------------------------------------------------------- data

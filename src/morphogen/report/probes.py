@@ -28,7 +28,7 @@ def probe_rows(run: RunShown) -> list[Row]:
         for report in _shown(run):
             value = finite(report.value(name))
             if value is not None:
-                error, chance = report.error(name), _chance(report, meaning)
+                error, chance = report.error(name), _chance(report, meaning, name)
                 rows.append(
                     {"figure": name, "candidate": report.id, "value": value, "±": error, "chance": chance}
                     | {"at chance": _at_chance(value, error, chance, meaning)}
@@ -42,8 +42,8 @@ def _shown(run: RunShown) -> list[Report]:
     return [run.reports[id] for id in ids if id in run.reports and run.reports[id].status is Status.TRAINED]
 
 
-def _chance(report: Report, meaning: Meaning) -> float | None:
-    value: float | None = finite(report.value(meaning.chance))
+def _chance(report: Report, meaning: Meaning, name: str) -> float | None:
+    value: float | None = finite(report.value(meaning.chance_of(name)))
     return value
 
 

@@ -1,6 +1,6 @@
 """Which figures the candidates of an experiment can have: asked before anything is trained."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError, unknown
@@ -20,19 +20,23 @@ class Available:
         recorded = {figure.name for part in parts for figure in part.recorded()}
         has = frozenset[str]().union(*(part.counts_as() | {part.label} for part in parts))
         has |= {"recurrence"} if model.recurrences else set()
-        has |= {"probe"} if experiment.data.probe is not None else set()
+        probes = {shard.label: shard for shard in experiment.data.probes}
+        has |= {"probe"} if probes else set()
+        has |= {shard.probe.kind for shard in probes.values() if shard.probe} & {"mqar", "math"}
         has |= {"weights"} if experiment.train.init_checkpoint is not None else set()
-        grown = frozenset(NEEDS) - {"probe"}
+        grown = frozenset(NEEDS) - {"probe", "mqar", "math"}
         steps = {str(n) for loop in model.recurrences for n in (1, *loop.test_recurrences)}
         usual = {str(n) for n in (1, *Recurrence.model_fields["test_recurrences"].default)}
         shards = [shard.name for shard in experiment.data.measured_shards]
+        lengths = {n for shard in probes.values() for n in shard.lengths or (experiment.data.seq_len,)}
+        marks: Marks = {"<shard>": shards, "<probe>": probes, "<length>": lengths, "<depth>": range(0, 100, 20)}
         self.root: set[str] = set(recorded)
         self.descendants: set[str] = set(recorded)
         for figure in known().values():
             if has.issuperset(figure.needs):
-                self.root |= _members(figure, shards, steps)
+                self.root |= _members(figure, {**marks, "<n>": steps})
             if (has | grown).issuperset(figure.needs):
-                self.descendants |= _members(figure, shards, steps | usual)
+                self.descendants |= _members(figure, {**marks, "<n>": steps | usual})
         self._has = has
         self._made: dict[str, tuple[str, ...]] = {}
         _check_shards(shards)
@@ -62,11 +66,15 @@ class Available:
         raise InputError(unknown(place, name, allowed))
 
 
-def _members(figure: Figure, shards: Iterable[str], steps: Iterable[str]) -> set[str]:
+#: What a mark in a figure's name stands for.
+Marks = Mapping[str, Iterable[object]]
+
+
+def _members(figure: Figure, marks: Marks) -> set[str]:
     """The names that a figure stands for."""
     names = {figure.name}
-    for mark, values in (("<shard>", list(shards)), ("<n>", list(steps))):
-        names = {name.replace(mark, value) for name in names for value in (values if mark in name else [""])}
+    for mark, values in marks.items():
+        names = {name.replace(mark, str(value)) for name in names for value in (values if mark in name else [""])}
     return names
 
 

@@ -1,4 +1,4 @@
-"""The corpora that come with morphogen: the one place that a new one is entered in."""
+"""The corpora and probes that come with morphogen: the one place that a new one is entered in."""
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -59,3 +59,40 @@ def built_in(source: str) -> tuple[BuiltIn, str] | None:
     name, colon, arguments = source.partition(":")
     found = CORPORA.get(name)
     return None if found is None or (colon and not found.arguments) else (found, arguments)
+
+
+@dataclass(frozen=True)
+class BuiltInProbe:
+    """One kind of probe.
+
+    Attributes:
+        cls: `module:Class`, which is imported when sequences are made.
+        size: Its size unless a source says another, as in `probe:mqar:8`; None: it has none.
+        sizes: What its size counts, as docs/data.md has it; empty: nothing.
+        what: What it asks.
+    """
+
+    cls: str
+    size: int | None
+    sizes: str
+    what: str
+
+    def kind(self) -> Any:
+        """What `cls` names."""
+        return EntryPoint("", self.cls, "").load()
+
+
+_HOME = "morphogen.data.probes"
+PROBES: Final = {
+    "mqar": BuiltInProbe(f"{_HOME}.mqar:MQAR", 8, "PAIRS", "every key of some pairs once again"),
+    "passkey": BuiltInProbe(f"{_HOME}.passkey:Passkey", 5, "TOKENS", "a key that stood anywhere in a haystack"),
+    "induction": BuiltInProbe(f"{_HOME}.induction:Induction", None, "", "what followed a token the last time"),
+    "selective_copy": BuiltInProbe(
+        f"{_HOME}.copying:SelectiveCopy", 16, "TOKENS", "tokens from among blanks, in order"
+    ),
+    "noisy_recall": BuiltInProbe(f"{_HOME}.recall:NoisyRecall", 8, "PAIRS", "pairs that come again, among noise"),
+    "fuzzy_recall": BuiltInProbe(f"{_HOME}.recall:FuzzyRecall", 4, "PAIRS", "keys and values of one to three tokens"),
+    "compress": BuiltInProbe(f"{_HOME}.copying:Compress", None, "", "the whole first half of the sequence"),
+    "memorize": BuiltInProbe(f"{_HOME}.recall:Memorize", 64, "KEYS", "values that weights have to hold"),
+    "math": BuiltInProbe(f"{_HOME}.arithmetic:Arithmetic", 3, "DIGITS", "sums, digit by digit"),
+}

@@ -40,7 +40,7 @@ def _tokenizer_tag(value: Any) -> str:
 
 
 def _measured(shard: Shard) -> Shard:
-    if shard.pairs is not None and "weight" in changed(shard):
+    if shard.probe is not None and "weight" in changed(shard):
         raise ValueError(f"weight is {shard.weight:g}, but a probe that is only measured has no part in any mean")
     return shard
 
@@ -64,6 +64,10 @@ def _check_names(field: str, shards: Iterable[Shard]) -> None:
                 f"figure; give it a name, such as name: {shard.name}_text"
             )
         sources[shard.name] = shard.source
+
+
+def _same_probe(shard: Shard, other: Shard) -> bool:
+    return shard.probe == other.probe and (not other.lengths or shard.lengths == other.lengths)
 
 
 class Data(Frozen):
@@ -110,25 +114,45 @@ class Data(Frozen):
     def _probes(self) -> Self:
         if not self.text_shards:
             raise ValueError("shards: there are only probes, expected at least one source of text")
-        if any(shard.pairs for shard in self.healing_shards):
+        if any(shard.probe for shard in self.healing_shards):
             raise ValueError("healing_shards: a probe does not heal, expected sources of text")
-        pairs = [shard.pairs for shard in self.shards + self.eval_shards if shard.pairs]
-        if len(set(pairs)) > 1 or sum(shard.pairs is not None for shard in self.shards) > 1:
-            raise ValueError(f"shards, eval_shards: got probes of {pairs} pairs, expected one probe at most")
+        for field in ("shards", "eval_shards"):
+            labels = [shard.label for shard in dict(self)[field] if shard.probe]
+            if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+                said = f"{field}: several probes are called {repeated[0]!r}, which figures are named after"
+                raise ValueError(f"{said}; give one of them another name")
+        for shard in self.shards:
+            for other in self.eval_shards:
+                if shard.probe and other.probe and shard.label == other.label and not _same_probe(shard, other):
+                    both = f"{shard.source!r} and {other.source!r}"
+                    raise ValueError(
+                        f"shards, eval_shards: got {both} for the probe {shard.label!r}, expected one probe of a name, "
+                        "of one size and with the same lengths"
+                    )
+        kinds = [shard.probe.kind for shard in self.probes if shard.probe]
+        for kind, figure in (("mqar", "long_recall"), ("math", "ppl_math")):
+            if kinds.count(kind) > 1:
+                raise ValueError(f"shards, eval_shards: got two probes {kind}, expected one, whose figure is {figure}")
         return self
 
     @property
     def text_shards(self) -> tuple[Shard, ...]:
         """The training shards that are text."""
-        return tuple(shard for shard in self.shards if shard.pairs is None)
+        return tuple(shard for shard in self.shards if shard.probe is None)
 
     @property
-    def probe(self) -> Shard | None:
-        """The recall probe, from `shards` where it is among them; None when there is none."""
-        return next((shard for shard in self.shards + self.eval_shards if shard.pairs is not None), None)
+    def probes(self) -> tuple[Shard, ...]:
+        """The probes, each from `shards` where it is among them."""
+        found = {shard.label: shard for shard in self.eval_shards + self.shards if shard.probe is not None}
+        return tuple(found.values())
+
+    @property
+    def recall(self) -> Shard | None:
+        """The recall probe, mqar; None when there is none."""
+        return next((shard for shard in self.probes if shard.probe and shard.probe.kind == "mqar"), None)
 
     @property
     def measured_shards(self) -> tuple[Shard, ...]:
         """The text that metrics are reported on, each shard with its weight in their means."""
-        given = tuple(shard for shard in self.eval_shards if shard.pairs is None)
+        given = tuple(shard for shard in self.eval_shards if shard.probe is None)
         return given or tuple(shard.model_copy(update={"weight": 1.0}) for shard in self.text_shards)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,13 +15,22 @@ from pydantic import (
 )
 
 from morphogen import plugins
+from morphogen.errors import nearest
 from morphogen.parts.contract.frozen import Frozen, PositiveWeight
-from morphogen.sections.built_in import built_in, forms
+from morphogen.sections.built_in import PROBES, built_in, forms
 from morphogen.sections.values import changed
 
-#: A recall probe; data/probes.py says what it is.
-_PROBE = re.compile(r"probe:mqar(?::([1-9][0-9]*))?")
-_PAIRS = 8
+#: A probe; data/probes/ says what they are. No size is larger than a sequence can be long.
+_PROBE = re.compile(r"probe:([^:]+)(?::([1-9][0-9]{0,7}))?")
+#: What kinds of packages that have a size begin with.
+_SIZE = 8
+
+
+class ProbeName(NamedTuple):
+    """Which kind of probe a source names, and of which size (0: the kind has none)."""
+
+    kind: str
+    size: int
 
 
 def _metric_name(source: str) -> str:
@@ -51,25 +60,41 @@ def _given_name(name: str) -> str:
 def _source(source: str) -> str:
     if not source.strip():
         raise ValueError(
-            f"empty, expected {', '.join(forms())}, a file or folder, hf:NAME[:CONFIG], or probe:mqar[:PAIRS]"
+            f"empty, expected {', '.join(forms())}, a file or folder, hf:NAME[:CONFIG], or probe:NAME[:SIZE]"
         )
-    if source.startswith("probe:") and not _PROBE.fullmatch(source):
-        raise ValueError(f"got {source!r}, expected probe:mqar or probe:mqar:PAIRS, such as probe:mqar:{_PAIRS}")
+    if source.startswith("probe:"):
+        _check_probe(source)
     return source
 
 
+def _check_probe(source: str) -> None:
+    """ValueError for a probe that there is not, or a size that it has not."""
+    found = _PROBE.fullmatch(source)
+    name = found[1] if found else source.removeprefix("probe:").partition(":")[0]
+    kinds = [*PROBES, *plugins.names(plugins.PROBES)]
+    if name not in kinds and not plugins.only_looked_at():
+        hint = f"; did you mean 'probe:{close}'?" if (close := nearest(name, kinds)) else ""
+        raise ValueError(f"got {source!r}, expected probe:NAME with a name of {', '.join(sorted(kinds))}{hint}")
+    ours = PROBES.get(name)
+    if found is None or (found[2] and ours is not None and ours.size is None):
+        size = (
+            "" if ours is not None and ours.size is None else f", or with a size of at least 1, such as probe:{name}:8"
+        )
+        raise ValueError(f"got {source!r}, expected probe:{name}{size}")
+
+
 _SOURCES = (
-    f"{', '.join(f'`{form}`' for form in forms())}, a file or folder, `hf:NAME[:CONFIG]`, `probe:mqar[:PAIRS]`, or a "
+    f"{', '.join(f'`{form}`' for form in forms())}, a file or folder, `hf:NAME[:CONFIG]`, `probe:NAME[:SIZE]`, or a "
     "plug-in's corpus."
 )
 
 
 class Shard(Frozen):
     """One text source: a corpus that comes with morphogen, a file or folder (text, jsonl, parquet), `hf:NAME[:CONFIG]`,
-    or `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:mqar[:PAIRS]`, multi-query associative
-    recall over 8 pairs unless it says how many.
+    or `NAME[:ARGUMENTS]` of a corpus that an installed package offers; or `probe:NAME[:SIZE]`, sequences made on the
+    spot that test one ability.
 
-    A probe has none of the fields below but a name and a weight.
+    A probe has none of the fields below but a name, a weight and lengths.
     """
 
     source: Annotated[str, AfterValidator(_source), Field(description=_SOURCES)]
@@ -89,6 +114,9 @@ class Shard(Frozen):
     """The column of records that holds the text; null: `text`, or the only one that may be it."""
     on_error: Literal["fail", "skip"] = "fail"
     """`skip` leaves out records, texts and files that cannot be read, and counts them."""
+
+    lengths: tuple[Annotated[int, Field(ge=8, le=2**20)], ...] = ()
+    """Of a probe: the lengths at which it is asked, in tokens; none given: `data.seq_len`, that of training."""
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
@@ -119,14 +147,16 @@ class Shard(Frozen):
         unread = {} if of_the_hub else dict.fromkeys(("split", "revision"), "hf: sources have")
         if not of_the_hub and not self.is_local:
             unread |= dict.fromkeys(("text_field", "on_error"), "files and data sets have")
-        if self.pairs is not None:
+        if self.probe is not None:
             unread |= dict.fromkeys(("cache_path", "max_documents"), "text has")
+        else:
+            unread |= {"lengths": "probes have"}
         return unread
 
     @property
     def is_local(self) -> bool:
         """Whether the source is a file or folder of this machine."""
-        return self.corpus is None and self.pairs is None and not self._is_ours
+        return self.corpus is None and self.probe is None and not self._is_ours
 
     @property
     def _is_ours(self) -> bool:
@@ -139,7 +169,18 @@ class Shard(Frozen):
         return None if self._is_ours or name not in plugins.names(plugins.CORPORA) else (name, arguments)
 
     @property
-    def pairs(self) -> int | None:
-        """How many pairs a recall probe has; None for text."""
+    def probe(self) -> ProbeName | None:
+        """Which probe it is; None for text."""
         found = _PROBE.fullmatch(self.source)
-        return int(found[1] or _PAIRS) if found else None
+        if found is None:
+            return None
+        ours = PROBES.get(found[1])
+        usual = _SIZE if ours is None else ours.size or 0
+        return ProbeName(found[1], int(found[2] or usual))
+
+    @property
+    def label(self) -> str:
+        """What a probe's figures are called after: its name where one is given, else its kind."""
+        if self.probe is None or self.name != self._name_of_source:
+            return self.name
+        return _metric_name(self.probe.kind)

@@ -63,7 +63,7 @@ def shown(reports: Sequence[Report], name: str, better: Direction, noise: Noise)
     sign = 1.0 if better == "max" else -1.0
     found = []
     for value, report in zip(values, reports, strict=True):
-        chance = report.value(figure.chance)
+        chance = report.value(figure.chance_of(name))
         sure = sign * value - noise.z * (report.error(name) or 0.0)
         found.append(chance if chance is not None and sure <= sign * chance else value)
     return found
