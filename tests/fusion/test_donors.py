@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from donor_models import ASKED, MODELS, REFUSED, N, own_logits, saved_model
 from safetensors.torch import load_file, save_file
-from tiny_models import ids
+from tiny_models import GROUPED, ids
 from torch import Tensor
 
 from morphogen import reach
@@ -47,6 +48,11 @@ class Whole:
         return logits
 
 
+def count(handled: list[int], layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Counts the tokens that a layer is given."""
+    handled[0] += next(each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)).shape[1]
+
+
 def far(a: Tensor, b: Tensor) -> float:
     """The largest difference."""
     return float((a - b).abs().max())
@@ -74,11 +80,15 @@ def test_layers_in_order_behind_their_own_embedding_and_head_are_the_model(name:
         changed = ids_BT.masked_fill(~mask_BT, 5)
         assert far(whole(changed, None, mask_BT)[mask_BT], whole(ids_BT, None, mask_BT)[mask_BT]) <= 1e-5
 
+    handled = [0]
+    for layer in whole.layers:
+        layer.layer.register_forward_pre_hook(partial(count, handled), with_kwargs=True)
     caches = [layer.new_cache() for layer in whole.layers]
     parts = [(0, PROMPT), (PROMPT, PROMPT + 3), *((t, t + 1) for t in range(PROMPT + 3, 20))]
     steps = [whole(ids_BT[:, a:b], torch.arange(a, b).expand(2, -1), None, caches) for a, b in parts]
     assert far(torch.cat(steps, dim=1), logits) <= 1e-5
     assert {cache.length for cache in caches} == {20}
+    assert handled[0] == 20 * N  # each token once
 
 
 def test_what_was_asked_for_is_tried() -> None:
@@ -106,6 +116,21 @@ def test_a_layer_is_read_by_itself(llama: Path) -> None:
     of_layers = sum(t.nbytes for f in llama.glob("*.safetensors") for n, t in load_file(f).items() if ".layers." in n)
     assert donor.bytes_read == sum(tensor.nbytes for tensor in tensors.values()) == of_layers // N
     assert donor.checksum(2) == digest(tensors) != donor.checksum(1)
+
+
+def test_two_of_many_layers_read_no_more_than_their_share(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**GROUPED | {"num_hidden_layers": 24})
+    LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="60kB")
+    donor = open_donor(str(tmp_path))
+    stored = {n: t.nbytes for path in tmp_path.glob("*.safetensors") for n, t in load_file(path).items()}
+    of_layers = sum(size for name, size in stored.items() if ".layers." in name)
+    for layer in (5, 23):
+        donor.read(layer)
+    assert 0 < donor.bytes_read <= of_layers * 2 / 24
+    donor.embedding()
+    assert donor.bytes_read <= of_layers * 2 / 24 + stored["model.embed_tokens.weight"]
 
 
 def test_a_layer_may_be_moved_copied_and_filled_later(llama: Path) -> None:

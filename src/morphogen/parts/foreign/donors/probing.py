@@ -19,6 +19,8 @@ FAILURES: Final = (
 )
 BATCH: Final = 2
 TOKENS: Final = 5
+#: Layers of more weights are not tried with random ones, which take memory: their class is believed.
+PROVABLE: Final = 300_000_000
 #: What layers may return: the residual stream by itself, or that and so many things in all.
 RETURNS: Final = (None, 2, 3, 1, 4)
 
@@ -59,8 +61,11 @@ def probe(frame: Frame, dim: int) -> None:
         doubtful = frame.masked or LayerCache(frame, index).one_by_one
         if made_of in proved or (hides_future(call) and not doubtful):
             continue
-        with torch.no_grad():
-            _prove(frame, index, dim)
+        if sum(parameter.numel() for parameter in layer.parameters()) <= PROVABLE:
+            with torch.no_grad():
+                _prove(frame, index, dim)
+        elif frame.masked:
+            raise ValueError(f"layer {index} is too large to be tried under a causal mask")
         proved.add(made_of)
 
 
