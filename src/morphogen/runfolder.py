@@ -4,6 +4,7 @@ Every file is written whole or not at all. All but the ledger and the checkpoint
 """
 
 import csv
+import functools
 import importlib.metadata
 import io
 import os
@@ -192,7 +193,8 @@ def environment(seed: int, device: str, threads: int, data: Mapping[str, Any]) -
     }
 
 
-def library_versions() -> dict[str, str]:
+@functools.cache
+def library_versions() -> Mapping[str, str]:
     """The versions of morphogen and of the libraries that decide its numbers."""
     versions = {"morphogen": __version__}
     for name in LIBRARIES:
@@ -211,6 +213,7 @@ def resolved_yaml(experiment: Mapping[str, Any]) -> str:
     return written(dict(experiment))
 
 
+@functools.cache  # what this process runs, however its files change
 def commit() -> str | None:
     """The commit of morphogen's own sources, `+` when they were changed since; None outside a checkout."""
     here = Path(__file__).parent

@@ -1,15 +1,19 @@
 """The one atomic writer: modes by the umask, whoever is killed leaves nothing for long."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from morphogen.store.files import IN_USE, atomic, remove_stale, scratch, write_atomic
+from morphogen.store.files import IN_USE, atomic, canonical_json, remove_stale, scratch, write_atomic
 
 HANG = """
 import sys, time
@@ -84,3 +88,27 @@ def test_an_interrupt_in_the_middle_leaves_the_old_file_alone(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    value=st.recursive(scalars | texts, lambda inner: st.lists(inner) | st.dictionaries(texts | st.integers(), inner)),
+    indent=st.sampled_from([None, 1, 2]),
+)
+def test_json_is_what_the_standard_library_writes(value: Any, indent: int | None) -> None:
+    separators = (",", ":" if indent is None else ": ")
+    try:
+        told = json.dumps(value, indent=indent, sort_keys=True, separators=separators, ensure_ascii=False)
+    except TypeError:  # keys that have no order
+        told = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
+        assert canonical_json(value, indent, sort_keys=False) == told
+    else:
+        assert canonical_json(value, indent) == told
+
+
+def test_json_has_no_numbers_that_are_not_finite() -> None:
+    said = {"b": [float("nan"), -float("inf")], "a": (1, {}), "c": {True: "\x00é"}}
+    assert json.loads(canonical_json(said, 2)) == {"a": [1, {}], "b": ["NaN", "-Infinity"], "c": {"true": "\x00é"}}
