@@ -9,7 +9,8 @@ os.environ["MORPHOGEN_ALLOW_CODE"] = "1"
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture import engine
 
 from examples import PROFILES
 from morphogen.cli import main
@@ -25,8 +26,11 @@ for name, count in PROFILES.items():
         derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
+        phases=set(Phase) - {Phase.explain},
     )
 settings.load_profile("fast")
+# What fails is told soon, if not at its smallest: no setting bounds this, and five minutes for each test stop CI.
+engine.MAX_SHRINKING_SECONDS = 20
 decoding.DECODED_TOKENS = 2
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from morphogen.session import Keep
 from morphogen.store.ledger import Ledger, Stop
 from morphogen.training.trace import Progress as StepProgress
 from morphogen.training.trial import run_surrogate
-from processes import Command
+from processes import Command, forked
 from tiny import events, untimed, write_config
 
 FILES = {
@@ -77,17 +76,23 @@ def same_run(a: Path, b: Path) -> None:
 
 
 def test_inherit_is_a_function_and_the_package_it_stands_in() -> None:
-    look = (
-        "import morphogen as mg\n"
-        "before = (mg.evolve, mg.inherit)\n"
-        "import morphogen.run as run, morphogen.inherit as inheriting\n"
-        "assert run.evolve is mg.evolve and inheriting.plan\n"
-        "for call in (*before, mg.inherit, inheriting):\n"
-        "    try: call(nonsense=0)\n"
-        "    except TypeError as error: assert 'nonsense' in str(error)\n"
-        "    else: raise AssertionError(call)\n"
-    )
-    subprocess.run([sys.executable, "-c", look], check=True)
+    def look() -> int:
+        for name in [name for name in sys.modules if name.split(".")[0] == "morphogen"]:
+            del sys.modules[name]  # imported anew, in this order
+        import morphogen as mg
+
+        before = (mg.evolve, mg.inherit)
+        import morphogen.inherit as inheriting
+        import morphogen.run as run
+
+        assert run.evolve is mg.evolve
+        assert inheriting.plan
+        for call in (*before, mg.inherit, inheriting):
+            with pytest.raises(TypeError, match="nonsense"):
+                call(nonsense=0)
+        return 0
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(look), 0)[1]) == 0
 
 
 def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 """What users name for output goes over nothing else, and a copied run keeps its hands off the original's files."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from morphogen.cli import main
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.run import evolve, load
 from morphogen.runfolder import check_files
 from morphogen.session import Keep
 from morphogen.store.ledger import Ledger
 from morphogen.store.outputs import check_output
+from processes import forked
 from tiny import Cli, run_live, write_config
 
 
@@ -156,17 +159,16 @@ def test_a_run_that_was_moved_has_its_checkpoints_when_they_are_named(tmp_path: 
         check_files(tmp_path / "run", tmp_path / "weights")
 
 
-LOOK = """
-import os, sys
-from morphogen.cli import main
-for folder in sys.argv[1:]:
-    for args in (["status"], ["doctor"], ["lineage"], ["lineage", "--json"]):
-        try:
-            main([args[0], folder, *args[1:]])
-        except SystemExit as end:
-            assert end.code == 0, (args, end.code)
-    os.setuid(65534)  # after all is imported, which somebody else may not be able to
-"""
+def looked_at(told: Path, *folders: Path) -> int:
+    """Commands that look at each folder, the later ones by somebody else; what they print in a file."""
+    with told.open("w") as file, contextlib.redirect_stdout(file):
+        for folder in folders:
+            for name, *options in (["status"], ["doctor"], ["lineage"], ["lineage", "--json"]):
+                with pytest.raises(SystemExit) as end:
+                    main([name, str(folder), *options])
+                assert end.value.code == 0, name
+            os.setuid(65534)  # after all is imported, which somebody else may not be able to
+    return 0
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
@@ -182,10 +184,9 @@ def test_a_run_that_cannot_be_written_can_be_looked_at(place: Path) -> None:
         (run / "ledger.sqlite-shm").unlink()
         for path in (run.parent, run, *run.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        looks = [sys.executable, "-c", LOOK, str(place / "run"), str(run)]
-        done = subprocess.run(looks, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("healthy") == 2
+        process = forked(lambda: looked_at(place / "told", place / "run", run))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (place / "told").read_text().count("healthy") == 2
 
 
 def test_what_is_read_from_a_copy_of_the_ledger_is_whole(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

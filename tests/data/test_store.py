@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kills import deadly
 from morphogen.data import corpora, store
 from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.prepare import prepare
@@ -18,6 +18,7 @@ from morphogen.data.store import SPLITS, cache_folder, cached, distinct, read_ch
 from morphogen.data.tokenizers import ByteTokenizer
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Data, Shard, Split
+from processes import forked
 
 HALVES = Split(train=0.6, eval=0.2)
 
@@ -214,28 +215,20 @@ def test_checked_json_tells_any_damage(tmp_path: Path) -> None:
         assert read_checked(path) is None
 
 
-#: Prepares data, and dies at the given rename.
-PREPARE = """
-import os, signal, sys
-from morphogen.data.prepare import prepare
-from morphogen.experiment import Data
-kill_at = int(sys.argv[2])
-replace = os.replace
-done = 0
-def counted(*paths):
-    global done
-    done += 1
-    if done == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*paths)
-os.replace = counted
-prepare(Data.model_validate_json(sys.argv[1]))
-"""
+def started(data: Data, kill_at: int = 0) -> int:
+    """The id of a process that prepares data, and dies at the given rename."""
+
+    def act() -> int:
+        os.replace = deadly(os.replace, kill_at)
+        prepare(data)
+        return 0
+
+    return forked(act)
 
 
-def started(data: Data, kill_at: int) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", PREPARE, data.model_dump_json(), str(kill_at)], env=environment)
+def ended(process: int) -> int:
+    """A process's exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def test_preparing_survives_a_kill_at_any_rename(data: Callable[..., Data], cache: Path) -> None:
@@ -244,15 +237,15 @@ def test_preparing_survives_a_kill_at_any_rename(data: Callable[..., Data], cach
     whole = contents(cache)
     for kill_at in (2, 5, 8):
         shutil.rmtree(cache)
-        assert started(chosen, kill_at).wait() == -9
+        assert ended(started(chosen, kill_at)) == -9
         assert prepare(chosen) == prepared
         assert {name: raw for name, raw in contents(cache).items() if not name.startswith(".")} == whole
 
 
 def test_two_processes_preparing_at_once_agree(data: Callable[..., Data], cache: Path) -> None:
     chosen = data(tokenizer={"kind": "bpe", "vocab": 300})
-    both = [started(chosen, 0), started(chosen, 0)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [started(chosen), started(chosen)]
+    assert [ended(process) for process in both] == [0, 0]
     written = contents(cache)
     shutil.rmtree(cache)
     prepare(chosen)

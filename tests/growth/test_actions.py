@@ -1,5 +1,6 @@
 """Actions of growth on blueprints, and their exactness on weights."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -49,9 +50,12 @@ def grow(blueprint: Blueprint, seed: int = 0, chosen: Any = None, used: Any = No
     return act(blueprint, read, np.random.default_rng(seed), chosen or {}, used or {})
 
 
+state_of = functools.cache(stirred)
+
+
 def jump(blueprint: Blueprint, grown: Grown) -> float:
     """max |Δlogit| over max |logit|, in fp64."""
-    state = stirred(blueprint)
+    state = state_of(blueprint)
     done = operate(grown, blueprint, state, {}, 1)
     assert done.exact == grown.edit.preserves
     delta, size = max_delta(assemble(blueprint, state), assemble(grown.blueprint, done.state), ids_of(1))
@@ -156,7 +160,7 @@ def test_several_experts_split_at_once_and_no_more_than_allowed() -> None:
 @pytest.mark.parametrize("gone", range(8))
 def test_of_equal_twins_any_may_go(gone: int) -> None:
     """Right after they split, twins are alike, so that whoever takes over changes nothing."""
-    here, state = MIXED, stirred(MIXED)
+    here, state = MIXED, state_of(MIXED)
     for expert in (0, 0, 4, 4):
         grown = grow(here, action="split_experts", chosen={"b1": (expert,)})
         assert grown is not None

@@ -17,7 +17,7 @@ from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
 
-SEQ, BATCH, LAYERS, STEPS = 48, 8, 8, 150
+SEQ, BATCH, LAYERS, STEPS = 48, 8, 8, 80
 SENTENCE = (
     "the old grey cat sat by a door and a young red fox ran over that hill while some slow green river went on past "
     "every small house where many quiet people sleep but nobody ever saw how it began or why"
