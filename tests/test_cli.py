@@ -48,11 +48,29 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(tmp_path_factory.mktemp("cli"))
 
 
+#: Of the finished run, how many candidates its page had been told of whenever one was measured in a later generation.
+PAGES: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    evolve(load(config), folder)
+
+    def look(notice: Notice) -> None:
+        if isinstance(notice, Measured) and notice.candidate.generation and notice.position > 1:
+            page = (folder / "report.html").read_text()
+            assert 'id="follow"' in page
+            PAGES.append(page.count('"status":"trained"'))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("morphogen.session.PAGE_SECONDS", 0.0)
+        evolve(load(config), folder, observer=look)
     return folder
+
+
+def test_the_page_is_written_again_while_a_generation_is_open(finished: Path) -> None:
+    assert sorted(set(PAGES)) == PAGES
+    assert len(PAGES) >= 2
 
 
 def test_alone_it_prints_help_and_with_version_its_version(cli: Cli) -> None:
@@ -212,16 +230,15 @@ def test_a_report_of_a_finished_run_is_the_one_that_the_run_wrote(cli: Cli, fini
     assert cli("report", finished) == (0, f"wrote {finished / 'report.html'}\n", "")
     assert (finished / "report.html").read_bytes() == before
     assert b'id="follow"' not in before
-    ablated = {"id": "x", "ablation": "ssm_off", "start": "scratch", "applied": True, "difference": 0.1}
-    row = ablated | {"low": 0.0, "high": 0.2, "p_holm": 0.01, "shown": "worse"}
-    (tmp_path / "run").symlink_to(finished)
+    ablated = {"id": "x", "ablation": "ssm_off", "start": "scratch", "applied": True, "values": [2.1], "usual": [2.0]}
+    told = {"schema_version": 1, "metric": "bpb", "direction": "min", "split": "eval", "tokens": 9, "seeds": [0]}
     place = finished.parent / "ablation_report.json"
-    for run, told in (("tiny-0", True), ("another", False)):
-        place.write_text(json.dumps({"schema_version": 1, "run": run, "ablations": [row, {"applied": False}]}))
+    for run, shown in (("tiny-0", True), ("another", False)):
+        place.write_text(json.dumps(told | {"run": run, "level": 0.95, "ablations": [ablated]}))
         assert cli("report", finished, "--out", tmp_path / "page.html")[0] == 0
-        assert ("ssm_off" in (tmp_path / "page.html").read_text()) is told
+        assert ("ssm_off" in (tmp_path / "page.html").read_text()) is shown
     place.write_text("{}")
-    assert "ablation_report.json: cannot be read" in cli("report", finished)[2]
+    assert "ablation_report.json: not a ablation report" in cli("report", finished)[2]
     place.unlink()
 
 

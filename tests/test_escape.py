@@ -99,7 +99,7 @@ def test_a_run_with_hostile_names_is_shown_harmlessly(text: str, capsys: pytest.
         facts={text: text},
         environment={text: {text: text}},
         composites={text: {"op": text, "of": [text]}},
-        ablations=[{"id": text, text: text}],
+        evidence={text: [{"id": text, text: text}]},
     )
     page = report_html([told, told])
     own = page.replace(get_plotlyjs(), "")

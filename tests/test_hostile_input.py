@@ -360,14 +360,14 @@ CASES: dict[str, Case] = {
         "environment.json: cannot be read: versions are missing",
     ),
     "a report of ablations nested beyond use": (
-        text("run/ablation_report.json", DEEP),
+        text("run/ablation.json", DEEP),
         "report @/run",
-        "ablation_report.json: cannot be read",
+        "ablation.json: cannot ",
     ),
     "a report of ablations that are a pipe": (
-        pipe("run/ablation_report.json"),
+        pipe("run/ablation.json"),
         "report @/run",
-        "ablation_report.json: cannot be read",
+        "ablation.json: is a pipe",
     ),
     "a report that is a link": (link("run/report.html"), "report @/run", "run/report.html: is a link to "),
     # ----------------------------------------------------------------------------------------------- lineage.json

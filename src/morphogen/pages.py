@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
+from morphogen.analysis.records import Ablations, Fidelity, Verification
 from morphogen.analysis.repeated import against_root
 from morphogen.candidate import ANNEALED
 from morphogen.errors import InputError, RunError
@@ -18,10 +20,12 @@ from morphogen.store.files import parsed_json
 from morphogen.store.ledger import FINISHED, Ledger, Start, in_use, last_stop
 from morphogen.store.ordinary import read_ordinary
 
-#: What `morphogen ablate` writes, in a run's folder or beside it.
-ABLATIONS = "ablation_report.json"
-#: Of its rows what a page has room for.
-_ABLATED = ("id", "ablation", "start", "difference", "low", "high", "p_holm", "shown")
+#: What is measured of a run afterwards: what it is called -> which file, in the run's folder or (ablations) beside it.
+EVIDENCE: Mapping[str, tuple[type[Ablations] | type[Verification] | type[Fidelity], tuple[str, ...]]] = {
+    "Ablations": (Ablations, ("ablation.json", "../ablation_report.json")),
+    "Verification": (Verification, ("verify.json",)),
+    "Fidelity": (Fidelity, ("fidelity.json",)),
+}
 
 
 def shown(
@@ -29,7 +33,7 @@ def shown(
     run: str,
     environment: Mapping[str, Any],
     devices: str = "",
-    ablations: Sequence[Mapping[str, Any]] = (),
+    evidence: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({}),
     ongoing: bool = False,
 ) -> RunShown:
     """What the page of a run tells.
@@ -39,7 +43,7 @@ def shown(
         run: The run's name.
         environment: As in its `environment.json`.
         devices: What it was trained on, where that is more than the environment's device.
-        ablations: Rows of what taking parts out of finalists did.
+        evidence: What was measured of it afterwards, as tables by what they are called.
         ongoing: Whether the page will be written again.
     """
     closed, evolution = engine.generations, engine.evolution
@@ -69,7 +73,7 @@ def shown(
         ],
         environment=environment,
         composites={name: made.model_dump(mode="json") for name, made in evolution.composite_metrics.items()},
-        ablations=ablations,
+        evidence=evidence,
         ongoing=ongoing,
     )
 
@@ -108,7 +112,7 @@ def read(folder: Path) -> RunShown:
         place = ".".join(str(step) for step in what["loc"])
         raise InputError(f"{folder}: the recorded experiment cannot be read: {place}: {what['msg']}") from None
     ongoing = bool(in_use(folder)) and last_stop(events) != FINISHED
-    return shown(engine, start.run, _environment(folder), ablations=_ablations(folder, start.run), ongoing=ongoing)
+    return shown(engine, start.run, _environment(folder), evidence=_evidence(folder, start.run), ongoing=ongoing)
 
 
 def _environment(folder: Path) -> dict[str, Any]:
@@ -123,16 +127,11 @@ def _environment(folder: Path) -> dict[str, Any]:
     return told
 
 
-def _ablations(folder: Path, run: str) -> list[dict[str, Any]]:
-    """What was ablated of this run's candidates, where a report of that lies in its folder or beside it."""
-    for path in (folder / ABLATIONS, folder.resolve().parent / ABLATIONS):
-        if not path.exists():
-            continue
-        try:
-            told = parsed_json(read_ordinary(path))
-            found = [{name: row[name] for name in _ABLATED} for row in told["ablations"] if row["applied"]]
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read as a report of ablations: {error!r}") from None
-        if told["run"] == run:
-            return found
-    return []
+def _evidence(folder: Path, run: str) -> dict[str, list[dict[str, Any]]]:
+    """What was measured of this run afterwards. InputError for what cannot be read."""
+    found = {}
+    for title, (kind, names) in EVIDENCE.items():
+        path = next((path for name in names if (path := folder.resolve() / name).exists()), None)
+        if path is not None and (told := kind.read(path)).run == run:
+            found[title] = told.rows()
+    return found

@@ -295,7 +295,7 @@ def test_hostile_names_stay_text_in_the_page_and_in_its_charts(text):
         }
         metrics = {word: 1.0, "bpb": 1.0}
         reports = {id: Report(id=id, status=Status.TRAINED, metrics=metrics, reason=word) for id in candidates}
-        told = {"run": word, "facts": {word: word}, "environment": {word: word}, "ablations": [{word: word}]}
+        told = {"run": word, "facts": {word: word}, "environment": {word: word}, "evidence": {word: [{word: word}]}}
         return page_of((candidates, reports, ("b",)), {word: "min", "bpb": "max"}, survivors=["b"], **told)
 
     page = page_with(text)

@@ -55,6 +55,7 @@ def report_html(runs: Sequence[RunShown]) -> str:
     figures = meanings(runs, known)
     operators = [operator_rows(run) for run in runs]
     charts = _charts(runs, operators)
+    titles = dict.fromkeys(title for run in runs for title in run.evidence)
     return _template().render(
         title=" · ".join(run.run for run in runs),
         several=len(runs) > 1,
@@ -66,7 +67,7 @@ def report_html(runs: Sequence[RunShown]) -> str:
         panes=[(run.run, *map(Markup, lineage_panes(run))) for run in runs],
         growth=_shown(_of_all(runs, [growth_rows(run.reports) for run in runs])),
         probes=_shown(_of_all(runs, [probe_rows(run) for run in runs])),
-        ablations=_shown(_of_all(runs, [[dict(row) for row in run.ablations] for run in runs])),
+        evidence={title: _shown(_of_all(runs, [run.evidence.get(title, ()) for run in runs])) for title in titles},
         operators=_shown(_of_all(runs, operators)),
         compared=next((name for run in runs for name in run.objectives), ""),
         lost=any(_lost(run) for run in runs),
@@ -91,10 +92,10 @@ def _charts(runs: Sequence[RunShown], operators: Sequence[Sequence[Row]]) -> dic
     return charts
 
 
-def _of_all(runs: Sequence[RunShown], tables: Sequence[Sequence[Row]]) -> list[Row]:
+def _of_all(runs: Sequence[RunShown], tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[Row]:
     """The rows of all runs, with the run's name first where there are several."""
     if len(runs) == 1:
-        return list(tables[0])
+        return [dict(row) for row in tables[0]]
     return [{"run": run.run, **row} for run, rows in zip(runs, tables, strict=True) for row in rows]
 
 

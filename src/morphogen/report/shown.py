@@ -28,7 +28,7 @@ class RunShown:
         controls: The root without edits, trained as long as finalists, where that was measured beside the search.
         environment: What else its numbers depend on, as in `environment.json`.
         composites: The figures that the experiment makes of others, as it says them.
-        ablations: Rows of what taking parts out of finalists did, where that was measured.
+        evidence: What was measured of it afterwards (ablations, verification), as tables by what they are called.
         ongoing: Whether it goes on, so that the page will be written again.
     """
 
@@ -45,7 +45,7 @@ class RunShown:
     controls: Sequence[Report] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     composites: Mapping[str, Any] = field(default_factory=dict)
-    ablations: Sequence[Mapping[str, Any]] = ()
+    evidence: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     ongoing: bool = False
 
     @property

@@ -6,6 +6,7 @@ SVG text that needs nothing outside itself, follows the reader's light or dark t
 
 from collections.abc import Iterable, Mapping
 from colorsys import hls_to_rgb
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from morphogen.candidate import Candidate, Report, Status
@@ -185,6 +186,8 @@ def _summary(candidates: Mapping[str, Candidate], reports: Mapping[str, Report],
 
 def _stripes(layout: Layout, bottom: float) -> list[str]:
     parts = []
+    room = min((right.x - left.x for left, right in pairwise(layout.columns)), default=100.0)
+    longest = max((len(f"gen {column.generation}") for column in layout.columns), default=0)
     for number_, column in enumerate(layout.columns):
         left = 0.0 if number_ == 0 else LEFT + (layout.columns[number_ - 1].after + column.before) / 2
         after = layout.columns[number_ + 1].before if number_ + 1 < len(layout.columns) else layout.end
@@ -195,7 +198,7 @@ def _stripes(layout: Layout, bottom: float) -> list[str]:
                 f' height="{bottom - TOP + 34:.1f}"/>'
             )
         generation = "…" if column.generation is None else str(column.generation)
-        name = ("seed" if generation == "0" else f"gen {generation}") if layout.scale.labels else generation
+        name = ("seed" if generation == "0" else f"gen {generation}") if longest * 7.0 < room else generation
         parts.append(
             f'<text class="head" x="{LEFT + column.x:.1f}" y="{TOP - 14:.0f}" text-anchor="middle">{name}</text>'
         )
