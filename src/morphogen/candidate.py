@@ -321,12 +321,21 @@ class GrowthEvent(Record):
     edit: Edit
 
 
+class DonorLayer(Record):
+    """A layer of another model as it was: the model's folder or name on the hub, which layer, and the SHA-256 of its
+    tensors."""
+
+    model: str
+    layer: Whole
+    sha256: str
+
+
 #: Of a training: (step, mean loss of the steps since the point before it, in nats per token of text), thinned out.
 Losses = Annotated[
     tuple[tuple[Whole, Annotated[float, Field(allow_inf_nan=False)]], ...], Field(exclude_if=lambda points: not points)
 ]
-#: Layers of other models, `<model>#<layer>` -> SHA-256 of its tensors; files leave it out where there are none.
-Donors = Annotated[dict[str, str], Field(exclude_if=lambda donors: not donors)]
+#: Layers of other models; files leave it out where there are none.
+Donors = Annotated[tuple[DonorLayer, ...], Field(exclude_if=lambda donors: not donors)]
 #: What a training grew by; files leave it out where it did not grow.
 Growth = Annotated[tuple[GrowthEvent, ...], Field(exclude_if=lambda events: not events)]
 
@@ -358,7 +367,7 @@ class Report(Measured):
     blueprint: OtherBlueprint = None
     growth: Growth = ()
     losses: Losses = ()
-    donors: Donors = {}
+    donors: Donors = ()
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False

@@ -11,7 +11,6 @@ from morphogen.analysis.records import Ablations, Fidelity, Verification
 from morphogen.analysis.repeated import against_root
 from morphogen.candidate import ANNEALED
 from morphogen.errors import InputError, RunError
-from morphogen.reading import ENVIRONMENT
 from morphogen.report.shown import RunShown
 from morphogen.report.wording import number
 from morphogen.runfolder import check_files
@@ -19,6 +18,7 @@ from morphogen.search.engine import Engine
 from morphogen.store.files import parsed_json
 from morphogen.store.ledger import FINISHED, Ledger, Start, in_use, last_stop
 from morphogen.store.ordinary import read_ordinary
+from morphogen.store.places import ENVIRONMENT
 
 #: What is measured of a run afterwards: what it is called -> which file, in the run's folder or (ablations) beside it.
 EVIDENCE: Mapping[str, tuple[type[Ablations] | type[Verification] | type[Fidelity], tuple[str, ...]]] = {

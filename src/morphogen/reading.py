@@ -7,7 +7,7 @@ are made absolute once, here, and nothing after that depends on where a command 
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,13 @@ from morphogen.knobs import Remark, knobs
 from morphogen.parts.contract.part import Part
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.paths import absolute_path, user_path
-from morphogen.store.files import parsed_json
-from morphogen.store.ordinary import read_ordinary
+from morphogen.store.places import known_paths, path_now
 
 #: A path's new text, given where it stands in the experiment and its text.
 Change = Callable[[Loc, str], str]
 #: Shards of these fields of `data` name sources.
 ROLES = ("shards", "eval_shards", "healing_shards")
 HUB = "hf:"
-#: In a run's folder: what else its numbers depend on, and where the files of its experiment lay.
-ENVIRONMENT = "environment.json"
-#: In a training's folder: what it is, and where its files lay.
-TRAINING = "training.json"
 
 
 def read_experiment(file: str | os.PathLike[str]) -> Experiment:
@@ -171,31 +166,13 @@ def moved(experiment: Experiment, now: dict[str, str]) -> Experiment:
 def found_again(experiment: Experiment, folder: Path) -> Experiment:
     """The experiment of the run or the training in `folder`; for paths that are gone, those where the same files lie as
     seen from there: it may have been moved together with them."""
-    known = _known_paths(folder)
-    return moved(experiment, {path: _now(path, known, folder) for path in local_paths(experiment).values()})
+    known = known_paths(folder)
+    return moved(experiment, {path: path_now(path, known, folder) for path in local_paths(experiment).values()})
 
 
 def path_again(path: str, folder: Path) -> str:
     """One path of the run or the training in `folder`, as `found_again`."""
-    return _now(path, _known_paths(folder), folder)
-
-
-def _known_paths(folder: Path) -> dict[str, str]:
-    """Where files of the run or the training in `folder` lay, and how that was seen from there."""
-    for name in (ENVIRONMENT, TRAINING):
-        with suppress(OSError, ValueError, RecursionError):
-            told = parsed_json(read_ordinary(folder / name))
-            known = told.get("paths") if isinstance(told, dict) else None
-            if isinstance(known, dict):
-                return {path: seen for path, seen in known.items() if isinstance(seen, str)}
-    return {}
-
-
-def _now(path: str, known: dict[str, str], folder: Path) -> str:
-    if path in known and not os.path.exists(path):
-        there = os.path.normpath(folder.resolve() / known[path])
-        return there if os.path.exists(there) else path
-    return path
+    return path_now(path, known_paths(folder), folder)
 
 
 def placeless(experiment: Experiment) -> Experiment:

@@ -19,11 +19,12 @@ from morphogen.data.prepare import PreparedData, text_of
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
-from morphogen.reading import ENVIRONMENT, ROLES, local_paths, located, placeless
+from morphogen.reading import ROLES, local_paths, located, placeless
 from morphogen.runfolder import commit, environment, library_versions
 from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
+from morphogen.store.places import ENVIRONMENT
 from morphogen.training.threads import default_threads
 
 #: Settings of the experiment that may differ when a run is resumed: what may be added to its end, and who proposes

@@ -23,7 +23,6 @@ from morphogen.continued import Continued
 from morphogen.errors import RunError
 from morphogen.escape import csv_cell
 from morphogen.figures import Direction
-from morphogen.reading import ENVIRONMENT
 from morphogen.report.html import report_html
 from morphogen.report.shown import RunShown
 from morphogen.report.subway import lineage_svg
@@ -34,6 +33,7 @@ from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 from morphogen.store.ordinary import check_own, read_ordinary
 from morphogen.store.outputs import OWNER, RUN_FILES
+from morphogen.store.places import ENVIRONMENT
 
 CHECKPOINTS = "checkpoints"
 #: Where trainings that verification and fidelity finished lie.

@@ -26,11 +26,12 @@ from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
-from morphogen.reading import TRAINING, located, placeless
+from morphogen.reading import located, placeless
 from morphogen.store.files import canonical_json, parsed_json, write_atomic
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import RESOLVED
 from morphogen.store.ordinary import check_own, read_ordinary
+from morphogen.store.places import TRAINING
 from morphogen.training import journal, snapshots
 from morphogen.training.ending import GUARDS
 from morphogen.training.long_run import MODEL

@@ -4,29 +4,29 @@ So a layer that a hundred candidates have lies on the disk once, where it was.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
+from morphogen.candidate import DonorLayer
 from morphogen.errors import InputError
 from morphogen.parts.contract.initial import draw
 from morphogen.parts.contract.tensors import Spec
+from morphogen.store.places import with_donors
 
-#: In the metadata: the layers of other models that the weights hold or need, with their hashes, as JSON.
+#: In the metadata: the layers of other models that the weights hold or need, as JSON.
 DONORS = "donors"
-#: A model and a layer of it.
-Layer = tuple[str, int]
+_TOLD: TypeAdapter[tuple[DonorLayer, ...]] = TypeAdapter(tuple[DonorLayer, ...])
 
 
-def donor_hashes(blueprint: Blueprint) -> dict[str, str]:
-    """`<model>#<layer>` -> SHA-256 of its tensors, of every layer of another model, trained here or not. InputError
-    where a model cannot be read."""
-    wanted = {_layer(spec): None for _, _, spec in specs(blueprint).values() if spec.init.name == DONATED}
-    return {_named(layer): _checksum(layer) for layer in wanted}
+def donors_of(blueprint: Blueprint) -> tuple[DonorLayer, ...]:
+    """The layers of other models in it, trained here or not, as they are now. InputError where one cannot be read."""
+    return _as_they_are(spec for _, _, spec in specs(blueprint).values() if spec.init.name == "donated")
 
 
 def borrowed(blueprint: Blueprint) -> dict[str, Spec]:
@@ -34,49 +34,41 @@ def borrowed(blueprint: Blueprint) -> dict[str, Spec]:
     return {name: spec for name, (_, _, spec) in specs(blueprint).items() if spec.borrowed}
 
 
-def read_borrowed(path: Path, blueprint: Blueprint, told: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def donors_told(path: Path, metadata: Mapping[str, str], now: Mapping[str, str]) -> tuple[DonorLayer, ...]:
+    """What the checkpoint at `path` says of layers of other models. now: where models are that were moved. InputError
+    where that cannot be read."""
+    try:
+        return _TOLD.validate_json(json.dumps(with_donors(json.loads(metadata.get(DONORS, "[]")), now)))
+    except (ValidationError, ValueError, RecursionError):
+        raise InputError(f"{path}: what it says of layers of other models cannot be read") from None
+
+
+def read_borrowed(
+    path: Path, blueprint: Blueprint, told: Sequence[DonorLayer], dtype: torch.dtype
+) -> dict[str, Tensor]:
     """The tensors that the checkpoint at `path` leaves out.
 
-    told: what its metadata says of donors. dtype: of its other weights. InputError where a model cannot be read, or is
-    not as it was when the checkpoint was written.
+    told: what it says of layers of other models. dtype: of its other weights. InputError where one cannot be read, or
+    is not as it was when the checkpoint was written.
     """
     wanted = borrowed(blueprint)
-    hashes = _hashes(path, told)
-    for layer in {_layer(spec): None for spec in wanted.values()}:
-        found, known = _checksum(layer), hashes.get(_named(layer))
-        if found != known:
-            model, number = layer
+    known = {(donor.model, donor.layer): donor.sha256 for donor in told}
+    for found in _as_they_are(wanted.values()):
+        was = known.get((found.model, found.layer))
+        if found.sha256 != was:
             raise InputError(
-                f"{path}: needs layer {number} of {model} as it was, with SHA-256 {known}, but it has changed: found "
-                f"{found}"
+                f"{path}: needs layer {found.layer} of {found.model} as it was, with SHA-256 {was}, but it has "
+                f"changed: found {found.sha256}"
             )
     generator = torch.Generator()
     return {name: draw(spec.init, spec.shape, generator).to(dtype) for name, spec in wanted.items()}
 
 
-DONATED = "donated"
-
-
-def _hashes(path: Path, told: str) -> Mapping[str, str]:
-    try:
-        found = json.loads(told or "{}")
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: what it says of layers of other models cannot be read")
-    return found
-
-
-def _layer(spec: Spec) -> Layer:
-    model, layer, _ = spec.init.args
-    return str(model), int(layer)
-
-
-def _named(layer: Layer) -> str:
-    return f"{layer[0]}#{layer[1]}"
-
-
-def _checksum(layer: Layer) -> str:
+def _as_they_are(of: Iterable[Spec]) -> tuple[DonorLayer, ...]:
+    """The layers that tensors are of, each once."""
+    layers = list(dict.fromkeys((str(spec.init.args[0]), int(spec.init.args[1])) for spec in of))
+    if not layers:
+        return ()
     from morphogen.parts.foreign.donors.opened import checksum_of  # brings transformers, which nothing else here needs
 
-    return checksum_of(*layer)
+    return tuple(DonorLayer(model=model, layer=layer, sha256=checksum_of(model, layer)) for model, layer in layers)

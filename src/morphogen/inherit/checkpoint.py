@@ -17,9 +17,10 @@ from morphogen.blueprint.tensors import specs
 from morphogen.candidate import moments_path
 from morphogen.continued import Continued
 from morphogen.errors import InputError, RunError
-from morphogen.inherit.borrowed import DONORS, borrowed, donor_hashes, read_borrowed
+from morphogen.inherit.borrowed import DONORS, borrowed, donors_of, donors_told, read_borrowed
 from morphogen.inherit.provenance import CONTINUES
-from morphogen.store.files import atomic
+from morphogen.store.files import atomic, canonical_json
+from morphogen.store.places import moved_paths, with_donors
 
 FORMAT = "morphogen-checkpoint-1"
 MOMENTS_FORMAT = "morphogen-moments-1"
@@ -51,8 +52,8 @@ def save_checkpoint(
     marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
     marked |= {f"{BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}
     metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
-    if hashes := donor_hashes(blueprint):
-        metadata[DONORS] = json.dumps(hashes, sort_keys=True)
+    if donors := donors_of(blueprint):
+        metadata[DONORS] = canonical_json([donor.model_dump() for donor in donors])
     left_out = borrowed(blueprint)
     own = {name: tensor for name, tensor in state.items() if name not in left_out}
     _write(path, FORMAT, {**own, **marked}, metadata)
@@ -105,13 +106,17 @@ def load_whole(path: Path) -> Whole:
     state = {name: tensor for name, tensor in found.items() if not name.startswith((AVERAGE, BESIDE))}
     if any(name not in state or state[name].shape != tensor.shape for name, tensor in averages.items()):
         raise InputError(f"{path}: its averages are not those of its weights")
+    now = moved_paths(path.parent) or moved_paths(path.parent.parent)
     try:
-        blueprint = Blueprint.model_validate_json(metadata.pop("blueprint", ""))
+        told = metadata.pop("blueprint", "")
+        blueprint = Blueprint.model_validate_json(json.dumps(with_donors(json.loads(told), now)) if now else told)
     except ValidationError as error:
         raise InputError(f"{path}: its blueprint cannot be read: {error.errors()[0]['msg']}") from None
+    except ValueError:
+        raise InputError(f"{path}: its blueprint cannot be read: it is not JSON") from None
     wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
-    told, dtype = metadata.get(DONORS, ""), next((x.dtype for x in state.values()), torch.float32)
-    state |= read_borrowed(path, blueprint, told, dtype)
+    dtype = next((tensor.dtype for tensor in state.values()), torch.float32)
+    state |= read_borrowed(path, blueprint, donors_told(path, metadata, now), dtype)
     if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise InputError(f"{path}: the weights are not those of its blueprint")
     if odd := [f"{name} of {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]:

@@ -27,6 +27,7 @@ from morphogen.continued import Continues
 from morphogen.errors import RunError
 from morphogen.store.files import canonical_json, sync_folder
 from morphogen.store.ordinary import check_own, open_own
+from morphogen.store.places import moved_paths, with_donors
 from morphogen.store.proposals import Proposed, Refused
 
 FILE = "ledger.sqlite"
@@ -220,10 +221,13 @@ class Ledger:
         yield from counted
 
     def written(self) -> Iterator[Event]:
-        """Every event ever written, each checked. Raises RunError where the ledger is damaged."""
+        """Every event ever written, each checked; with models of others where they are now, in a run that was moved
+        with them. Raises RunError where the ledger is damaged."""
+        now = moved_paths(self.path.parent)
         for seq, kind, payload, _ in self._rows():
             try:
-                yield _EVENT.validate_python({"kind": kind, **from_json(payload)})
+                told = from_json(payload)
+                yield _EVENT.validate_python({"kind": kind, **(with_donors(told, now) if now else told)})
             except ValidationError as error:
                 what = error.errors(include_url=False)[0]
                 place = ".".join(str(step) for step in what["loc"])

@@ -16,7 +16,7 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.estimates import known_of
 from morphogen.experiment import RATE_FOUND, Evolution
-from morphogen.inherit.borrowed import donor_hashes
+from morphogen.inherit.borrowed import donors_of
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint, save_moments
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
@@ -293,7 +293,7 @@ class Trial:
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
             growth=self._grown_by(),
             losses=thinned(trainer.trace.losses, before.losses),
-            donors=donor_hashes(self.blueprint),
+            donors=donors_of(self.blueprint),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,
