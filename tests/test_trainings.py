@@ -127,7 +127,7 @@ WATCHING_RULES = """
       do: {action: widen, factor: 1.2}
       limits: {cooldown_steps: 5}
     - id: used
-      when: {trigger: utilization, threshold: 0.1, window: 4}
+      when: {trigger: utilization, measure: gradient, threshold: 0.1, window: 4}
       do: {action: widen, target: heads}
       limits: {cooldown_steps: 3, max_times: 2}
 """
