@@ -451,6 +451,12 @@ CASES: dict[str, Case] = {
     "a finetune of nobody": (nothing, "finetune @/run --steps 1 --id ../x", "--id (of "),
     "finetunes that are a link": (link("run/finetuned", "outside"), "finetune @/run --steps 1", "finetuned: is a link"),
     "an archive over something else": (nothing, "archive @/run --out @/outside", "holds something else than an arch"),
+    "scaling up over something else": (
+        nothing,
+        "scale @/tiny.yaml --params 1M --out @/tiny.yaml",
+        "tiny.yaml: is there already, and was not made by scale",
+    ),
+    "scaling up what names code": (IN_YAML, "scale @/tiny.yaml --params 1M", "--allow-code"),
     "motifs of a pipe": (pipe("run/ledger.sqlite"), "motifs @/run", "ledger.sqlite"),
     "motifs over something else": (nothing, "motifs @/run --out @/tiny.yaml", "tiny.yaml: there is a file that is no"),
     "scaling of a pipe": (pipe(FRONTIER), "scaling @/run", "frontier.json"),

@@ -76,6 +76,7 @@ JOINING = [
     "winners",
     "runfolder",
     "seeds",
+    "scaling_up",
     "resuming",
     "pages",
     "foresight",

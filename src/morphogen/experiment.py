@@ -83,6 +83,9 @@ class Train(Frozen):
 
     lr: Rate = 3e-3
     """Highest learning rate; `auto`: the one that short trainings of the root find best, for the whole run."""
+    base_dim: PositiveInt | None = None
+    """Residual channels at which `lr` was found: in a model of other width the rate of every matrix is scaled by µP
+    (2203.03466), so that it stays right. For adamw and lion; null: one rate for all."""
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     """`constant`: one warm-up for a whole lineage, then flat; what is measured is an average of the weights. `cosine`:
     every candidate warms up and falls to a tenth. `wsd`: flat, and over the last `decay_share` of its steps towards
@@ -136,6 +139,12 @@ class Train(Frozen):
     def _remap_of_something(self) -> Self:
         if self.init_tokenizer == "remap" and self.init_checkpoint is None:
             raise ValueError("init_tokenizer is 'remap', but there is no init_checkpoint whose tokens to map")
+        return self
+
+    @model_validator(mode="after")
+    def _transferable(self) -> Self:
+        if self.base_dim is not None and self.optimizer.name == "muon":
+            raise ValueError("base_dim is for adamw and lion: what muon does to a matrix has another scale")
         return self
 
     @property

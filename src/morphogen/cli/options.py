@@ -152,3 +152,16 @@ def _flag_message(error: ValidationError) -> str:
         place = ".".join(str(step) for step in detail["loc"] if not str(step).startswith(TAG))
         lines.append(f"{place}: {what(Experiment, detail, detail['loc'])}")
     return "\n".join(dict.fromkeys(lines))
+
+
+#: A number with a letter for thousands, millions, milliards or billions, billions of millions.
+_COUNT = re.compile(r"([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e\+?[0-9]{1,2})?)\s*([kmbgt]?)", re.IGNORECASE)
+_TIMES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def count_of(flag: str, text: str) -> int:
+    """A count such as `400M`, `1.5B` or `4e8`. InputError for anything else."""
+    found = _COUNT.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"{flag}: got {text!r}, expected a number, such as 400M, 1.5B or 4e8")
+    return round(float(found[1]) * _TIMES[found[2].lower()])

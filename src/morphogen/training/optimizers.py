@@ -16,6 +16,7 @@ from morphogen.network import LanguageModel
 from morphogen.parts.contract.tensors import Spec, flat
 from morphogen.training.holding import Hold
 from morphogen.training.saved import Saved
+from morphogen.training.transfer import factors
 
 #: Devices on which torch has AdamW as one kernel.
 FUSED = frozenset({"cpu", "cuda"})
@@ -308,14 +309,18 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     weight_decay = train.weight_decay if chosen.weight_decay is None else chosen.weight_decay
     decayed, plain = split_parameters(model)
     table = specs(model.blueprint)
-    rates = {parameter: table[name][2].rate for parameter, name in names.items()}
+    carried = factors(model.blueprint, train.base_dim)
+    rates = {parameter: (table[name][2].rate, carried[name]) for parameter, name in names.items()}
 
     def at_rates(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
         """A group for every rate."""
-        found: dict[float, list[nn.Parameter]] = {}
+        found: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in parameters:
             found.setdefault(rates[parameter], []).append(parameter)
-        return [{"params": of, "weight_decay": decay, "lr": lr * rate} for rate, of in found.items()]
+        return [
+            {"params": of, "weight_decay": decay / factor, "lr": lr * rate * factor}
+            for (rate, factor), of in found.items()
+        ]
 
     def groups(matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
         return [*at_rates(matrices, weight_decay), *at_rates(plain, 0.0)]

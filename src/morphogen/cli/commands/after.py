@@ -180,3 +180,41 @@ def scaling(
     write_atomic(picture, drawn(found.model_dump(mode="json")))
     found.write(picture.with_suffix(".json"))
     aside(f"wrote {picture} and {picture.with_suffix('.json')}")
+
+
+@app.command()
+def scale(
+    seed: Annotated[str, typer.Argument(help="an experiment in YAML, such as a seed", metavar="SEED")],
+    params: Annotated[str, typer.Option(help="parameters of the large model, embedding included, such as 400M")],
+    depth: Annotated[
+        str, typer.Option(help="stretch: every block several times in a row; stack: the whole pattern over again")
+    ] = "stretch",
+    dim: Annotated[
+        int | None, typer.Option(help="residual channels; default in the seed's proportion to its depth")
+    ] = (None),
+    layers: Annotated[int | None, typer.Option(help="blocks; default likewise")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="tokens of a sequence; default the seed's")] = None,
+    out: Annotated[str | None, typer.Option(help="the experiment to write; default SEED-PARAMS.yaml beside it")] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite what is there")] = False,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+) -> None:
+    """Make a small experiment large: the same pattern at another width and depth, by stated priors and µP."""
+    from morphogen.cli.console import aside, show_facts
+    from morphogen.cli.launch import read_experiment
+    from morphogen.cli.options import count_of
+    from morphogen.scaling_up import DEPTHS, Wish, write_scaled
+    from morphogen.scaling_up import scale as scaled
+
+    if depth not in DEPTHS:
+        raise InputError(unknown("--depth", depth, DEPTHS))
+    path = user_path(seed, "SEED")
+    config = path.with_name(f"{path.stem}-{params}.yaml") if out is None else absolute_path(out, "--out")
+    wish = Wish(count_of("--params", params), DEPTHS[depth], dim, layers, seq_len)
+    made = scaled(read_experiment(seed), wish)
+    write_scaled(made, path, config, force=force)
+    for note in made.notes:
+        aside(f"note: {note}")
+    model = made.experiment.model
+    told = {"experiment": str(config), "parameters": made.params, "dim": model.emb.dim, "layers": len(model.blocks)}
+    show_facts({**told, "tokens": made.experiment.train.max_tokens}, as_json)
