@@ -246,3 +246,9 @@ def test_edits_of_a_lineage_have_names_of_their_own() -> None:
     assert len(chosen(found, "undo")) == len(chosen(found, "undo:widen")) == len(chosen(found, "undo:widen@a")) == 2
     assert len(chosen(found, "undo:widen@a#2")) == 1
     assert not chosen(found, "undo:narrow")
+
+
+def test_a_layer_of_another_model_is_taken_out_by_its_kind_whatever_it_needs_to_be_run() -> None:
+    foreign = {"kind": "foreign", "experts": [{"model": "/nowhere", "layer": 0}]}
+    found = ablated("foreign_off", {**PLAIN, "blocks": [{**PLAIN["blocks"][0], "extras": [foreign]}]})
+    assert found == Blueprint.model_validate(PLAIN)
