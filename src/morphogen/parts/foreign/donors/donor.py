@@ -148,16 +148,16 @@ def read_config(files: Files) -> Any:
     path = files.path("config.json")
     raw = read_json(path)
     kind = raw.get("model_type")
-    if kind is None:
+    if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type, expected the name of an architecture")
     if kind not in transformers.CONFIG_MAPPING:
         text = " (code that comes with a model is never run)" if "auto_map" in raw else ""
         raise InputError(unknown(f"{path}: architecture{text}", kind, list(transformers.CONFIG_MAPPING)))
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise InputError(f"{path}: its weights are quantised, expected floating-point numbers")
     try:
         config = transformers.AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+    except (OSError, StrictDataclassError, *FAILURES) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     if config.is_encoder_decoder:
         raise InputError(
@@ -165,9 +165,11 @@ def read_config(files: Files) -> Any:
             " expected a model of one stack of layers"
         )
     config = config.get_text_config()
-    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads"):
         found = getattr(config, name) if hasattr(config, name) else None
-        if not isinstance(found, int) or found < 1:
+        if isinstance(found, int) and found < 1:
+            raise InputError(f"{path}: {name} is {found}, expected at least 1")
+        if not isinstance(found, int) and name != "num_attention_heads":  # which may differ from layer to layer
             raise InputError(
                 f"{path}: architecture {kind!r} has no {name}, expected a language model of layers in a row"
             )
