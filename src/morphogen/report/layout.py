@@ -19,6 +19,8 @@ GAP = 8
 LABEL_SIZE = 11.0
 #: A map that would be wider than this names its stations aslant, so that they can stand closer together.
 WIDE = 900.0
+#: So many lines at most are so far apart that no name reaches from one to the next.
+ROOMY = 14
 #: So many stations on lines are named at most.
 NAMED = 400
 
@@ -102,7 +104,8 @@ def lay_out(candidates: Mapping[str, Candidate], finalists: Iterable[str]) -> La
     """Places all `candidates` and routes one line to each finalist. Parents that are not given are left out."""
     family = _Family(candidates, finalists)
     roomy = Scale(54.0, 15.0, 44.0, True, len(candidates) <= 60)
-    slanted = Scale(62.0, 12.0, 20.0, True, False, slant=38.0, label_chars=16)
+    pitch = 80.0 if len(family.finalists) <= ROOMY else 62.0
+    slanted = Scale(pitch, 12.0, 20.0, True, False, slant=38.0, label_chars=16)
     if len(family.on_line) > NAMED:
         return _laid_out(family, Scale(22.0, 9.0, 26.0, False, False))
     layout = _laid_out(family, roomy)
