@@ -576,6 +576,16 @@ CASES: dict[str, Case] = {
         "merge @/bad.safetensors @/bad.safetensors --out @/new.safetensors",
         "bad.safetensors",
     ),
+    "a look at text that is a pipe": (
+        lambda place: (pipe("pipe")(place), config("source: ", f"source: {place}/pipe #")(place)),
+        "data @/tiny.yaml",
+        "is a FIFO",
+    ),
+    "text that is a saved data set in name only": (
+        lambda place: (text("corpus/state.json", DEEP)(place), text("corpus/x.arrow", b"ARROW1\0\0 not")(place)),
+        "data @/tiny.yaml",
+        "x.arrow is not a readable Arrow file",
+    ),
     "a first experiment over a file that is there": (nothing, "init @/tiny.yaml", "tiny.yaml: is there already"),
     "a first experiment in a place that is a link": (
         link("new.yaml"), "init @/new.yaml --force --from phi", "new.yaml: is a link"

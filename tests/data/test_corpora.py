@@ -102,7 +102,7 @@ def test_a_folder_is_read_in_order_without_hidden_and_binary_files(tmp_path: Pat
         ("c.jsonl:1", "J"),
     ]
     (tmp_path / "none").mkdir()
-    assert "the folder holds no text; files are read that end in .c, .cc" in failure(tmp_path / "none")
+    assert "the folder holds no text; files are read that end in .arrow, .c, .cc" in failure(tmp_path / "none")
 
 
 def test_jsonl_and_parquet_give_the_text_column(tmp_path: Path) -> None:

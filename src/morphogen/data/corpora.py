@@ -21,9 +21,9 @@ from morphogen.data.document import Document, Reader
 from morphogen.data.hub import rows_of
 from morphogen.data.library import library_files
 from morphogen.data.listing import files_below, kind_of
-from morphogen.data.records import read_csv, read_json, read_jsonl, read_parquet
+from morphogen.data.records import read_arrow, read_csv, read_json, read_jsonl, read_parquet
 from morphogen.data.textfiles import COMPRESSED, LONGEST_SECTION_CHARS, WHOLE_CHARS, guarded, read_alone, read_whole
-from morphogen.errors import InputError, nearest
+from morphogen.errors import InputError, nearest, unknown
 from morphogen.paths import user_path
 from morphogen.sections.built_in import CORPORA, built_in, forms
 
@@ -43,7 +43,11 @@ _RECORDS: Final = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
+#: In a folder that `datasets.save_to_disk` wrote: what describes the .arrow files, or its splits, a folder each.
+_DESCRIBING: Final = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})
+_SPLITS, _STATE = "dataset_dict.json", "state.json"
 _ARCHIVES: Final = frozenset({".zip", ".tar", ".tgz", ".7z", ".rar"})
 #: In a folder of fewer text files than this a file is cut into sections sooner, so that there is something to split.
 FEW_FILES: Final = 20
@@ -139,6 +143,13 @@ def _of_package(name: str, arguments: str, reader: Reader) -> Iterator[Document]
 def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
     if (name := _hub_name(shard.source)) is not None:
         here = _path(shard, name[0])
+        if (saved := _saved(here, shard)) is not None:
+            paths = files_below(saved, reader, _unfit)
+            reader.files = len(paths)
+            for path in paths:
+                with guarded(path, reader):
+                    yield from _RECORDS[_ending(path)](path, f"{shard.split}:{path.name}", reader)
+            return
         yield from rows_of(str(here) if here.exists() else name[0], name[1], shard, reader)
         return
     if shard.corpus is not None:
@@ -203,12 +214,22 @@ def _files(shard: "Shard", reader: Reader) -> tuple[Path, list[Path]]:
         raise InputError(_missing(shard, path)) from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{reader.place}: is a {kind_of(mode)}, expected {_source_forms()}")
-    if (ending := _ending(path)) in _ARCHIVES or (ending == ".parquet" and _is_compressed(path)):
+    if (ending := _ending(path)) in _ARCHIVES or (ending in (".parquet", ".arrow") and _is_compressed(path)):
         raise InputError(f"{reader.place}: is an archive ({_endings(path)}), which is not read; unpack it")
     if shard.text_field is not None and ending not in _RECORDS:
         records = ", ".join(sorted(_RECORDS))
         raise InputError(f"{reader.place}: text_field is {shard.text_field!r}, but only records have one ({records})")
     return path.parent, [path]
+
+
+def _saved(folder: Path, shard: "Shard") -> Path | None:
+    """Where the .arrow files of a split lie, in a folder that `datasets.save_to_disk` wrote; None for other folders."""
+    if not (folder / _SPLITS).is_file():
+        return folder if (folder / _STATE).is_file() else None
+    if not (folder / shard.split / _STATE).is_file():
+        splits = [path.parent.name for path in folder.glob(f"*/{_STATE}")]
+        raise InputError(unknown(f"{_place(shard)}: split", shard.split, splits))
+    return folder / shard.split
 
 
 def _everything(path: Path, reader: Reader) -> tuple[Path, list[Path]]:
@@ -231,8 +252,10 @@ def _endings(path: Path) -> str:
 
 def _unfit(path: Path) -> str | None:
     """Why a file of a folder is not read."""
-    if _ending(path) == ".parquet" and _is_compressed(path):
-        return "compressed .parquet files"
+    if _ending(path) in (".parquet", ".arrow") and _is_compressed(path):
+        return f"compressed {_ending(path)} files"
+    if path.name in _DESCRIBING and any((path.parent / name).exists() for name in (_STATE, _SPLITS)):
+        return "files that describe a saved data set"
     if _ending(path) in TEXT_SUFFIXES or _ending(path) in _RECORDS:
         return None
     return f"files that end in {_endings(path)}" if _endings(path) else "files without an ending"
@@ -241,7 +264,7 @@ def _unfit(path: Path) -> str | None:
 def _source_forms() -> str:
     """What a source may be, for messages."""
     names = [*forms(), *plugins.names(plugins.CORPORA)]
-    files = "a file or folder (text, .jsonl, .json, .csv, .tsv, .parquet)"
+    files = "a file or folder (text, .jsonl, .json, .csv, .tsv, .parquet, .arrow)"
     return f"{', '.join(names)}, {files}, or hf:NAME[:CONFIG]"
 
 

@@ -1,9 +1,9 @@
-"""Files of records: JSON Lines, JSON, CSV, TSV and parquet. A document is the text column of one record."""
+"""Files of records: JSON Lines, JSON, CSV, TSV, parquet and Arrow. A document is the text column of one record."""
 
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -185,32 +185,66 @@ def read_csv(path: Path, key: str, reader: Reader) -> Iterator[Document]:
 
 def read_parquet(path: Path, key: str, reader: Reader) -> Iterator[Document]:
     """One document per row of a .parquet file."""
-    import pyarrow
     import pyarrow.parquet
+
+    def opened() -> tuple[list[str], Callable[[str], Iterator[Any]]]:
+        table = pyarrow.parquet.ParquetFile(path)
+        return table.schema_arrow.names, lambda column: (
+            batch.column(0) for batch in table.iter_batches(batch_size=1024, columns=[column])
+        )
+
+    yield from _columnar(path, key, reader, "parquet", opened)
+
+
+def read_arrow(path: Path, key: str, reader: Reader) -> Iterator[Document]:
+    """One document per row of an .arrow file: a stream, as `datasets.save_to_disk` writes it, or a file."""
+    import pyarrow.ipc
+
+    def opened() -> tuple[list[str], Callable[[str], Iterator[Any]]]:
+        mapped = pyarrow.memory_map(str(path))
+        try:
+            table = pyarrow.ipc.open_stream(mapped)
+            batches = iter(table)
+        except pyarrow.ArrowInvalid:
+            table = pyarrow.ipc.open_file(mapped)
+            batches = (table.get_batch(i) for i in range(table.num_record_batches))
+        return table.schema.names, lambda column: (batch.column(column) for batch in batches)
+
+    yield from _columnar(path, key, reader, "Arrow", opened)
+
+
+def _columnar(
+    path: Path,
+    key: str,
+    reader: Reader,
+    kind: str,
+    opened: Callable[[], tuple[list[str], Callable[[str], Iterator[Any]]]],
+) -> Iterator[Document]:
+    """The rows of a file by columns. opened: the columns' names, and a column's values in batches."""
+    import pyarrow
 
     row = 0
     rows = Rows(reader)
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            columns = table.schema_arrow.names
-            column = column_of(columns, reader)
-            if column is None:
-                reader.refuse(str(path), f": {no_column(columns, reader)}", _FILES)
-                return
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for value in _strings(batch.column(0)):
-                    row += 1
-                    where = f"{path} row {row}"
-                    if isinstance(value, UnicodeDecodeError):
-                        said = f" is not UTF-8 text: byte 0x{value.object[value.start]:02x} at byte {value.start}"
-                        reader.refuse(where, said, _ROWS)
-                    elif (text := rows.text({column: value}, where)) is not None:
-                        yield Document(f"{key}:{row}", text)
+        columns, batches = opened()
+        column = column_of(columns, reader)
+        if column is None:
+            reader.refuse(str(path), f": {no_column(columns, reader)}", _FILES)
+            return
+        for batch in batches(column):
+            for value in _strings(batch):
+                row += 1
+                where = f"{path} row {row}"
+                if isinstance(value, UnicodeDecodeError):
+                    said = f" is not UTF-8 text: byte 0x{value.object[value.start]:02x} at byte {value.start}"
+                    reader.refuse(where, said, _ROWS)
+                elif (text := rows.text({column: value}, where)) is not None:
+                    yield Document(f"{key}:{row}", text)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         after = f" after row {row}" if row else ""
-        reader.refuse(str(path), f" is not a readable parquet file{after} ({' '.join(str(error).split())})", _FILES)
+        reader.refuse(str(path), f" is not a readable {kind} file{after} ({' '.join(str(error).split())})", _FILES)
 
 
 def _strings(column: Any) -> Iterator[object]:

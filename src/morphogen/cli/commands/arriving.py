@@ -1,7 +1,8 @@
-"""Commands for those who arrive: `init`, with nothing, and `convert`, from the older system's files."""
+"""Commands for those who arrive: `init` and `convert` give an experiment, `data` shows what its text is."""
 
 import shlex
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -66,3 +67,48 @@ def convert(
             show_lines(f"{name.replace('_', ' ')} ({len(notes)}):", told(notes))
     lost = "nothing was lost" if found.lossless else "see what was approximated and dropped above"
     print(f"{out}: written; {lost}")
+
+
+@app.command("data")
+def data_(
+    config: flags.Config,
+    samples: Annotated[int, typer.Option(min=0, max=100, help="documents to show of each source")] = 2,
+    allow_code: flags.AllowCode = False,
+    as_json: flags.AsJson = False,
+) -> None:
+    """Read the text of an experiment as a run would: sizes, splits, bytes per token, overlap, samples."""
+    from morphogen import reading
+    from morphogen.cli.console import show_facts, show_lines
+    from morphogen.cli.launch import read_experiment
+    from morphogen.data.looking import looked_at
+
+    experiment = read_experiment(config)
+    with reading.placed(config):
+        told = looked_at(experiment.data, samples)
+    if as_json:
+        show_facts(told, True)
+        return
+    show_facts({"tokenizer": f"{told['tokenizer']['name']}, {told['tokenizer']['vocab']:,} tokens"}, False)
+    for name, found in told["sources"].items():
+        show_lines(f"\n{name} ({found['source']}, {found['share']:.1%} of {name.partition(':')[0]})", _of_source(found))
+    for pair in told["overlap"]:
+        shares = " and ".join(f"{share:.1%} of {source}" for source, share in pair["share_of"].items())
+        show_lines(f"\noverlap: {pair['documents']:,} documents, {shares}", [])
+    for name, probe in told["probes"].items():
+        show_lines(
+            f"\nprobe {name}: asked at {', '.join(map(str, probe['lengths']))}, chance {probe['chance']:.4g}", []
+        )
+    if told["notes"]:
+        show_lines("\nnotes", told["notes"])
+
+
+def _of_source(found: Mapping[str, Any]) -> Iterator[str]:
+    left = f", {found['duplicates']:,} duplicates left out" if found["duplicates"] else ""
+    yield f"{found['documents']:,} documents, {found['bytes']:,} bytes{left}"
+    lost = f"; {found['lost']:.3%} of its characters are lost" if found["lost"] else ""
+    yield f"{found['bytes_per_token']} bytes per token{lost}"
+    for name, split in found["splits"].items():
+        counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['sequences']:,} sequences"
+        yield f"{name:<6}{counts}"
+    for one in found["samples"]:
+        yield f"sample {one['key']} ({one['characters']:,} characters): {' '.join(one['head'].split())}"
