@@ -577,7 +577,7 @@ CASES: dict[str, Case] = {
         "bad.safetensors",
     ),
     "a look at text that is a pipe": (
-        lambda place: (pipe("pipe")(place), config("source: ", f"source: {place}/pipe #")(place)),
+        lambda place: (pipe("pipe")(place), config("[{source: ", "[{source: @/pipe}, {source: ")(place)),
         "data @/tiny.yaml",
         "is a FIFO",
     ),

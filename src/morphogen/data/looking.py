@@ -36,11 +36,12 @@ def looked_at(data: "Data", samples: int) -> dict[str, Any]:
 
 
 def _roles(data: "Data") -> list[Role]:
-    return [
-        "shards",
-        *(["eval_shards"] if data.eval_shards else []),
-        *(["healing_shards"] if data.healing_shards else []),
-    ]
+    given: tuple[tuple[Role, bool], ...] = (
+        ("shards", True),
+        ("eval_shards", bool(data.eval_shards)),
+        ("healing_shards", bool(data.healing_shards)),
+    )
+    return [role for role, is_given in given if is_given]
 
 
 def _of_role(prepared: PreparedData, data: "Data", role: Role, samples: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -90,16 +90,16 @@ def data_(
         return
     show_facts({"tokenizer": f"{told['tokenizer']['name']}, {told['tokenizer']['vocab']:,} tokens"}, False)
     for name, found in told["sources"].items():
-        show_lines(f"\n{name} ({found['source']}, {found['share']:.1%} of {name.partition(':')[0]})", _of_source(found))
+        show_lines(f"{name} ({found['source']}, {found['share']:.1%} of {name.partition(':')[0]})", _of_source(found))
     for pair in told["overlap"]:
         shares = " and ".join(f"{share:.1%} of {source}" for source, share in pair["share_of"].items())
-        show_lines(f"\noverlap: {pair['documents']:,} documents, {shares}", [])
+        show_lines(f"overlap: {pair['documents']:,} documents, {shares}", [])
     for name, probe in told["probes"].items():
         show_lines(
             f"\nprobe {name}: asked at {', '.join(map(str, probe['lengths']))}, chance {probe['chance']:.4g}", []
         )
     if told["notes"]:
-        show_lines("\nnotes", told["notes"])
+        show_lines("notes", told["notes"])
 
 
 def _of_source(found: Mapping[str, Any]) -> Iterator[str]:
