@@ -18,7 +18,7 @@ from morphogen.report.blueprints import pieces
 from morphogen.report.charts import hypervolume_chart, operators_chart, tokens_chart
 from morphogen.report.html import report_html
 from morphogen.report.operators import mean, operator_rows, share, wilson
-from morphogen.report.probes import probe_rows, probes_chart
+from morphogen.report.probes import depth_charts, probe_rows, probes_chart
 from morphogen.report.wording import number
 
 OBJECTIVES = {"bpb": "min", "flops_per_token": "min"}
@@ -225,6 +225,29 @@ def test_probes_stand_beside_chance(run):
     assert Figure(probes_chart(one)).to_dict()["data"]
     assert "<h2>Probes</h2>" in report_html([one])
     assert "<h2>Probes</h2>" not in page_of(run)
+
+
+def test_probes_by_depth_and_length_are_lines_beside_chance(run):
+    candidates, reports, finalists = run
+    deep = {f"acc_passkey_len_{n}_depth_{d}": n / 3000 + d / 1000 for n in (512, 2048) for d in (0, 20, 40, 60, 80)}
+    deep |= {"acc_passkey": 0.5, "acc_passkey_len_512": 0.5, "chance_passkey": 0.1}
+    probed = ["seed-0-9c1e", finalists[0]]
+    reports = reports | {
+        id: reports[id].replace(metrics={"bpb": 1.0, **deep}, errors={"acc_passkey": 0.02, "acc_passkey_len_512": 0.9})
+        for id in probed
+    }
+    one = shown((candidates, reports, finalists), OBJECTIVES)
+    ((title, chart),) = depth_charts(one).items()
+    assert title == "passkey by depth and length"
+    assert Figure(chart).to_dict()["data"]
+    names = [f"{id}, length {length}" for id in probed for length in (512, 2048)]
+    assert [trace["name"] for trace in chart["data"]] == [*names, "chance"]
+    assert all(trace["x"] == [0, 20, 40, 60, 80] for trace in chart["data"])
+    assert chart["data"][-1]["y"] == [0.1] * 5
+    told = {(row["figure"], row["at chance"]) for row in probe_rows(one)}
+    assert told == {("acc_passkey", "no"), ("acc_passkey_len_512", "yes")}
+    assert depth_charts(shown(run, OBJECTIVES)) == {}
+    assert title in report_html([one])
 
 
 def test_several_runs_stand_side_by_side(run):

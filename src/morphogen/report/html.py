@@ -19,7 +19,7 @@ from morphogen.report.grown import growth_charts, growth_rows
 from morphogen.report.held import held
 from morphogen.report.meanings import meaning_rows, meanings, names
 from morphogen.report.operators import operator_rows
-from morphogen.report.probes import probe_rows, probes_chart
+from morphogen.report.probes import depth_charts, probe_rows, probes_chart
 from morphogen.report.shown import RunShown
 from morphogen.report.subway import lineage_panes
 from morphogen.report.tables import Row, cell, frontier_rows, headers, is_numeric
@@ -87,7 +87,9 @@ def _charts(runs: Sequence[RunShown], operators: Sequence[Sequence[Row]]) -> dic
         charts["Hypervolume of the frontier"] = hypervolume_chart(runs)
     for run, rows in zip(runs, operators, strict=True):
         of = f" · {run.run}" if len(runs) > 1 else ""
-        found = {"Operators": operators_chart(rows), "Probes": probes_chart(run)} | growth_charts(run.reports)
+        found = {"Operators": operators_chart(rows), "Probes": probes_chart(run), **depth_charts(run)} | growth_charts(
+            run.reports
+        )
         charts |= {f"{title}{of}": chart for title, chart in found.items() if chart is not None}
     return charts
 
