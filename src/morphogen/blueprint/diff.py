@@ -1,5 +1,6 @@
 """Comparing blueprints: digest for identity, changes for explaining and replaying, distance for novelty."""
 
+import functools
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from morphogen.blueprint.growth import SIZES, GrowthRule
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
+from morphogen.parts.contract.part import Part
 
 #: What fields of a growth rule are that nothing reads; others are left out.
 AT_DEFAULT: Mapping[str | int, Any] = {
@@ -58,11 +60,21 @@ def _canonical_rule(rule: GrowthRule, places: Mapping[str, int]) -> dict[str, An
 def _canonical_block(block: Block) -> dict[str, Any]:
     return {
         "parallel": block.parallel,
-        "parts": [
-            (path, part.model_dump(mode="json", exclude=part.unsaid() | dict.fromkeys(part.inert(), True)))
-            for _, path, part in block.parts()
-        ],
+        "parts": [(path, _canonical_part(part)) for _, path, part in block.parts()],
     }
+
+
+def _canonical_part(part: Part) -> dict[str, Any]:
+    try:
+        hash(part)
+    except TypeError:  # what it holds may change, as the dicts of plug-ins
+        return _plain_part.__wrapped__(part)
+    return _plain_part(part)
+
+
+@functools.lru_cache(maxsize=1024)  # of most parts a search asks again and again
+def _plain_part(part: Part) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude=part.unsaid() | dict.fromkeys(part.inert(), True))
 
 
 def digest(blueprint: Blueprint) -> str:

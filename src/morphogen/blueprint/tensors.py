@@ -22,4 +22,5 @@ def borrowed_count(blueprint: Blueprint) -> int:
 
 def parameter_count(blueprint: Blueprint) -> int:
     """Trainable parameters; a tied head counts once."""
-    return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if spec.trained)
+    tables = (gene.part.specs(gene.ctx) for gene in blueprint.genes())
+    return sum(math.prod(spec.shape) for table in tables for spec in table.values() if spec.trained)

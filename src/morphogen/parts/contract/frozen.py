@@ -13,6 +13,9 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
+SCALARS = frozenset({bool, int, float, str, type(None)})
+
+
 class Frozen(Documented):
     """Frozen, strict data. `evolve` is how operators make a changed copy.
 
@@ -35,7 +38,9 @@ class Frozen(Documented):
     def unsaid(self) -> dict[str, Any]:
         """What to leave out of a dump, itself and all it holds, for fields that came `later` to change no digest."""
         found: dict[str, Any] = {}
-        for name, value in self:
+        for name, value in vars(self).items():
+            if type(value) in SCALARS and name not in self.later:
+                continue
             if name in self.later and value == type(self).model_fields[name].default:
                 found[name] = True
             elif isinstance(value, Frozen) and (inner := value.unsaid()):
