@@ -63,7 +63,8 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             PAGES.append(page.count('"status":"trained"'))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("morphogen.session.PAGE_SECONDS", 0.0)
+        patch.setattr("morphogen.pages.SECONDS", 0.0)
+        patch.setattr("morphogen.pages.SHARE", 1e9)
         evolve(load(config), folder, observer=look)
     return folder
 

@@ -1,5 +1,6 @@
 """A run as its page shows it, from its engine: while it goes on, and from its folder at any time. No torch here."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,29 @@ EVIDENCE: Mapping[str, tuple[type[Ablations] | type[Verification] | type[Fidelit
     "Verification": (Verification, ("verify.json",)),
     "Fidelity": (Fidelity, ("fidelity.json",)),
 }
+
+
+#: A page that is written anew while a run goes on is so at most this often, and takes at most this share of the time.
+SECONDS, SHARE = 20.0, 0.02
+
+
+class Pace:
+    """How often a page is written: `with` it around every writing."""
+
+    def __init__(self) -> None:
+        self.begun = self.next = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time again."""
+        return time.monotonic() >= self.next
+
+    def __enter__(self) -> None:
+        self.begun = time.monotonic()
+
+    def __exit__(self, *raised: object) -> None:
+        now = time.monotonic()
+        self.next = now + max(SECONDS, (now - self.begun) / SHARE)
 
 
 def shown(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -53,9 +53,6 @@ from morphogen.store.ledger import (
 from morphogen.store.ordinary import open_own
 from morphogen.store.proposals import Refused
 from morphogen.training.trace import StepInfo
-
-#: While a generation is open the page is written anew at most this often.
-PAGE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Session:
     continues: Continued | None
     position: int = 0
     total: int = 0
-    page_written: float = 0.0
+    pace: pages.Pace = field(default_factory=pages.Pace)
 
     @classmethod
     def open(
@@ -333,14 +330,13 @@ class Session:
         self.observer(notice)
 
     def _export(self, *, ongoing: bool) -> None:
-        runfolder.export(
-            self.folder,
-            self._shown(ongoing=ongoing),
-            self.engine.generations,
-            {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
-            self.continues,
-        )
-        self.page_written = time.monotonic()
+        with self.pace:
+            runfolder.export(
+                self.folder,
+                self._shown(ongoing=ongoing),
+                self.engine.generations,
+                {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
+            )
 
     def _shown(self, *, ongoing: bool) -> RunShown:
         name = _name(self.experiment, self.engine.seed)
@@ -348,9 +344,9 @@ class Session:
 
     def _refresh_page(self) -> None:
         """Writes the page anew where a candidate took so long that somebody may be waiting to see it."""
-        if self.engine.generations and time.monotonic() - self.page_written >= PAGE_SECONDS:
-            write_atomic(self.folder / "report.html", report_html([self._shown(ongoing=True)]).encode())
-            self.page_written = time.monotonic()
+        if self.engine.generations and self.pace.due:
+            with self.pace:
+                write_atomic(self.folder / "report.html", report_html([self._shown(ongoing=True)]).encode())
 
     def _drop_checkpoints(self, keep: set[str]) -> None:
         gone = runfolder.remove_checkpoints(self.folder, [self.engine.known(id)[1].checkpoint for id in keep])
