@@ -95,9 +95,7 @@ def data_(
         shares = " and ".join(f"{share:.1%} of {source}" for source, share in pair["share_of"].items())
         show_lines(f"overlap: {pair['documents']:,} documents, {shares}", [])
     for name, probe in told["probes"].items():
-        show_lines(
-            f"\nprobe {name}: asked at {', '.join(map(str, probe['lengths']))}, chance {probe['chance']:.4g}", []
-        )
+        show_lines(f"probe {name}: asked at {', '.join(map(str, probe['lengths']))}, chance {probe['chance']:.4g}", [])
     if told["notes"]:
         show_lines("notes", told["notes"])
 
