@@ -336,6 +336,7 @@ class Session:
                 self._shown(ongoing=ongoing),
                 self.engine.generations,
                 {"lineage.json": self.keep.lineage_out, "frontier.json": self.keep.frontier_out},
+                self.continues,
             )
 
     def _shown(self, *, ongoing: bool) -> RunShown:
