@@ -46,7 +46,7 @@ def _plugin() -> Iterator[None]:
         yield
 
 
-test_contract = contract_tests(*KINDS, examples=up_to(16))
+test_contract = contract_tests(*KINDS, examples=up_to(12, fast=4))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_exact_after_exact_is_exact(
 
 @pytest.mark.slow
 @given(blueprint=blueprints(), rng=rngs(), length=st.integers(2, 5))
-@settings(some, max_examples=120)
+@settings(some, max_examples=50)
 def test_exact_after_exact_is_exact_on_many_blueprints(
     tmp_path_factory: pytest.TempPathFactory, blueprint: Blueprint, rng: np.random.Generator, length: int
 ) -> None:

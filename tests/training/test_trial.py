@@ -180,7 +180,6 @@ def test_the_same_job_gives_the_same_report_whatever_ran_before(make: Callable[.
     assert repeatable(run_surrogate(make())) == repeatable(first)
 
 
-@pytest.mark.slow  # whole runs under another hash seed are among the fast ones: test_evolve's that are killed
 def test_the_same_report_in_another_process_under_another_hash_seed(make: Callable[..., Job]) -> None:
     job = make()
     here = repeatable(run_surrogate(job))

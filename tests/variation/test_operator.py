@@ -66,7 +66,7 @@ def test_operator_gives_a_valid_changed_child_and_a_replayable_edit(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 @given(blueprint=blueprints(), rng=rngs())
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 def test_operator_gives_a_valid_changed_child_of_any_blueprint(name, blueprint, rng):
     assert_valid_changed_and_replayable(name, blueprint, rng)
 
