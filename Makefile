@@ -10,6 +10,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OUT ?= runs/live_smoke
+# Candidates that `make run` trains at a time; the lineage is the same whatever it is.
+WORKERS ?= 2
 INSTALL := -c constraints.txt -e '.[dev]'
 # Without compiled files every process would take torch's thousands of sources anew, which is most of an import's time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 run: $(STAMP) ## evolve on real text for a few minutes, into runs/live_smoke (a second time: goes on, or shows it)
-	@$(VENV)/bin/morphogen run configs/live_smoke.yaml --out $(OUT) --resume
+	@$(VENV)/bin/morphogen run configs/live_smoke.yaml --out $(OUT) --workers $(WORKERS) --resume
 
 test: $(STAMP) ## the fast tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not slow'
