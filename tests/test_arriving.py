@@ -1,5 +1,6 @@
 """What people begin with: `init`, and `convert` from the command line."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from morphogen.checks import validated
 from morphogen.reading import read_experiment
 from morphogen.starters import STARTERS, starter
-from tiny import Cli
+from tiny import Cli, write_config
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: Starter -> the configuration that it is but for the comments at its head.
@@ -73,6 +76,41 @@ def test_a_conversion_says_what_became_of_every_field(tmp_path: Path, cli: Cli) 
     assert code == 0
     assert "approximated (1):" in out
     assert "dropped (1):" in out
+
+
+def test_a_run_writes_the_events_of_tensorboard_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    path = write_config(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else found(name))
+    command = ("run", str(path), "--out", str(tmp_path / "run"), "--generations", "1", "--tensorboard")
+    code, _, err = cli(*command)
+    assert code == 2
+    assert "install morphogen[tensorboard]" in err
+    assert not (tmp_path / "run").exists()
+    written: list[tuple[Path, int, dict[str, float]]] = []
+
+    class Fake:
+        def __init__(self, folder: Path, step: int) -> None:
+            self.folder = folder
+
+        def scalars(self, step: int, **values: float) -> None:
+            written.append((self.folder, step, values))
+
+        def close(self) -> None:
+            written.append((self.folder, -1, {}))
+
+    monkeypatch.setattr("morphogen.cli.boarded.check_installed", lambda: None)
+    monkeypatch.setattr("morphogen.cli.boarded.Board", Fake)
+    code, _, err = cli(*command)
+    assert code == 0, err
+    assert {folder for folder, *_ in written} == {tmp_path / "run" / "tensorboard"}
+    assert written[-1][1] == -1
+    names = [name for _, _, values in written for name in values]
+    assert sum(name.startswith("loss/root-") for name in names) == 3
+    assert names.count("bpb") == names.count("params") == 4
+    assert names.count("run/hypervolume") == 2
 
 
 def test_the_example_of_an_environment_can_be_exported_as_it_is(tmp_path: Path) -> None:

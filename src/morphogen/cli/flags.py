@@ -56,6 +56,7 @@ Prune = Annotated[
         help="at the end, keep only the frontier's",
     ),
 ]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="write TensorBoard's events too")]
 Workers = Annotated[int | None, typer.Option(help="candidates at a time, each in a process of its own")]
 
 # Of trainings beside a run.

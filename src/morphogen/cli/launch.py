@@ -71,17 +71,20 @@ def carry_out(
     wide: bool = False,
     retry_failed: bool = False,
     retrain_lost: bool = False,
+    tensorboard: bool = False,
 ) -> None:
     """Runs the experiment, showing how it goes. An interrupt ends it so that it can be resumed, and so does an output
-    that cannot be written. With `as_json` nothing but the run's notices goes to stdout."""
+    that cannot be written. With `as_json` nothing but the run's notices goes to stdout. tensorboard: its events too."""
     from rich.console import Console
 
+    from morphogen.cli.boarded import Boarded
     from morphogen.cli.console import observer_for
     from morphogen.cli.live import Live
     from morphogen.run import evolve
     from morphogen.session import Mend
 
     observer = observer_for(Console(), as_json, wide)
+    board = Boarded(folder) if tensorboard else None
     go_on = f"the same command with --resume goes on (run folder {folder})"
 
     def tell(notice: "Notice") -> None:
@@ -90,9 +93,11 @@ def carry_out(
         except (OSError, UnicodeError, SystemExit) as error:  # rich exits where nobody reads any more
             why = error.strerror if isinstance(error, OSError) else error if isinstance(error, UnicodeError) else None
             raise RunError(f"stdout: cannot be written: {why or 'nobody reads it'}; {go_on}") from None
+        if board is not None:
+            board(notice)
 
     try:
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a plug-in may print
+        with board or nullcontext(), redirect_stdout(sys.stderr) if as_json else nullcontext():  # a plug-in may print
             evolve(
                 experiment,
                 folder,

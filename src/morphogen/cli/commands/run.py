@@ -62,6 +62,7 @@ class RunOptions:
     lineage_out: Annotated[str | None, typer.Option(help="where to put a copy of lineage.json")] = None
     cleanup_old_checkpoints: flags.CleanUp = False
     prune_checkpoints_to_frontier: flags.Prune = False
+    tensorboard: flags.TensorBoard = False
     disk_budget: Annotated[str | None, typer.Option(help="checkpoints' size at most, such as 20GB")] = None
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local"
     workers: flags.Workers = None
@@ -145,4 +146,5 @@ def run(options: RunOptions) -> None:
             retry_failed=options.retry_failed,
             retrain_lost=options.retrain_lost,
             wide=options.wide,
+            tensorboard=options.tensorboard,
         )

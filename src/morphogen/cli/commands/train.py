@@ -50,7 +50,7 @@ class TrainOptions:
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="end early where the guards in train would end a candidate's training")
     ] = False
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write TensorBoard's events too")] = False
+    tensorboard: flags.TensorBoard = False
     allow_code: flags.AllowCode = False
     as_json: flags.AsJson = False
 
