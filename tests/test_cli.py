@@ -21,6 +21,7 @@ from morphogen.blueprint.yaml import read
 from morphogen.cli.commands import app
 from morphogen.cli.commands.known import SCHEMAS
 from morphogen.cli.console import Lines, observer_for
+from morphogen.cli.drawing import told_apart
 from morphogen.cli.explain import forecast
 from morphogen.cli.launch import execute
 from morphogen.cli.live import Live
@@ -251,7 +252,10 @@ def test_runs_are_reported_side_by_side_where_it_is_asked_for(
     monkeypatch.chdir(tmp_path)
     assert cli("report", finished, finished, "--open") == (0, "wrote report.html\n", "")
     assert opened == [(tmp_path / "report.html").as_uri()]
-    assert (tmp_path / "report.html").read_text().count("tiny-0") > 10
+    told = (tmp_path / "report.html").read_text()
+    assert all(told.count(f"{finished} ({k})") > 3 for k in (1, 2))
+    assert told_apart([finished, tmp_path / "b" / "control"]) == ["finished", "control"]
+    assert told_apart([tmp_path / "a" / "x", tmp_path / "b" / "x"]) == [f"{tmp_path}/a/x", f"{tmp_path}/b/x"]
     monkeypatch.setattr("webbrowser.open", lambda address: False)
     assert "no browser" in cli("report", finished, "--open", "--out", "a.html")[2]
     (tmp_path / "notes.html").write_text("<p>mine</p>")

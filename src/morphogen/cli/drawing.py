@@ -2,6 +2,7 @@
 
 import webbrowser
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -72,11 +73,22 @@ def write_page(folders: Sequence[Path], out: Path | None) -> Path:
     from morphogen.report.html import report_html
 
     runs = [read(folder) for folder in folders]
+    if len(runs) > 1:  # a search and its control are runs of one experiment, and called the same
+        runs = [replace(run, run=name) for run, name in zip(runs, told_apart(folders), strict=True)]
     place = out or (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
     if place != folders[0] / PAGE:
         check_output(place, PAGE, folders[0], "--out")
     write_atomic(place, report_html(runs).encode())
     return place
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """What to call runs beside one another: by their folders' names, by whole paths where these are the same, and by
+    numbers where one is named twice."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [f"{name} ({k})" if names.count(name) > 1 else name for k, name in enumerate(names, 1)]
 
 
 def show(page: Path, say: Callable[[str], None]) -> None:

@@ -111,7 +111,6 @@ def _facts(runs: Sequence[RunShown]) -> list[Row]:
     told = [_facts_of(run) for run in runs]
     titles = dict.fromkeys(title for facts in told for title in facts)
     columns = [run.run if len(runs) > 1 else "value" for run in runs]
-    columns = [f"{name} ({k + 1})" if columns.count(name) > 1 else name for k, name in enumerate(columns)]
     return [
         {"fact": title, **{name: facts.get(title, "-") for name, facts in zip(columns, told, strict=True)}}
         for title in titles
