@@ -287,6 +287,7 @@ def test_a_language_model_within_another_model_is_found(llama: Path, tmp_path: P
         within = {
             start + (name.removeprefix("model.") if "model." in start[1:6] else name): t for name, t in tensors.items()
         }
+        within["vision_tower.encoder.layers.3.self_attn.q_proj.weight"] = torch.zeros(8, 8)  # not the layer looked for
         save_file(within, tmp_path / "model.safetensors", {"format": "pt"})
         donor = open_donor(str(tmp_path))
         assert donor.checksum(3) == alone.checksum(3)

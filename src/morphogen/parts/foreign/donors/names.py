@@ -36,33 +36,35 @@ class Names:
         self._made: dict[str, list[tuple[str, str]]] = {}
         #: A tensor -> what it lies in: the name in the checkpoint, or what a conversion makes first.
         self._homes: dict[str, str] = {}
-        for name in weights:
-            self._place(name)
+        left = [name for name in weights if not self._place(name)]
+        self._homes = self._within(left) | self._homes
         for target, tied in model.all_tied_weights_keys.items():
             if target not in self._homes and tied in self._homes:
                 self._homes[target] = self._homes[tied]
 
-    def _place(self, name: str) -> None:
-        found, pattern = self._renamed(name)
-        if found is None:
-            return
+    def _place(self, name: str) -> bool:
+        """Enters a tensor of the checkpoint under what the model calls it. False for one that it does not have."""
+        prefix = self._model.base_model_prefix
+        found, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._wanted)
+        if found not in self._wanted:
+            return False
         if pattern is None:
             self._homes[found] = name
-            return
-        self._made.setdefault(found, []).append((pattern, name))
-        self._homes.update(dict.fromkeys(self._targets(found, pattern), found))
+        else:
+            self._made.setdefault(found, []).append((pattern, name))
+            self._homes.update(dict.fromkeys(self._targets(found, pattern), found))
+        return True
 
-    def _renamed(self, name: str) -> tuple[str | None, str | None]:
-        """What the model calls it, None for what it does not have; and the pattern of its conversion, if any."""
-        prefix = self._model.base_model_prefix
-        renamed, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._wanted)
-        if renamed in self._wanted:
-            return renamed, pattern
-        for start in _starts(name):  # a language model that lies in another model
-            for under in (start, f"{prefix}.{start}"):
-                if under in self._wanted:
-                    return under, None
-        return None, None
+    def _within(self, names: list[str]) -> dict[str, str]:
+        """Where the tensors of a language model are that lies in another: under the start that most of them have."""
+        by_start: dict[str, dict[str, str]] = {}
+        for name in names:
+            for rest in _rests(name):
+                under = (rest, f"{self._model.base_model_prefix}.{rest}")
+                if found := next((each for each in under if each in self._wanted), None):
+                    by_start.setdefault(name.removesuffix(rest), {})[found] = name
+                    break
+        return max(by_start.values(), key=len, default={})
 
     def _targets(self, first: str, pattern: str) -> Iterator[str]:
         """All that a conversion makes, whose first is given."""
@@ -100,7 +102,7 @@ class Names:
         return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
 
 
-def _starts(name: str) -> Iterator[str]:
+def _rests(name: str) -> Iterator[str]:
     while "." in name:
         _, name = name.split(".", 1)
         yield name
