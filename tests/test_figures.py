@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from morphogen.analysis.recorded import Recorded
-from morphogen.analysis.verify import _best
 from morphogen.blueprint.yaml import read
 from morphogen.candidate import Candidate, Report, Status
 from morphogen.checks import check_settings
@@ -57,7 +56,7 @@ def test_verify_lexicase_weights_and_tables_agree_on_what_is_better(name: str) -
     candidates = {id: Candidate(id=id, index=i, generation=0, blueprint={}) for i, id in enumerate("ab")}
     run = Recorded(Path(), "run", 0, experiment, candidates, reports, ("a", "b"))
     assert run.direction(figure) == better
-    assert _best(run, figure)[0] == best
+    assert run.best(figure)[0] == best
     assert frontier_rows(candidates, reports, "ab", objectives)[0]["id"] == best
 
 
