@@ -121,7 +121,7 @@ def _donors(experiment: Experiment) -> Iterator[Remark]:
                 loc: Loc = ("model", "blocks", i, "extras", j, "experts", k)
                 if said := _no_donor(expert.model):
                     yield Remark((*loc, "model"), said, True)
-                elif said := _no_layer(expert.model, expert.layer):
+                elif said := _no_layer(expert.model, expert.layer, experiment.data.seq_len):
                     yield Remark((*loc, "layer"), said, True)
     for i, donor in enumerate(experiment.evolution.donors):
         if said := _no_donor(donor):
@@ -142,14 +142,14 @@ def _no_donor(model: str) -> str:
     return ""
 
 
-def _no_layer(model: str, layer: int) -> str:
-    """Why a layer of a model cannot be had; empty where it can."""
-    from morphogen.parts.foreign.donors.opened import donor_of, shapes_of
+def _no_layer(model: str, layer: int, seq_len: int) -> str:
+    """Why a layer of a model cannot be had, or not run on so many tokens; empty where it can."""
+    from morphogen.parts.foreign.donors.opened import cost_of, donor_of
 
     try:
         if layer >= (layers := donor_of(model).n_layers):
             return f"got {layer}, but {model} has {layers} layers, expected 0 to {layers - 1}"
-        shapes_of(model, layer)
+        cost_of(model, layer, seq_len)
     except InputError as error:
         return str(error)
     return ""

@@ -15,6 +15,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Evolution
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import OPERATORS
+from morphogen.parts.foreign.donors.opened import cost_of
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.reading import read_experiment
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
@@ -109,6 +110,20 @@ model:
 data: {tokenizer: bytes, seq_len: 16, batch_size: 4, shards: [{source: text.txt}]}
 evolution: {generations: 0, population: 1, donors: [a]}
 """
+
+
+def test_layers_run_on_more_tokens_than_their_model_has_learned_places_for(tmp_path: Path) -> None:
+    """Learned places are added before the first layer."""
+    import transformers
+
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 32}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "c")
+    (tmp_path / "text.txt").write_text("some text")
+    file = Path(written(tmp_path, "            - {model: b, layer: 0}\n", ""))
+    file.write_text(file.read_text().replace("model: a, layer: 1", "model: c, layer: 0").replace("[a]", "[c]"))
+    assert validated(str(file)).parameters
+    cost = cost_of(str(tmp_path / "c"), 0, 16)
+    assert cost.flops > 0
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ B batch, T tokens, V vocabulary, N lanes
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,6 +23,7 @@ from morphogen.data.tokenizers import Tokenizer, named
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Experiment
+from morphogen.fusion.calibrating import Fit, calibrate
 from morphogen.fusion.importing import stem_of
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
@@ -187,6 +188,10 @@ class FusionModel(nn.Module):
             raise InputError("picture: no block has a router, expected router 'simple' or 'token' and several layers")
         rows = [(one.block, one.layers, one.share) for one in routed]
         write_atomic(user_path(str(path), "picture"), picture(rows))
+
+    def calibrate(self, texts: Iterable[str], tokens: int = 4096) -> list[Fit]:
+        """Fits the ways into layers, and out of them, to text: see `fusion.calibrating.calibrate`."""
+        return calibrate(self.model, self.tokenizer, texts, tokens=tokens)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the weights, the layout, and an experiment that `morphogen train` and `morphogen run` go on from.

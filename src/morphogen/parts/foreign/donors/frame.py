@@ -179,8 +179,15 @@ class Frame:
         }
         if self.cache_name is not None:
             given[self.cache_name] = cache
+        known = {name: value for name, value in given.items() if name in self.takes}
         with torch.no_grad():
-            return live.model(**{name: value for name, value in given.items() if name in self.takes})
+            try:
+                return live.model(**known)
+            except IndexError:
+                # learned positions are added before the first layer: to a layer it does not matter that there are fewer
+                if "position_ids" not in known:
+                    raise
+                return live.model(**{**known, "position_ids": torch.zeros_like(known["position_ids"])})
 
     def fill(self, index: int, layer: nn.Module, device: torch.device) -> None:
         """Puts the tables of a layer in place that follow from the config: those of `index`, on a device."""

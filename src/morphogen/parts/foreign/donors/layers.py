@@ -138,6 +138,14 @@ class ForeignLayer(nn.Module):
         return torch.cat(rows, dim=1)
 
     def _run(self, x_BTD: Tensor, positions_BS: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
+        try:
+            return self._as_called(x_BTD, positions_BS, mask_BS, kept)
+        except IndexError:
+            raise InputError(
+                f"layer {self.index} cannot be run on {mask_BS.shape[1]} tokens: its model has fewer places"
+            ) from None
+
+    def _as_called(self, x_BTD: Tensor, positions_BS: Tensor, mask_BS: Tensor, kept: Any) -> Tensor:
         T = x_BTD.shape[1]
         if isinstance(kept, Remembered):
             all_BSD = x_BTD.new_empty(()).expand(*mask_BS.shape, x_BTD.shape[2])

@@ -1,0 +1,170 @@
+"""Ways into layers of other models, fitted to text instead of starting as they may: ridge regression from the stream
+that a lane reads to the stream that its first layer was given in its own model.
+
+B batch, T tokens, D width of what is read, E width of the other model, N tokens of all texts
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morphogen.data.spelling import Ids
+from morphogen.data.tokenizers import Tokenizer, named
+from morphogen.errors import InputError
+from morphogen.network import LanguageModel
+from morphogen.parts.foreign.donors.donor import Donor
+from morphogen.parts.foreign.donors.opened import donor_of
+from morphogen.parts.foreign.foreign_layer import ForeignBranch
+
+#: Characters of one sequence: hardly a model has no places for so few.
+PIECE = 200
+#: One token in so many measures the fit, and is not fitted to.
+HELD_OUT = 5
+
+
+class Fit(NamedTuple):
+    """How well a lane's way in was fitted.
+
+    branch: its name in the model. model, layer: the first layer of the lane. tokens: fitted to. r2: of tokens that were
+    not: 1 − Σ(h − W x)² / Σ(h − mean h)²; below 0 where the mean alone would be nearer.
+    """
+
+    branch: str
+    model: str
+    layer: int
+    tokens: int
+    r2: float
+
+
+@torch.no_grad()
+def calibrate(
+    model: LanguageModel, tokenizer: Tokenizer, texts: Iterable[str], *, tokens: int = 4096, ridge: float = 1e-3
+) -> list[Fit]:
+    """Fits read of every lane, W = argmin Σ ‖h − W x‖² + ridge · N · mean(x²) · ‖W − W₀‖², W₀ being what it was: where
+    no text leads, it stays. In place, and lane by lane.
+
+    x is what read is given where a token of ours ends, h the other model's stream before the layer where the last token
+    of its own ended. A linear write that is not zero is fitted the other way round, from h to x, so that what a layer
+    changes comes back; one that is zero stays so, and the model's function with it.
+
+    Args:
+        model: With `foreign` parts. It stays in the mode it was in.
+        tokenizer: The model's.
+        texts: What is fitted to, read as far as needed.
+        tokens: So many at most.
+        ridge: Relative to the mean square of what is read.
+
+    Returns:
+        How good the fit is, of every lane in order.
+
+    Raises:
+        InputError: There is too little text, no such part, or no tokenizer with another model.
+    """
+    branches = [(name, module) for name, module in model.named_modules() if isinstance(module, ForeignBranch)]
+    if not branches:
+        raise InputError("calibrate: the model has no layers of other models")
+    pieces, mode = _pieces(texts, tokenizer, tokens), model.training
+    model.eval()
+    try:
+        return [
+            _fitted(model, name, branch, n, tokenizer, pieces, ridge)
+            for name, branch in branches
+            for n in range(len(branch.lanes))
+        ]
+    finally:
+        model.train(mode)
+
+
+def _fitted(
+    model: LanguageModel,
+    name: str,
+    branch: ForeignBranch,
+    n: int,
+    tokenizer: Tokenizer,
+    pieces: Sequence[str],
+    ridge: float,
+) -> Fit:
+    """One lane."""
+    expert = branch.part.experts[branch.lanes[n].first]
+    read = branch.get_submodule(f"read.{n}")
+    donor = donor_of(expert.model)
+    pairs = list(_pairs(model, read, tokenizer, donor, expert.layer, pieces))
+    x_ND, h_NE = (torch.cat(each).double() for each in zip(*pairs, strict=True))
+    held = torch.arange(len(x_ND), device=x_ND.device) % HELD_OUT == 0
+    if (fitted := int((~held).sum())) < 2 or not held.any():
+        raise InputError(f"calibrate: got text of {len(x_ND)} tokens, expected more")
+    way_in = _ridge(read.get_parameter("weight").double(), x_ND[~held], h_NE[~held], ridge)
+    off_NE, around_NE = h_NE[held] - x_ND[held] @ way_in.T, h_NE[held] - h_NE[held].mean(0)
+    _set(read, way_in)
+    if branch.part.adapter == "linear":
+        write, root = branch.get_submodule(f"write.{n}"), math.sqrt(h_NE.shape[1])
+        way_out = write.get_parameter("weight").double() / root
+        if bool(way_out.any()) and branch.lanes[n].after is None:
+            _set(write, _ridge(way_out, h_NE[~held], x_ND[~held], ridge) * root)
+    r2 = 1.0 - float(off_NE.square().sum() / around_NE.square().sum())
+    return Fit(name, expert.model, expert.layer, fitted, r2)
+
+
+def _ridge(start_ED: Tensor, x_ND: Tensor, h_NE: Tensor, ridge: float) -> Tensor:
+    """W, (E, D), of the regression without a constant, drawn to where it starts."""
+    gram_DD = x_ND.T @ x_ND
+    gram_DD += ridge * gram_DD.trace() / len(gram_DD) * torch.eye(len(gram_DD), dtype=x_ND.dtype, device=x_ND.device)
+    change_DE: Tensor = torch.linalg.solve(gram_DD, x_ND.T @ (h_NE - x_ND @ start_ED.T))
+    return start_ED + change_DE.T
+
+
+def _set(layer: nn.Module, weight: Tensor) -> None:
+    own = layer.get_parameter("weight")
+    own.copy_(weight.to(own.dtype))
+
+
+def _pairs(
+    model: LanguageModel, read: nn.Module, tokenizer: Tokenizer, donor: Donor, layer: int, pieces: Sequence[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what read is given, the other model's stream before the layer), a row for each token, of every piece of text."""
+    theirs, embedding = named(str(donor.folder)), donor.embedding()
+    before = [donor.layer(i) for i in range(layer)]
+    device = model.emb.weight.device
+    for piece in pieces:
+        ids, ends = _spelled(tokenizer, piece)
+        their_ids, their_ends = _spelled(theirs, piece)
+        last = np.searchsorted(their_ends, ends, side="right") - 1
+        rows = np.flatnonzero(last >= 0)
+        given: list[Tensor] = []
+        hook = read.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs[0]))
+        try:
+            model.hidden(torch.tensor(ids, device=device)[None])
+        finally:
+            hook.remove()
+        try:
+            h_BTE = embedding(torch.tensor(their_ids)[None])
+        except IndexError:
+            raise InputError(f"calibrate: {donor.source} has no places for {len(their_ids)} tokens") from None
+        for each in before:
+            h_BTE = each(h_BTE)
+        yield given[0][0, rows].float(), h_BTE[0, last[rows]].to(device)
+
+
+def _spelled(tokenizer: Tokenizer, text: str) -> tuple[list[int], Ids]:
+    """Ids of a text, and how many bytes of it are behind each."""
+    (spelled,) = tokenizer.spell_batch([text])
+    return spelled.ids.tolist(), np.cumsum(spelled.n_bytes)
+
+
+def _pieces(texts: Iterable[str], tokenizer: Tokenizer, tokens: int) -> list[str]:
+    """Short texts of about so many tokens in all."""
+    found, left = list[str](), tokens
+    for text in texts:
+        for start in range(0, len(text), PIECE):
+            if left <= 0:
+                return found
+            piece = text[start : start + PIECE]
+            left -= len(tokenizer.encode_batch([piece])[0])
+            found.append(piece)
+    if not found:
+        raise InputError("calibrate: got no text")
+    return found
