@@ -17,7 +17,7 @@ from tiny import untimed, write_config
 #: Enough breeders, of several blocks each, that some pair of them gives a new child.
 CHANGES = {
     "ffn: {kind: dense, hidden: 32}": "\n    - ".join(["ffn: {kind: dense, hidden: 32}"] * 3),
-    "generations: 2, population: 3, topk_keep: 2": "generations: 3, population: 6, topk_keep: 6, crossover: uniform, "
+    "generations: 2, population: 3, topk_keep: 2": "generations: 2, population: 6, topk_keep: 6, crossover: uniform, "
     "crossover_prob: 0.9",
 }
 
