@@ -1,4 +1,4 @@
-"""Which mixers can recall: multi-query associative recall (data/probes.py) learned from scratch, best of three rates.
+"""Which mixers can recall: multi-query associative recall (data/probes/mqar.py) learned from scratch, best of three rates.
 
 A block with a gated short convolution, then one with the mixer, of width 64 and without feed-forward layers: the
 convolution puts a key beside its value, the mixer has to find it again. Sequences of 64 tokens over 256 tokens with 8
@@ -29,7 +29,7 @@ from morphogen.network import build
 from morphogen.training.trainer import Trainer
 
 DIM, VOCAB, BATCH = 64, 256, 64
-PROBE = Probe(pairs=8, weight=1.0, seq_len=64, vocab_size=VOCAB)
+PROBE = Probe(size=8, weight=1.0, seq_len=64, vocab_size=VOCAB)
 #: The rate that most often learns comes first: where one has learned it, the others are not tried.
 RATES = (3e-3, 1e-2, 1e-3)
 #: Embeddings as large as this are told apart early: with 0.02, few of these learn anything within 1,000 steps.
