@@ -1,4 +1,4 @@
-"""Which mixers can recall: multi-query associative recall (data/probes/mqar.py) learned from scratch, best of three rates.
+"""Which mixers can recall: multi-query associative recall (data/probes/) learned from scratch, best of three rates.
 
 A block with a gated short convolution, then one with the mixer, of width 64 and without feed-forward layers: the
 convolution puts a key beside its value, the mixer has to find it again. Sequences of 64 tokens over 256 tokens with 8
