@@ -24,6 +24,7 @@ from morphogen.inherit.plan import plan
 from morphogen.network import LanguageModel, assemble, build, initial_state
 from morphogen.parts.foreign.donors.opened import shapes_of
 from morphogen.parts.foreign.foreign import Foreign
+from morphogen.parts.foreign.foreign_layer import ForeignBranch
 from morphogen.testing.contract import CHECKS, Check
 from morphogen.testing.models import loss_of
 from morphogen.training.optimizers import make_updater
@@ -199,6 +200,22 @@ def test_a_router_learns_from_its_losses(home: Path) -> None:
         assert all(bool(gradient.any()) for gradient in gradients)
         assert torch.allclose(gradients[1], 2 * gradients[0], atol=1e-7)
         assert record.means().keys() == {"foreign_router_entropy", "foreign_load_max_over_mean"}
+
+
+def test_layers_that_come_only_to_run_give_the_same_and_the_same_gradients(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: in the backward pass their weights come again."""
+    child, state = inserted(home, lora=2, offload=True)
+    found = []
+    for comes_and_goes in (False, True):
+        monkeypatch.setattr(ForeignBranch, "_comes_and_goes", lambda self, x_BTE, answer=comes_and_goes: answer)
+        model = assemble(child, writing(state)).train()
+        loss = loss_of(model, ids_of())
+        torch.autograd.backward(loss)
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ inheritance
