@@ -17,6 +17,19 @@ GROUPED = Blueprint.model_validate(
         "blocks": [{"attn": {"kind": "GQA", "heads": 4, "head_dim": 4, "kv_groups": 2}}] * 2,
     }
 )
+RULED = Blueprint.model_validate(
+    {
+        **GROUPED.to_json(),
+        "growth": [
+            {
+                "when": {"trigger": "step", "at": at},
+                "do": {"action": "widen", "target": "dim", "factor": 1.5},
+                "limits": {"max_times": 3},
+            }
+            for at in (50, 90)
+        ],
+    }
+)
 EVERY_PART = [
     Blueprint.model_validate(
         {
@@ -95,6 +108,10 @@ EVERY_PART = [
 ]
 
 
+#: Those that stand last.
+RARE = 5
+
+
 @functools.cache
 def ground() -> list[Blueprint]:
     """Drawn ones, and at last those that rare operators apply to."""
@@ -106,7 +123,7 @@ def ground() -> list[Blueprint]:
         found.append(blueprint)
 
     draw()
-    return [*found, GROUPED, *EVERY_PART[:3]]
+    return [*found, GROUPED, RULED, *EVERY_PART[:3]]
 
 
 def grounds(name: str) -> Iterator[tuple[Blueprint, int]]:
@@ -116,8 +133,8 @@ def grounds(name: str) -> Iterator[tuple[Blueprint, int]]:
     """
     turn = sorted(OPERATORS).index(name)
     order = list(enumerate(ground()))
-    first = turn % (len(order) - 4)
-    for position, blueprint in [*order[first:-4], *order[:first], *order[-4:]]:
+    first = turn % (len(order) - RARE)
+    for position, blueprint in [*order[first:-RARE], *order[:first], *order[-RARE:]]:
         seed = 1000 * turn + position
         if apply_operator(blueprint, name, np.random.default_rng(seed)) is not None:
             yield blueprint, seed

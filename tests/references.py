@@ -32,6 +32,7 @@ from morphogen.parts.mixing.branch_router import BranchRouter
 from morphogen.parts.mixing.custom import Custom
 from morphogen.parts.mixing.gated import Gated
 from morphogen.parts.mixing.layer_scale import LayerScale
+from morphogen.parts.mixing.linear_silu import LinearSiLU
 from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.parts.ssm.mamba import Mamba
 from morphogen.parts.ssm.mamba2 import Mamba2
@@ -322,6 +323,12 @@ def mixtures() -> Iterator[Case]:
         yield case(name, LOOP, part, bound(moe, part))
 
 
+def linear_silu(x_BTD: Tensor, w: Weights) -> Tensor:
+    """Two maps with biases, and a SiLU between them."""
+    up_BTF = x_BTD @ w["up.weight"].T + w["up.bias"]
+    return (up_BTF * torch.sigmoid(up_BTF)) @ w["down.weight"].T + w["down.bias"]
+
+
 def cases() -> Iterator[Case]:
     """Every one."""
     yield from attentions()
@@ -335,5 +342,6 @@ def cases() -> Iterator[Case]:
     yield modifier("branch_router token", BranchRouter(hidden=6, temperature=0.7))
     yield modifier("branch_router static", BranchRouter(router_type="static"))
     yield from (recurrence(adapter, concat) for adapter in ("linear", "gated") for concat in (True, False))
+    yield case("linear_silu", FORMULA, LinearSiLU(hidden=9), linear_silu)
     plugin = Custom(name="plugins:Bottleneck", params={"width": 9})
     yield case("custom", FORMULA, plugin, lambda x, w: F.silu(x @ w["up.weight"].T) @ w["down.weight"].T)

@@ -295,7 +295,7 @@ def test_unknown_commands_and_names_come_with_the_nearest(failure: Failure, plac
     assert "did you mean 'lineage'?" in failure("schema", "linage")
     assert "did you mean 'run'?" in failure("status", place / "rum")
     assert "File name too long" in failure("status", "a" * 300)
-    assert "expected .svg or .dot" in failure("lineage", place / "run", "--out", place / "a.png")
+    assert "expected one of .svg, .png" in failure("lineage", place / "run", "--out", place / "a.gif")
 
 
 def test_what_is_not_measured_cannot_be_weighed_or_sought(

@@ -111,7 +111,7 @@ def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.
     assert data.draw(parts_of(REGISTRY[slot, kind], kind)).label == kind
 
 
-@pytest.mark.parametrize("name", sorted(OPERATORS))
+@pytest.mark.parametrize("name", sorted(OPERATORS.keys() - NAMES))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str) -> None:
     tried = list(itertools.islice(grounds(name), 2))
     assert tried
@@ -120,7 +120,7 @@ def test_an_operator_changes_something_and_is_exact_as_declared(name: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(OPERATORS))
+@pytest.mark.parametrize("name", sorted(OPERATORS.keys() - NAMES))
 @settings(max_examples=16)
 @given(blueprint=blueprints(), seed=st.integers(0, 2**31))
 def test_an_operator_is_as_declared_on_any_blueprint(name: str, blueprint: Blueprint, seed: int) -> None:

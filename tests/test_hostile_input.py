@@ -433,7 +433,7 @@ CASES: dict[str, Case] = {
         "lineage @/run",
         "the parent is not older than the child",
     ),
-    "a picture of no kind": (nothing, "lineage @/run --out @/a.exe", "expected .svg or .dot"),
+    "a picture of no kind": (nothing, "lineage @/run --out @/a.exe", "expected one of .svg, .png"),
     "a picture where no folder is": (nothing, "lineage @/run --out @/no/a.svg", "a.svg"),
     "a picture in the place of a folder": (directory("a.svg"), "lineage @/run --out @/a.svg", "a.svg"),
     # ----------------------------------------------------------------------------------------------- frontier.json
@@ -582,7 +582,12 @@ CASES: dict[str, Case] = {
         "is a FIFO",
     ),
     "text that is a saved data set in name only": (
-        lambda place: (text("corpus/state.json", DEEP)(place), text("corpus/x.arrow", b"ARROW1\0\0 not")(place)),
+        lambda place: (
+            (place / "saved").mkdir(),
+            text("saved/state.json", DEEP)(place),
+            text("saved/x.arrow", b"ARROW1\0\0 not")(place),
+            config("[{source: ", "[{source: @/saved}, {source: ")(place),
+        ),
         "data @/tiny.yaml",
         "x.arrow is not a readable Arrow file",
     ),

@@ -35,6 +35,7 @@ KINDS = {
     "memory_tokens": {"extras": [{"kind": "memory_tokens", "tokens": 8, "heads": 4, "head_dim": 8}]},
     "chunk_memory": {"extras": [{"kind": "chunk_memory", "chunk_size": 8, "stride": 8, "heads": 4, "head_dim": 8}]},
     "short_conv": {"extras": [{"kind": "short_conv"}]},
+    "linear_silu": {"extras": [{"kind": "linear_silu", "hidden": 64}]},
     "gated": {"attn": ATTN, "ffn": {"kind": "dense", "hidden": 64}, "extras": [{"kind": "gated", "targets": ["ffn"]}]},
 }
 

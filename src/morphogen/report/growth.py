@@ -57,7 +57,10 @@ def _table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
     found: list[T] = []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for row in (rows := csv.DictReader(file)):
+            rows = csv.DictReader(file)
+            if "step" not in (rows.fieldnames or ()):
+                raise KeyError("step")
+            for row in rows:
                 if None in row or None in row.values():
                     raise ValueError("expected one cell for each column")
                 found.append(read(row))

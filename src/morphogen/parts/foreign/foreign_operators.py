@@ -60,8 +60,10 @@ def grow_foreign_adapter(part: Foreign, ctx: Context, rng: np.random.Generator) 
 
 @operator(Foreign, preserves=False, weight=0.0)
 def change_foreign_router(part: Foreign, ctx: Context, rng: np.random.Generator) -> Foreign | None:
-    """Another way to join several layers: in order, weighed by the prefix, or chosen by each token; or how many it
-    chooses, or how the prefix is summed up."""
+    """Another way to join several layers, or another setting of it.
+
+    In order, weighed by the prefix, or chosen by each token; or how many it chooses, or how the prefix is summed up.
+    """
     if len(part.experts) < 2:
         return None
     router = pick(rng, ["none", "simple", "token"])
