@@ -19,6 +19,7 @@ MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".
 OPEN = {
     "against_root",
     "candidate",
+    "job",
     "continued",
     "documented",
     "errors",
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "escape": set(),
     "documented": set(),
     "candidate": set(),
+    "job": set(),
     "continued": set(),
     "against_root": set(),
     "paths": set(),
@@ -129,6 +131,7 @@ NO_TORCH = {
     "reach",
     "estimates",
     "candidate",
+    "job",
     "continued",
     "against_root",
     "documented",

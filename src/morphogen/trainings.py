@@ -122,20 +122,24 @@ def train(
     check_usable(folder, resume)
     place = str(choose_device(device))
     before = read_record(folder) if (folder / RECORD).exists() else None
-    asked = (asked or Asked()).located()
-    if before is not None and not _is_own(source, folder):  # its own experiment has them already
-        asked = asked.over(before.asked.found_again(folder))
+    asked = _over(before, (asked or Asked()).located(), source, folder)
     wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
     begins = _settled(source, folder, asked, wanted, place, observer)
     folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
         if before != (read_record(folder) if (folder / RECORD).exists() else None):
             raise RunError(f"{folder}: another process has trained there meanwhile; give the command again")
-        with memory_kept():
-            outcome = _readied(folder, before, begins, observer).run()
+        outcome = _trained(folder, before, begins, observer)
         if not outcome.interrupted:
             write_atomic(folder / PICTURE, picture(folder))
     return outcome
+
+
+def _over(before: Begun | None, asked: Asked, source: str | Path, folder: Path) -> Asked:
+    """What is asked for, and for what that leaves open what the training was begun with."""
+    if before is None or _is_own(source, folder):  # its own experiment has them already
+        return asked
+    return asked.over(before.asked.found_again(folder))
 
 
 def _is_own(source: str | Path, folder: Path) -> bool:
@@ -182,12 +186,14 @@ def _settled(source: str | Path, folder: Path, asked: Asked, wanted: Wanted, dev
     return Begins(experiment, prepared, wanted, asked, found.tokenizer, device)
 
 
-def _readied(folder: Path, before: Begun | None, begins: Begins, observer: Observer) -> LongRun:
-    """The training in a folder that is held: begun, or the one that was, which goes on."""
+def _trained(folder: Path, before: Begun | None, begins: Begins, observer: Observer) -> Outcome:
+    """Trains in a folder that is held: from the beginning, or on from where the training was."""
     remove_stale(folder)
     (folder / snapshots.FOLDER).mkdir(exist_ok=True)
-    ready = _begin(folder, begins) if before is None else _go_on(folder, before, begins, observer)
-    return LongRun(folder, ready.origin, begins.prepared, begins.wanted, ready.start, observer, begins.device)
+    with memory_kept():
+        ready = _begin(folder, begins) if before is None else _go_on(folder, before, begins, observer)
+        run = LongRun(folder, ready.origin, begins.prepared, begins.wanted, ready.start, observer, begins.device)
+        return run.run()
 
 
 def _check_places(folder: Path, experiment: Experiment) -> None:
