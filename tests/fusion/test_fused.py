@@ -69,7 +69,10 @@ def test_what_is_saved_comes_back_and_only_what_was_learned_lies_in_it(folders: 
     fused = mixed(folders).eval()
     with torch.no_grad():
         next(branch for _, branch in fused._branches()).write[0].weight.mul_(1.5)
-    place = fused.save(tmp_path / "fused")
+    place = fused.save(tmp_path / "fused", "some text")
+    (told,) = json.loads((place / "routing.json").read_text())
+    assert told["layers"] == ["a:1", "b:0", "b:1"]
+    assert (place / "routing.png").read_bytes().startswith(PNG)
     again = FusionModel.load(place).eval()
     with torch.no_grad():
         assert torch.equal(again(ids()), fused(ids()))

@@ -36,6 +36,12 @@ from morphogen.store.files import parsed_json, write_atomic
 
 #: Files of a saved model: its weights without those of frozen layers, how it is made, and what trains it.
 WEIGHTS, LAYOUT, EXPERIMENT = "model.safetensors", "layout.json", "experiment.yaml"
+#: What stands above the experiment.
+HEAD = (
+    "# Layers of several models, fused. `morphogen train experiment.yaml` trains what is not frozen; text is\n"
+    "# the standard library's source until data.shards, or --data, names your own.\n"
+)
+
 #: A layer by the name of its model and its number there.
 Named = tuple[str, int]
 
@@ -193,8 +199,9 @@ class FusionModel(nn.Module):
         """Fits the ways into layers, and out of them, to text: see `fusion.calibrating.calibrate`."""
         return calibrate(self.model, self.tokenizer, texts, tokens=tokens)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes the weights, the layout, and an experiment that `morphogen train` and `morphogen run` go on from.
+    def save(self, folder: str | Path, text: str | Tensor | None = None) -> Path:
+        """Writes the weights, the layout, and an experiment that `morphogen train` and `morphogen run` go on from; with
+        a text, also who is routed where on it, as `routing.json` and `routing.png`.
 
         Weights of frozen layers stay where they are; the checkpoint knows their hashes. Returns the folder. RunError
         where it cannot be written.
@@ -209,11 +216,10 @@ class FusionModel(nn.Module):
             "train": {"lr": 1e-4, "warmup": 20, "init_checkpoint": WEIGHTS},
             "data": {"tokenizer": self.tokenizer_name, "seq_len": min(256, self.blueprint.emb.positions or 256)},
         }
-        text = (
-            "# Layers of several models, fused. `morphogen train experiment.yaml` trains what is not frozen; text is\n"
-        )
-        text += "# the standard library's source until data.shards, or --data, names your own.\n"
-        write_atomic(place / EXPERIMENT, (text + dumps(Experiment.model_validate(fields))).encode())
+        if text is not None and (routed := self.routing(text)):
+            write_atomic(place / "routing.json", json.dumps([one._asdict() for one in routed], indent=2).encode())
+            self.picture(place / "routing.png", text)
+        write_atomic(place / EXPERIMENT, (HEAD + dumps(Experiment.model_validate(fields))).encode())
         return place
 
     @classmethod
