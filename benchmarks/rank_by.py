@@ -30,11 +30,10 @@ from morphogen.analysis.statistics import agreements
 from morphogen.analysis.trials import UNGUARDED, Trial, Workshop, run_trials
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Report, Status, moments_path, stream
+from morphogen.candidate import Ancestor, Candidate, Job, ParentRef, Report, Stage, Status, moments_path, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.experiment import Experiment
-from morphogen.job import Ancestor, Job, ParentRef, Stage
 from morphogen.report.tables import as_text
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, write_atomic

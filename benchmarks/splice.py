@@ -24,10 +24,9 @@ from safetensors.torch import load, load_file
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
-from morphogen.candidate import Candidate, Edit
+from morphogen.candidate import Candidate, Edit, Job, ParentRef
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import splice_job
-from morphogen.job import Job, ParentRef
 from morphogen.network import assemble, initial_state
 from morphogen.variation.crossover import crossover
 from morphogen.variation.operator import edit

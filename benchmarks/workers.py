@@ -19,12 +19,11 @@ os.environ["OMP_NUM_THREADS"] = str(os.cpu_count())
 
 import torch
 
-from morphogen.candidate import Candidate
+from morphogen.candidate import Candidate, Job, Stage
 from morphogen.data.prepare import PreparedData
 from morphogen.execution import Executor, InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
-from morphogen.job import Job, Stage
 from morphogen.run import settle
 from morphogen.training.threads import threads
 

@@ -15,7 +15,7 @@ import torch
 import morphogen as mg
 from kills import killed
 from morphogen.analysis.recorded import Recorded
-from morphogen.candidate import MOMENTS_SUFFIX, Report, Status
+from morphogen.candidate import MOMENTS_SUFFIX, Job, Report, Status
 from morphogen.cli.console import Lines
 from morphogen.cli.doctor import examine
 from morphogen.data.prepare import PreparedData
@@ -24,7 +24,6 @@ from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
-from morphogen.job import Job
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.run import evolve, load, settle
 from morphogen.session import Keep

@@ -3,68 +3,28 @@
 A blueprint stands in these as validated JSON, so that ledgers, frontiers and lineages can be read on any machine.
 """
 
-import base64
 import zlib
 from collections.abc import Iterator, Mapping
 from enum import IntEnum, StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import Field
 
-from morphogen.documented import Documented
-from morphogen.escape import whole_characters
+from morphogen.plain import ANNEALED as ANNEALED
+from morphogen.plain import MOMENTS_SUFFIX as MOMENTS_SUFFIX
+from morphogen.plain import CandidateId as CandidateId
+from morphogen.plain import CheckpointPath as CheckpointPath
+from morphogen.plain import Influence
+from morphogen.plain import ProposerName as ProposerName
+from morphogen.plain import Record as Record
+from morphogen.plain import Whole as Whole
+from morphogen.plain import Words as Words
+from morphogen.plain import moments_path as moments_path
 
 if TYPE_CHECKING:  # numpy takes its time, and whoever looks where a run stands need not wait for it
     import numpy as np
 
     from morphogen.estimates import Floats
-
-#: How the file of an optimizer's moments, which stands beside a checkpoint, ends.
-MOMENTS_SUFFIX = ".optimizer.safetensors"
-
-
-def moments_path(checkpoint: Path) -> Path:
-    """Where the optimizer's moments that belong to a checkpoint lie: beside it."""
-    return checkpoint.with_name(checkpoint.name.removesuffix(".safetensors") + MOMENTS_SUFFIX)
-
-
-#: What stands behind the id of a finalist whose learning rate was brought down to zero.
-ANNEALED = "~annealed"
-#: What a candidate may be called, and hence its files: never a path, hidden, or too long a name for one.
-CandidateId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=200)]
-#: Where a candidate's weights lie below the run's folder: never outside it.
-CheckpointPath = Annotated[
-    str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.+~=-]*/)*[A-Za-z0-9_][A-Za-z0-9_.+~=-]*$", max_length=300)
-]
-#: What a program that proposes candidates may be called.
-ProposerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=60)]
-#: Words, which may tell of names that are no text.
-Words = Annotated[str, AfterValidator(whole_characters)]
-
-
-def _can_be_unpacked(text: str) -> str:
-    """The text itself. ValueError where `estimates.unpacked` has one."""
-    if len(base64.b64decode(text, validate=True)) % 4:
-        raise ValueError("not a whole number of 32-bit floats")
-    return text
-
-
-#: Packed as `estimates.packed` does.
-Influence = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$"), AfterValidator(_can_be_unpacked)]
-#: A number that files and tables can hold.
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class Record(Documented):
-    """Base of all plain records: frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def replace(self, **changes: Any) -> Self:
-        """A validated copy with `changes`."""
-        return type(self).model_validate({**dict(self), **changes})
-
 
 #: A blueprint where there is one to tell of; files leave out one that says nothing.
 OtherBlueprint = Annotated[dict[str, Any] | None, Field(exclude_if=lambda blueprint: blueprint is None)]
@@ -221,6 +181,30 @@ def origin(candidates: Mapping[str, Candidate], candidate: Candidate) -> Candida
     while candidate.continues and candidate.parents[0] in candidates:
         candidate = candidates[candidate.parents[0]]
     return candidate
+
+
+class ParentRef(Record):
+    """A trained parent as a job needs it: its blueprint as trained, and where its weights lie (relative to the run
+    folder)."""
+
+    id: CandidateId
+    blueprint: dict[str, Any]
+    checkpoint: CheckpointPath
+
+
+class Stage(Record):
+    """One rung to train: its number and its own token budget."""
+
+    rung: Whole
+    budget_tokens: Whole
+
+
+class Ancestor(Record):
+    """One distinct ancestor's training: where in the run's text it began, and how many steps and tokens it took."""
+
+    first_token: Whole
+    steps: Whole
+    tokens: Whole
 
 
 class Measured(Record):
@@ -385,3 +369,32 @@ class Report(Measured):
     def without_influence(self) -> Self:
         """Itself as it is kept where it is compared with nobody any more."""
         return self.replace(influence={}, twin=self.twin and self.twin.replace(influence={}))
+
+
+class Job(Record):
+    """All that evaluating one candidate needs. Pure data: the same job gives the same report anywhere.
+
+    `seed` is the run's seed; streams derive from `(seed, candidate.index, purpose)`. `run_dir` is where checkpoint
+    paths start. `before`: what an earlier job measured of the same candidate, which this one goes on to train.
+    `first_token`: where in the run's text its training begins, the same for all candidates that are compared.
+    `with_twin`: whether a twin is trained beside it, by which selection judges. `twin`: that of the parent which it
+    continues, the same blueprint, so that none has to be trained.
+    `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
+    `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
+    and which leaves no checkpoint.
+    """
+
+    experiment: dict[str, Any]
+    candidate: Candidate
+    parents: tuple[ParentRef, ...]
+    ancestors: tuple[Ancestor, ...]
+    stages: tuple[Stage, ...]
+    seed: int
+    run_dir: str
+    device: str
+    before: Report | None = None
+    with_twin: bool = False
+    twin: Twin | None = None
+    first_token: Whole = 0
+    budget_tokens: Whole = 0
+    repeat: Whole = 0

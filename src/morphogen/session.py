@@ -9,14 +9,13 @@ from typing import IO, Any, Self
 
 from morphogen import pages, proposers, resuming, runfolder
 from morphogen.analysis.repeated import against_root
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.continued import Continued
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
 from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.inherit.checkpoint import continued
-from morphogen.job import Job
 from morphogen.notices import (
     Again,
     Began,

@@ -19,14 +19,13 @@ from morphogen.analysis.trials import FOLDER, Trial, Workshop, run_trials
 from morphogen.analysis.verify import verify
 from morphogen.blueprint.diff import digest
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Report, Status
+from morphogen.candidate import Job, Report, Status
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError, MorphogenError, RunError
 from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.inherit.checkpoint import load_checkpoint
-from morphogen.job import Job
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
 from morphogen.run import evolve, load

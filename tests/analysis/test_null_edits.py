@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Job, Report, Stage, Status
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.experiment import Experiment
 from morphogen.figures import Noise
-from morphogen.job import Job, Stage
 from morphogen.run import load
 from morphogen.selection.noise import tolerances
 from morphogen.training.trial import run_surrogate

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.errors import DeviceError, RunError
-from morphogen.job import Job
 from morphogen.plugins import code_allowed
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate

@@ -13,12 +13,11 @@ from examples import up_to
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
-from morphogen.candidate import Candidate, Edit
+from morphogen.candidate import Candidate, Edit, Job, ParentRef
 from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import inherit, splice_job
 from morphogen.inherit.plan import plan
-from morphogen.job import Job, ParentRef
 from morphogen.network import assemble, initial_state
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.variation.crossover import CROSSOVERS

@@ -9,12 +9,11 @@ import torch
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
-from morphogen.candidate import Candidate, Edit, moments_path
+from morphogen.candidate import Candidate, Edit, Job, ParentRef, moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Train
 from morphogen.inherit.checkpoint import load_moments, save_checkpoint, save_moments
 from morphogen.inherit.descent import Inherited, splice_job
-from morphogen.job import Job, ParentRef
 from morphogen.network import assemble, build
 from morphogen.runfolder import keep_to_budget, remove_checkpoints
 from morphogen.training.trainer import Trainer

@@ -6,12 +6,11 @@ import pytest
 import simulated
 from simulated import as_text, engine, measure, run, start
 
-from morphogen.candidate import Status
+from morphogen.candidate import Stage, Status
 from morphogen.cost import train_flops
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
-from morphogen.job import Stage
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.rungs import promotable, rounds

@@ -10,7 +10,7 @@ import torch
 
 from morphogen.blueprint.diff import changes as changes_between
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Edit, Report, Status
+from morphogen.candidate import Ancestor, Candidate, Edit, Job, ParentRef, Report, Stage, Status
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, MorphogenError
@@ -18,7 +18,6 @@ from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import inherit, splice_job
 from morphogen.inherit.provenance import NO_TOKENS, Provenance
-from morphogen.job import Ancestor, Job, ParentRef, Stage
 from morphogen.training.start import from_checkpoint
 from morphogen.training.trial import run_surrogate
 

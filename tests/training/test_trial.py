@@ -16,7 +16,19 @@ import torch
 from morphogen import cost
 from morphogen.blueprint.diff import changes as changes_between
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Edit, Report, Status, StopReason, moments_path, stream
+from morphogen.candidate import (
+    Ancestor,
+    Candidate,
+    Edit,
+    Job,
+    ParentRef,
+    Report,
+    Stage,
+    Status,
+    StopReason,
+    moments_path,
+    stream,
+)
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, RunError
@@ -26,7 +38,6 @@ from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import Moments
 from morphogen.inherit.plan import plan
 from morphogen.inherit.splice import from_parent, splice
-from morphogen.job import Ancestor, Job, ParentRef, Stage
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
 from morphogen.training import trial

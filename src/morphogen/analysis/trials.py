@@ -16,14 +16,24 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.records import Split
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Candidate, Edit, Report, Status, StopReason, stream
+from morphogen.candidate import (
+    Ancestor,
+    Candidate,
+    Edit,
+    Job,
+    ParentRef,
+    Report,
+    Stage,
+    Status,
+    StopReason,
+    stream,
+)
 from morphogen.data.prepare import PreparedData, prepare, text_of
 from morphogen.data.store import SplitName
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, Executor, open_executor
 from morphogen.execution.base import MOST_WORKERS
 from morphogen.experiment import Experiment
-from morphogen.job import Ancestor, Job, ParentRef, Stage
 from morphogen.reading import placeless
 from morphogen.search.space import Design
 from morphogen.store.files import canonical_json, scratch, write_atomic

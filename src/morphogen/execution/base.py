@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import RunError
-from morphogen.job import Job
 from morphogen.training.trace import StepInfo
 
 #: Called after every training step of a candidate.

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
-from morphogen.candidate import Report
+from morphogen.candidate import Job, Report
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import MorphogenError
 from morphogen.execution.base import Progress, Runner, failure, from_outside, outside
-from morphogen.job import Job
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
 

@@ -21,12 +21,11 @@ from multiprocessing.connection import Connection, wait
 import psutil
 import torch
 
-from morphogen.candidate import Candidate, Report
+from morphogen.candidate import Candidate, Job, Report
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import DeviceError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.local import InProcess
-from morphogen.job import Job
 from morphogen.plugins import VARIABLE, code_allowed
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate

@@ -19,14 +19,13 @@ import fsspec
 import ray
 import torch
 
-from morphogen.candidate import Report, moments_path
+from morphogen.candidate import Job, Report, moments_path
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed, outside
 from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
-from morphogen.job import Job
 from morphogen.plugins import allow_code, code_allowed
 from morphogen.store.files import scratch
 from morphogen.store.ledger import FILE as LEDGER

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Edit, Inheritance, Tokens
+from morphogen.candidate import Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import Young, load_checkpoint, load_moments
 from morphogen.inherit.merging import Model, merged
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
 from morphogen.inherit.splice import Spliced, StateDict, from_parent, splice
-from morphogen.job import Job
 from morphogen.network import check_state, initial_state
 
 

@@ -5,8 +5,7 @@ At a constant rate a lineage can always go on, but its weights never come to res
 annealed weights lie beside their own.
 """
 
-from morphogen.candidate import ANNEALED
-from morphogen.job import Job, Stage
+from morphogen.candidate import ANNEALED, Job, Stage
 from morphogen.search.engine import Engine
 
 

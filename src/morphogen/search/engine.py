@@ -9,11 +9,10 @@ from typing import Self
 
 from morphogen.blueprint.diff import Traits
 from morphogen.blueprint.record import understood
-from morphogen.candidate import Candidate, Measured, Report, Twin
+from morphogen.candidate import Ancestor, Candidate, Job, Measured, ParentRef, Report, Stage, Twin
 from morphogen.cost import Step, costs, train_flops
 from morphogen.errors import RunError
 from morphogen.experiment import RATE_FOUND, Experiment
-from morphogen.job import Ancestor, Job, ParentRef, Stage
 from morphogen.search.machine import Search
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.outside import Outside

@@ -11,8 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-from morphogen.candidate import Candidate, Status
-from morphogen.job import Job, Stage
+from morphogen.candidate import Candidate, Job, Stage, Status
 from morphogen.search.engine import Engine
 from morphogen.search.rungs import rounds
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from morphogen.candidate import Report, Status
+from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
 from morphogen.estimates import derived, known_of
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
-from morphogen.job import Stage
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Tokens
+from morphogen.candidate import Ancestor, Tokens
 from morphogen.cost import train_flops
 from morphogen.data.mixture import Trained, unique_tokens
-from morphogen.job import Ancestor
 from morphogen.training.assignment import Assignment
 
 

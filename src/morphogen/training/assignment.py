@@ -6,11 +6,10 @@ from typing import NamedTuple, Self
 from pydantic import ValidationError
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Report, Status, stream
+from morphogen.candidate import Job, Report, Status, stream
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import CandidateError, InputError
 from morphogen.experiment import Experiment
-from morphogen.job import Job
 
 
 class Ending(NamedTuple):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Report, Tokens
+from morphogen.candidate import Job, Report, Tokens
 from morphogen.data.prepare import PreparedData
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError
@@ -14,7 +14,6 @@ from morphogen.inherit.descent import Inherited, Moments, splice_job, spliced_at
 from morphogen.inherit.merging import Model
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import Provenance, with_tokens
-from morphogen.job import Job
 from morphogen.network import initial_state
 from morphogen.paths import user_path
 

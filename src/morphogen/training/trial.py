@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import GrowthEvent, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
+from morphogen.candidate import GrowthEvent, Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
@@ -20,7 +20,6 @@ from morphogen.inherit.borrowed import donors_of
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint, save_moments
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
-from morphogen.job import Job
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
 from morphogen.store.files import canonical_json

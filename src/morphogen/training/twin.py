@@ -11,9 +11,8 @@ A candidate that grew has the twin of what it grew into, which does not grow: it
 import math
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Report
+from morphogen.candidate import Job, Report, Stage
 from morphogen.cost import train_flops
-from morphogen.job import Job, Stage
 
 #: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
 ALONE = {
