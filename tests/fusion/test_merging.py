@@ -12,9 +12,9 @@ from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.errors import InputError
-from morphogen.fusion.merging import check, merge_checkpoints
+from morphogen.fusion.merging import merge, merge_checkpoints
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings, merge
+from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings
 from morphogen.network import assemble, initial_state
 from tiny import Cli
 
@@ -181,7 +181,7 @@ def test_genes_are_aligned_by_id_and_axes_and_what_one_lacks_stays() -> None:
 )
 def test_what_does_not_go_together_is_told(method: str, models: Any, how: Settings, base: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        check(method, len(models), base is not None, how)
+        merge(method, models, how, base)
 
 
 #: Method -> the options that it reads, of those below.

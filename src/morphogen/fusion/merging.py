@@ -1,4 +1,4 @@
-"""Merging checkpoints into one: what `morphogen merge` does. The methods are in `inherit.merging`."""
+"""Merging models and checkpoints into one: what `morphogen merge` does. The methods are in `inherit.merging`."""
 
 import json
 import math
@@ -11,8 +11,9 @@ import torch
 from morphogen.blueprint.tensors import specs
 from morphogen.candidate import Tokens
 from morphogen.errors import InputError, unknown
+from morphogen.inherit import merging
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
-from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings, merge
+from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings
 from morphogen.inherit.provenance import Provenance, check_tokenizers
 
 #: Settings that not every method reads -> the methods that do.
@@ -62,6 +63,12 @@ def check(method: str, models: int, based: bool, how: Settings) -> None:
         raise InputError(f"--density: got {how.density:g}, expected more than 0 and at most 1")
     if not 0.0 <= how.epsilon <= 1.0:
         raise InputError(f"--epsilon: got {how.epsilon:g}, expected 0 to 1")
+
+
+def merge(method: str, models: Sequence[Model], how: Settings, base: Model | None = None) -> Model:
+    """As `inherit.merging.merge`. InputError also for what does not go together."""
+    check(method, len(models), base is not None, how)
+    return merging.merge(method, models, how, base)
 
 
 @dataclass(frozen=True)
