@@ -104,7 +104,7 @@ class FusionModel(nn.Module):
         emb, norm, head, around = stem_of(model_files(folders[host], WHOLE).folder)
         blocks = []
         for place, stage in enumerate(layers):
-            experts = [_layer(f"layers[{place}]", one, folders) for one in _stage(stage)]
+            experts = [_layer(f"layers[{place}]", one, folders) for one in _stage(f"layers[{place}]", stage)]
             routed = router if len(experts) > 1 else "none"
             part = {"kind": "foreign", "experts": experts, "adapter": adapter, "router": routed, "normed": False}
             blocks.append({"extras": [part | options]})
@@ -301,23 +301,24 @@ def _names(sources: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
 
 
-def _stage(stage: Sequence[Named] | Named) -> Sequence[Named]:
+def _stage(place: str, stage: Any) -> list[Any]:
     """The layers of one block, which may be one alone."""
     match stage:
-        case (str(name), int(number)):
-            return [(name, number)]
-        case _:
-            return [one for one in stage if not isinstance(one, str | int)]
+        case (str(), int()):
+            return [stage]
+        case [*several]:
+            return several
+    raise InputError(f"{place}: got {stage!r}, expected layers, each a pair of a model's name and a layer's number")
 
 
-def _layer(place: str, named: Named, folders: Mapping[str, str]) -> dict[str, Any]:
+def _layer(place: str, named: Any, folders: Mapping[str, str]) -> dict[str, Any]:
     try:
         name, number = named
     except (TypeError, ValueError):
         raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number") from None
-    if name not in folders:
+    if str(name) not in folders:
         raise InputError(unknown(f"{place}: model", str(name), folders))
-    return {"model": folders[name], "layer": number}
+    return {"model": folders[str(name)], "layer": number}
 
 
 def _made(data: Mapping[str, Any]) -> Blueprint:
