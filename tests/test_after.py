@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.run import evolve, load
 from tiny import Cli, write_config
 
@@ -154,6 +155,14 @@ def test_a_seed_without_weights_begins_fresh_and_overwrites_only_seeds(place: Pa
     assert (place / "tiny.yaml").read_bytes() == before
     code, _, err = cli("seed", run, *flags, place / "a.yaml", "--out-checkpoint", place / "tiny.safetensors")
     assert code == 0
+    assert cli("seed", run, *flags, place / "a.yaml", "--out-checkpoint", place / "tiny.safetensors")[0] == 0  # a seed
+    weights = next((run / "checkpoints").glob("root-*.safetensors"))
+    shutil.copy(weights, place / "precious.safetensors")
+    for there, said in ((weights, "lies among a run's own files"), (place / "precious.safetensors", "and is no seed")):
+        before = there.read_bytes()
+        code, _, err = cli("seed", run, *flags, place / "a.yaml", "--out-checkpoint", there)
+        assert (code, said in err) == (2, True)
+        assert there.read_bytes() == before
 
 
 def test_a_finetune_goes_on_from_the_weights_and_is_done_once(place: Path, cli: Cli) -> None:
@@ -167,6 +176,15 @@ def test_a_finetune_goes_on_from_the_weights_and_is_done_once(place: Path, cli: 
     code, out, err = cli("finetune", run, "--id", one["id"], "--steps", 2, "--json")
     assert "done before" in err
     assert json.loads(out)["candidates"] == [told]
+    # another run's candidate of the same name is another training
+    whose = place / "runs" / "mine" / "checkpoints" / f"{one['id']}.safetensors"
+    others = place / "other" / whose.name
+    others.parent.mkdir()
+    state, blueprint, metadata = load_checkpoint(whose)
+    save_checkpoint(others, {name: x + 1 for name, x in state.items()}, blueprint, metadata)
+    others.replace(whose)
+    code, _, err = cli("finetune", run, "--id", one["id"], "--steps", 2)
+    assert (code, "holds the training of other weights" in err) == (2, True)
     code, _, err = cli("finetune", run, "--id", "nobody", "--steps", 2)
     assert (code, "--id (of " in err) == (2, True)
 
@@ -195,6 +213,12 @@ def test_an_archive_holds_what_is_needed_to_go_on_and_frees_the_rest(place: Path
     code, _, err = cli("archive", run, "--out", place)
     assert code == 2
     assert cli("archive", run, "--out", out)[0] == 0  # once more, without weights
+    assert not list((out / "checkpoints").iterdir())
+    shutil.copytree(run, place / "runs" / "another")
+    before = (place / "runs" / "another" / "frontier.json").read_bytes()
+    code, _, err = cli("archive", run, "--out", place / "runs" / "another")
+    assert (code, "holds something else than an archive" in err) == (2, True)
+    assert (place / "runs" / "another" / "frontier.json").read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------------- motifs and scaling
@@ -228,6 +252,7 @@ def test_a_scaling_fit_stands_beside_the_frontier_with_what_to_beware_of(place: 
     assert told["candidates"] == len(read(run / "lineage.json")["nodes"])
     assert "times beyond the data" in err
     for flags, said in (
+        ((run / "frontier.json",), "names a frontier once more"),
         (("--metric", "bp"), "did you mean 'bpb'?"),
         (("--target-params", "-1"), "--target-params: got -1, expected a positive number"),
         (("--out", "a.svg"), "expected a name that ends in .png"),

@@ -445,7 +445,7 @@ CASES: dict[str, Case] = {
         "candidates.0.checkpoint",
     ),
     "an ablation whose report is a link": (link("run/ablation.json"), "ablate @/run", "run/ablation.json: is a link"),
-    "an ablation over something else": (nothing, "ablate @/run --out @/tiny.yaml", "tiny.yaml: there is a file that"),
+    "an ablation over something else": (nothing, "ablate @/run --out @/tiny.yaml", "a name that ends in .json"),
     "a seed of code": (forged("asked", with_part(CODE)), "seed @/run --id x --out-config @/a.yaml", "names code"),
     "a seed over something else": (nothing, "seed @/run --id root --out-config @/tiny.safetensors", "--id (of "),
     "a finetune of nobody": (nothing, "finetune @/run --steps 1 --id ../x", "--id (of "),

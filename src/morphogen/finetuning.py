@@ -9,14 +9,18 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.analysis.trials import MOST_DESIGNS, check_range
 from morphogen.blueprint.diff import distance
 from morphogen.candidate import Record
+from morphogen.errors import RunError
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import Provenance
-from morphogen.seeds import checkpoint_of, design_of, write_seed
+from morphogen.reading import read_experiment
+from morphogen.resuming import checksum
+from morphogen.seeds import check_free, checkpoint_of, design_of, write_seed
 from morphogen.store.documents import Document
 from morphogen.store.ordinary import check_own
 from morphogen.training.journal import EVALS
 from morphogen.training.long_run import MODEL
 from morphogen.training.news import Observer
+from morphogen.trainingfolder import read_record
 from morphogen.trainings import train
 
 FILE = "finetune.json"
@@ -83,8 +87,9 @@ def finetune(
     for place, (id, (design, checkpoint)) in enumerate(sources.items(), start=1):
         folder, seed = out / id, out / f"{id}.yaml"
         said(f"[{place}/{len(sources)}] {id}: {wanted.steps:,} steps in {folder}")
+        check_free(seed, "--output-dir", force=False)
         write_seed(run, id, design, seed, checkpoint)
-        if _done(folder, wanted.steps):
+        if _done(folder, seed, wanted.steps):
             said(f"{id}: done before")
         else:
             outcome = train(seed, folder, steps=wanted.steps, resume=True, device=wanted.device, observer=observer)
@@ -112,10 +117,14 @@ def diverse(run: Recorded, count: int, metric: str) -> list[str]:
     return chosen
 
 
-def _done(folder: Path, steps: int) -> bool:
-    """Whether the training in a folder has come to its end."""
+def _done(folder: Path, seed: Path, steps: int) -> bool:
+    """Whether the training in a folder has come to its end. RunError where it is that of other weights."""
     path = folder / MODEL
-    return path.is_file() and int(load_checkpoint(path)[2].get("steps", "0")) >= steps
+    if not path.is_file():
+        return False
+    if read_record(folder).init_checkpoint != checksum(read_experiment(seed)):
+        raise RunError(f"{folder}: holds the training of other weights; choose another --output-dir")
+    return int(load_checkpoint(path)[2].get("steps", "0")) >= steps
 
 
 def _told(run: Recorded, id: str, folder: Path) -> Finetuned:

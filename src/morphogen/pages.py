@@ -21,11 +21,11 @@ from morphogen.store.ledger import FINISHED, Ledger, Start, in_use, last_stop
 from morphogen.store.ordinary import read_ordinary
 from morphogen.store.places import ENVIRONMENT
 
-#: What is measured of a run afterwards: what it is called -> which file, in the run's folder or (ablations) beside it.
-EVIDENCE: Mapping[str, tuple[type[Ablations] | type[Verification] | type[Fidelity], tuple[str, ...]]] = {
-    "Ablations": (Ablations, ("ablation.json", "../ablation_report.json")),
-    "Verification": (Verification, ("verify.json",)),
-    "Fidelity": (Fidelity, ("fidelity.json",)),
+#: What is measured of a run afterwards: what it is called -> which file in the run's folder.
+EVIDENCE: Mapping[str, tuple[type[Ablations] | type[Verification] | type[Fidelity], str]] = {
+    "Ablations": (Ablations, "ablation.json"),
+    "Verification": (Verification, "verify.json"),
+    "Fidelity": (Fidelity, "fidelity.json"),
 }
 
 
@@ -136,7 +136,7 @@ def read(folder: Path) -> RunShown:
         place = ".".join(str(step) for step in what["loc"])
         raise InputError(f"{folder}: the recorded experiment cannot be read: {place}: {what['msg']}") from None
     ongoing = bool(in_use(folder)) and last_stop(events) != FINISHED
-    return shown(engine, start.run, _environment(folder), evidence=_evidence(folder, start.run), ongoing=ongoing)
+    return shown(engine, start.run, _environment(folder), evidence=_evidence(folder), ongoing=ongoing)
 
 
 def _environment(folder: Path) -> dict[str, Any]:
@@ -151,11 +151,7 @@ def _environment(folder: Path) -> dict[str, Any]:
     return told
 
 
-def _evidence(folder: Path, run: str) -> dict[str, list[dict[str, Any]]]:
+def _evidence(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """What was measured of this run afterwards. InputError for what cannot be read."""
-    found = {}
-    for title, (kind, names) in EVIDENCE.items():
-        path = next((path for name in names if (path := folder.resolve() / name).exists()), None)
-        if path is not None and (told := kind.read(path)).run == run:
-            found[title] = told.rows()
-    return found
+    there = {title: (kind, folder / name) for title, (kind, name) in EVIDENCE.items() if (folder / name).exists()}
+    return {title: kind.read(path).rows() for title, (kind, path) in there.items()}

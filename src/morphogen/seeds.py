@@ -27,6 +27,7 @@ from morphogen.runfolder import check_files, remove_checkpoints
 from morphogen.search.space import Design
 from morphogen.store.files import write_atomic
 from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Ledger
 
 #: What a seed says of itself, and by which an older one is known.
@@ -74,7 +75,7 @@ def export_seed(
     design = design_of(run, id)
     if config.suffix not in (".yaml", ".yml"):
         raise InputError(f"--out-config: {config}: expected a name that ends in .yaml")
-    _check_free(config, "--out-config", force)
+    check_free(config, "--out-config", force)
     if checkpoint is not None and checkpoint.suffix != SUFFIX:
         checkpoint = checkpoint.with_suffix(SUFFIX)
         notes.append(f"weights are kept as safetensors only, so that they go to {checkpoint}")
@@ -84,8 +85,10 @@ def export_seed(
         source = checkpoint_of(run, id, checkpoint_dir)
         if checkpoint.exists() and checkpoint.resolve() == source.resolve():
             raise InputError(f"--out-checkpoint: {checkpoint}: is the run's own; expected another file")
-        if checkpoint.exists() and not force and not _is_ours(checkpoint):
-            raise InputError(f"--out-checkpoint: {checkpoint}: is there already and no checkpoint; --force overwrites")
+        if any((place / LEDGER).exists() for place in checkpoint.absolute().parents[:2]):
+            raise InputError(f"--out-checkpoint: {checkpoint}: lies among a run's own files; choose another place")
+        if checkpoint.exists() and not force and not _is_seed(checkpoint):
+            raise InputError(f"--out-checkpoint: {checkpoint}: is there already, and is no seed; --force overwrites it")
         whole = load_whole(source)
         metadata = {**whole.metadata, CONTINUES: _continued(run, id).model_dump_json()}
         save_checkpoint(checkpoint, whole.state, whole.blueprint, metadata, whole.averages)
@@ -175,7 +178,7 @@ def _figures(report: Report) -> str:
     return ", ".join(f"{name} {number(known[name])}" for name in shown if name in known)
 
 
-def _check_free(path: Path, flag: str, force: bool) -> None:
+def check_free(path: Path, flag: str, force: bool) -> None:
     """InputError for a file that is no older seed of ours."""
     if path.is_dir():
         raise InputError(f"{flag}: {path}: is a folder, expected a file to write to")
@@ -186,12 +189,12 @@ def _check_free(path: Path, flag: str, force: bool) -> None:
             raise InputError(f"{flag}: {path}: is there already, and is no seed; --force overwrites it")
 
 
-def _is_ours(path: Path) -> bool:
+def _is_seed(path: Path) -> bool:
+    """Whether a checkpoint was written to begin another run."""
     try:
-        load_checkpoint(path)
+        return CONTINUES in load_checkpoint(path)[2]
     except InputError:
         return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------------ archive
@@ -214,16 +217,17 @@ def archive(path: Path, folder: Path, *, checkpoints: Kept = "drop", free: bool 
     where nothing can be written, or a process holds the run.
     """
     run = Recorded.read(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / "frontier.json").is_file():
+    if folder.exists() and not _is_archive(folder):
         raise InputError(f"--out: {folder}: holds something else than an archive; choose another folder")
     if folder.resolve() == run.folder.resolve() or folder.resolve() in run.folder.resolve().parents:
         raise InputError(f"--out: {folder}: holds the run itself; choose another folder")
     frontier = Frontier.read(path if path.is_file() else run.folder / "frontier.json")
     kept, files = dict[str, str](), ["frontier.json"]
+    sources = {} if checkpoints == "drop" else {id: checkpoint_of(run, id) for id in run.frontier}
     for id in run.frontier:
-        if checkpoints != "drop":
+        if id in sources:
             kept[id] = f"checkpoints/{id}{SUFFIX}"
-            _put_away(checkpoint_of(run, id), folder / kept[id], checkpoints)
+            _put_away(sources[id], folder / kept[id], checkpoints)
         place = folder / f"{id}.yaml"
         write_seed(run, id, run.design(id), place, folder / kept[id] if id in kept else None)
         files += [place.name, *([kept[id]] if id in kept else [])]
@@ -232,7 +236,27 @@ def archive(path: Path, folder: Path, *, checkpoints: Kept = "drop", free: bool 
         write_atomic(folder / lineage.name, lineage.read_bytes())
         files.append(lineage.name)
     frontier.replace(candidates=entries).write(folder / "frontier.json")
+    for older in (*folder.glob("*.yaml"), *folder.glob(f"checkpoints/*{SUFFIX}")):
+        if str(older.relative_to(folder)) not in files:
+            older.unlink()  # of an archive that lay there before
     return Archive(folder, tuple(sorted(files)), _freed(run) if free else 0)
+
+
+def _is_archive(folder: Path) -> bool:
+    """Whether a folder holds what `archive` writes, or began to, and nothing else."""
+    if not folder.is_dir():
+        return False
+    for path in folder.iterdir():
+        if path.name == "checkpoints" and path.is_dir():
+            if any(below.suffix != SUFFIX for below in path.iterdir()):
+                return False
+        elif path.suffix == ".yaml" and path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(TITLE)) != TITLE.encode():
+                    return False
+        elif path.name not in ("frontier.json", "lineage.json"):
+            return False
+    return True
 
 
 def _put_away(source: Path, place: Path, how: Kept) -> None:

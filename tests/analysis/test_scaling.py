@@ -54,6 +54,8 @@ def test_what_cannot_be_fitted_or_lies_far_away_is_said() -> None:
     few = fitted(points(-0.2, 0.1, 2), "bpb", "params", None)
     assert (few.low, few.n) == (None, 2)
     assert "are few" in next(few.remarks())
+    steep = fitted([Point(str(i), {"params": 1e5 + 100 * i, "bpb": 2.0**i}) for i in range(4)], "bpb", "params", 1.5e9)
+    assert steep.predicted.value is None
     alike = fitted([Point(str(i), {"params": 5.0, "bpb": 1.0 + i}) for i in range(4)], "bpb", "params", 1e6)
     assert alike.slope is None
     assert "not fitted" in next(alike.remarks())

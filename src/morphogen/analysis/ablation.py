@@ -65,7 +65,6 @@ def ablate(
     steps: int | None = None,
     eval_batches: int | None = None,
     metric: str = "bpb",
-    starts: Sequence[Start] = BOTH,
     device: str = "cpu",
     workers: int | None = None,
     say: Say = silent,
@@ -91,7 +90,7 @@ def ablate(
     _check_names(run, candidates, ablations)
     wanted = [one for id in candidates for one in _wanted(run, id, ablations)]
     drawn = drawn_seeds(run.seed, seeds, "ablate")
-    found = list(_measured(run, shop, wanted, tokens, drawn, metric, starts))
+    found = list(_measured(run, shop, wanted, tokens, drawn, metric))
     corrected = holm([one.p for one in found])
     made = Ablations(
         run=run.name,
@@ -195,13 +194,12 @@ def _measured(
     tokens: int,
     seeds: Sequence[int],
     metric: str,
-    starts: Sequence[Start],
 ) -> Iterator[Ablated]:
     """Every ablation from every start, those that do not apply among them; p-values are not corrected yet."""
     applied = [one for one in wanted if one.design is not None]
     heirs = {id: Heritage.of(run, id) for id in dict.fromkeys(one.id for one in applied)}
     trials: dict[tuple[str, str, Start], list[Trial]] = {}
-    for start in starts:
+    for start in BOTH:
         for id, heritage in heirs.items():
             if start == "inherited" and heritage is None:
                 continue
@@ -219,7 +217,7 @@ def _measured(
         if one.design is None:
             yield Ablated(id=one.id, ablation=one.name, applied=False, reason=one.reason)
             continue
-        for start in starts:
+        for start in BOTH:
             if (one.id, one.name, start) in reports:
                 yield _compared(run, one, start, reports, metric)
             else:

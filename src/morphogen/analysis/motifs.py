@@ -16,15 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+from morphogen.analysis.recorded import run_of
 from morphogen.analysis.statistics import Table, benjamini_hochberg, exact_excess, holm
 from morphogen.candidate import Candidate, Record, Report, Status, origin
 from morphogen.errors import InputError, RunError
 from morphogen.store.documents import Document
 from morphogen.store.frontier import Frontier
-from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Asked, Generation, Ledger, Reported
 
-FILE = "motifs.json"
 #: Fields of a part, beside its kind, whose values are motifs of their own, where they say something.
 TOLD: Mapping[str, tuple[Any, ...]] = {
     "sparsity": ("none",),
@@ -164,6 +163,8 @@ def _population(path: Path) -> Population:
     folder, named = _run_of(path)
     with Ledger.open(folder, readonly=True) as ledger:
         events = list(ledger.events())
+    last = max((i for i, event in enumerate(events) if isinstance(event, Generation)), default=-1)
+    events = events[: last + 1]  # who is in a generation that is still open had no chance yet
     candidates = {it.id: it for event in events if isinstance(event, Asked) for it in event.candidates}
     reports = {event.report.id: event.report for event in events if isinstance(event, Reported)}
     closed = [event.frontier for event in events if isinstance(event, Generation)]
@@ -181,14 +182,8 @@ def _population(path: Path) -> Population:
 
 def _run_of(path: Path) -> tuple[Path, tuple[str, ...] | None]:
     """The folder of a run, and the ids of a frontier file, where one is named."""
-    if path.is_dir():
-        return path, None
-    if not path.exists():
-        raise InputError(f"{path}: no such run folder or frontier file")
-    for folder in (path.parent, path.with_suffix("")):
-        if (folder / LEDGER).is_file():
-            return folder, tuple(entry.id for entry in Frontier.read(path).candidates)
-    raise InputError(f"{path}: no run beside it ({path.parent / LEDGER} is missing), which knows what else was trained")
+    folder = run_of(path)
+    return folder, None if path.is_dir() else tuple(entry.id for entry in Frontier.read(path).candidates)
 
 
 def _trained(report: Report | None) -> bool:

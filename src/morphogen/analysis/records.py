@@ -208,7 +208,8 @@ class Ablations(Document):
     ablations: tuple[Ablated, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per ablation that was trained, the candidate's own mean beside it."""
+        """The table: one row per ablation that was trained, the candidate's own mean beside it; costs as a share of
+        the candidate's."""
         return [
             {
                 "id": one.id,
@@ -222,6 +223,8 @@ class Ablations(Document):
                 "high": one.high,
                 "p_holm": one.p_holm,
                 "shown": one.shown,
+                "params": _share(one.params, one.params_before),
+                "flops_per_token": _share(one.flops_per_token, one.flops_per_token_before),
             }
             for one in self.ablations
             if one.applied
@@ -234,6 +237,10 @@ class Ablations(Document):
             for one in self.ablations
             if not one.applied
         ]
+
+
+def _share(now: float | None, before: float | None) -> float | None:
+    return None if now is None or not before else now / before
 
 
 def _mean(values: tuple[float, ...]) -> float | None:

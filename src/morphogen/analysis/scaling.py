@@ -19,7 +19,7 @@ from morphogen.store.documents import Document
 from morphogen.store.frontier import Frontier
 from morphogen.store.lineage import Lineage
 
-FILE, PICTURE = "scaling.json", "scaling.png"
+PICTURE = "scaling.png"
 LEVEL = 0.95
 #: A training step computes the forward pass and about twice its FLOPs backwards.
 TRAIN_FACTOR = 3.0
@@ -135,12 +135,16 @@ def scaling(
         if value is not None and not (0.0 < value < math.inf):
             raise InputError(f"--target-{name.replace('_', '-')}: got {value:g}, expected a positive number")
     files = [path / "frontier.json" if path.is_dir() else path for path in paths]
+    places = [file.resolve() for file in files]
+    if again := [path for i, path in enumerate(paths) if places[i] in places[:i]]:
+        raise InputError(f"{again[0]}: names a frontier once more, expected every one once")
     frontiers = [Frontier.read(file) for file in files]
-    points = [point for frontier in frontiers for point in _of_frontier(frontier)]
-    if everything:
-        known = {point.id for point in points}
-        lineages = [Lineage.read(_lineage_beside(file)) for file in files]
-        points += [point for lineage in lineages for point in _of_lineage(lineage) if point.id not in known]
+    points = list[Point]()
+    for file, frontier in zip(files, frontiers, strict=True):
+        own = list(_of_frontier(frontier))
+        known = {point.id for point in own}  # ids are a run's own: another's may be called alike
+        rest = _of_lineage(Lineage.read(_lineage_beside(file))) if everything else ()
+        points += [*own, *(point for point in rest if point.id not in known)]
     measured = sorted({name for point in points for name in point.values if _is_metric(name)})
     if metric not in measured:
         raise InputError(unknown("--metric", metric, measured))

@@ -156,10 +156,15 @@ def extrapolated(line: Line, x: Sequence[float], at: float, level: float = 0.95)
     x_n, place = np.log(np.asarray(x, dtype=np.float64)), math.log(at)
     value = line.intercept + line.slope * place
     if line.spread is None:
-        return Interval(math.exp(value), None, None)
+        return Interval(_exp(value), None, None)
     away = (place - float(x_n.mean())) ** 2 / float(((x_n - x_n.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.5 + level / 2.0, line.n - 2)) * line.spread * math.sqrt(1.0 + 1.0 / line.n + away)
-    return Interval(math.exp(value), math.exp(value - half), math.exp(value + half))
+    return Interval(_exp(value), _exp(value - half), _exp(value + half))
+
+
+def _exp(x: float) -> float | None:
+    """e^x; None where no number holds it."""
+    return math.exp(x) if abs(x) < 700.0 else None
 
 
 class Agreement(NamedTuple):

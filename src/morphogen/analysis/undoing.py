@@ -64,7 +64,10 @@ def _train_without(train: Train, changes: Sequence[Change]) -> Train:
         if plain.get(name) != change.after:
             raise ValueError(f"{change.path} was changed again later")
         plain[name] = change.before
-    return Train.model_validate(plain)
+    try:
+        return Train.model_validate(plain)
+    except ValidationError as error:
+        raise ValueError(f"what would be left cannot be: {error.errors()[0]['msg']}") from None
 
 
 def _blueprint_without(blueprint: Blueprint, changes: Sequence[Change]) -> Blueprint:

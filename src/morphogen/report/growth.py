@@ -75,9 +75,7 @@ def _table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
 
 def _columns(path: Path) -> dict[str, list[float]]:
     """At most about `POINTS` of the rows, evenly."""
-    rows = _table(
-        path, lambda row: {name: float(row[name]) for name in ("step", "loss", "params", "layers", "experts")}
-    )
+    rows = _table(path, lambda row: {name: float(row[name]) for name in DRAWN})
     every = max(1, len(rows) // POINTS)
     chosen = [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
     return {name: [row[name] for row in chosen] for name in (rows[0] if rows else ())}

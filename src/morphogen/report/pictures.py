@@ -36,7 +36,9 @@ def forest(bars: Sequence[Bar], title: str, axis_label: str, better: str) -> byt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = list(dict.fromkeys(bar.row for bar in bars))[:MOST_ROWS]
+    every = list(dict.fromkeys(bar.row for bar in bars))
+    rows = every[:MOST_ROWS]
+    title += f"\nthe first {MOST_ROWS} of {len(every)}" if len(every) > MOST_ROWS else ""
     groups = list(dict.fromkeys(bar.group for bar in bars))
     place = {row: i for i, row in enumerate(rows)}
     figure = Figure(figsize=(9.0, 1.6 + 0.34 * max(1, len(rows))), dpi=DPI, layout="constrained")

@@ -208,9 +208,9 @@ def scale(
 
     if depth not in DEPTHS:
         raise InputError(unknown("--depth", depth, DEPTHS))
-    path = user_path(seed, "SEED")
+    path, wanted = user_path(seed, "SEED"), count_of("--params", params)
     config = path.with_name(f"{path.stem}-{params}.yaml") if out is None else absolute_path(out, "--out")
-    wish = Wish(count_of("--params", params), DEPTHS[depth], dim, layers, seq_len)
+    wish = Wish(wanted, DEPTHS[depth], dim, layers, seq_len)
     made = scaled(read_experiment(seed), wish)
     write_scaled(made, path, config, force=force)
     for note in made.notes:

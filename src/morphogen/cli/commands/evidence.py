@@ -8,6 +8,7 @@ import typer
 from morphogen.cli import flags
 from morphogen.cli.app import app
 from morphogen.cli.launch import run_folder
+from morphogen.errors import InputError
 from morphogen.paths import user_path
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def ablate(
     path = user_path(frontier, "FRONTIER")
     folder = run_of(path)
     report = folder.resolve().parent / "ablation_report.json" if out is None else user_path(out, "--out")
+    if report.suffix != ".json":
+        raise InputError(f"--out: {report}: expected a name that ends in .json; the picture comes to lie beside it")
     check_output(report, "ablation.json", folder, "--out")
     check_output(report.with_suffix(".png"), "ablation.png", folder, "--out")
     if checkpoint_dir is not None:
