@@ -1,7 +1,10 @@
 """`priors`: off by default, and each of them read by something."""
 
+import pytest
+
 from morphogen.experiment import Experiment
 from morphogen.knobs import knobs
+from morphogen.selection.parents import SELECTORS
 
 MODEL = {"emb": {"dim": 16, "vocab": 64}, "blocks": [{"ffn": {"kind": "dense", "hidden": 32}}]}
 
@@ -27,12 +30,10 @@ def test_a_penalty_on_compute_is_a_score_beside_the_others() -> None:
     assert alone.scored_by == {"bpb": 1.0, "flops_per_token": 1.5}
 
 
-def test_a_penalty_that_no_selection_reads_is_told() -> None:
-    priors = {"compute_penalty_weight": 0.5}
-    (told,) = knobs(experiment(priors=priors))
-    assert told.loc == ("priors", "compute_penalty_weight")
-    assert "has no effect with parent_selection 'epsilon_lexicase'" in told.said
-    assert not list(knobs(experiment(priors=priors, evolution={"parent_selection": "weighted"})))
+@pytest.mark.parametrize("selection", SELECTORS)
+def test_every_selection_reads_the_penalty(selection: str) -> None:
+    told = knobs(experiment(priors={"compute_penalty_weight": 0.5}, evolution={"parent_selection": selection}))
+    assert "priors" not in [remark.loc[0] for remark in told]
 
 
 def test_a_budget_beyond_what_a_parameter_is_worth_is_told() -> None:

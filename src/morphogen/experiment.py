@@ -177,7 +177,7 @@ class Experiment(Frozen):
 
     @property
     def scored_by(self) -> dict[str, float]:
-        """Weights of the scores that `weighted` parent selection draws by, the prior's on cheapness among them."""
+        """The weights that parent selection goes by, of whatever kind it is, the prior's on cheapness among them."""
         weights, penalty = self.evolution.weights, self.priors.compute_penalty_weight
         if not penalty:
             return weights

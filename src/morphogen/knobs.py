@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from morphogen.blueprint.mistakes import Loc, show
-from morphogen.experiment import Data, Evolution, Experiment, Priors, Train
+from morphogen.experiment import Data, Evolution, Experiment, Train
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.sparsity import ALL_KNOBS, Sparse
 from morphogen.parts.contract.part import Part
@@ -57,7 +57,6 @@ def knobs(experiment: Experiment) -> Iterator[Remark]:
     yield from _of_training(experiment.train, experiment.data, experiment.evolution)
     yield from _of_anchoring(experiment.train, experiment.evolution, grows=bool(experiment.model.growth))
     yield from _of_search(experiment.evolution)
-    yield from _of_priors(experiment.priors, experiment.evolution)
 
 
 def _lengths(data: Data) -> Iterator[tuple[Loc, int]]:
@@ -170,10 +169,3 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
             yield Remark(("evolution", name), f"is {show(dict(evolution)[name])}, but has no effect {why}")
     if evolution.structural_gates == "reject" and all(n <= (name == "layers") for name, n in evolution.gates.items()):
         yield Remark(("evolution", "structural_gates"), "is 'reject', but has no effect: no gate asks for anything")
-
-
-def _of_priors(priors: Priors, evolution: Evolution) -> Iterator[Remark]:
-    selection = evolution.parent_selection
-    if priors.compute_penalty_weight and selection in SELECTORS and selection != "weighted":
-        said = f"is {priors.compute_penalty_weight:g}, but has no effect with parent_selection {selection!r}"
-        yield Remark(("priors", "compute_penalty_weight"), said)

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from morphogen.data.corpora import documents
+from morphogen.data.corpora import documents, reader_of
 from morphogen.data.looking import looked_at
 from morphogen.errors import InputError
 from morphogen.experiment import Data, Shard
@@ -66,3 +66,23 @@ def test_a_saved_data_set_is_read_whole_or_a_split_of_it(tmp_path: Path) -> None
     assert read(source=f"hf:{tmp_path / 'both'}", split="test") == test
     with pytest.raises(InputError, match="split: got 'tests', expected one of test, train; did you mean 'test'"):
         read(source=f"hf:{tmp_path / 'both'}", split="tests")
+
+
+def test_what_lies_beside_a_saved_data_set_is_left_out_and_another_split_is_no_part_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]}, split=datasets.Split.TEST)
+    rows.save_to_disk(folder)
+    (arrow,) = folder.glob("*.arrow")
+    for name in ("README.md", "notes.txt", "load.py", "rows.jsonl", "rows.parquet", "none"):
+        (folder / name).write_text("{}")
+    (folder / "cache-0.arrow").write_bytes(arrow.read_bytes())
+    shard = Shard(source=f"hf:{folder}")
+    reader = reader_of(shard)
+    assert [document.text for document in documents(shard, reader)] == ["a", "b"]
+    assert sum(one.count for one in reader.account().left_out) == 9  # two more describe it
+    assert [one.text for one in documents(Shard(source=f"hf:{folder}", split="test"))] == ["a", "b"]
+    with pytest.raises(InputError, match="split is 'validation', but the folder holds the split 'test' alone"):
+        list(documents(Shard(source=f"hf:{folder}", split="validation")))
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "plain")
+    with pytest.raises(InputError, match="split is 'test', but the folder holds one data set without splits"):
+        list(documents(Shard(source=f"hf:{tmp_path / 'plain'}", split="test")))

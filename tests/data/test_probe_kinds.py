@@ -132,6 +132,12 @@ def test_memory_is_of_one_map_for_all_sequences_and_the_context_tells_nothing() 
     assert len(known) == 64
 
 
+@pytest.mark.parametrize(("size", "vocab"), [(64, 256), (64, 128), (1, 2)])
+@pytest.mark.parametrize("length", [2, 64, 300])
+def test_a_token_before_the_pairs_to_memorize_tells_nothing(length: int, size: int, vocab: int) -> None:
+    assert len({int(made("memorize", seed, length, vocab, size).ids[0]) for seed in range(30)}) == 1
+
+
 def test_sums_are_right_and_carries_are_counted() -> None:
     signs = {10: "+", 11: "=", 12: ";"}
     for seed in range(50):
@@ -150,6 +156,16 @@ def test_sums_are_right_and_carries_are_counted() -> None:
     assert _carries(55, 55) == [2, 1, 0]
     assert _carries(50, 50) == [1, 0, 0]
     assert _carries(12, 34) == [0, 0]
+
+
+@pytest.mark.parametrize(("digits", "seeds"), [(18, 40), (19, 40), (40, 80), (5000, 1)])
+def test_sums_may_be_of_any_length(digits: int, seeds: int) -> None:
+    longest = 0
+    for seed in range(seeds):
+        told = made("math", seed, length=3 * digits + 3, size=digits).ids
+        longest = max(longest, len("".join("+" if token > 9 else "0" for token in told.tolist()).split("+")[-2]))
+    assert 0 < longest <= digits + 1
+    assert seeds == 1 or longest >= digits
 
 
 def test_several_probes_mix_each_at_its_weight(data: Callable[..., Data], folder: Callable[..., str]) -> None:

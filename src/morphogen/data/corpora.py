@@ -26,6 +26,7 @@ from morphogen.data.textfiles import COMPRESSED, LONGEST_SECTION_CHARS, WHOLE_CH
 from morphogen.errors import InputError, nearest, unknown
 from morphogen.paths import user_path
 from morphogen.sections.built_in import CORPORA, built_in, forms
+from morphogen.sections.values import changed
 
 if TYPE_CHECKING:
     from morphogen.experiment import Shard
@@ -48,6 +49,8 @@ _RECORDS: Final = {
 #: In a folder that `datasets.save_to_disk` wrote: what describes the .arrow files, or its splits, a folder each.
 _DESCRIBING: Final = frozenset({"dataset_info.json", "state.json", "dataset_dict.json"})
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
+#: How the names begin of what `datasets` keeps there of later steps.
+_DERIVED: Final = "cache-"
 _ARCHIVES: Final = frozenset({".zip", ".tar", ".tgz", ".7z", ".rar"})
 #: In a folder of fewer text files than this a file is cut into sections sooner, so that there is something to split.
 FEW_FILES: Final = 20
@@ -144,11 +147,11 @@ def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
     if (name := _hub_name(shard.source)) is not None:
         here = _path(shard, name[0])
         if (saved := _saved(here, shard)) is not None:
-            paths = files_below(saved, reader, _unfit)
+            paths = files_below(saved, reader, _unfit_of_saved)
             reader.files = len(paths)
             for path in paths:
                 with guarded(path, reader):
-                    yield from _RECORDS[_ending(path)](path, f"{shard.split}:{path.name}", reader)
+                    yield from read_arrow(path, f"{shard.split}:{path.name}", reader)
             return
         yield from rows_of(str(here) if here.exists() else name[0], name[1], shard, reader)
         return
@@ -225,11 +228,26 @@ def _files(shard: "Shard", reader: Reader) -> tuple[Path, list[Path]]:
 def _saved(folder: Path, shard: "Shard") -> Path | None:
     """Where the .arrow files of a split lie, in a folder that `datasets.save_to_disk` wrote; None for other folders."""
     if not (folder / _SPLITS).is_file():
-        return folder if (folder / _STATE).is_file() else None
+        if not (folder / _STATE).is_file():
+            return None
+        _check_split(folder / _STATE, shard)
+        return folder
     if not (folder / shard.split / _STATE).is_file():
         splits = [path.parent.name for path in folder.glob(f"*/{_STATE}")]
         raise InputError(unknown(f"{_place(shard)}: split", shard.split, splits))
     return folder / shard.split
+
+
+def _check_split(state: Path, shard: "Shard") -> None:
+    """InputError where a split is asked for of a data set that was saved alone, unless it is the one that it was."""
+    try:
+        told = json.loads(state.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{_place(shard)}: {state}: not JSON ({error})") from error
+    split = told.get("_split") if isinstance(told, dict) else None
+    if "split" in changed(shard) and shard.split != split:
+        held = f"the split {split!r} alone" if split else "one data set without splits"
+        raise InputError(f"{_place(shard)}: split is {shard.split!r}, but the folder holds {held}")
 
 
 def _everything(path: Path, reader: Reader) -> tuple[Path, list[Path]]:
@@ -259,6 +277,13 @@ def _unfit(path: Path) -> str | None:
     if _ending(path) in TEXT_SUFFIXES or _ending(path) in _RECORDS:
         return None
     return f"files that end in {_endings(path)}" if _endings(path) else "files without an ending"
+
+
+def _unfit_of_saved(path: Path) -> str | None:
+    """Why a file is not read of those of a split that `datasets.save_to_disk` wrote."""
+    if _ending(path) == ".arrow" and path.name.startswith(_DERIVED):
+        return "files that were derived from a saved data set"
+    return _unfit(path) or (None if _ending(path) == ".arrow" else "files that are no part of a saved data set")
 
 
 def _source_forms() -> str:

@@ -18,5 +18,5 @@ class Priors(Frozen):
     rope_theta_default: Annotated[float, Field(gt=1.0)] = 10_000.0
     """The base of RoPE that `rope_reset` goes back to."""
     compute_penalty_weight: NonNegativeFloat = 0.0
-    """How much likelier cheap models are drawn as parents, by their FLOPs, where parents are drawn by `weighted`
-    scores; 0: not at all."""
+    """The weight of FLOPs per token, the fewer the better, beside `evolution.weights` and as those, whoever breeds; 0:
+    none."""

@@ -7,6 +7,8 @@ import numpy as np
 from morphogen.data.probes.probe import Asked, Kind
 
 PLUS, EQUALS, END = 10, 11, 12
+#: Digits that are drawn and written at once: one more is too large for a draw.
+AT_ONCE = 18
 
 
 class Arithmetic(Kind):
@@ -37,7 +39,7 @@ class Arithmetic(Kind):
         reach: list[int] = []
         used = 0
         while True:
-            a, b = (int(rng.integers(10 ** int(rng.integers(1, self.size + 1)))) for _ in range(2))
+            a, b = (_drawn(rng, int(rng.integers(1, self.size + 1))) for _ in range(2))
             said = [*_digits(a), PLUS, *_digits(b), EQUALS, *_digits(a + b), END]
             if used + len(said) > seq_len + 1:
                 break
@@ -52,15 +54,29 @@ class Arithmetic(Kind):
         return Asked(ids_T1, places, 1 + np.array(reach))
 
 
+def _drawn(rng: np.random.Generator, digits: int) -> int:
+    """A number below 10 to the power of `digits`, evenly."""
+    number = 0
+    while digits > AT_ONCE:
+        number = number * 10**AT_ONCE + int(rng.integers(10**AT_ONCE))
+        digits -= AT_ONCE
+    rest: int = 10**digits
+    return number * rest + int(rng.integers(rest))
+
+
 def _digits(number: int) -> list[int]:
-    return [int(digit) for digit in str(number)]
+    told: list[str] = []
+    while number >= 10**AT_ONCE:
+        number, low = divmod(number, 10**AT_ONCE)
+        told.append(f"{low:0{AT_ONCE}}")
+    return [int(digit) for digit in "".join([str(number), *reversed(told)])]
 
 
 def _carries(a: int, b: int) -> list[int]:
     """For every digit of a + b, the highest first: how many of those below it, in a row, handed a carry on to it."""
     found: list[int] = []
     run = 0
-    for power in range(len(str(a + b))):
+    for power in range(len(_digits(a + b))):
         found.append(run)
         below = 10 ** (power + 1)
         run = run + 1 if a % below + b % below >= below else 0

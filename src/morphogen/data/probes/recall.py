@@ -99,7 +99,7 @@ class Memorize(Kind):
 
     Each of K keys, the lowest tokens, has a value in the upper half of the token range, drawn once and for all. A
     sequence is keys in random order, none twice before all have come, each followed by its value, which is scored;
-    values whose key came before in the sequence are not.
+    values whose key came before in the sequence are not. A token that is left over before them is always the same.
     """
 
     name: ClassVar = "memorize"
@@ -121,7 +121,7 @@ class Memorize(Kind):
         keys_S = np.concatenate([rng.permutation(self.size) for _ in range(rounds)])[:slots]
         ids_T1 = np.empty(seq_len + 1, dtype=np.int64)
         start = (seq_len + 1) % 2
-        ids_T1[0] = values[keys_S[0]]  # a value whose key was not seen, where a token is left over
+        ids_T1[0] = half - 1  # always the same, where a token is left over
         ids_T1[start::2], ids_T1[start + 1 :: 2] = keys_S, values[keys_S]
         asked = start + 2 * np.arange(min(slots, self.size))
         return Asked(ids_T1, asked, np.ones(len(asked), dtype=np.int64))
