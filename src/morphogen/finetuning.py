@@ -1,6 +1,5 @@
 """Longer training of some of a frontier's candidates, from the weights that they have: each a training of its own."""
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +12,7 @@ from morphogen.errors import RunError
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.reading import read_experiment
+from morphogen.report.growth import table
 from morphogen.resuming import checksum
 from morphogen.seeds import check_free, checkpoint_of, design_of, write_seed
 from morphogen.store.documents import Document
@@ -131,14 +131,13 @@ def _told(run: Recorded, id: str, folder: Path) -> Finetuned:
     """What came of a training that is done."""
     metadata = load_checkpoint(folder / MODEL)[2]
     tokens = Provenance.from_metadata(metadata, folder / MODEL).tokens
-    with (folder / EVALS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    found = table(folder / EVALS, lambda row: float(row["bpb"]))
     return Finetuned(
         id=id,
         steps=int(metadata["steps"]),
         tokens=tokens.own,
         lineage_tokens=tokens.lineage,
         before=run.reports[id].metrics.get("bpb"),
-        after=float(rows[-1]["bpb"]) if rows else None,
+        after=found[-1] if found else None,
         folder=str(folder),
     )

@@ -4,20 +4,18 @@ Read from the tables in the training's folder alone.
 """
 
 import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from morphogen.errors import RunError
+from morphogen.report.pictures import DPI, png
 
 T = TypeVar("T")
 #: A picture has at most about so many points of a curve: more do not show.
 POINTS = 2000
 #: Columns of the table of steps that are drawn.
 DRAWN = ("step", "loss", "params", "layers", "experts")
-#: Figures are drawn at this many dots an inch, whoever's settings say otherwise.
-DPI = 110
 
 
 class Told(NamedTuple):
@@ -33,11 +31,11 @@ class Told(NamedTuple):
 def read(folder: Path) -> Told:
     """The tables in a training's folder. RunError where one is missing or is no table of a training's."""
     steps = _columns(folder / "steps.csv")
-    evals = _table(folder / "evals.csv", lambda row: (float(row["step"]), float(row["bpb"])))
+    evals = table(folder / "evals.csv", lambda row: (float(row["step"]), float(row["bpb"])))
     usage: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for place, point in _table(folder / "usage.csv", _use):
+    for place, point in table(folder / "usage.csv", _use):
         usage.setdefault(place, []).append(point)
-    growth = _table(folder / "growth.csv", _event)
+    growth = table(folder / "growth.csv", _event)
     return Told(steps, evals, growth, usage)
 
 
@@ -51,7 +49,7 @@ def _event(row: Mapping[str, str]) -> dict[str, str]:
     return {name: row[name] for name in ("step", "action", "before", "after")}
 
 
-def _table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
+def table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
     """What `read` makes of every row. RunError for a row that lacks a cell or has one too many, and for one that it
     cannot read."""
     found: list[T] = []
@@ -75,7 +73,7 @@ def _table(path: Path, read: Callable[[Mapping[str, str]], T]) -> list[T]:
 
 def _columns(path: Path) -> dict[str, list[float]]:
     """At most about `POINTS` of the rows, evenly."""
-    rows = _table(path, lambda row: {name: float(row[name]) for name in DRAWN})
+    rows = table(path, lambda row: {name: float(row[name]) for name in DRAWN})
     every = max(1, len(rows) // POINTS)
     chosen = [row for place, row in enumerate(rows) if place % every == 0 or place == len(rows) - 1]
     return {name: [row[name] for row in chosen] for name in (rows[0] if rows else ())}
@@ -99,9 +97,7 @@ def picture(folder: Path) -> bytes:
             axis.axvline(step, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         axis.grid(alpha=0.25)
     axes[-1].set_xlabel("optimizer steps")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": "morphogen"})
-    return out.getvalue()
+    return png(figure)
 
 
 def _events(told: Told) -> list[tuple[float, str]]:

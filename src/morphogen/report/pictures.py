@@ -4,12 +4,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from morphogen.report.growth import DPI
 from morphogen.report.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: Figures are drawn at this many dots an inch, whoever's settings say otherwise.
+DPI = 110
 #: A picture has at most so many rows: more would be too long to look at.
 MOST_ROWS = 120
 

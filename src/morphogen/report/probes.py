@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from morphogen.candidate import Report, Status
 from morphogen.figures import Figure as Meaning
 from morphogen.figures import find
-from morphogen.report.charts import BLUE, GREEN, GREY, RED, Figure, drawn, figure, text
+from morphogen.report.charts import BLUE, COLOURS, DRAWABLE, GREY, Figure, drawn, figure, text
 from morphogen.report.shown import RunShown
 from morphogen.report.tables import Row
 from morphogen.report.wording import finite, number
@@ -16,7 +16,7 @@ _Z = 1.96
 #: Of one probe in sequences of a length, where what has to be known stands at a depth, in per cent.
 _DEEP = re.compile(r"acc_(.+)_len_([0-9]+)_depth_([0-9]+)")
 #: Colours of lengths.
-_LENGTHS = (BLUE, RED, GREEN, "#f0a202", "#8e4ec6", "#00a0b0")
+_LENGTHS = COLOURS
 
 
 def probed(run: RunShown) -> list[tuple[str, Meaning]]:
@@ -56,7 +56,7 @@ def _at_chance(value: float, error: float | None, chance: float | None, meaning:
 
 def probes_chart(run: RunShown) -> Figure | None:
     """Every probe of the root and of the frontier with a standard error each way, and chance."""
-    rows = [row for row in probe_rows(run) if abs(row["value"]) < 1e100]
+    rows = [row for row in probe_rows(run) if abs(row["value"]) < DRAWABLE]
     if not rows:
         return None
     places = [f"{row['figure']} · {row['candidate']}" for row in rows]

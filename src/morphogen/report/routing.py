@@ -1,10 +1,8 @@
 """Who is routed where: a picture of routers' shares, block by block. `fusion.fused` calls it."""
 
-import io
 from collections.abc import Sequence
 
-#: Figures are drawn at this many dots an inch, whoever's settings say otherwise.
-DPI = 110
+from morphogen.report.pictures import DPI, png
 
 #: A block's id, its layers, and what share of the gates each gets.
 Row = tuple[str, Sequence[str], Sequence[float]]
@@ -28,6 +26,4 @@ def picture(rows: Sequence[Row]) -> bytes:
     axis.set_yticks(range(len(rows)), [block for block, _, _ in rows])
     axis.set_xticks([])
     figure.colorbar(image, ax=axis, label="mean share of the gates")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": "morphogen"})
-    return out.getvalue()
+    return png(figure)

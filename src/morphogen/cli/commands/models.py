@@ -1,7 +1,7 @@
 """Commands that take models in, give them out and merge them: `import`, `export`, `merge`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,18 +82,13 @@ def merge(
     from morphogen.fusion.merging import check_read, merge_checkpoints, weights_for
     from morphogen.inherit.merging import Settings
 
-    options = {"weight": weight, "density": density, "epsilon": epsilon, "seed": seed}
-    check_read(method, [name for name, value in options.items() if value not in (None, [])])
+    drawn: dict[str, Any] = {"density": density, "epsilon": epsilon, "seed": seed}
+    check_read(method, [name for name, value in {"weight": weight, **drawn}.items() if value not in (None, [])])
     place = None if run is None else run_folder(run)
     files = [checkpoint_of(each, place) for each in models]
     origin = None if base is None else checkpoint_of(base, place)
     how = Settings(weights_for(method, weight or [], len(files)))
-    how = Settings(
-        how.weights,
-        how.density if density is None else density,
-        how.epsilon if epsilon is None else epsilon,
-        how.seed if seed is None else seed,
-    )
+    how = how._replace(**{name: value for name, value in drawn.items() if value is not None})
     found = merge_checkpoints(files, absolute_path(out, "--out"), method, how, base=origin, force=force)
     told = {"checkpoint": _shown(found.checkpoint), "method": method, "weights": list(how.weights)}
     show_facts({**told, "blocks": found.blocks, "parameters": found.parameters}, as_json)
