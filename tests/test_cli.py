@@ -234,13 +234,15 @@ def test_a_report_of_a_finished_run_is_the_one_that_the_run_wrote(cli: Cli, fini
     assert b'id="follow"' not in before
     ablated = {"id": "x", "ablation": "ssm_off", "start": "scratch", "applied": True, "values": [2.1], "usual": [2.0]}
     told = {"schema_version": 1, "metric": "bpb", "direction": "min", "split": "eval", "tokens": 9, "seeds": [0]}
-    place = finished.parent / "ablation_report.json"
-    for run, shown in (("tiny-0", True), ("another", False)):
-        place.write_text(json.dumps(told | {"run": run, "level": 0.95, "ablations": [ablated]}))
+    told |= {"run": "tiny-0", "level": 0.95, "ablations": [ablated]}
+    (finished.parent / "ablation_report.json").write_text(json.dumps(told))
+    place = finished / "ablation.json"
+    for found, shown in ((told, True), (told | {"ablations": []}, False)):
+        place.write_text(json.dumps(found))
         assert cli("report", finished, "--out", tmp_path / "page.html")[0] == 0
         assert ("ssm_off" in (tmp_path / "page.html").read_text()) is shown
     place.write_text("{}")
-    assert "ablation_report.json: not a ablation report" in cli("report", finished)[2]
+    assert "ablation.json: not a ablation report" in cli("report", finished)[2]
     place.unlink()
 
 
