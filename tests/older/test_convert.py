@@ -300,6 +300,13 @@ BLOCKS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"attn": {**ATTN, "kind": "LINEAR", "sw": 8}}, "attn.kind", "translated",
         {"attn.kind": "GQA", "attn.sparsity": "sliding"},
     ),
+    "whose heads share no keys": (
+        {"attn": {**ATTN, "kind": "LINEAR", "heads": 8, "alibi": True}}, "attn.kind", "translated",
+        {"attn.kind": "GQA", "attn.kv_groups": 1},
+    ),
+    "a latent without ALiBi": (
+        {"attn": {**ATTN, "kind": "MLA", "alibi": "no"}}, "attn.alibi", "dropped without effect", {},
+    ),
     "a latent for grouped heads": (
         {"attn": {**ATTN, "kind": "MLA", "kv_groups": 2}}, "attn.kv_groups", "approximated",
         {"attn.kv_latent_dim": 32, "attn.rope_head_dim": 0},
@@ -326,6 +333,30 @@ BLOCKS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"ffn": {**MOE, "shared_expert": True}}, "ffn.shared_expert", "translated", {"ffn.shared": 1},
     ),
     "two shared experts were one": ({"ffn": {**MOE, "shared": 2}}, "ffn.shared", "translated", {"ffn.shared": 1}),
+    "more choices than experts": ({"ffn": {**MOE, "k": 9}}, "ffn.k", "approximated", {"ffn.k": 4}),
+    "a capacity of nothing": (
+        {"ffn": {**MOE, "capacity_factor": 0.0}}, "ffn.capacity_factor", "approximated", {"ffn.capacity_factor": 1.2},
+    ),
+    "a temperature of nothing": (
+        {"ffn": {**MOE, "router_temperature": 0}}, "ffn.router_temperature", "approximated",
+        {"ffn.router_temperature": 1.0},
+    ),
+    "more experts than there are": (
+        {"ffn": {**MOE, "n_experts": 2, "experts": [{"type": "dense"}] * 2 + [{"type": "ssm", "ssm": SSM}]}},
+        "ffn.experts[2].ssm", "dropped without effect", {"ffn.experts": []},
+    ),
+    "an expert's factor by default": (
+        {"ffn": {**MOE, "experts": [{"type": "ssm", "ssm": SSM}, {"type": "dense"}]}},
+        "ffn.experts[0].ssm without gate", "dropped", {},
+    ),
+    "an expert's factor": (
+        {"ffn": {**MOE, "experts": [{"type": "ssm", "ssm": {**SSM, "gate": 0.5}}, {"type": "dense"}]}},
+        "ffn.experts[0].ssm.gate", "dropped", {},
+    ),
+    "an expert's factor of 1": (
+        {"ffn": {**MOE, "experts": [{"type": "ssm", "ssm": {**SSM, "gate": 1.0}}, {"type": "dense"}]}},
+        "ffn.experts[0].ssm.gate", "dropped without effect", {},
+    ),
     "a bias that was not trained": (
         {"ffn": {**MOE, "router_bias_detached": True}}, "ffn.router_bias_detached", "dropped", {},
     ),
@@ -371,6 +402,10 @@ BLOCKS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"attn": ATTN, "extras": [{**ASSOC, "gating_weight": 0.3}, {"type": "retro"}]}, "extras[0].gating_weight",
         "dropped", {"extras[1].kind": "retro", "extras[1].memory_tokens": 1024},
     ),
+    "fractions of a memory": (
+        {"attn": ATTN, "extras": [{"type": "retro", "memory_tokens": 64.5, "stride": 8}]}, "extras[0].memory_tokens",
+        "translated", {"extras[0].memory_tokens": 64, "extras[0].stride": 8},
+    ),
     "a memory's dropout": ({"attn": ATTN, "extras": [{**ASSOC, "dropout": 0.1}]}, "extras[0].dropout", "dropped", {}),
     "a scale that starts small": (
         {"attn": ATTN, "extras": [{"type": "layer_scale", "targets": ["attn"]}]}, "extras[0].targets", "translated",
@@ -413,12 +448,36 @@ SECTIONS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"model": {"kv_policy": {"cache": "window", "window": 64}}}, "model.kv_policy.window", "translated",
         {"model.blocks[0].attn.kv_policy.kind": "window", "model.blocks[0].attn.kv_policy.window": 64},
     ),
+    "a cache that nobody has": (
+        {"model": {"kv_policy": {"cache": "window", "window": 64}, "blocks": [{"ffn": DENSE}]}},
+        "model.kv_policy.window", "dropped without effect", {},
+    ),
+    "embeddings that are all dropped": (
+        {"model": {"emb": {"dim": 64, "dropout": 1.0}}}, "model.emb.dropout", "dropped", {"model.emb.dropout": 0.0},
+    ),
     "a cache of half bytes": (
         {"model": {"kv_policy": {"quant": "nf4"}}}, "model.kv_policy.quant", "approximated",
         {"model.blocks[0].attn.kv_policy.quant": "int8"},
     ),
     "checkpoints of gradients": (
         {"train": {"grad_checkpoint": False}}, "train.grad_checkpoint", "translated", {"train.grad_ckpt": False},
+    ),
+    "gradients of nothing": (
+        {"train": {"instability_threshold": 0.0}}, "train.instability_threshold", "dropped",
+        {"train.instability_threshold": 5.0},
+    ),
+    "nothing to measure on": ({"data": {"eval_tokens": 0}}, "data.eval_tokens", "dropped without effect", {}),
+    "no healing": (
+        {"data": {"healing_tokens": 0, "healing_shards": [{"name": "ag_news", "weight": 1}]}}, "data.healing_tokens",
+        "dropped without effect", {"data.healing_tokens": 0},
+    ),
+    "a shard of no weight": (
+        {"data": {"shards": [{"name": "ag_news", "weight": 0}]}}, "data.shards[0].weight", "approximated",
+        {"data.shards[0].weight": 1.0},
+    ),
+    "no elites of structure": (
+        {"evolution": {"structural_elite_k": 0}}, "evolution.structural_elite_k", "translated",
+        {"evolution.structural_elite_k": 0},
     ),
     "the older defaults": (
         {}, "train without warmup", "translated",
@@ -503,6 +562,14 @@ SECTIONS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"train": {"passkey_eval_steps": 3, "passkey_eval_seq_len": 1024}}, "train.passkey_eval_seq_len",
         "translated", {"data.shards[1].source": "probe:passkey", "data.shards[1].lengths": [1024]},
     ),
+    "a copy task in short sequences": (
+        {"train": {"passkey_eval_steps": 3, "passkey_eval_seq_len": 8}}, "train.passkey_eval_seq_len",
+        "translated", {"data.shards[1].source": "probe:passkey:3", "data.shards[1].lengths": [8]},
+    ),
+    "a copy task in a model of short sequences": (
+        {"train": {"passkey_eval_steps": 3, "passkey_eval_seq_len": 64}, "data": {"seq_len": 10}},
+        "train.passkey_eval_seq_len", "translated", {"data.shards[1].source": "probe:passkey:4"},
+    ),
     "a ratio with its epsilon": (
         {"evolution": {"composite_metrics": [
             {"name": "x", "op": "ratio", "numerator": "ppl_code", "denominator": "ram", "epsilon": 1e-3}]}},
@@ -536,10 +603,22 @@ SECTIONS: dict[str, tuple[Plain, str, str, dict[str, Any]]] = {
         {"evolution": {"archive_max_elites": 0}}, "evolution.archive_max_elites", "dropped without effect", {},
     ),
     "exactly one edit": ({}, "evolution without mutation_steps", "translated", {"evolution.mutation_steps": [1, 1]}),
-    "priors that nothing weighs": (
-        {"priors": {"window_scale": 6.0}}, "priors.window_scale", "dropped without effect", {},
+    "priors": (
+        {"priors": {"tokens_per_param": 4.0, "window_scale": 6.0, "rope_theta_default": 5e4}}, "priors.window_scale",
+        "translated",
+        {"priors.tokens_per_param": 4.0, "priors.window_scale": 6.0, "priors.rope_theta_default": 5e4},
     ),
-    "priors": ({"priors": {"prior_weight": 1.0}}, "priors.prior_weight", "dropped", {}),
+    "a penalty on compute": (
+        {"priors": {"compute_penalty_weight": 0.5}}, "priors.compute_penalty_weight", "approximated",
+        {"priors.compute_penalty_weight": 0.5},
+    ),
+    "no penalty": (
+        {"priors": {"compute_penalty_weight": 0.0}}, "priors.compute_penalty_weight", "dropped without effect", {},
+    ),
+    "a base of RoPE that is none": (
+        {"priors": {"rope_theta_default": 0.5}}, "priors.rope_theta_default", "dropped", {},
+    ),
+    "distance from priors": ({"priors": {"prior_weight": 1.0}}, "priors.prior_weight", "dropped", {}),
 }  # fmt: skip
 
 
@@ -579,6 +658,34 @@ def test_how_a_loop_starts_and_how_often_it_runs(read: Any) -> None:
     assert told.at("model.recurrences")[0]["start_state"] == "noise"
     assert told.how("model.recurrences[0].noise_std")[0] == "approximated"
     assert told.how("model.recurrences[0].max_train_recurrence")[0] == "approximated"
+
+
+def test_how_often_a_loop_is_tried(read: Any) -> None:
+    place = "model.recurrences[0].test_recurrences"
+    for asked, how, wanted in (
+        ([1, 2.0], "translated", [1, 2]),
+        ([0, 1, 3], "translated", [1, 3]),
+        ([2, 65], "approximated", [2]),
+        ([], "translated", []),
+    ):
+        told = read(looped({"start": 0, "end": 2, "test_recurrences": asked}))
+        assert (told.how(place)[0], told.at(place)) == (how, wanted)
+    assert "64" not in read(looped({"start": 0, "end": 2, "test_recurrences": [0, 3]})).how(place)[1]
+
+
+def test_only_what_is_an_objective_is_a_ready_made_figure(read: Any) -> None:
+    told = read(old(evolution={"pareto_objectives": ["ppl_code", "ppl_per_parameter", "my_ppl_per_throughput"]}))
+    assert told.at("evolution.composite_metrics") == {}
+    told = read(old(evolution={"objectives": {"ppl_code": "min"}, "pareto_objectives": ["ppl_per_param"]}))
+    assert told.at("evolution.composite_metrics") == {}
+
+
+def test_objectives_that_are_left_out_are_told_in_their_order(read: Any) -> None:
+    names = ("router_entropy", "router_overflow", "acc_passkey_len_64", "nll_induction", "recurrence_gain")
+    told = read(old(evolution={"objectives": {"ppl_code": "min", **dict.fromkeys(names, "max")}}))
+    lost = [note.place for note in told.found.notes if "the root has no such figure" in note.said]
+    assert len(lost) > 2
+    assert lost == [f"evolution.objectives ({name})" for name in names if f"evolution.objectives ({name})" in lost]
 
 
 def test_nulls_are_defaults(read: Any) -> None:
@@ -638,6 +745,73 @@ def test_templates_become_ours(read: Any) -> None:
     assert any("random_ssm" in str(note) or note.place.endswith("selector") for note in told.found.of("approximated"))
 
 
+def template(*actions: Plain, **fields: Any) -> Plain:
+    return {"templates": [{"name": "one", "actions": list(actions), **fields}, TEMPLATES["templates"][0]]}
+
+
+#: An action of the older system, the field that is told of, what became of it, and our settings.
+ACTIONS: dict[str, tuple[Plain, str, str, Plain]] = {
+    "a selector that nobody knew": (
+        {"remove_block": {"selector": "random_moes"}}, "remove_block.selector", "approximated", {},
+    ),
+    "a window alone": (
+        {"tune_attn": {"sw": 32}}, "tune_attn.sw", "translated", {"sparsity": "sliding", "sliding_window": 32},
+    ),
+    "a window of its pattern": (
+        {"tune_attn": {"sparsity": "local_global", "sliding_window": 32, "global_stride": 8}},
+        "tune_attn.sliding_window", "translated",
+        {"sparsity": "local_global", "sliding_window": 32, "global_stride": 8},
+    ),
+    "a window of another pattern": (
+        {"tune_attn": {"sparsity": "dilated", "sw": 32, "dilation": 4}}, "tune_attn.sw", "dropped",
+        {"sparsity": "dilated", "dilation": 4},
+    ),
+    "a knob without a pattern": (
+        {"tune_attn": {"dilation": 4, "qk_norm_max": 8.0}}, "tune_attn.dilation", "dropped", {"qk_norm": "rms"},
+    ),
+    "a gate of 1": (
+        {"add_extra": {"extra_type": "retro", "params": {"gating_weight": 1.0}}}, "add_extra.params.gating_weight",
+        "approximated", {"gating_weight": 0.999},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ACTIONS)
+def test_an_action_keeps_its_older_meaning(what: str, read: Any) -> None:
+    action, field, how, wanted = ACTIONS[what]
+    told = read(template(action))
+    assert told.how(f"templates[0].actions[0].{field}")[0] == how
+    assert told.plain["templates"][0]["actions"][0].get("set", {}) == wanted
+
+
+def test_conditions_and_weights_of_zero_have_an_account_of_their_own(read: Any) -> None:
+    told = read(template({"remove_block": {}}, conditions={"min_blocks": 0, "max_blocks": 0}))
+    assert told.how("templates[0].conditions.min_blocks")[0] == "dropped without effect"
+    assert "conditions" not in told.plain["templates"][0]
+    told = read(template({"remove_block": {}}, weight=0))
+    assert told.how("templates[0].weight")[0] == "dropped"
+    assert [one["name"] for one in told.plain["templates"]] == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ({"tune_attn": {"sparsity": "slidin"}}, "did you mean 'sliding'?"),
+        ({"tune_attn": {"sparsity": "block", "block_size": 2.5}}, "got 2.5, expected a whole number"),
+        ({"tune_attn": {"gating_pos": "outputs"}}, "did you mean 'output'?"),
+        ({"tune_ffn": {"activation": "swigl"}}, "did you mean 'swiglu'?"),
+        ({"replace_ffn": {"new_type": "moe", "k": "two"}}, "got 'two', expected a number"),
+        ({"add_extra": {"extra_type": "gated", "params": {"learnable": 3}}}, "got 3, expected true or false"),
+        ({"add_extra": {"extra_type": "retro", "params": {"aggregator": "means"}}}, "did you mean 'mean'?"),
+        ({"add_extra": {"extra_type": "custom", "params": {"params": {"dim": 0}}}}, "got 0, expected a whole number"),
+    ],
+)
+def test_values_of_actions_are_checked(action: Plain, said: str, read: Any) -> None:
+    with pytest.raises(InputError, match=r"old\.yaml:1:\d+ ") as error:
+        read(template(action))
+    assert said in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -648,6 +822,16 @@ def test_templates_become_ours(read: Any) -> None:
         ({"model": {"blocks": [{"attn": {**ATTN, "heads": 2.5}}]}}, "attn.heads: got 2.5, expected a whole number"),
         ({"model": {"blocks": [{"attn": {**ATTN, "kind": "MHB"}}]}}, "attn.kind: got 'MHB', expected one of"),
         ({"model": {"blocks": [{"extras": [{"type": "retr"}]}]}}, "did you mean 'retro'?"),
+        ({"model": {"blocks": [{"attn": {"head_dim": 16}}]}}, "attn.heads: got nothing, expected a whole number"),
+        ({"model": {"blocks": [{"attn": {**ATTN, "kind": "LINEAR", "linear_feature_map": "rel"}}]}}, "got 'rel'"),
+        ({"model": {"blocks": [{"attn": {**ATTN, "selector": "dsa", "selector_rope": "all"}}]}}, "got 'all'"),
+        ({"model": {"blocks": [{"ffn": {"type": "moe", "hidden": 8}}]}}, "n_experts: got nothing"),
+        ({"model": {"blocks": [{"extras": [{**ASSOC, "feature_map": "relu"}]}]}}, "feature_map: got 'relu'"),
+        ({"model": {"blocks": [{"extras": [{**ASSOC, "heads": 2.7}]}]}}, "heads: got 2.7, expected a whole number"),
+        ({"model": {"blocks": [{"extras": [{"type": "memory_tokens", "heads": 2}]}]}}, "tokens: got nothing"),
+        ({"model": {"blocks": [{"ffn": DENSE}], "kv_policy": {"cache": "al"}}}, "kv_policy.cache: got 'al'"),
+        ({"model": {"blocks": [{"attn": {**ATTN, "kind": "LINEAR"}}], "kv_policy": {"quant": "int9"}}}, "'int8'?"),
+        ({"model": {"kv_policy": {"cache": "ring"}}}, "kv_policy.window: got nothing, expected a whole number"),
         ({"data": {"shards": []}}, "data.shards: got [], expected at least one source of text"),
         ({"train": {"lr": 0}}, "train.lr: got 0, expected a number above 0"),
         ({"train": {"optimizer": {"betas": [0.9]}}}, "train.optimizer.betas: got [0.9], expected two numbers"),

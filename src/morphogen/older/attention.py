@@ -7,6 +7,7 @@ from morphogen.older.fields import Fields
 #: What of them the older system's models never read.
 UNWIRED = ("stencil", "softmax", "projection", "value_glu")
 KINDS = ("MHA", "GQA", "MQA", "LINEAR", "MLA")
+FEATURE_MAPS = ("elu",)
 PATTERNS = ("none", "sliding", "block", "local_global", "dilated", "local_block")
 #: Pattern -> the knobs that it reads there.
 KNOBS = {
@@ -15,16 +16,20 @@ KNOBS = {
     "local_global": ("sw", "global_stride"),
     "dilated": ("dilation",),
     "local_block": ("sw", "block_size", "block_stride"),
-    "none": (),
 }
+#: What is read only where the rest of the part asks for it.
+UNREAD = (
+    *("linear_feature_map", "kv_latent_dim", "rope_theta", "rope_factor", "qk_norm_max", "gating_op"),
+    *("block_size", "block_stride", "global_stride", "dilation", "sw", "sliding_window"),
+)
 NO_ROPE = ("", "none", "off", "false", "0")
 ALWAYS_CAUSAL = "attention here is causal always"
 
 
 def attention(old: Fields, to: str, seq_len: int) -> dict[str, Any]:
     """One attention. to: where it goes."""
-    kind = old.one_of("kind", "MHA", KINDS)
-    heads, head_dim = old.whole("heads", least=1), old.whole("head_dim", least=1)
+    kind = older = old.one_of("kind", "MHA", KINDS)
+    heads, head_dim = old.needed("heads"), old.needed("head_dim")
     old.kept("kind", f"{to}.kind")
     old.kept("heads", f"{to}.heads")
     old.kept("head_dim", f"{to}.head_dim")
@@ -41,11 +46,11 @@ def attention(old: Fields, to: str, seq_len: int) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": kind, "heads": heads, "head_dim": head_dim}
     if kind == "LINEAR":
         found |= _linear(old, to)
-        found |= _groups(old, to, kind, heads)
+        found |= _groups(old, to, kind, heads, older)
     elif kind == "MLA":
         found |= _latent(old, to, heads, head_dim) | pattern | selector
     else:
-        found |= _groups(old, to, kind, heads)
+        found |= _groups(old, to, kind, heads, older)
         found |= _positions(old, to, head_dim) | pattern | selector | _rest(old, to)
     found |= _dropout(old, to, kind)
     _account(old)
@@ -61,13 +66,10 @@ def _account(old: Fields) -> None:
     for name in UNWIRED:
         if old.has(name):
             old.idle(name, "the older system's models never read it")
-    for name in ("linear_feature_map", "kv_latent_dim", "rope_theta", "rope_factor", "qk_norm_max", "gating_op"):
-        if old.has(name):
-            old.idle(name, "nothing reads it as the rest of the part stands")
-    for name in ("gating_pos", "alibi"):
+    for name in ("gating_pos", "gated", "alibi"):
         if old.has(name):
             old.idle(name, "asks for nothing")
-    for name in ("block_size", "block_stride", "global_stride", "dilation", "sw", "sliding_window"):
+    for name in UNREAD:
         if old.has(name):
             old.idle(name, "nothing reads it as the rest of the part stands")
     for name in ("selector_topk", "selector_heads", "selector_dim", "selector_rope", "selector_detach"):
@@ -76,12 +78,12 @@ def _account(old: Fields) -> None:
     old.rest()
 
 
-def _groups(old: Fields, to: str, kind: str, heads: int) -> dict[str, Any]:
-    """Query heads per key and value head, with the older defaults."""
-    default = {"MQA": heads, "GQA": max(1, heads // 4)}.get(kind, 1)
+def _groups(old: Fields, to: str, kind: str, heads: int, older: str) -> dict[str, Any]:
+    """Query heads per key and value head, with the older defaults. older: the kind there, which they are of."""
+    default = {"MQA": heads, "GQA": max(1, heads // 4)}.get(older, 1)
     groups = old.whole("kv_groups", default, least=1)
     fitting = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= groups)
-    if not old.has("kv_groups") and kind == "GQA":
+    if not old.has("kv_groups") and older == "GQA":
         old.implied(f"{to}.kv_groups", fitting, "a quarter of the heads")
     if fitting == groups:
         old.kept("kv_groups", f"{to}.kv_groups")
@@ -147,7 +149,7 @@ def _pattern(old: Fields, to: str, head_dim: int, seq_len: int) -> dict[str, Any
     if pattern == "none":
         if old.raw("sparsity") == "none":
             old.kept("sparsity", f"{to}.sparsity")
-        if not window or old.raw("sparsity") == "dilated":
+        if not window:
             return {}
         old.kept(name, f"{to}.sliding_window", "a window without a pattern is sparsity sliding")
         return {"sparsity": "sliding", "sliding_window": window}
@@ -221,7 +223,8 @@ def _selector(old: Fields, to: str, heads: int, head_dim: int) -> dict[str, Any]
         else:
             old.near(name, f"{to}.{name}", f"{found} is the nearest that there is")
     if old.has("selector_rope"):
-        follows = old.text("selector_rope") == ("none" if old.text("rope").lower() in NO_ROPE else "full")
+        asked_rope = old.one_of("selector_rope", "none", ("none", "partial", "full"))
+        follows = asked_rope == ("none" if old.text("rope").lower() in NO_ROPE else "full")
         (old.kept if follows else old.near)("selector_rope", f"{to}.rope", "the indexer follows rope here")
     if old.truth("selector_detach", False):
         old.kept("selector_detach", f"{to}.selector", "the indexer's input is detached always")
@@ -234,6 +237,7 @@ def _selector(old: Fields, to: str, heads: int, head_dim: int) -> dict[str, Any]
 
 def _linear(old: Fields, to: str) -> dict[str, Any]:
     """Linear attention has neither positions nor gates here."""
+    feature_map = old.one_of("linear_feature_map", "elu", FEATURE_MAPS)
     old.kept("linear_feature_map", f"{to}.feature_map")
     if old.text("rope").lower() not in NO_ROPE:
         old.drop("rope", "linear attention has no positions here; there q and k were rotated before the feature map")
@@ -245,7 +249,7 @@ def _linear(old: Fields, to: str) -> dict[str, Any]:
         old.drop("gating_pos", "linear attention has no such gate here")
     if old.truth("gated", False):
         old.drop("gated", "linear attention has no such gate here")
-    return {"feature_map": "elu"}
+    return {"feature_map": feature_map}
 
 
 def _latent(old: Fields, to: str, heads: int, head_dim: int) -> dict[str, Any]:
@@ -271,8 +275,13 @@ def _latent(old: Fields, to: str, heads: int, head_dim: int) -> dict[str, Any]:
         if old.has("rope_theta"):
             found["rope_theta"] = old.number("rope_theta") or 10000.0
             old.kept("rope_theta", f"{to}.rope_theta")
-    for name, off in (("alibi", False), ("gating_pos", "none"), ("gated", False), ("qk_norm_max", None)):
-        if old.has(name) and old.raw(name) != off:
+    for name, is_asked in (
+        ("alibi", old.truth("alibi", False)),
+        ("gating_pos", old.text("gating_pos", "none") != "none"),
+        ("gated", old.truth("gated", False)),
+        ("qk_norm_max", old.has("qk_norm_max")),
+    ):
+        if is_asked:
             old.drop(name, "MLA has none here")
     return found
 
@@ -315,22 +324,32 @@ def cache(policy: Fields, kind: str, to: str) -> dict[str, Any]:
     """The model's kv_policy as that of one attention; its notes are made by the model, once."""
     if kind == "LINEAR" or not policy.names():
         return {}
-    form = policy.one_of("cache", "full", ("full", "window", "ring", "none", "latent"))
+    form, quant = _cached(policy)
     found: dict[str, Any] = {"kind": "latent" if kind == "MLA" and form in ("none", "latent") else "full"}
     if form in ("window", "ring"):
         found = {"kind": "window", "window": policy.whole("window", least=1)}
-    if policy.one_of("quant", "none", ("none", "fp8", "nf4", "int8")) != "none":
+    if quant != "none":
         found["quant"] = "int8"
     return {"kv_policy": found}
 
 
-def tell_cache(policy: Fields) -> None:
-    """What became of the model's kv_policy."""
+def _cached(policy: Fields) -> tuple[str, str]:
+    """What is kept of keys and values, and in which form."""
+    form = policy.one_of("cache", "full", ("full", "window", "ring", "none", "latent"))
+    if form in ("window", "ring"):
+        policy.needed("window")
+    return form, policy.one_of("quant", "none", ("none", "fp8", "nf4", "int8"))
+
+
+def tell_cache(policy: Fields, is_read: bool) -> None:
+    """What became of the model's kv_policy. is_read: whether any attention keeps keys and values."""
     to = "model.blocks[*].attn.kv_policy"
-    if not policy.names():
+    form, quant = _cached(policy)
+    if not is_read:
+        for name in policy.names():
+            policy.idle(name, "no attention of the model keeps keys and values")
         policy.rest()
         return
-    form, quant = policy.text("cache", "full"), policy.text("quant", "none")
     if form in ("full", "window"):
         policy.kept("cache", f"{to}.kind", "of every attention by itself")
     else:

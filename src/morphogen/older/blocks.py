@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from morphogen.older.attention import attention, cache
+from morphogen.older.attention import FEATURE_MAPS, attention, cache
 from morphogen.older.fields import Fields
 
 ACTIVATIONS = ("silu", "gelu", "relu", "swiglu", "relu_squared")
@@ -13,9 +13,19 @@ TARGETS = {"attn": "attn", "ssm": "ssm", "ffn": "ffn", "memory": "extra"}
 #: Extras that are branches of their own.
 MEMORIES = ("retro", "assoc_memory", "memory_tokens", "chunk_memory", "custom")
 EXTRAS = (*MEMORIES, "gated", "branch_router", "layer_scale")
+#: What a memory needs; for retro the default of what it may name.
+SIZES = {
+    "retro": (),
+    "assoc_memory": ("heads", "head_dim"),
+    "memory_tokens": ("tokens", "heads", "head_dim"),
+    "chunk_memory": ("chunk_size", "heads", "head_dim"),
+}
+RETRO = {"memory_tokens": 1024, "stride": 64}
 #: Memories whose output the older system multiplied by a constant.
 WEIGHED = ("assoc_memory", "memory_tokens", "chunk_memory")
 HIDDEN = 16
+#: The factor on a state-space layer's output where none is given.
+GATE = 0.1
 
 
 def block(old: Fields, to: str, ids: Counter[str], seq_len: int, policy: Fields, dim: int) -> dict[str, Any]:
@@ -67,9 +77,7 @@ def ffn(old: Fields, to: str, dim: int) -> dict[str, Any]:
     """A dense layer or a mixture."""
     kind = old.one_of("type", "dense", ("dense", "moe"))
     old.kept("type", f"{to}.kind")
-    hidden = old.whole("hidden", least=1)
-    if not hidden:
-        raise old.refuse("hidden", "a whole number of at least 1")
+    hidden = old.needed("hidden")
     old.kept("hidden", f"{to}.hidden")
     if kind == "moe":
         return _mixture(old, to, hidden, dim)
@@ -88,22 +96,22 @@ def _activation(old: Fields, to: str) -> str:
 
 
 def _mixture(old: Fields, to: str, hidden: int, dim: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": "moe", "hidden": hidden, "n_experts": old.whole("n_experts", least=2)}
+    experts, k = old.needed("n_experts", least=2), old.whole("k", 2, least=1)
+    found: dict[str, Any] = {"kind": "moe", "hidden": hidden, "n_experts": experts, "k": min(k, experts)}
     old.kept("n_experts", f"{to}.n_experts")
-    found["k"] = min(old.whole("k", 2, least=1), found["n_experts"])
-    old.kept("k", f"{to}.k")
-    if old.number("router_temperature"):
-        found["router_temperature"] = old.number("router_temperature")
+    if k > experts:
+        old.near("k", f"{to}.k", f"{experts}: there are no more experts")
+    else:
+        old.kept("k", f"{to}.k")
     if old.has("router_temperature"):
-        old.kept("router_temperature", f"{to}.router_temperature")
+        found["router_temperature"] = old.above("router_temperature", 1.0, f"{to}.router_temperature")
     found["router_type"] = old.one_of("router_type", "softmax", ("softmax", "sigmoid"))
     old.kept("router_type", f"{to}.router_type")
     found |= _shared(old, to) | _balance(old, to)
     found["drop_policy"] = old.one_of("drop_policy", "none", ("none", "greedy"))
     old.kept("drop_policy", f"{to}.drop_policy")
     if old.has("capacity_factor") or found["drop_policy"] == "greedy":
-        found["capacity_factor"] = old.number("capacity_factor", 1.2) or 1.2
-        old.kept("capacity_factor", f"{to}.capacity_factor")
+        found["capacity_factor"] = old.above("capacity_factor", 1.2, f"{to}.capacity_factor")
     if old.truth("router_bias_detached", False):
         old.drop("router_bias_detached", "routers have no such bias here")
     else:
@@ -147,11 +155,16 @@ def _balance(old: Fields, to: str) -> dict[str, Any]:
 
 def _experts(old: Fields, to: str, found: dict[str, Any], dim: int) -> dict[str, Any]:
     """The experts as they are listed, the last of them repeated; those that are alike are stacked."""
-    listed = [_expert(each, f"{to}.experts", found["hidden"], dim) for each in old.listed("experts")]
+    given, count = old.listed("experts"), found["n_experts"]
+    listed = [_expert(each, f"{to}.experts", found["hidden"], dim) for each in given[:count]]
+    for each in given[count:]:
+        for name in each.names():
+            each.idle(name, f"one more than the {count} experts: the older system never built it")
+        each.rest()
     if not listed:
         old.idle("experts", "none: all are alike")
         return {}
-    listed = [*listed, *[listed[-1]] * found["n_experts"]][: found["n_experts"]]
+    listed += [listed[-1]] * (count - len(listed))
     dense = Counter((part["hidden"], part["activation"]) for part in listed if part["kind"] == "dense")
     if not dense:
         return {"experts": listed}
@@ -171,7 +184,13 @@ def _expert(old: Fields, to: str, hidden: int, dim: int) -> dict[str, Any]:
     if kind == "ssm":
         inner = old.inner("ssm")
         part = ssm(inner, f"{to}.ssm")
-        inner.drop("gate", "an expert's output has no factor of its own here")
+        gate, said = inner.number("gate", GATE, least=0.0), "an expert's output has no factor of its own here"
+        if gate == 1.0:
+            inner.idle("gate", "1, which changes nothing")
+        elif inner.has("gate"):
+            inner.drop("gate", said)
+        else:
+            inner.absent("dropped", "gate", "", f"{gate:g} by default; {said}")
         inner.rest()
     elif kind == "custom":
         part = {"kind": "dense", "hidden": _custom_width(old, to, dim), "activation": "silu"}
@@ -199,7 +218,7 @@ def ssm(old: Fields, to: str) -> dict[str, Any]:
 
 def _gate(old: Fields, to: str) -> float:
     """The constant on a state-space layer's output, as a gate that does not learn."""
-    gate = old.number("gate", 0.1, least=0.0)
+    gate = old.number("gate", GATE, least=0.0)
     if old.has("gate"):
         old.kept("gate", to, "the output's constant factor: gated [ssm] that does not learn")
     else:
@@ -242,22 +261,28 @@ def _custom_width(old: Fields, to: str, dim: int) -> int:
 
 def _memory(old: Fields, kind: str, to: str, only: bool) -> list[dict[str, Any]]:
     found: dict[str, Any] = {"kind": kind}
-    defaults = {"retro": {"memory_tokens": 1024, "stride": 64}}.get(kind, {})
-    for name in ("memory_tokens", "stride", "tokens", "heads", "head_dim", "chunk_size"):
-        if old.has(name):
-            found[name] = int(old.number(name, least=1))
-            old.kept(name, f"{to}.{name}")
-        elif name in defaults:
-            found[name] = defaults[name]
-            old.implied(f"{to}.{name}", defaults[name], "the older default")
-    if kind == "chunk_memory" and "chunk_size" in found and "stride" not in found:
-        found["stride"] = found["chunk_size"]
-        old.implied(f"{to}.stride", found["stride"], "as long as a chunk")
+    for name in SIZES[kind]:
+        found[name] = old.needed(name)
+        old.kept(name, f"{to}.{name}")
+    if kind == "chunk_memory":
+        found["stride"] = old.whole("stride", found["chunk_size"], least=1)
+        if old.has("stride"):
+            old.kept("stride", f"{to}.stride")
+        else:
+            old.implied(f"{to}.stride", found["stride"], "as long as a chunk")
     if kind == "retro":
+        for name, default in RETRO.items():
+            found[name] = old.cut(name) if old.has(name) else default
+            if old.has(name):
+                whole = found[name] == old.number(name)
+                old.kept(name, f"{to}.{name}", "" if whole else f"{found[name]}: the older system cut fractions off")
+            else:
+                old.implied(f"{to}.{name}", default, "the older default")
         found["aggregator"] = old.one_of("aggregator", "gate", ("mean", "attention", "gate"))
         old.kept("aggregator", f"{to}.aggregator")
-        found |= _retro_gate(old, to)
+        found |= retro_gate(old, to)
     if kind == "assoc_memory":
+        found["feature_map"] = old.one_of("feature_map", "elu", FEATURE_MAPS)
         old.kept("feature_map", f"{to}.feature_map")
     if old.has("init_std"):
         old.drop("init_std", "learned keys and values start as every other part's here")
@@ -268,7 +293,7 @@ def _memory(old: Fields, kind: str, to: str, only: bool) -> list[dict[str, Any]]
     return [found, *(_weighed(old, to, only) if kind in WEIGHED else [])]
 
 
-def _retro_gate(old: Fields, to: str) -> dict[str, Any]:
+def retro_gate(old: Fields, to: str) -> dict[str, Any]:
     weight = old.number("gating_weight", 0.5, least=0.0)
     within = min(max(weight, 0.001), 0.999)
     if within == weight:
@@ -339,8 +364,7 @@ def _start(old: Fields, to: str, name: str, default: float) -> dict[str, Any]:
 
 
 def _router(old: Fields, to: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"temperature": old.number("temperature", 1.0) or 1.0}
-    old.kept("temperature", f"{to}.temperature")
+    found: dict[str, Any] = {"temperature": old.above("temperature", 1.0, f"{to}.temperature")}
     if old.one_of("router_type", "token", ("token", "sequence")) == "sequence":
         said = "token; the mean over a whole sequence sees the future"
         old.near("router_type", f"{to}.router_type", said)

@@ -44,8 +44,8 @@ def convert(file: str) -> Converted:
     """Reads a file of the older system and says it in our terms.
 
     Raises:
-        InputError: The file cannot be read, is none of the older system's, or holds what neither of the two can mean;
-            with file, line and column.
+        InputError: The file cannot be read or is none of the older system's; it holds what neither of the two can mean,
+            with line and column; or what it becomes cannot be here, with the place in our file.
     """
     document = read(file, WANTED)
     document.check()
@@ -88,7 +88,7 @@ def _measurable(made: Experiment, notes: list[Note], file: str) -> Experiment:
         else:
             available.add(name, composite.names)
     objectives = {name: way for name, way in evolution.objectives.items() if name in available.root}
-    for name in evolution.objectives.keys() - objectives.keys():
+    for name in (name for name in evolution.objectives if name not in objectives):
         said = "the root has no such figure, and every candidate must be judged by it"
         notes.append(Note("dropped", f"evolution.objectives ({name})", "", said))
     if not objectives:

@@ -1,7 +1,6 @@
 """A whole experiment of the older system."""
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from morphogen.older.attention import tell_cache
@@ -12,11 +11,16 @@ from morphogen.older.training import data, passkey, train
 
 #: Pairs of a recall probe at most, and the tokens that each needs, twice.
 PAIRS, PAIR_TOKENS = 8, 4
+#: Tokens of a passkey at most; it stands in a sequence twice, each time after a mark.
+KEY_TOKENS = 5
 #: Probe -> figures that only it gives.
 NEEDED = {"mqar": ("long_recall", "recall_nll"), "passkey": ("nll_passkey", "acc_passkey")}
 #: A probe's share of the training sequences.
 PROBE_SHARE = 0.05
 MOST_STEPS = 64
+PENALTY = "compute_penalty_weight"
+#: Prior -> what it is above.
+PRIORS = {"tokens_per_param": 0.0, "window_scale": 0.0, "rope_theta_default": 1.0, PENALTY: 0.0}
 
 
 def experiment(old: Fields) -> dict[str, Any]:
@@ -37,9 +41,9 @@ def experiment(old: Fields) -> dict[str, Any]:
     found["train"].setdefault("max_tokens", max(1, budget))
     _probes(search, found, asked)
     search.rest()
-    _priors(old.inner("priors"))
+    found["priors"] = _priors(old.inner("priors"))
     old.rest()
-    return {name: found[name] for name in ("model", "train", "data", "evolution")}
+    return {name: found[name] for name in ("model", "train", "data", "evolution", "priors") if found[name]}
 
 
 def _probes(search: Fields, found: dict[str, Any], asked: int | None) -> None:
@@ -47,12 +51,15 @@ def _probes(search: Fields, found: dict[str, Any], asked: int | None) -> None:
     evolution, data = found["evolution"], found["data"]
     figures = [*evolution["objectives"]]
     figures += [name for each in evolution.get("composite_metrics", {}).values() for name in each["of"]]
-    pairs = min(PAIRS, (data["seq_len"] + 1) // PAIR_TOKENS)
+    shortest = min(data["seq_len"], asked or data["seq_len"])
+    sizes = {"mqar": min(PAIRS, (data["seq_len"] + 1) // PAIR_TOKENS), "passkey": min(KEY_TOKENS, (shortest - 1) // 2)}
     weight = float(f"{PROBE_SHARE * sum(shard.get('weight', 1.0) for shard in data['shards']):.3g}")
     made = {
-        "mqar": {"source": f"probe:mqar:{pairs}", "weight": weight},
+        "mqar": {"source": f"probe:mqar:{sizes['mqar']}", "weight": weight},
         "passkey": {"source": "probe:passkey", "weight": weight, **({"lengths": [asked]} if asked else {})},
     }
+    if sizes["passkey"] < KEY_TOKENS:
+        made["passkey"]["source"] = f"probe:passkey:{sizes['passkey']}"
     for kind, shard in made.items():
         needs = dict.fromkeys(name for name in figures if name in NEEDED[kind])
         if needs or (kind == "passkey" and asked):
@@ -82,7 +89,7 @@ def _model(old: Fields, seq_len: int) -> dict[str, Any]:
     places = [f"model.blocks[{i}]" for i in range(len(blocks))]
     made = [block(each, to, ids, seq_len, policy, dim) for each, to in zip(blocks, places, strict=True)]
     found["blocks"] = made
-    tell_cache(policy)
+    tell_cache(policy, is_read=any("kv_policy" in each.get("attn", {}) for each in made))
     if loops := _recurrences(old.listed("recurrences"), len(made)):
         found["recurrences"] = loops
     elif old.present("recurrences") and not old.listed("recurrences"):
@@ -98,9 +105,7 @@ def _model(old: Fields, seq_len: int) -> dict[str, Any]:
 
 
 def _embedding(emb: Fields, head: Fields) -> dict[str, Any]:
-    found: dict[str, Any] = {"dim": emb.whole("dim", least=1)}
-    if not found["dim"]:
-        raise emb.refuse("dim", "a whole number of at least 1")
+    found: dict[str, Any] = {"dim": emb.needed("dim")}
     emb.kept("dim", "model.emb.dim")
     out, table = head.whole("vocab"), emb.whole("vocab")
     if not (out or table):
@@ -112,13 +117,15 @@ def _embedding(emb: Fields, head: Fields) -> dict[str, Any]:
     emb.idle("rope", "the older system never read it; positions are the attention's")
     if emb.has("dropout"):
         share = emb.number("dropout", least=0.0)
-        emb.kept("dropout", "model.emb.dropout")
-        found |= {"dropout": min(share, 0.999)} if share else {}
+        if share < 1.0:
+            emb.kept("dropout", "model.emb.dropout")
+        else:
+            emb.drop("dropout", "1 would drop everything")
+        found |= {"dropout": share} if 0.0 < share < 1.0 else {}
     if emb.has("init_std"):
-        found["init_std"] = emb.number("init_std", least=0.0) or None
-        emb.kept("init_std", "model.emb.init_std")
+        found["init_std"] = emb.above("init_std", 0.02, "model.emb.init_std")
     emb.rest()
-    return {name: value for name, value in found.items() if value is not None}
+    return found
 
 
 def _recurrences(loops: list[Fields], blocks: int) -> list[dict[str, Any]]:
@@ -191,28 +198,45 @@ def _steps(old: Fields, to: str) -> dict[str, Any]:
             else:
                 old.near(name, f"{to}.{name}", f"{value} is the nearest that there is")
     if old.has("curriculum_fraction"):
-        found["curriculum_fraction"] = min(1.0, old.number("curriculum_fraction", least=0.0))
-        old.kept("curriculum_fraction", f"{to}.curriculum_fraction")
-    asked = [int(n) for n in old.numbers("test_recurrences")] or [1, 2, 4, 8]
-    found["test_recurrences"] = [n for n in asked if 1 <= n <= MOST_STEPS]
-    if found["test_recurrences"] != asked:
-        old.near("test_recurrences", f"{to}.test_recurrences", f"without more than {MOST_STEPS} steps")
-    elif old.has("test_recurrences"):
-        old.kept("test_recurrences", f"{to}.test_recurrences")
-    else:
+        share = old.number("curriculum_fraction", least=0.0)
+        found["curriculum_fraction"] = min(1.0, share)
+        if share <= 1.0:
+            old.kept("curriculum_fraction", f"{to}.curriculum_fraction")
+        else:
+            old.near("curriculum_fraction", f"{to}.curriculum_fraction", "1, the whole training")
+    asked = old.wholes("test_recurrences") if old.has("test_recurrences") else [1, 2, 4, 8]
+    found["test_recurrences"] = list(dict.fromkeys(max(1, n) for n in asked if n <= MOST_STEPS))
+    if not old.has("test_recurrences"):
         old.implied(f"{to}.test_recurrences", asked, "the older default")
+    elif max(asked, default=0) > MOST_STEPS:
+        old.near("test_recurrences", f"{to}.test_recurrences", f"without more than {MOST_STEPS} steps")
+    else:
+        ran = "1 where it says less, as there" if min(asked, default=1) < 1 else ""
+        old.kept("test_recurrences", f"{to}.test_recurrences", ran)
     old.rest()
     return found
 
 
-def _priors(old: Fields) -> None:
-    """Soft priors, which had no effect at weight 0."""
-    weights: Mapping[str, float] = {
-        name: old.number(name) for name in ("prior_weight", "compute_penalty_weight") if old.has(name)
-    }
-    for name in old.names():
-        if any(weights.values()):
-            old.drop(name, "the search here has no such prior")
+def _priors(old: Fields) -> dict[str, float]:
+    """What is ordinary. There figures of the distance from it were weighed, by default with 0."""
+    found: dict[str, float] = {}
+    for name, least in PRIORS.items():
+        if not old.has(name):
+            continue
+        value = old.number(name, least=0.0)
+        if value > least:
+            found[name] = value
+            old.kept(name, f"priors.{name}")
+        elif value:
+            old.drop(name, f"it is above {least:g} here")
         else:
-            old.idle(name, "at these weights the older system read none of them")
+            old.idle(name, "0, which asks for nothing")
+    if found.get(PENALTY):
+        said = "the weight of FLOPs per token whenever parents are drawn; there a part of the distance from the priors"
+        old.retell(PENALTY, "approximated", f"priors.{PENALTY}", said)
+    if old.number("prior_weight"):
+        old.drop("prior_weight", "the distance from the priors is no figure here")
+    else:
+        old.idle("prior_weight", "0, which asks for nothing")
     old.rest()
+    return found

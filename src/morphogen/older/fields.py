@@ -135,6 +135,25 @@ class Fields:
             raise self.refuse(name, f"a whole number of at least {least}")
         return int(found)
 
+    def needed(self, name: str, least: int = 1) -> int:
+        """A whole number without which nothing can be made."""
+        if not self.has(name):
+            raise self.refuse(name, f"a whole number of at least {least}")
+        return self.whole(name, least=least)
+
+    def cut(self, name: str) -> int:
+        """A number of at least 1 without its fraction, which the older system cut off."""
+        return int(self.number(name, least=1.0))
+
+    def above(self, name: str, default: float, to: str) -> float:
+        """A number above 0, accounted for; 0, which the older system did not take or took for its default, is that."""
+        value = self.number(name, default, least=0.0)
+        if value:
+            self.kept(name, to)
+        else:
+            self.near(name, to, f"{default:g}, the older default: it cannot be 0")
+        return value or default
+
     def truth(self, name: str, default: bool) -> bool:
         """true or false, in any of the spellings that YAML 1.1 knows."""
         value = self.raw(name)
@@ -191,6 +210,13 @@ class Fields:
         if not all(isinstance(item, str) for item in value):
             raise self.refuse(name, "a list of names")
         return [str(item) for item in value]
+
+    def wholes(self, name: str) -> list[int]:
+        """A list of whole numbers."""
+        found = self.numbers(name)
+        if not all(value.is_integer() for value in found):
+            raise self.refuse(name, "a list of whole numbers")
+        return [int(value) for value in found]
 
     def numbers(self, name: str) -> list[float]:
         """A list of numbers."""

@@ -21,8 +21,8 @@ FIGURES: Mapping[str, str | None] = {
 }
 #: Why there is none, where more can be said.
 WHY = {
-    "ppl_math": "there it was ppl times 1.01 a mixture; probe:math measures it here",
-    "ppl_math_proxy": "there it was ppl times 1.01 a mixture",
+    "ppl_math": "there it was ppl, and a hundredth more for each mixture; probe:math measures it here",
+    "ppl_math_proxy": "there it was ppl, and a hundredth more for each mixture",
     "selector_topk_avg": "it is a field of the blueprint",
 }
 #: Composites that the older system had ready-made: name -> divided, divisor, epsilon.
@@ -123,7 +123,10 @@ def _sizes(old: Fields) -> dict[str, Any]:
     if old.has("structural_elite_k"):
         found["structural_elite_k"] = old.whole("structural_elite_k")
         said = "the most novel of the others; there those of the most blocks of some kinds"
-        old.near("structural_elite_k", "evolution.structural_elite_k", said)
+        if found["structural_elite_k"]:
+            old.near("structural_elite_k", "evolution.structural_elite_k", said)
+        else:
+            old.kept("structural_elite_k", "evolution.structural_elite_k")
     if old.has("generations"):
         found["generations"] = max(1, round(old.whole("generations") / population))
         said = f"{found['generations']} of {population} children each; there one child a generation"
@@ -229,11 +232,11 @@ def _composites(old: Fields) -> dict[str, Any]:
 
 
 def _ready_made(old: Fields, composites: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the older system's own that the file names."""
-    text = f"{old.raw('objectives')} {old.raw('pareto_objectives')}"
+    """Those of the older system's own that are objectives."""
+    asked = old.inner("objectives").names() or old.words("pareto_objectives")
     found = {}
     for name, (divided, divisor, epsilon) in READY_MADE.items():
-        if name in text and name not in composites:
+        if name in asked and name not in composites:
             found[name] = {"op": "ratio", "of": [divided, divisor], "epsilon": epsilon, "better": "min"}
             old.implied(f"evolution.composite_metrics.{name}", f"{divided} / {divisor}", "ready-made there")
     return found

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from morphogen.older.attention import FEATURE_MAPS
+from morphogen.older.blocks import ACTIVATIONS, retro_gate
 from morphogen.older.fields import Fields
 
 #: Where an action acted, by what the block held -> what a blueprint must then have somewhere.
 SELECTORS = {"random": "", "random_moe": "moe", "random_dense": "dense", "random_ssm": "ssm"}
 #: Extra -> the operator that puts it in, and the fields of it that ours has too.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "retro": ("insert_retro_module", ("memory_tokens", "stride", "aggregator", "gating_weight")),
+    "retro": ("insert_retro_module", ("memory_tokens", "stride", "aggregator")),
     "assoc_memory": ("insert_assoc_memory", ("heads", "head_dim", "feature_map")),
     "memory_tokens": ("insert_memory_tokens", ("tokens", "heads", "head_dim")),
     "chunk_memory": ("insert_chunk_memory", ("chunk_size", "stride", "heads", "head_dim")),
@@ -33,15 +35,28 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
         {"operator": "insert_retro_module", "target": "same"},
     ],
 }
-#: Knobs of attention -> the operator that sets them.
-SPARSE = ("sparsity", "block_size", "block_stride", "global_stride", "dilation")
-KNOBS = {
+#: Knobs of a pattern, and those that each reads in our units.
+SPARSE = ("sliding_window", "sw", "block_size", "block_stride", "global_stride", "dilation")
+KNOBS: dict[str, tuple[str, ...]] = {
+    "none": (),
     "sliding": ("sliding_window",),
     "block": ("block_size",),
     "local_global": ("sliding_window", "global_stride"),
     "dilated": ("dilation",),
-    "local_block": ("block_size",),
+    "local_block": ("sliding_window", "block_size"),
 }
+#: Fields that are words or truth values; of the others FRACTIONS are any numbers, the rest whole ones.
+WORDS: dict[str, tuple[str, ...]] = {
+    "activation": ACTIVATIONS,
+    "adapter": ("linear", "gated"),
+    "aggregator": ("mean", "attention", "gate"),
+    "feature_map": FEATURE_MAPS,
+    "gating_op": ("dense", "diagonal"),
+    "gating_pos": ("none", "output", "value"),
+    "qk_norm": ("none", "rms", "layer"),
+}
+TRUTHS = ("learnable", "concat_prelude")
+FRACTIONS = ("balance", "capacity_factor", "init", "init_weight", "softcap", "temperature")
 
 
 def templates(old: Fields) -> dict[str, Any]:
@@ -57,7 +72,7 @@ def _template(old: Fields) -> dict[str, Any] | None:
         raise old.refuse("name", "a name")
     old.kept("name", "templates[].name")
     if old.has("weight"):
-        found["weight"] = old.number("weight", 1.0, least=0.0) or 1.0
+        found["weight"] = old.number("weight", least=0.0)
         old.kept("weight", "templates[].weight")
     conditions = _conditions(old.inner("conditions"))
     actions: list[dict[str, Any]] = []
@@ -73,6 +88,9 @@ def _template(old: Fields) -> dict[str, Any] | None:
     old.rest()
     if not actions:
         old.absent("dropped", "any action that is left", "", f"the template {found['name']} is left out")
+        return None
+    if not found.get("weight", 1.0):
+        old.retell("weight", "dropped", "", f"0: it was never drawn; the template {found['name']} is left out")
         return None
     told = {name: sorted(value) if isinstance(value, set) else value for name, value in conditions.items() if value}
     return {**found, **({"conditions": told} if told else {}), "actions": actions}
@@ -94,6 +112,8 @@ def _conditions(old: Fields) -> dict[str, Any]:
         if old.whole(name):
             found[name] = old.whole(name)
             old.kept(name, f"conditions.{name}")
+        else:
+            old.idle(name, "0, which asks for nothing")
     for name in old.names():
         old.drop(name, "there is no such condition here")
     old.rest()
@@ -122,7 +142,10 @@ def _action(verb: str, old: Fields) -> Made:
     made, has, lacks = makers[verb](old)
     asked = old.text("selector", "random")
     wanted = SELECTORS.get(asked, "")
-    if wanted:
+    if asked not in SELECTORS:
+        said = f"any block, as there: the older system knew no such selector, but {', '.join(SELECTORS)}"
+        old.near("selector", "actions[].target", said)
+    elif wanted:
         said = f"a blueprint that has {wanted}; in which block is drawn among all where the edit applies"
         old.near("selector", "conditions.has", said)
         has = has | {wanted}
@@ -142,16 +165,20 @@ def _step(operator: str, settings: dict[str, Any] | None = None, target: str = "
 
 
 def _taken(old: Fields, names: tuple[str, ...]) -> dict[str, Any]:
-    """Those of the fields that are given, as they are."""
+    """Those of the fields that are given."""
     found: dict[str, Any] = {}
     for name in names:
-        if old.has(name):
-            value = old.raw(name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            found[name] = old.number(name) if number else value if isinstance(value, bool) else old.text(name)
-            if number and float(found[name]).is_integer():
-                found[name] = int(found[name])
-            old.kept(name, f"actions[].set.{name}")
+        if not old.has(name):
+            continue
+        if name in WORDS:
+            found[name] = old.one_of(name, "", WORDS[name])
+        elif name in TRUTHS:
+            found[name] = old.truth(name, True)
+        elif name in FRACTIONS:
+            found[name] = old.number(name, least=0.0)
+        else:
+            found[name] = old.whole(name, least=1)
+        old.kept(name, f"actions[].set.{name}")
     return found
 
 
@@ -160,11 +187,14 @@ def _add_extra(old: Fields) -> Made:
     operator, names = EXTRAS[kind]
     old.kept("extra_type", "actions[].operator", operator)
     params = old.inner("params")
-    settings = _taken(params, names)
+    if kind == "retro" and params.has("gating_weight"):
+        settings = retro_gate(params, "actions[].set") | _taken(params, names)
+    else:
+        settings = _taken(params, names)
     if kind in ("custom", "feedback"):
         inner = params.inner("params")
-        if inner.whole("dim"):
-            settings["hidden"] = inner.whole("dim")
+        if inner.has("dim"):
+            settings["hidden"] = inner.needed("dim")
             inner.kept("dim", "actions[].set.hidden")
         inner.rest()
     for name in params.names():
@@ -194,14 +224,7 @@ def _remove_block(old: Fields) -> Made:
 
 def _tune_attn(old: Fields) -> Made:
     made: list[dict[str, Any]] = []
-    pattern = old.text("sparsity", "none")
-    if old.has("sparsity"):
-        read = KNOBS.get(pattern, ())
-        settings = {"sparsity": pattern, **_taken(old, tuple(name for name in SPARSE[1:] if name in read))}
-        old.kept("sparsity", "actions[].set.sparsity")
-        for name in SPARSE[1:]:
-            if old.has(name):
-                old.drop(name, f"sparsity {pattern} reads none, or in other units")
+    if (settings := _sparsity(old)) is not None:
         made.append(_step("tune_attn_sparsity", settings))
     if old.has("qk_norm_max"):
         old.near("qk_norm_max", "actions[].set.qk_norm", "rms; there the branch's input was clamped")
@@ -215,11 +238,34 @@ def _tune_attn(old: Fields) -> Made:
     return made, {"attn"} if made else set(), set()
 
 
+def _sparsity(old: Fields) -> dict[str, Any] | None:
+    """The pattern and its knobs; a window alone slides. None where no pattern is named."""
+    pattern = old.one_of("sparsity", "none", tuple(KNOBS))
+    window = next((name for name in ("sliding_window", "sw") if old.has(name)), None)
+    if window is not None and pattern == "none":
+        pattern = "sliding"
+    elif not old.has("sparsity"):
+        for name in SPARSE:
+            if old.has(name):
+                old.drop(name, "an edit here sets a pattern with its knobs, and no sparsity is named")
+        return None
+    settings: dict[str, Any] = {"sparsity": pattern}
+    if window is not None and "sliding_window" in KNOBS[pattern]:
+        settings["sliding_window"] = old.whole(window, least=1)
+        old.kept(window, "actions[].set.sliding_window")
+    settings |= _taken(old, tuple(name for name in KNOBS[pattern] if name != "sliding_window"))
+    old.kept("sparsity", "actions[].set.sparsity", "" if old.text("sparsity") == pattern else "a window alone slides")
+    for name in SPARSE:
+        if old.has(name):
+            old.drop(name, f"sparsity {pattern} reads none, or in other units")
+    return settings
+
+
 def _tune_ffn(old: Fields) -> Made:
     made: list[dict[str, Any]] = []
     if old.has("activation"):
         settings = _taken(old, ("activation",))
-        settings["activation"] = str(settings["activation"]).replace("relu_squared", "relu2")
+        settings["activation"] = settings["activation"].replace("relu_squared", "relu2")
         made.append(_step("change_activation", settings))
     if old.has("hidden"):
         made.append(_step("widen_ffn", _taken(old, ("hidden",))))

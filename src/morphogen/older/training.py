@@ -70,9 +70,11 @@ def _guards(old: Fields, vocab: int | None) -> dict[str, Any]:
         elif old.has(name):
             old.idle(name, "0, which asks for nothing")
     old.implied("train.entropy_threshold", 0, "the older system asked nothing of predictions")
-    if old.number("instability_threshold"):
+    if old.number("instability_threshold", least=0.0):
         found["instability_threshold"] = old.number("instability_threshold")
         old.kept("instability_threshold", "train.instability_threshold")
+    else:
+        old.drop("instability_threshold", "0 ended every training at its first step; the default stands in its place")
     if old.has("no_improve_patience"):
         found["no_improve_patience"] = old.whole("no_improve_patience", least=1)
         old.kept("no_improve_patience", "train.no_improve_patience")
@@ -187,10 +189,13 @@ def data(old: Fields) -> dict[str, Any]:
         said = "only of children whose splice was not exact; there of every candidate"
         old.kept("healing_tokens", "data.healing_tokens", said)
     elif old.has("healing_tokens"):
-        old.idle("healing_tokens", "there are no healing_shards")
+        asks = old.whole("healing_tokens")
+        old.idle("healing_tokens", "there are no healing_shards" if asks else "0, which asks for nothing")
     if old.whole("eval_tokens"):
         found["eval_tokens"] = old.whole("eval_tokens")
         old.kept("eval_tokens", "data.eval_tokens")
+    else:
+        old.idle("eval_tokens", "none: the default stands in its place")
     old.rest()
     return found
 
@@ -208,8 +213,7 @@ def _shard(old: Fields, to: str, revision: str) -> dict[str, Any]:
         found["split"] = rest
     old.kept("split", f"{to}[].split", f"of the configuration {config}" if config else "")
     if old.has("weight"):
-        found["weight"] = old.number("weight", 1.0, least=0.0) or 1.0
-        old.kept("weight", f"{to}[].weight")
+        found["weight"] = old.above("weight", 1.0, f"{to}[].weight")
     own = old.text("revision") or (revision if revision != "main" else "")
     if own:
         found["revision"] = own
