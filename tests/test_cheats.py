@@ -5,6 +5,7 @@ measured at all, recall reckoned from the blueprint, more training for one kind 
 gradient flows through, a block that sees the future.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -106,13 +107,23 @@ def test_recall_from_the_blueprint(tmp_path: Path) -> None:
 def equal_budgets(folder: Path) -> None:
     """The same experiment with another kind of layer trains on as many tokens, and no batch is read that is not told
     of."""
-    own = {}
+    own, read = {}, Counter[str]()
+    batch = Mixture.batch
     for kind in ("{kind: MHA, heads: 2, head_dim: 8}", "{kind: LINEAR, heads: 2, head_dim: 8}"):
+
+        def counted(mixture: Mixture, step: int, kind: str = kind) -> Any:
+            found = batch(mixture, step)
+            read[kind] += found[:, 1:].size
+            return found
+
         (folder / kind[7:10]).mkdir()
         path = write_config(folder / kind[7:10], **{"{kind: MHA, heads: 2, head_dim: 8}": kind})
-        run = evolve(load(path), folder / kind[7:10] / "run", generations=0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Mixture, "batch", counted)
+            run = evolve(load(path), folder / kind[7:10] / "run", generations=0)
         own[kind] = run.lineage.nodes[0].tokens.own
     assert len(set(own.values())) == 1, f"budgets differ: {own}"
+    assert own == read, f"told {own}, but read {dict(read)}"
 
 
 def test_a_budget_inflated_for_one_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +140,19 @@ def test_a_budget_inflated_for_one_kind(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "unfair").mkdir()
     with pytest.raises(AssertionError, match="budgets differ"):
         equal_budgets(tmp_path / "unfair")
+
+
+def test_a_batch_that_is_not_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trial._train
+
+    def hidden(trial: Trial, until_step: int, progress: Any) -> Any:
+        trial.trainer.run(trial.mixture.batch, 1, None)
+        trial.trainer.step = 0
+        return train(trial, until_step, progress)
+
+    monkeypatch.setattr(Trial, "_train", hidden)
+    with pytest.raises(AssertionError, match="but read"):
+        equal_budgets(tmp_path)
 
 
 def balance_reaches_the_router() -> None:
