@@ -105,6 +105,32 @@ def test_a_folder_is_read_in_order_without_hidden_and_binary_files(tmp_path: Pat
     assert "the folder holds no text; files are read that end in .arrow, .c, .cc" in failure(tmp_path / "none")
 
 
+def test_arrow_is_read_as_a_stream_and_as_a_file(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["one", "two", "three"]})
+    for name, writer in (("stream", pyarrow.ipc.new_stream), ("file", pyarrow.ipc.new_file)):
+        with writer(tmp_path / f"{name}.arrow", table.schema) as out:
+            out.write_table(table, max_chunksize=2)
+        assert texts(tmp_path / f"{name}.arrow") == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_file_of_columns_is_closed_when_enough_was_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, path, opened = pyarrow.table({"text": ["one", "two"]}), tmp_path / f"a.{kind}", []
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as out:
+        out.write_table(table)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    where, name = {"parquet": (pyarrow.parquet, "ParquetFile"), "arrow": (pyarrow, "memory_map")}[kind]
+    make = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda source: opened.append(make(source)) or opened[-1])
+    rows = documents(Shard(source=str(path)))
+    next(rows)
+    assert not opened[0].closed
+    rows.close()
+    assert opened[0].closed
+
+
 def test_jsonl_and_parquet_give_the_text_column(tmp_path: Path) -> None:
     wanted = ["one\nline", "zwei\r\n😀", "", "three"]
     rows = [{"text": text, "id": i} for i, text in enumerate(wanted)]

@@ -1,9 +1,11 @@
 """Files of records: JSON Lines, JSON, CSV, TSV, parquet and Arrow. A document is the text column of one record."""
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,8 +189,8 @@ def read_parquet(path: Path, key: str, reader: Reader) -> Iterator[Document]:
     """One document per row of a .parquet file."""
     import pyarrow.parquet
 
-    def opened() -> tuple[list[str], Callable[[str], Iterator[Any]]]:
-        table = pyarrow.parquet.ParquetFile(path)
+    def opened(stack: ExitStack) -> tuple[list[str], Callable[[str], Iterator[Any]]]:
+        table = stack.enter_context(pyarrow.parquet.ParquetFile(path))
         return table.schema_arrow.names, lambda column: (
             batch.column(0) for batch in table.iter_batches(batch_size=1024, columns=[column])
         )
@@ -200,8 +202,8 @@ def read_arrow(path: Path, key: str, reader: Reader) -> Iterator[Document]:
     """One document per row of an .arrow file: a stream, as `datasets.save_to_disk` writes it, or a file."""
     import pyarrow.ipc
 
-    def opened() -> tuple[list[str], Callable[[str], Iterator[Any]]]:
-        mapped = pyarrow.memory_map(str(path))
+    def opened(stack: ExitStack) -> tuple[list[str], Callable[[str], Iterator[Any]]]:
+        mapped = stack.enter_context(pyarrow.memory_map(str(path)))
         try:
             table = pyarrow.ipc.open_stream(mapped)
             batches = iter(table)
@@ -218,21 +220,22 @@ def _columnar(
     key: str,
     reader: Reader,
     kind: str,
-    opened: Callable[[], tuple[list[str], Callable[[str], Iterator[Any]]]],
+    opened: Callable[[ExitStack], tuple[list[str], Callable[[str], Iterator[Any]]]],
 ) -> Iterator[Document]:
-    """The rows of a file by columns. opened: the columns' names, and a column's values in batches."""
+    """The rows of a file by columns. opened: the columns' names, and a column's values in batches; what it opens is
+    closed after the last row that is asked for."""
     import pyarrow
 
     row = 0
     rows = Rows(reader)
     try:
-        columns, batches = opened()
-        column = column_of(columns, reader)
-        if column is None:
-            reader.refuse(str(path), f": {no_column(columns, reader)}", _FILES)
-            return
-        for batch in batches(column):
-            for value in _strings(batch):
+        with ExitStack() as stack:
+            columns, batches = opened(stack)
+            column = column_of(columns, reader)
+            if column is None:
+                reader.refuse(str(path), f": {no_column(columns, reader)}", _FILES)
+                return
+            for value in itertools.chain.from_iterable(map(_strings, batches(column))):
                 row += 1
                 where = f"{path} row {row}"
                 if isinstance(value, UnicodeDecodeError):
