@@ -34,9 +34,28 @@ def test_sizes_splits_and_what_stands_in_two_sources(
     assert [len(found["samples"]) for found in (first, second)] == [2, 2]
     (overlap,) = told["overlap"]
     assert overlap["documents"] == 7
-    assert overlap["share_of"][str(tmp_path / "both")] == pytest.approx(7 / 47, abs=1e-4)
+    assert list(overlap["share_of"].values()) == [pytest.approx(7 / len(list(Path(one).iterdir())), abs=1e-4), 0.1489]
     assert told["probes"] == {"passkey": {"lengths": [32], "chance": 1 / 129}}
     assert looked_at(data(seq_len=32, shards=shards), samples=2) == told
+
+
+def test_texts_are_told_apart_by_their_names(data: Callable[..., Data], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"a": f"{i} is told " * 9, "b": f"{i % 30} is told " * 9}) + "\n" for i in range(60))
+    )
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"a": f"{i} is new " * 9}) + "\n" for i in range(60)))
+    one = {"source": str(tmp_path / "rows.jsonl"), "name": "one", "text_field": "a"}
+    two = {**one, "name": "two", "text_field": "b"}
+    told = looked_at(data(seq_len=32, shards=[one, two], eval_shards=[{"source": "probe:passkey:2"}]), samples=0)
+    assert list(told["sources"]) == ["shards: one", "shards: two"]
+    assert told["overlap"] == [{"documents": 30, "share_of": {"one": 0.5, "two": 1.0}}]
+    accounts = [note for note in told["notes"] if "text of" in note]
+    assert len(accounts) == 2
+    assert "(two)" in accounts[1]
+    held = [{**one, "source": str(tmp_path / "other.jsonl")}, one | {"name": "three"}]
+    told = looked_at(data(seq_len=32, shards=[one, two], eval_shards=held), samples=0)
+    assert [list(pair["share_of"]) for pair in told["overlap"]] == [["shards: one", "two"]]
+    assert list(told["sources"])[2:] == ["eval_shards: one", "eval_shards: three"]
 
 
 def test_the_command_shows_it_for_people_and_for_programs(tmp_path: Path, cli: Cli) -> None:

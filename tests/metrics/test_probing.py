@@ -14,7 +14,7 @@ from morphogen.experiment import Experiment
 from morphogen.figures import find
 from morphogen.foresight import nominal
 from morphogen.knobs import knobs
-from morphogen.metrics.probing import SEQUENCES, answers, figures_of
+from morphogen.metrics.probing import SEQUENCES, answers, figures_of, questions
 from morphogen.search.availability import check_figures
 
 VOCAB = 40
@@ -30,9 +30,8 @@ class Foreseeing(nn.Module):
         self.rule = rule
         self.known = {}
         for length in probe.asked_at:
-            for number in range(SEQUENCES):
-                ids = probe.sequence(2, number, length=length).ids
-                self.known[tuple(ids[:-1].tolist())] = ids.tolist()
+            for one in questions(probe, length):
+                self.known[tuple(one.ids[:-1].tolist())] = one.ids.tolist()
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         rows = [self.known[tuple(row)] for row in ids_BT.tolist()]
@@ -59,6 +58,13 @@ def test_accuracy_by_length_and_depth_of_one_that_knows_only_long_sequences() ->
     depths = {name for name in found if "depth" in name}
     assert depths == {f"acc_key_len_{n}_depth_{d}" for n in (24, 48) for d in (0, 20, 40, 60, 80)}
     assert all(value == (1.0 if "len_48" in name else 0.0) for name, value in found.items() if name in depths)
+
+
+def test_every_length_is_asked_questions_of_its_own_and_that_of_training_those_that_it_always_was() -> None:
+    probe = Probe(2, 0.0, 24, VOCAB, "passkey", "key", (24, 48))
+    assert all((one.ids == probe.sequence(2, n).ids).all() for n, one in enumerate(questions(probe, 24)))
+    keys = {n: [tuple(one.ids[one.asked + 1].tolist()) for one in questions(probe, n)] for n in (24, 48, 96)}
+    assert all(sum(map(tuple.__eq__, keys[24], keys[n])) < SEQUENCES // 4 for n in (48, 96))
 
 
 def test_one_that_knows_what_may_be_an_answer_stands_at_chance_and_its_error_says_so() -> None:

@@ -204,6 +204,14 @@ def test_downsampled_lexicase_sees_a_share_of_the_cases():
     assert exact == {"a", "b", "z"}  # with one case of two left, whoever is within its tolerance
 
 
+def test_downsampled_lexicase_samples_no_case_of_weight_0():
+    reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=9.0, recall=0.6), report("c", bpb=9.0, recall=0.9)]
+    rng, only = np.random.default_rng(0), {"weights": {"bpb": 1.0, "recall": 0.0}, "downsample": 0.5}
+    assert {draw("downsampled_lexicase", reports, rng, **only) for _ in range(40)} == {"a"}
+    none = {"bpb": 0.0, "recall": 0.0}
+    assert {draw("downsampled_lexicase", reports, rng, weights=none) for _ in range(60)} == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize("name", ["lexicase", "epsilon_lexicase", "downsampled_lexicase"])
 @pytest.mark.parametrize("lacking", range(5))
 def test_however_many_lack_a_case_those_that_have_it_are_told_apart_by_it(name, lacking):

@@ -1,5 +1,6 @@
 """What the text of an experiment is: sizes, splits, tokens, what stands in several sources, samples."""
 
+from collections import Counter
 from collections.abc import Iterator
 from heapq import nsmallest
 from itertools import combinations
@@ -38,7 +39,7 @@ def looked_at(data: "Data", samples: int) -> dict[str, Any]:
 def _roles(data: "Data") -> list[Role]:
     given: tuple[tuple[Role, bool], ...] = (
         ("shards", True),
-        ("eval_shards", bool(data.eval_shards)),
+        ("eval_shards", any(not shard.probe for shard in data.eval_shards)),
         ("healing_shards", bool(data.healing_shards)),
     )
     return [role for role, is_given in given if is_given]
@@ -78,18 +79,29 @@ def _told(prepared: PreparedData, shard: PreparedShard, asked: "Shard", share: f
 
 
 def overlap(prepared: PreparedData) -> list[dict[str, Any]]:
-    """For every two sources with text in common: how many documents, and the share of each. Never of one that is
-    trained on and measured: equal texts fall into the same split, whatever the source."""
-    found: dict[str, Any] = {}
-    for shard in prepared.shards + prepared.eval_shards + prepared.healing_shards:
-        hashes = [file.document_hashes() for file in shard.files.values()]
-        found.setdefault(shard.source, np.unique(np.concatenate(hashes)))
+    """For every two texts in common: how many documents, and the share of each, by their shards' names. A text is told
+    of once, however many roles it has. Never of one that is trained on and measured: equal texts fall into the same
+    split, whatever the source."""
+    texts: dict[tuple[str, ...], tuple[Role, PreparedShard]] = {}
+    for role, shard in _shards(prepared):
+        texts.setdefault(tuple(file.path for file in shard.files.values()), (role, shard))
+    names = Counter(shard.name for _, shard in texts.values())
+    found = {}
+    for role, shard in texts.values():
+        name = shard.name if names[shard.name] == 1 else f"{role}: {shard.name}"
+        found[name] = np.unique(np.concatenate([file.document_hashes() for file in shard.files.values()]))
     told = []
     for (one, ones), (other, others) in combinations(found.items(), 2):
         if both := len(np.intersect1d(ones, others)):
             shares = {one: round(both / len(ones), 4), other: round(both / len(others), 4)}
             told.append({"documents": both, "share_of": shares})
     return told
+
+
+def _shards(prepared: PreparedData) -> Iterator[tuple[Role, PreparedShard]]:
+    yield from (("shards", shard) for shard in prepared.shards)
+    yield from (("eval_shards", shard) for shard in prepared.eval_shards)
+    yield from (("healing_shards", shard) for shard in prepared.healing_shards)
 
 
 def sample(shard: "Shard", count: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,8 +130,17 @@ class PreparedData:
         }
 
     def accounts(self) -> dict[str, Account]:
-        """Source -> how it was read."""
-        return {shard.source: shard.corpus.account for shard in self.shards + self.eval_shards + self.healing_shards}
+        """Source -> how it was read; with the shard's name where a source was read in several ways."""
+        shards = self.shards + self.eval_shards + self.healing_shards
+        several = {
+            one.source
+            for one, other in combinations(shards, 2)
+            if one.source == other.source and one.corpus != other.corpus
+        }
+        return {
+            f"{shard.source} ({shard.name})" if shard.source in several else shard.source: shard.corpus.account
+            for shard in shards
+        }
 
     def remarks(self) -> list[str]:
         """What the user should know of the text: what of it was left out, and measured on less than was asked for."""

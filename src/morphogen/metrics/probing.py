@@ -49,6 +49,12 @@ class Answers(NamedTuple):
         return Answers(*(values[here] for values in self)) if here.any() else None
 
 
+def questions(probe: "Probe", length: int) -> "list[Asked]":
+    """The sequences of a length; those of each have a stream of their own."""
+    own = () if length == probe.seq_len else (length,)
+    return [probe.sequence(_EVAL, number, *own, length=length) for number in range(SEQUENCES)]
+
+
 def answers(model: "nn.Module", probe: "Probe", length: int, *, batch_size: int, bf16: bool = False) -> Answers:
     """What the model answers in `SEQUENCES` sequences of a length. It is left in the mode it was in.
 
@@ -58,7 +64,7 @@ def answers(model: "nn.Module", probe: "Probe", length: int, *, batch_size: int,
 
     training = model.training
     model.eval()
-    asked = [probe.sequence(_EVAL, number, length=length) for number in range(SEQUENCES)]
+    asked = questions(probe, length)
     size = max(1, batch_size * probe.seq_len // length) if length > probe.seq_len else batch_size
     with torch.no_grad():
         told = [one for first in range(0, SEQUENCES, size) for one in _told(model, asked[first : first + size], bf16)]

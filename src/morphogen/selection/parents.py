@@ -210,9 +210,9 @@ def epsilon_lexicase(pool: Pool, rng: np.random.Generator) -> int:
 
 
 def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
-    """Epsilon-lexicase over a fresh sample of the cases for every parent."""
-    count = pool.F_nc.shape[1]
-    cases = rng.permutation(count)[: max(1, round(pool.rules.downsample * count))]
+    """Epsilon-lexicase over a fresh sample of the cases for every parent; of weight 0 none is in it."""
+    asked = np.arange(pool.F_nc.shape[1]) if pool.weight_c is None else np.flatnonzero(pool.weight_c)
+    cases = asked[rng.permutation(len(asked))[: max(1, round(pool.rules.downsample * len(asked)))]]
     tie_cnn = None if pool.tie_cnn is None else pool.tie_cnn[cases]
     weight_c = None if pool.weight_c is None else pool.weight_c[cases]
     return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng, tie_cnn, weight_c)

@@ -92,7 +92,7 @@ def data_(
     for name, found in told["sources"].items():
         show_lines(f"{name} ({found['source']}, {found['share']:.1%} of {name.partition(':')[0]})", _of_source(found))
     for pair in told["overlap"]:
-        shares = " and ".join(f"{share:.1%} of {source}" for source, share in pair["share_of"].items())
+        shares = " and ".join(f"{share:.1%} of {name}" for name, share in pair["share_of"].items())
         show_lines(f"overlap: {pair['documents']:,} documents, {shares}", [])
     for name, probe in told["probes"].items():
         show_lines(f"probe {name}: asked at {', '.join(map(str, probe['lengths']))}, chance {probe['chance']:.4g}", [])
