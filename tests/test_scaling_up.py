@@ -16,8 +16,10 @@ from morphogen.cli.options import count_of
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment, Train
 from morphogen.network import LanguageModel, build
+from morphogen.parts.contract.tensors import Spec, flat
 from morphogen.reading import read_experiment
-from morphogen.scaling_up import Scaled, Wish, loops, scale, sources, write_scaled
+from morphogen.scaling_up import How, Scaled, Shape, Wish, loops, resized, scale, sources, write_scaled
+from morphogen.sections.priors import Priors
 from morphogen.training.optimizers import make_updater
 from morphogen.training.trainer import Trainer
 from morphogen.training.transfer import factors
@@ -175,6 +177,49 @@ def test_rates_of_matrices_fall_with_the_width_and_decay_stays() -> None:
                     assert group["lr"] == pytest.approx(0.01 * found[names[parameter]])
                     if len(table[names[parameter]][2].shape) == 2 and "emb" not in names[parameter]:
                         assert group["lr"] * group["weight_decay"] == pytest.approx(0.001)
+
+
+KINDS: list[dict[str, Any]] = [
+    {"attn": {"kind": "MHA", "heads": 4, "head_dim": 16, "bias": "all", "gating_pos": "value", "selector": "dsa"},
+     "extras": [{"kind": "retro", "aggregator": "attention", "heads": 4, "head_dim": 16},
+                {"kind": "memory_tokens", "heads": 4, "head_dim": 16}]},
+    {"attn": {"kind": "MLA", "heads": 4, "head_dim": 16, "kv_latent_dim": 32, "rope_head_dim": 8},
+     "extras": [{"kind": "chunk_memory", "heads": 4, "head_dim": 16}, {"kind": "short_conv"}]},
+    {"attn": {"kind": "LINEAR", "heads": 4, "head_dim": 16, "decay": "delta"},
+     "extras": [{"kind": "assoc_memory", "heads": 4, "head_dim": 16}, {"kind": "layer_scale", "targets": ["attn"]}]},
+    {"ssm": {"kind": "mamba", "d_conv": 4}, "ffn": {"kind": "dense", "hidden": 128},
+     "extras": [{"kind": "branch_router", "targets": ["ssm", "ffn"], "hidden": 16}]},
+    {"ssm": {"kind": "mamba2", "head_dim": 16, "d_conv": 4}, "extras": [{"kind": "linear_silu"}],
+     "ffn": {"kind": "moe", "hidden": 32, "n_experts": 4, "shared": 1, "shared_hidden": 64,
+             "experts": [{"kind": "mamba2", "head_dim": 16, "d_conv": 4}]}},
+]  # fmt: skip
+
+
+def reading(spec: Spec) -> list[str]:
+    """The axes that a matrix reads: those that it does not write, of one expert."""
+    rows = {"expert", "heads"} if len(spec.shape) > 2 else set[str]()
+    axes = [axis for axis in flat(spec.axes) if not rows.issuperset(axis)]
+    if spec.writes:
+        axes.remove(("dim",))
+    return list(axes[-1])
+
+
+def test_the_rate_falls_for_a_fan_in_that_grows_with_the_width_and_for_no_other() -> None:
+    loop = {"start": 0, "end": 1}
+    emb = {"dim": 64, "vocab": 257, "positions": 64}
+    small = Blueprint.model_validate({"emb": emb, "blocks": KINDS, "recurrences": [loop]})
+    large = resized(small, Shape(256, len(KINDS)), "stretch", How(4.0, 256, 1.0, 64, Priors()), [])
+    wide, found = specs(large), factors(large, 64)
+    for name, (gene, _, spec) in specs(small).items():
+        if len(spec.shape) < 2 or (spec.axes == ("vocab", "dim") and not spec.writes):
+            continue
+        before, after = gene.part.sizes(gene.ctx), wide[name][0].part.sizes(wide[name][0].ctx)
+        grows = any(before[axis] != after[axis] for axis in reading(spec))
+        assert spec.steady is not grows, (name, spec.axes)
+        assert found[name] == (0.25 if grows else 1.0) * (0.5 if spec.writes else 1.0), name
+    assert found["blocks.4.ffn.router.weight"] == found["blocks.4.ffn.other_router.weight"] == 0.25
+    assert found["blocks.4.ssm.conv_x.weight"] == found["blocks.4.ffn.others.0.conv_x.weight"] == 1.0
+    assert found["positions.weight"] == found["emb.weight"] == 0.5
 
 
 def test_muon_takes_no_base_dim() -> None:

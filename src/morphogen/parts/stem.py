@@ -3,6 +3,7 @@
 Their names have no prefix: `emb.weight`, `positions.weight`, `norm.weight`, `head.weight`, `head.bias`.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 from morphogen.parts.contract.alignment import Alignment
@@ -26,9 +27,10 @@ class Stem(Part):
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         """The embedding starts at `emb.init_std`, the head at the same scale; a tied head is the embedding itself."""
         start = Init("normal", (ctx.init_std,))
-        table = {"emb.weight": Tensor(("vocab", "dim"), start, writes=True, trained=not self.freeze_emb)}
+        rows = Tensor(("vocab", "dim"), start, writes=True, trained=not self.freeze_emb, steady=True)
+        table = {"emb.weight": rows}
         if self.positions:
-            table["positions.weight"] = Tensor(("place", "dim"), start, writes=True, trained=not self.freeze_emb)
+            table["positions.weight"] = replace(rows, axes=("place", "dim"))
         if not self.tie_embeddings:
             table["head.weight"] = Tensor(("vocab", "dim"), start, trained=not self.freeze)
         return table | ({"head.bias": Tensor(("vocab",), ZEROS, trained=not self.freeze)} if self.bias else {})

@@ -4,10 +4,10 @@ Under Adam and Lion a step moves every entry by about the rate, whatever its gra
 output then grows with its fan-in, and what is added to the residual stream counts by the size of that stream, whose
 entries begin at 1/√dim here. With w = dim / base_dim the rates of
 
-    matrices that read the stream, or stand between two inner widths:  1 / w
-    matrices that write to it:                                         1 / w^1.5
-    embeddings and heads (a row per token):                            1 / √w
-    vectors and single numbers:                                        1
+    matrices whose fan-in grows with the width:                         1 / w
+    those of them that write to the stream:                             1 / w^1.5
+    what writes to it from a fan-in that stays (rows of a table), heads: 1 / √w
+    what else has a fan-in that stays (taps), vectors, single numbers:  1
 
 keep every change of the function as large as at `base_dim`. Weight decay of a matrix, which is multiplied by its rate,
 is divided by the factor. Ref: Tensor Programs V, arXiv 2203.03466, here for embeddings that begin at 1/√dim.
@@ -19,8 +19,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
 from morphogen.parts.contract.tensors import Spec, flat
 
-#: Powers of the width, of (rows of tokens, readers, writers).
-TOKENS, READERS, WRITERS = 0.5, 1.0, 1.5
+#: Powers of the width: for a fan-in that grows, for the stream that is written to, and of heads.
+FAN_IN, STREAM, HEADS = 1.0, 0.5, 0.5
 
 
 def factors(blueprint: Blueprint, base_dim: int | None) -> Mapping[str, float]:
@@ -30,8 +30,8 @@ def factors(blueprint: Blueprint, base_dim: int | None) -> Mapping[str, float]:
 
 
 def _power(spec: Spec) -> float:
-    if any("vocab" in axis or "place" in axis for axis in flat(spec.axes)):
-        return TOKENS if len(spec.shape) > 1 else 0.0
     if len(spec.shape) < 2:
         return 0.0
-    return WRITERS if spec.writes else READERS
+    if any("vocab" in axis for axis in flat(spec.axes)) and not spec.writes:
+        return HEADS
+    return FAN_IN * (not spec.steady) + STREAM * spec.writes

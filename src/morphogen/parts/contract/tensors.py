@@ -43,7 +43,9 @@ class Tensor:
     at zero, so that a new unit changes nothing. writes: whether its `dim` axis is added to the residual stream; it then
     starts at the gain of output projections, and at zero where the part is put into a trained model. trained: whether
     the optimizer may change it; one that it may not is a buffer of the module, or a parameter that gets no gradient.
-    rate: what its learning rate is, relative to that of the training.
+    rate: what its learning rate is, relative to that of the training. steady: whether it reads as many numbers in a
+    wide model as in a narrow one (taps of a convolution, another model's channels, a row of a table), for which its
+    rate need not fall.
     """
 
     axes: Axes
@@ -52,6 +54,7 @@ class Tensor:
     writes: bool = False
     trained: bool = True
     rate: float = 1.0
+    steady: bool = False
 
     @property
     def borrowed(self) -> bool:

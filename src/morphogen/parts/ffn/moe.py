@@ -210,7 +210,7 @@ class MoE(Part):
         for i, part in enumerate(self.experts):
             for name, spec in bare(part, ctx).items():  # what they inherit, `_with_others` says
                 table[f"others.{i}.{name}"] = Tensor(
-                    axes_inside(i, spec.axes), spec.init, writes=spec.writes, trained=spec.trained
+                    axes_inside(i, spec.axes), spec.init, writes=spec.writes, trained=spec.trained, steady=spec.steady
                 )
         return table
 

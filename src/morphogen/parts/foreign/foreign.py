@@ -153,30 +153,30 @@ class Foreign(Part):
         for i, expert in enumerate(self.experts):
             for name, axes in self._axes(i):
                 init = donated(expert.model, expert.layer, name)
-                table[f"{LAYERS}.{i}.{name}"] = Tensor(axes, init, trained=not self.freeze)
+                table[f"{LAYERS}.{i}.{name}"] = Tensor(axes, init, trained=not self.freeze, steady=True)
         for i in range(len(self.experts)) if self.lora else ():
             for name, axes in self._matrices(i):
-                rate, key = self.adapter_lr, flat_name(name)
-                table[f"{DOWN}.{i}.{key}"] = Tensor(("rank", axes[1]), rate=rate)
-                table[f"{UP}.{i}.{key}"] = Tensor((axes[0], "rank"), ZEROS, fresh_zero=("rank",), rate=rate)
+                added, key = Tensor((), rate=self.adapter_lr, steady=True), flat_name(name)
+                table[f"{DOWN}.{i}.{key}"] = replace(added, axes=("rank", axes[1]))
+                table[f"{UP}.{i}.{key}"] = replace(added, axes=(axes[0], "rank"), init=ZEROS, fresh_zero=("rank",))
         return table
 
     def _adapter(self, n: int, source: str) -> dict[str, Tensor]:
         """How lane n reads its source and writes to the stream."""
-        width, rate = f"width{n}", self.adapter_lr
+        width, rate, steady = f"width{n}", self.adapter_lr, source != "dim"
         # what grows in a stream that is not normalised is no longer zero to who reads it
         new = ("dim",) if not self.normed and source == "dim" else ()
         if self.adapter == "linear":
             return {
-                f"read.{n}.weight": Tensor((width, source), SEMI_ORTHOGONAL, fresh_zero=new, rate=rate),
-                f"write.{n}.weight": Tensor(("dim", width), writes=True, rate=rate),
+                f"read.{n}.weight": Tensor((width, source), SEMI_ORTHOGONAL, fresh_zero=new, rate=rate, steady=steady),
+                f"write.{n}.weight": Tensor(("dim", width), writes=True, rate=rate, steady=True),
             }
         units = "bottleneck"
         return {
-            f"read.{n}.weight": Tensor((width, source), SEMI_ORTHOGONAL, fresh_zero=new, trained=False),
-            f"read_down.{n}.weight": Tensor((units, source), fresh_zero=new, rate=rate),
+            f"read.{n}.weight": Tensor((width, source), SEMI_ORTHOGONAL, fresh_zero=new, trained=False, steady=steady),
+            f"read_down.{n}.weight": Tensor((units, source), fresh_zero=new, rate=rate, steady=steady),
             f"read_up.{n}.weight": Tensor((width, units), ZEROS, fresh_zero=(units,), rate=rate),
-            f"write_down.{n}.weight": Tensor((units, width), rate=rate),
+            f"write_down.{n}.weight": Tensor((units, width), rate=rate, steady=True),
             f"write_up.{n}.weight": Tensor(("dim", units), fresh_zero=(units,), writes=True, rate=rate),
         }
 

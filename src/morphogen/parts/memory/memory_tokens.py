@@ -39,8 +39,10 @@ class MemoryTokens(Reader):
         return {
             "q.weight": projections["q.weight"],
             "o.weight": projections["o.weight"],
-            "keys": Tensor(("heads", "tokens", "k_dim"), Init("normal", (1.0,)), fresh_zero=("k_dim",)),
-            "values": Tensor(("heads", "tokens", "v_dim"), Init("normal", (0.02,)), fresh_zero=("tokens",)),
+            "keys": Tensor(("heads", "tokens", "k_dim"), Init("normal", (1.0,)), fresh_zero=("k_dim",), steady=True),
+            "values": Tensor(
+                ("heads", "tokens", "v_dim"), Init("normal", (0.02,)), fresh_zero=("tokens",), steady=True
+            ),
         }
 
     def sizes(self, ctx: Context) -> dict[str, int]:

@@ -42,7 +42,7 @@ class ShortConv(Part):
         """b, c and h by one map, the taps, and the output's projection."""
         return {
             "bch.weight": Tensor((("way", "width"), "dim")),
-            "taps": Tensor(("width", "kernel"), fresh_zero=("kernel",)),
+            "taps": Tensor(("width", "kernel"), fresh_zero=("kernel",), steady=True),
             "o.weight": Tensor(("dim", "width"), fresh_zero=("width",), writes=True),
         }
 

@@ -60,7 +60,7 @@ class Mamba(SSM):
         return {
             "x.weight": Tensor(("inner", "dim")),
             **({"z.weight": Tensor(("inner", "dim"))} if self.gate else {}),
-            "conv_x.weight": Tensor(("inner", "taps"), UNIFORM, fresh_zero=("taps",)),
+            "conv_x.weight": Tensor(("inner", "taps"), UNIFORM, fresh_zero=("taps",), steady=True),
             "conv_x.bias": Tensor(("inner",), ZEROS),
             "dt_down.weight": Tensor(("rank", "inner"), fresh_zero=("inner",)),
             "b.weight": Tensor(("state", "inner"), fresh_zero=("inner",)),
