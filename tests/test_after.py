@@ -65,6 +65,34 @@ def test_ablations_from_both_starts_stand_beside_the_candidate_and_what_does_not
     assert json.loads(out) == read(report)
 
 
+def test_another_runs_ablations_are_overwritten_only_where_they_are_named(place: Path, cli: Cli) -> None:
+    run, report = place / "runs" / "mine", place / "runs" / "ablation_report.json"
+    picture, options = report.with_suffix(".png"), ("--ablation", "retro_off", "--seeds", 2, "--steps", 1)
+    told = {"schema_version": 1, "run": "theirs", "ablations": []}
+
+    def refused() -> str:
+        before = {path: path.read_bytes() for path in (report, picture) if path.exists()}
+        code, _, err = cli("ablate", run, *options)
+        assert (code, "--out" in err, err.count("\n")) == (2, True, 1), err
+        assert before == {path: path.read_bytes() for path in before}
+        return str(err)
+
+    report.write_text(json.dumps(told))
+    assert "is the report of another run, theirs;" in refused()
+    name = read(run / "frontier.json")["run"]  # other runs of the experiment are called so too
+    report.write_text(json.dumps({**told, "run": name, "folder": "theirs"}))
+    assert "is the report of another run, theirs;" in refused()
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n morphogen")
+    code, _, err = cli("ablate", run, *options, "--out", report)
+    assert code == 0, err
+    assert (read(report)["run"], read(report)["folder"]) == (name, "mine")
+    assert read(report) == read(run / "ablation.json")
+    code, _, err = cli("ablate", run, *options)
+    assert code == 0, err
+    report.unlink()
+    assert "is there without the report" in refused()
+
+
 def test_without_weights_ablations_are_from_scratch_alone(place: Path, cli: Cli) -> None:
     run = place / "runs" / "mine"
     for path in (run / "checkpoints").iterdir():
@@ -176,8 +204,15 @@ def test_a_finetune_goes_on_from_the_weights_and_is_done_once(place: Path, cli: 
     code, out, err = cli("finetune", run, "--id", one["id"], "--steps", 2, "--json")
     assert "done before" in err
     assert json.loads(out)["candidates"] == [told]
-    # another run's candidate of the same name is another training
+    # what is done needs no weights; what is to be trained further does
     whose = place / "runs" / "mine" / "checkpoints" / f"{one['id']}.safetensors"
+    whose.rename(place / "away")
+    code, out, err = cli("finetune", run, "--id", one["id"], "--steps", 2, "--json")
+    assert (code, json.loads(out)["candidates"]) == (0, [told]), err
+    code, _, err = cli("finetune", run, "--id", one["id"], "--steps", 3)
+    assert (code, f"the weights of candidate {one['id']} are gone" in err) == (2, True)
+    (place / "away").rename(whose)
+    # another run's candidate of the same name is another training
     others = place / "other" / whose.name
     others.parent.mkdir()
     state, blueprint, metadata = load_checkpoint(whose)

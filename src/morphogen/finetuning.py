@@ -11,12 +11,12 @@ from morphogen.candidate import Record
 from morphogen.errors import RunError
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.provenance import Provenance
-from morphogen.reading import read_experiment
 from morphogen.report.growth import table
-from morphogen.resuming import checksum
-from morphogen.seeds import check_free, checkpoint_of, design_of, write_seed
+from morphogen.resuming import file_checksum
+from morphogen.search.space import Design
+from morphogen.seeds import check_free, checkpoint_of, design_of, seed_text, weights_of, write_seed
 from morphogen.store.documents import Document
-from morphogen.store.ordinary import check_own
+from morphogen.store.ordinary import check_own, read_ordinary
 from morphogen.training.journal import EVALS
 from morphogen.training.long_run import MODEL
 from morphogen.training.news import Observer
@@ -79,19 +79,21 @@ def finetune(
     check_range({"top-n": (top_n, 1, MOST_DESIGNS), "steps": (wanted.steps, 1, 10**9)})
     run = Recorded.read(path)
     chosen = list(dict.fromkeys(ids)) or diverse(run, top_n, metric)
-    sources = {id: (design_of(run, id), checkpoint_of(run, id)) for id in chosen}
+    designs = {id: design_of(run, id) for id in chosen}
     out = run.folder / FOLDER if wanted.out is None else wanted.out
     if wanted.out is None:
         check_own(run.folder, [FILE], [FOLDER])
+    done = {id for id, design in designs.items() if _done(run, id, design, out, wanted.steps)}
+    sources = {id: checkpoint_of(run, id) for id in chosen if id not in done}
     found = []
-    for place, (id, (design, checkpoint)) in enumerate(sources.items(), start=1):
+    for place, (id, design) in enumerate(designs.items(), start=1):
         folder, seed = out / id, out / f"{id}.yaml"
-        said(f"[{place}/{len(sources)}] {id}: {wanted.steps:,} steps in {folder}")
-        check_free(seed, "--output-dir", force=False)
-        write_seed(run, id, design, seed, checkpoint)
-        if _done(folder, seed, wanted.steps):
+        said(f"[{place}/{len(designs)}] {id}: {wanted.steps:,} steps in {folder}")
+        if id in done:
             said(f"{id}: done before")
         else:
+            check_free(seed, "--output-dir", force=False)
+            write_seed(run, id, design, seed, sources[id])
             outcome = train(seed, folder, steps=wanted.steps, resume=True, device=wanted.device, observer=observer)
             if outcome.interrupted:
                 raise KeyboardInterrupt
@@ -117,12 +119,18 @@ def diverse(run: Recorded, count: int, metric: str) -> list[str]:
     return chosen
 
 
-def _done(folder: Path, seed: Path, steps: int) -> bool:
-    """Whether the training in a folder has come to its end. RunError where it is that of other weights."""
+def _done(run: Recorded, id: str, design: Design, out: Path, steps: int) -> bool:
+    """Whether a candidate's training has come to its end. RunError where there is that of other weights; of weights
+    that are gone the seed beside it tells."""
+    folder, seed, weights = out / id, out / f"{id}.yaml", weights_of(run, id)
     path = folder / MODEL
     if not path.is_file():
         return False
-    if read_record(folder).init_checkpoint != checksum(read_experiment(seed)):
+    if weights.is_file():
+        same = read_record(folder).init_checkpoint == file_checksum(weights)
+    else:
+        same = seed.is_file() and read_ordinary(seed).decode() == seed_text(run, id, design, seed, weights)
+    if not same:
         raise RunError(f"{folder}: holds the training of other weights; choose another --output-dir")
     return int(load_checkpoint(path)[2].get("steps", "0")) >= steps
 

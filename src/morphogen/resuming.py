@@ -175,13 +175,17 @@ def places(experiment: Experiment, folder: Path) -> dict[str, str]:
 
 def checksum(experiment: Experiment) -> str | None:
     """The SHA-256 of the checkpoint that training starts from; None where there is none."""
-    if (path := experiment.train.init_checkpoint) is None:
-        return None
+    path = experiment.train.init_checkpoint
+    return None if path is None else file_checksum(Path(path), "train.init_checkpoint: ")
+
+
+def file_checksum(path: Path, place: str = "") -> str:
+    """The SHA-256 of a file. InputError, which begins with `place`, where it cannot be read."""
     try:
-        with open_ordinary(Path(path)) as file:
+        with open_ordinary(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"train.init_checkpoint: {path}: cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{place}{path}: cannot be read: {error.strerror or error}") from None
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

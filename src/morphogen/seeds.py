@@ -107,13 +107,15 @@ def design_of(run: Recorded, id: str) -> Design:
     return run.design(id)
 
 
+def weights_of(run: Recorded, id: str) -> Path:
+    """Where the run put a candidate's weights, be they there or not."""
+    return run.folder / (run.reports[id].checkpoint or f"checkpoints/{id}{SUFFIX}")
+
+
 def checkpoint_of(run: Recorded, id: str, elsewhere: Path | None = None) -> Path:
     """Where a candidate's weights lie. InputError where they are gone."""
-    recorded = run.reports[id].checkpoint
-    name = f"{id}{SUFFIX}" if recorded is None else Path(recorded).name
-    places = [run.folder / (recorded or f"checkpoints/{name}")]
-    if elsewhere is not None:
-        places = [elsewhere / name, elsewhere / f"{id}{SUFFIX}"]
+    own = weights_of(run, id)
+    places = [own] if elsewhere is None else [elsewhere / own.name, elsewhere / f"{id}{SUFFIX}"]
     for place in places:
         if place.is_file():
             return place
@@ -139,15 +141,18 @@ def _continued(run: Recorded, id: str) -> Continued:
 
 def write_seed(run: Recorded, id: str, design: Design, config: Path, checkpoint: Path | None) -> None:
     """Writes the experiment of a candidate. RunError where it cannot be written."""
-    start = None
-    if checkpoint is not None:
-        start = os.path.relpath(checkpoint.resolve(), config.resolve().parent)
-    text = f"{_comment(run, id)}{dumps(_experiment(run.experiment, design, start))}"
+    text = seed_text(run, id, design, config, checkpoint)
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{config}: cannot be written: {error.strerror or error}") from None
     write_atomic(config, text.encode())
+
+
+def seed_text(run: Recorded, id: str, design: Design, config: Path, checkpoint: Path | None) -> str:
+    """What `write_seed` writes to `config`."""
+    start = None if checkpoint is None else os.path.relpath(checkpoint.resolve(), config.resolve().parent)
+    return f"{_comment(run, id)}{dumps(_experiment(run.experiment, design, start))}"
 
 
 def _experiment(experiment: Experiment, design: Design, start: str | None) -> Experiment:

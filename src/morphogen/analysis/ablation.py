@@ -94,6 +94,7 @@ def ablate(
     corrected = holm([one.p for one in found])
     made = Ablations(
         run=run.name,
+        folder=run.folder.resolve().name,
         metric=metric,
         direction=run.direction(metric),
         split=shop.split,

@@ -196,9 +196,10 @@ class Ablated(Record):
 
 
 class Ablations(Document):
-    """The file. tokens: of every training. split: of the documents measured on."""
+    """The file. folder: the name of the run's. tokens: of every training. split: of the documents measured on."""
 
     title: ClassVar[str] = "ablation report"
+    folder: str = ""
     metric: str
     direction: Direction
     split: Split

@@ -12,6 +12,7 @@ from morphogen.errors import InputError
 from morphogen.store.files import parsed_json, write_atomic
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import FILES as LEDGER_FILES
+from morphogen.store.ledger import Ledger, Start
 from morphogen.store.ordinary import KINDS, read_ordinary
 
 Kind = Literal[
@@ -70,6 +71,22 @@ def check_output(path: Path, kind: Kind, folder: Path, flag: str) -> None:
         raise InputError(f"{flag}: {path}: is {KINDS.get(form, 'no file')}, expected a file to write to")
     if not _SIGNS[kind](read_ordinary(path)):
         raise InputError(f"{flag}: {path}: there is a file that is no {kind} of morphogen's; choose another name")
+
+
+def check_own_report(report: Path, folder: Path) -> None:
+    """InputError where ablations of another run than that in `folder` lie at `report`, or a picture that nothing tells
+    of: who has not named the place means to overwrite none."""
+    ways = "name another file with --out, or this one to overwrite it"
+    if not report.exists():
+        if (picture := report.with_suffix(".png")).exists():
+            raise InputError(f"{picture}: is there without the report that would say of which run it is; {ways}")
+        return
+    told = parsed_json(read_ordinary(report))
+    with Ledger.open(folder, readonly=True) as ledger:
+        start = next(ledger.written(), None)
+    own, whose = folder.resolve().name, told.get("folder") or told["run"]
+    if not isinstance(start, Start) or (told["run"], told.get("folder") or own) != (start.run, own):
+        raise InputError(f"{report}: is the report of another run, {whose}; {ways}")
 
 
 def write_new(path: Path, data: bytes, *, force: bool = False) -> None:

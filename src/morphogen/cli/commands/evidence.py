@@ -133,7 +133,7 @@ def ablate(
     from morphogen.analysis.ablation import ablate as ablated
     from morphogen.analysis.recorded import run_of
     from morphogen.cli.console import aside, show_measured
-    from morphogen.store.outputs import check_output
+    from morphogen.store.outputs import check_output, check_own_report
     from morphogen.training.threads import default_threads, threads
 
     path = user_path(frontier, "FRONTIER")
@@ -143,6 +143,8 @@ def ablate(
         raise InputError(f"--out: {report}: expected a name that ends in .json; the picture comes to lie beside it")
     check_output(report, "ablation.json", folder, "--out")
     check_output(report.with_suffix(".png"), "ablation.png", folder, "--out")
+    if out is None:
+        check_own_report(report, folder)
     if checkpoint_dir is not None:
         aside("note: --checkpoint-dir: ablated models leave no weights, so that nothing is put there")
     with threads(default_threads()):
@@ -173,6 +175,6 @@ def _write_ablations(found: "Ablations", folder: Path, report: Path) -> None:
     from morphogen.store.files import write_atomic
 
     drawn = ablations(found.model_dump(mode="json"))
+    found.write(report)
     for path in (folder / "ablation.png", report.with_suffix(".png")):
         write_atomic(path, drawn)
-    found.write(report)
