@@ -82,6 +82,7 @@ JOINING = [
     "resuming",
     "pages",
     "foresight",
+    "availability",
     "checks",
     "older",
     "notices",

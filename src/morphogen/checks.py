@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from morphogen.availability import check_figures
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cost import Step, costs
@@ -10,7 +11,6 @@ from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen, late_growth, nominal
 from morphogen.knobs import Remark
 from morphogen.reading import dotted, experiment_in, holds_templates, placed, said_of
-from morphogen.search.availability import check_figures
 from morphogen.search.rungs import check_thresholds
 from morphogen.variation.operator import check_weights
 from morphogen.variation.template import read_templates, resolve_templates

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from morphogen.availability import Available, check_figures
 from morphogen.data.probes import Probe
-from morphogen.errors import DivergedError
+from morphogen.errors import DivergedError, InputError
 from morphogen.estimates import Estimate, standard_error
 from morphogen.experiment import Experiment
 from morphogen.figures import find
 from morphogen.foresight import nominal
 from morphogen.knobs import knobs
 from morphogen.metrics.probing import SEQUENCES, answers, figures_of, questions
-from morphogen.search.availability import check_figures
 
 VOCAB = 40
 
@@ -121,6 +121,22 @@ def test_figures_of_probes_can_be_objectives_where_there_is_the_probe() -> None:
     for name in ("acc_passkey_len_256", "long_recall", "ppl_math", "acc_math"):
         made = experiment(passkey, **{name: "max"})
         with pytest.raises(Exception, match=rf"evolution\.objectives\.{name}: got '{name}'"):
+            check_figures(made, nominal(made)[0])
+
+
+def test_every_probe_is_asked_at_its_own_lengths_and_by_depth_only_where_it_has_any() -> None:
+    short, long = {"source": "probe:passkey", "lengths": [64]}, {"source": "probe:induction", "lengths": [128]}
+    made = experiment(short, long, {"source": "probe:math"}, acc_math_len_64="max", ppl_math="min", acc_passkey="max")
+    check_figures(made, nominal(made)[0])
+    root = Available(made, nominal(made)[0]).root
+    of_length = {name for name in root if name.startswith("acc_") and "_len_" in name and "_depth_" not in name}
+    assert of_length == {"acc_passkey_len_64", "acc_induction_len_128", "acc_math_len_64"}
+    deep = {name.partition("_len_")[0] for name in root if "_depth_" in name}
+    assert deep == {"acc_passkey", "acc_induction"}
+    assert not [name for name in root if "<" in name]
+    for name in ("acc_passkey_len_128", "acc_induction_len_64_depth_0", "acc_math_len_64_depth_20", "long_recall"):
+        made = experiment(short, long, {"source": "probe:math"}, **{name: "max"})
+        with pytest.raises(InputError, match=rf"evolution\.objectives\.{name}: got '{name}'"):
             check_figures(made, nominal(made)[0])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from morphogen.data.probes import DEPTHS
 from morphogen.errors import DivergedError
 from morphogen.estimates import Estimate, Floats
 from morphogen.figures import Figure
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 SEQUENCES = 64
 #: The stream of the questions; training's streams have longer names.
 _EVAL = 2
-#: A sequence is cut into so many parts, by where in it stands what has to be known.
-DEPTHS = 5
 
 
 class Answers(NamedTuple):
@@ -79,7 +78,7 @@ def answers(model: "nn.Module", probe: "Probe", length: int, *, batch_size: int,
         right_N,
         nats_N,
         np.array([distance.bit_length() for distance in distance_N.tolist()]),
-        np.clip((at_N - distance_N) * DEPTHS // length, 0, DEPTHS - 1),
+        np.clip((at_N - distance_N) * len(DEPTHS) // length, 0, len(DEPTHS) - 1),
         np.repeat(np.arange(SEQUENCES), [len(one.asked) for one in asked]),
     )
 
@@ -115,14 +114,14 @@ def figures_of(probe: "Probe", told: dict[int, Answers]) -> dict[str, float]:
     }
     for length, one in told.items():
         found[f"acc_{label}_len_{length}"] = one.mean(one.right_N)
-        for depth in range(DEPTHS) if probe.kind.deep else ():
+        for depth, percent in enumerate(DEPTHS) if probe.kind.deep else ():
             if (part := one.at(depth)) is not None:
-                found[f"acc_{label}_len_{length}_depth_{depth * 100 // DEPTHS}"] = part.mean(part.right_N)
-    if probe.name == "math":
+                found[f"acc_{label}_len_{length}_depth_{percent}"] = part.mean(part.right_N)
+    if probe.kind.perplexity:
         nats = found[f"nll_{label}"]
         assert isinstance(nats, Estimate)
         ppl = math.exp(min(nats, 700.0))
-        found["ppl_math"] = Estimate(ppl, ppl * nats.influence_U)
+        found[probe.kind.perplexity] = Estimate(ppl, ppl * nats.influence_U)
     return found
 
 

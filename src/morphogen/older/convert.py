@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from morphogen.availability import Available
 from morphogen.blueprint.mistakes import what
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.templates import TemplateFile
@@ -18,7 +19,6 @@ from morphogen.older.experiments import experiment
 from morphogen.older.fields import Fields, How, Note
 from morphogen.older.templates import templates
 from morphogen.parts.contract.registry import TAG
-from morphogen.search.availability import Available
 
 M = TypeVar("M", bound=BaseModel)
 WANTED = "an experiment (model, train, data, ...) or templates of the older system"

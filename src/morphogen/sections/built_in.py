@@ -70,12 +70,14 @@ class BuiltInProbe:
         size: Its size unless a source says another, as in `probe:mqar:8`; None: it has none.
         sizes: What its size counts, as docs/data.md has it; empty: nothing.
         what: What it asks.
+        figure: One that it alone gives, so that there can be but one such probe; empty: none.
     """
 
     cls: str
     size: int | None
     sizes: str
     what: str
+    figure: str = ""
 
     def kind(self) -> Any:
         """What `cls` names."""
@@ -84,7 +86,7 @@ class BuiltInProbe:
 
 _HOME = "morphogen.data.probes"
 PROBES: Final = {
-    "mqar": BuiltInProbe(f"{_HOME}.mqar:MQAR", 8, "PAIRS", "every key of some pairs once again"),
+    "mqar": BuiltInProbe(f"{_HOME}.mqar:MQAR", 8, "PAIRS", "every key of some pairs once again", "long_recall"),
     "passkey": BuiltInProbe(f"{_HOME}.passkey:Passkey", 5, "TOKENS", "a key that stood anywhere in a haystack"),
     "induction": BuiltInProbe(f"{_HOME}.induction:Induction", None, "", "what followed a token the last time"),
     "selective_copy": BuiltInProbe(
@@ -94,5 +96,5 @@ PROBES: Final = {
     "fuzzy_recall": BuiltInProbe(f"{_HOME}.recall:FuzzyRecall", 4, "PAIRS", "keys and values of one to three tokens"),
     "compress": BuiltInProbe(f"{_HOME}.copying:Compress", None, "", "the whole first half of the sequence"),
     "memorize": BuiltInProbe(f"{_HOME}.recall:Memorize", 64, "KEYS", "values that weights have to hold"),
-    "math": BuiltInProbe(f"{_HOME}.arithmetic:Arithmetic", 3, "DIGITS", "sums, digit by digit"),
+    "math": BuiltInProbe(f"{_HOME}.arithmetic:Arithmetic", 3, "DIGITS", "sums, digit by digit", "ppl_math"),
 }

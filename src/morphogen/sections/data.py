@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, Posit
 
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.registry import TAG
+from morphogen.sections.built_in import PROBES
 from morphogen.sections.shards import Shard
 from morphogen.sections.values import Share, changed
 
@@ -130,9 +131,11 @@ class Data(Frozen):
                         "of one size and with the same lengths"
                     )
         kinds = [shard.probe.kind for shard in self.probes if shard.probe]
-        for kind, figure in (("mqar", "long_recall"), ("math", "ppl_math")):
-            if kinds.count(kind) > 1:
-                raise ValueError(f"shards, eval_shards: got two probes {kind}, expected one, whose figure is {figure}")
+        for kind, probe in PROBES.items():
+            if probe.figure and kinds.count(kind) > 1:
+                raise ValueError(
+                    f"shards, eval_shards: got two probes {kind}, expected one, whose figure is {probe.figure}"
+                )
         return self
 
     @property

@@ -23,6 +23,7 @@ class Arithmetic(Kind):
 
     name: ClassVar = "math"
     deep: ClassVar = False
+    perplexity: ClassVar = "ppl_math"
 
     def least(self) -> tuple[int, int]:
         """The longest sum; the digits and three signs."""

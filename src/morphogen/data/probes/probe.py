@@ -10,7 +10,7 @@ Shapes: T1 tokens of a sequence (T is T1 − 1 targets), K scored tokens, V voca
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from morphogen import plugins
 from morphogen.data.spelling import Ids
 from morphogen.errors import InputError
 from morphogen.sections.built_in import PROBES
+
+#: A sequence is cut into parts by where in it stands what has to be known: the percent at which each begins.
+DEPTHS: Final = (0, 20, 40, 60, 80)
 
 
 class Asked(NamedTuple):
@@ -36,6 +39,8 @@ class Kind(ABC):
     name: ClassVar[str]
     #: Whether distances are places in the sequence, so that accuracy by depth says something.
     deep: ClassVar[bool] = True
+    #: A figure that is exp of its loss; empty where there is none.
+    perplexity: ClassVar[str] = ""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -1,12 +1,14 @@
 """Which figures the candidates of an experiment can have: asked before anything is trained."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.data.probes import DEPTHS, kind_of
 from morphogen.errors import InputError, unknown
-from morphogen.experiment import Evolution, Experiment
+from morphogen.experiment import Data, Evolution, Experiment
 from morphogen.figures import NEEDS, Figure, direction, figure_called, find, known
 from morphogen.parts.recurrence.recurrence import Recurrence
+from morphogen.sections.built_in import PROBES
 
 
 class Available:
@@ -20,23 +22,21 @@ class Available:
         recorded = {figure.name for part in parts for figure in part.recorded()}
         has = frozenset[str]().union(*(part.counts_as() | {part.label} for part in parts))
         has |= {"recurrence"} if model.recurrences else set()
-        probes = {shard.label: shard for shard in experiment.data.probes}
-        has |= {"probe"} if probes else set()
-        has |= {shard.probe.kind for shard in probes.values() if shard.probe} & {"mqar", "math"}
+        probes = [shard.probe.kind for shard in experiment.data.probes if shard.probe]
+        has |= {"probe", *probes} if probes else set()
         has |= {"weights"} if experiment.train.init_checkpoint is not None else set()
-        grown = frozenset(NEEDS) - {"probe", "mqar", "math"}
+        grown = frozenset(NEEDS) - {"probe", *PROBES}
         steps = {str(n) for loop in model.recurrences for n in (1, *loop.test_recurrences)}
         usual = {str(n) for n in (1, *Recurrence.model_fields["test_recurrences"].default)}
         shards = [shard.name for shard in experiment.data.measured_shards]
-        lengths = {n for shard in probes.values() for n in shard.lengths or (experiment.data.seq_len,)}
-        marks: Marks = {"<shard>": shards, "<probe>": probes, "<length>": lengths, "<depth>": range(0, 100, 20)}
+        texts, asked = [{"<shard>": shard} for shard in shards], list(_probe_marks(experiment.data))
         self.root: set[str] = set(recorded)
         self.descendants: set[str] = set(recorded)
         for figure in known().values():
             if has.issuperset(figure.needs):
-                self.root |= _members(figure, {**marks, "<n>": steps})
+                self.root |= _members(figure, texts, asked, [{"<n>": n} for n in steps])
             if (has | grown).issuperset(figure.needs):
-                self.descendants |= _members(figure, {**marks, "<n>": steps | usual})
+                self.descendants |= _members(figure, texts, asked, [{"<n>": n} for n in steps | usual])
         self._has = has
         self._made: dict[str, tuple[str, ...]] = {}
         _check_shards(shards)
@@ -66,16 +66,34 @@ class Available:
         raise InputError(unknown(place, name, allowed))
 
 
-#: What a mark in a figure's name stands for.
-Marks = Mapping[str, Iterable[object]]
+#: What marks in a figure's name stand for together.
+Marks = Mapping[str, str]
 
 
-def _members(figure: Figure, marks: Marks) -> set[str]:
-    """The names that a figure stands for."""
+def _probe_marks(data: Data) -> Iterator[Marks]:
+    """Every probe alone, at each of its lengths, and at each depth where it has any."""
+    for shard in data.probes:
+        assert shard.probe is not None
+        yield {"<probe>": shard.label}
+        for length in shard.lengths or (data.seq_len,):
+            marks = {"<probe>": shard.label, "<length>": str(length)}
+            yield marks
+            yield from ({**marks, "<depth>": str(depth)} for depth in DEPTHS if kind_of(shard.probe.kind).deep)
+
+
+def _members(figure: Figure, *several: Sequence[Marks]) -> set[str]:
+    """The names that a figure stands for: of each sort of marks, by those that say all that it has of the sort."""
     names = {figure.name}
-    for mark, values in marks.items():
-        names = {name.replace(mark, str(value)) for name in names for value in (values if mark in name else [""])}
-    return names
+    for sort in several:
+        mine = {mark for marks in sort for mark in marks if mark in figure.name}
+        names = {_marked(name, marks) for name in names for marks in sort if marks.keys() == mine} if mine else names
+    return {name for name in names if "<" not in name}
+
+
+def _marked(name: str, marks: Marks) -> str:
+    for mark, value in marks.items():
+        name = name.replace(mark, value)
+    return name
 
 
 def _check_shards(shards: Collection[str]) -> None:
