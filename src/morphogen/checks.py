@@ -7,7 +7,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cost import Step, costs
 from morphogen.errors import InputError
-from morphogen.experiment import Experiment
+from morphogen.experiment import Experiment, Train
 from morphogen.foresight import foreseen, late_growth, nominal
 from morphogen.knobs import Remark
 from morphogen.reading import dotted, experiment_in, holds_templates, placed, said_of
@@ -48,11 +48,12 @@ def _check_gates_reached(experiment: Experiment) -> None:
 
 class Validated(NamedTuple):
     """A file without mistakes: what it is, in words; its parameters (None where it is no experiment, or its vocabulary
-    is not known here); what is odd about it, a line each."""
+    is not known here); what is odd about it, a line each; how it trains, of an experiment."""
 
     said: str
     parameters: int | None
     notes: tuple[str, ...]
+    train: Train | None = None
 
 
 def validated(file: str) -> Validated:
@@ -68,7 +69,7 @@ def validated(file: str) -> Validated:
     parameters = int(costs(model, experiment.data.seq_len)["params"])
     least = "" if known else ", without those of a vocabulary whose size only the hub knows"
     notes = tuple(said_of(file, remarks))
-    return Validated(f"ok, {parameters:,} parameters{least}", parameters if known else None, notes)
+    return Validated(f"ok, {parameters:,} parameters{least}", parameters if known else None, notes, experiment.train)
 
 
 def examined(experiment: Experiment) -> tuple[Blueprint, bool, list[Remark]]:

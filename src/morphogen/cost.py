@@ -114,7 +114,7 @@ class Step(NamedTuple):
         """As an experiment trains on batches of so many sequences."""
         moments = 2 if train.optimizer.name == "adamw" else 1
         averaged, taught = train.schedule == "constant", train.anchoring.self_distillation is not None
-        return cls(sequences, train.bf16, train.grad_ckpt, moments, averaged, taught)
+        return cls(sequences, train.in_bf16, train.grad_ckpt, moments, averaged, taught)
 
 
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:

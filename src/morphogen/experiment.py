@@ -76,6 +76,11 @@ Rate = Annotated[
     Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
     Discriminator(lambda value: TAG + ("auto" if value == "auto" else "number")),
 ]
+#: `auto` is settled when a run begins, by the device: see `training.precision`.
+Bf16 = Annotated[
+    Annotated[bool, Tag(TAG + "truth")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
+    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "truth")),
+]
 
 
 class Train(Frozen):
@@ -100,8 +105,9 @@ class Train(Frozen):
     in the memory of one."""
     clip: PositiveFloat = 1.0
     """Norm that gradients are clipped to."""
-    bf16: bool = False
-    """Whether to compute in bfloat16 by autocast; weights stay float32."""
+    bf16: Bf16 = "auto"
+    """Whether to compute in bfloat16 by autocast; weights stay float32. `auto`: where the device multiplies it
+    natively; on a CPU only where that is measured to be clearly faster, on mps never."""
     grad_ckpt: bool = False
     """Whether the backward pass computes activations again, to save memory."""
     max_tokens: PositiveInt = 200_000
@@ -148,6 +154,11 @@ class Train(Frozen):
         return self
 
     @property
+    def in_bf16(self) -> bool:
+        """Whether bfloat16 is computed in; `auto` that is not settled yet counts as float32."""
+        return self.bf16 is True
+
+    @property
     def searches_rate(self) -> bool:
         """Whether the learning rate is still to be found."""
         return self.lr == "auto" and self.optimizer.lr is None
@@ -188,6 +199,12 @@ class Experiment(Frozen):
     def tokens_per_step(self) -> int:
         """Targets that one step of the optimizer trains on."""
         return self.data.seq_len * self.data.batch_size * self.train.accumulate
+
+    def in_precision(self, bf16: bool) -> Self:
+        """The same with `train.bf16: auto` settled; where it is asked for outright that stays."""
+        if self.train.bf16 != "auto":
+            return self
+        return self.model_copy(update={"train": self.train.model_copy(update={"bf16": bf16})})
 
     def with_train(self, fields: Mapping[str, Any]) -> Self:
         """The same, trained with other `fields` of `train`, as a candidate's edits may ask."""

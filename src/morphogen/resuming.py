@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.record import understood
 from morphogen.data.prepare import PreparedData, text_of
@@ -25,6 +27,7 @@ from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
 from morphogen.store.places import ENVIRONMENT
+from morphogen.training.precision import Precision, chosen
 from morphogen.training.threads import default_threads
 
 #: Settings of the experiment that may differ when a run is resumed: what may be added to its end, and who proposes
@@ -61,6 +64,18 @@ def entered(
     seed = start.seed if seed is None else seed
     told, remarks = begun(folder, start, experiment, seed, prepared.environment())
     return seed, told, remarks
+
+
+def precise(events: Sequence[Event], experiment: Experiment, device: str) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment with `train.bf16` settled, and what is to be recorded of that: a run that goes on computes as it
+    was begun, on whatever device."""
+    asked = experiment.train.bf16
+    if events and isinstance(start := events[0], Start):
+        bf16 = start.experiment.get("train", {}).get("bf16") is True  # the earliest versions knew no other than fp32
+        found = Precision(bf16, "as the run was begun")
+    else:
+        found = chosen(experiment.train, torch.device(device))
+    return experiment.in_precision(found.bf16), {"asked": asked, "bf16": found.bf16, "why": found.why}
 
 
 def begun(

@@ -182,8 +182,8 @@ def evolve(
         remarks = prepared.remarks()
         read = {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()}
         session.note(read - {*remarks})
-        session.loop(executor, [*remarks, bf16_warning(experiment.train.bf16, torch.device(device))])
-    return Run(folder, experiment, session.engine.seed, device)
+        session.loop(executor, [*remarks, bf16_warning(session.experiment.train, torch.device(device))])
+    return Run(folder, session.experiment, session.engine.seed, device)
 
 
 @contextmanager

@@ -154,7 +154,9 @@ class Session:
             runfolder.remove_leftovers(folder)
             runfolder.link_checkpoints(folder, keep.checkpoint_dir)
             events = list(ledger.events())
+            experiment, precision = resuming.precise(events, experiment, device)
             seed, told, remarks = resuming.entered(folder, events, experiment, seed, device, prepared)
+            told.setdefault("precision", precision)
             engine = Engine(experiment, seed=seed, run_dir=str(folder), device=device)
             for event in events[1:]:  # nothing is written to a run that cannot be gone on with
                 engine.apply(event)

@@ -33,7 +33,7 @@ from morphogen.training.device import choose_device
 from morphogen.training.ending import Ending
 from morphogen.training.long_run import MODEL, LongRun, Origin, Outcome, Wanted, drawn_seed
 from morphogen.training.news import Noted, Observer
-from morphogen.training.precision import bf16_warning
+from morphogen.training.precision import bf16_warning, chosen
 from morphogen.training.range_test import find_rate
 from morphogen.training.snapshots import Snapshot
 from morphogen.training.start import from_checkpoint
@@ -124,7 +124,7 @@ def train(
     before = read_record(folder) if (folder / RECORD).exists() else None
     asked = _over(before, (asked or Asked()).located(), source, folder)
     wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
-    begins = _settled(source, folder, asked, wanted, place, observer)
+    begins = _settled(source, folder, before, asked, wanted, place, observer)
     folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
         if before != (read_record(folder) if (folder / RECORD).exists() else None):
@@ -171,16 +171,28 @@ def _wanted(
     )
 
 
-def _settled(source: str | Path, folder: Path, asked: Asked, wanted: Wanted, device: str, observer: Observer) -> Begins:
+def _settled(
+    source: str | Path,
+    folder: Path,
+    before: Begun | None,
+    asked: Asked,
+    wanted: Wanted,
+    device: str,
+    observer: Observer,
+) -> Begins:
     """The experiment as it is trained, and its text; tells what is odd about them. InputError for what cannot be."""
     found = beginning_of(str(source), asked, folder)
     experiment = found_again(found.experiment, folder)
     _check_places(folder, experiment)
     experiment, prepared = settle(experiment, found.tokenizer)
+    if experiment.train.bf16 == "auto":
+        begun = None if before is None else begun_with(folder, before).train
+        bf16 = chosen(experiment.train, choose_device(device)).bf16 if begun is None else begun.in_bf16
+        experiment = experiment.in_precision(bf16)
     _check_asked(experiment.model, wanted.grow)
     file = None if str(source).endswith(CHECKPOINT) else source
     remarks = _remarks(experiment, wanted.steps, file, has_tokenizer=found.tokenizer is not None)
-    for line in (*remarks, *prepared.remarks(), bf16_warning(experiment.train.bf16, choose_device(device))):
+    for line in (*remarks, *prepared.remarks(), bf16_warning(experiment.train, choose_device(device))):
         if line:
             observer(Noted(line))
     return Begins(experiment, prepared, wanted, asked, found.tokenizer, device)

@@ -19,6 +19,8 @@ from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, failed_alike, retry
 from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use, last_stop
+from morphogen.training.device import choose_device
+from morphogen.training.precision import bf16_warning
 
 RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
 RETRY = "once the cause is mended, the run's command with --resume --retry-failed trains them again"
@@ -61,6 +63,16 @@ def examine(folder: Path) -> list[Finding]:
     finished = last_stop(events) == FINISHED
     found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished), *_failures(folder, engine)]
     return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]
+
+
+def remarks(folder: Path) -> list[str]:
+    """What is not wrong, but should be known: a run that computes in what this machine has no instructions for."""
+    try:
+        experiment, told = read_experiment(folder / RESOLVED), read_environment(folder)
+        warning = bf16_warning(experiment.train, choose_device(told["device"]))
+    except MorphogenError:  # a finding already, or a device that this machine lacks
+        return []
+    return [warning] if warning else []
 
 
 def _replayed(events: list[Event], folder: Path) -> tuple[Engine, Engine]:

@@ -14,12 +14,14 @@ from morphogen.cost import TRAIN_FACTOR, Step, costs
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.tokenizers import named
 from morphogen.errors import InputError, MorphogenError
-from morphogen.experiment import BPE, Data, Experiment
+from morphogen.experiment import BPE, Data, Experiment, Train
 from morphogen.metrics.probing import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
 from morphogen.search.rungs import stages
 from morphogen.training.device import choose_device
+from morphogen.training.precision import bf16_warning
+from morphogen.training.precision import told as train_precision
 from morphogen.training.range_test import rates
 from morphogen.training.trainer import Trainer
 
@@ -151,6 +153,13 @@ def too_large(experiment: Experiment, device: str = "cpu") -> str:
     if least <= free:
         return ""
     return f"a step of {tokens:,} tokens takes at least {least:,} bytes, and {device} has {free:,}"
+
+
+def precision(train: Train, device: str) -> list[str]:
+    """In which precision a device will train and why, and what should be known of it before."""
+    where = choose_device(device)
+    warning = bf16_warning(train, where)
+    return [f"train.bf16: {train_precision(train, where)}", *([warning] if warning else [])]
 
 
 def memory_bytes(device: str) -> int:

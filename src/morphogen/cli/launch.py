@@ -127,8 +127,8 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen.reading import located
     from morphogen.run import settle
     from morphogen.search.engine import Engine
+    from morphogen.training import precision
     from morphogen.training.device import choose_device
-    from morphogen.training.precision import bf16_warning
 
     runfolder.check_usable(folder, resume)
     choose_device(device)
@@ -147,10 +147,11 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
         "vocab": prepared.vocab_size,
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }
+    told["precision"] = f"train.bf16: {precision.told(experiment.train, choose_device(device))}"
     told["read"] = {source: str(account) for source, account in prepared.accounts().items()}
     if warnings := [
         *prepared.shortfalls(),
-        *filter(None, [bf16_warning(experiment.train.bf16, choose_device(device))]),
+        *filter(None, [precision.bf16_warning(experiment.train, choose_device(device))]),
     ]:
         told["warnings"] = warnings
     show_facts(told, as_json)

@@ -28,6 +28,7 @@ class Engine(Search[Design, Traits]):
     def __init__(self, experiment: Experiment, *, seed: int, run_dir: str, device: str) -> None:
         """InputError for unknown operators in mutation_weights or templates, unknown costs in rung0_thresholds, or no
         vocabulary."""
+        experiment = experiment.in_precision(False)  # one in which nobody has settled it computes in float32
         evolution = experiment.evolution
         check_thresholds(
             evolution,

@@ -10,6 +10,8 @@ from morphogen.candidate import Job, Report, Status, stream
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import CandidateError, InputError
 from morphogen.experiment import Experiment
+from morphogen.training.device import choose_device
+from morphogen.training.precision import chosen
 
 
 class Ending(NamedTuple):
@@ -35,6 +37,8 @@ class Assignment(NamedTuple):
     def of(cls, job: Job, prepared: PreparedData | None) -> Self:
         """InputError where the experiment, or the blueprint, means nothing here."""
         experiment = _experiment(job)
+        if experiment.train.bf16 == "auto":  # a job of no run
+            experiment = experiment.in_precision(chosen(experiment.train, choose_device(job.device)).bf16)
         ready = prepare(experiment.data, experiment.train.accumulate) if prepared is None else prepared
         job = _with_vocab(job, ready.vocab_size)
         before = Report(id=job.candidate.id, status=Status.PROPOSED) if job.before is None else job.before

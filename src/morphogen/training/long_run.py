@@ -313,7 +313,7 @@ class LongRun:
     def _evaluate(self) -> None:
         experiment = self.origin.experiment
         with self.trainer.measurable() as model:
-            found = evaluate(model, self.mixture, experiment.data.eval_tokens, bf16=experiment.train.bf16)
+            found = evaluate(model, self.mixture, experiment.data.eval_tokens, bf16=experiment.train.in_bf16)
         bpb = float(found["bpb"])
         self.journal.evaluated(self.step, self.step * self.prepared.tokens_per_step, bpb)
         self.observer(Evaluated(self.step, bpb))

@@ -37,7 +37,7 @@ class Measurement:
         self.seconds += time.perf_counter() - start
 
     def _sample(self, model: LanguageModel) -> float:
-        data, bf16 = self._experiment.data, self._experiment.train.bf16
+        data, bf16 = self._experiment.data, self._experiment.train.in_bf16
         scores = held_out(model, self._mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
         return sample_bpb(scores, self._mixture.prepared.eval_weights)
 
@@ -53,7 +53,7 @@ class Measurement:
                 device=trainer.device,
                 mixture=self._mixture,
                 eval_tokens=self._experiment.data.eval_tokens,
-                bf16=self._experiment.train.bf16,
+                bf16=self._experiment.train.in_bf16,
                 losses=trace.losses[first_step:],
                 grad_norms=trace.grad_norms[first_step:],
                 recorded=trace.figures,

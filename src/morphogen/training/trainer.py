@@ -26,6 +26,7 @@ from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
 from morphogen.training.memory import PeakMemory
 from morphogen.training.optimizers import Updater, make_updater
+from morphogen.training.precision import settled
 from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.trace import Progress, StepInfo, Trace
@@ -64,13 +65,13 @@ class Trainer:
         loss: Loss | None = None,
         earlier_steps: int = 0,
     ) -> None:
-        self.train = train
+        self.train = train = settled(train, model.emb.weight.device)
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
         self.seed = seed
         self.earlier_steps = earlier_steps
         self.device = model.emb.weight.device
-        if train.bf16 and self.device.type == "mps":
+        if train.in_bf16 and self.device.type == "mps":
             raise InputError("train.bf16: not available on device 'mps', expected false")
         self.loss = usual_loss(train) if loss is None else loss
         self.warmup = Schedule.of(train, total_steps).warmup
@@ -115,7 +116,7 @@ class Trainer:
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """In which forward passes of training are made."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.train.bf16 else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.train.in_bf16 else contextlib.nullcontext()
 
     @property
     def averages(self) -> dict[str, Tensor]:

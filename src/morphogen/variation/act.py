@@ -37,7 +37,7 @@ class Surroundings(NamedTuple):
     donors: models of others whose layers may be put in.
     """
 
-    train: Train = Train()
+    train: Train = Train(bf16=False)
     weights: Mapping[str, float] = {}
     templates: tuple[Template, ...] = ()
     novelty: float = 0.25

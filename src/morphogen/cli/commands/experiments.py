@@ -17,6 +17,8 @@ from morphogen.plugins import looking
 @app.command()
 def validate(
     files: Annotated[list[str], typer.Argument(help="experiments in YAML", metavar="FILE...")],
+    measure: Annotated[bool, typer.Option("--measure", help="measure too in which precision a device trains")] = False,
+    device: Annotated[str, typer.Option(help="which one: cpu, cuda, cuda:N, mps, or auto")] = "cpu",
     allow_code: flags.AllowCode = False,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -34,11 +36,16 @@ def validate(
             if as_json:
                 told[file] = {"ok": False, "parameters": None, "notes": [], "mistakes": str(error).splitlines()}
             continue
+        notes = [*found.notes]
+        if measure and found.train is not None:
+            from morphogen.cli.explain import precision
+
+            notes += precision(found.train, device)
         if as_json:
-            told[file] = {"ok": True, "parameters": found.parameters, "notes": found.notes, "mistakes": []}
+            told[file] = {"ok": True, "parameters": found.parameters, "notes": notes, "mistakes": []}
         else:
             told[file] = found.said
-            for line in found.notes:
+            for line in notes:
                 print(visible(f"note: {line}"), file=sys.stderr)
     show_facts(told, as_json)
     if mistakes:
@@ -78,15 +85,15 @@ def explain(
         told["proposer"] = {"name": asked.name, "command": " ".join(asked.command), "places": places}
     if not as_json:
         told |= {name: f"{told[name]:,} {known()[name].unit}" for name in found}
+    told["precision"], *warnings = explaining.precision(experiment.train, device)
+    if warnings:
+        told["warnings"] = warnings
     if prepared is None:
         told["eval_text"] = "not read here, so that eval_tokens_each is the most; run --dry-run reads it"
     if measure and (why := explaining.too_large(experiment, device)):
         told["measured"] = None if as_json else f"not, for {why}"
         told |= {"not_measured": why} if as_json else {}
     elif measure:
-        from morphogen.training.device import choose_device
-        from morphogen.training.precision import bf16_warning
-
         probe = explaining.probe(experiment, device)
         seconds = forecast.seconds(probe.tokens_per_second)
         told["measured"] = {
@@ -100,8 +107,6 @@ def explain(
             told["estimated_seconds"] = (
                 f"{told['estimated_seconds']} ({duration(seconds)}; an estimate from those steps)"
             )
-        if warning := bf16_warning(experiment.train.bf16, choose_device(device)):
-            told["warnings"] = [warning]
     show_facts(told, as_json)
 
 

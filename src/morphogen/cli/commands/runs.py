@@ -1,6 +1,7 @@
 """Commands that look at a run's folder and change nothing in it."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -95,9 +96,12 @@ def lineage(
 @app.command()
 def doctor(folder: flags.Folder, allow_code: flags.AllowCode = False, as_json: flags.AsJson = False) -> None:
     """Check a run's folder, and say what to do about what is wrong. Exits with 2 where anything is."""
-    from morphogen.cli.doctor import examine
+    from morphogen.cli.doctor import examine, remarks
 
-    findings = examine(run_folder(folder))
+    run = run_folder(folder)
+    findings = examine(run)
+    for line in remarks(run):
+        print(visible(f"note: {line}"), file=sys.stderr)
     if as_json:
         print(json_shown(json.dumps([vars(finding) for finding in findings], indent=2)))
     else:
