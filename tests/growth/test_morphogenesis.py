@@ -246,6 +246,19 @@ def test_by_their_usage_only_those_used_too_little_merge_or_cross() -> None:
         assert experts.to_cross(trigger, CrossExperts(), blueprint, 12, lambda: written) == crossed
 
 
+def test_where_the_least_used_expert_cannot_go_the_next_one_merges() -> None:
+    # each token chooses both places, so that the second has to stay; of the first and its twin either may go
+    blueprint = model({"n_experts": 3, "k": 2, "twins": [0]})
+    experts, trigger = watched(blueprint, *[{"b0": [97.0, 1.0, 2.0]}] * 12)
+
+    def nearest(block: str, expert: int | None) -> tuple[int, int]:
+        return (1, 0) if expert is None else (expert, 0)
+
+    assert experts.to_prune(trigger, PruneExperts(), blueprint, 12, no_writing) == {"b0": (2,)}
+    assert experts.to_merge(trigger, MergeExperts(), blueprint, 12, nearest) == {"b0": (0, 2)}
+    assert experts.to_merge(NOW, MergeExperts(), blueprint, 12, nearest) == {"b0": (1, 0)}
+
+
 def test_nothing_is_judged_before_it_was_observed_for_an_interval() -> None:
     blueprint = model({"n_experts": 2, "k": 1})
     experts, trigger = watched(blueprint, *[{"b0": [99.0, 1.0]}] * 4, interval=5)

@@ -131,6 +131,14 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], Any, str]] = {
         (MIXED,),
         "growth[1].when: of 4 experts, one used between 0.125 and 0.188 is split by rule0 and let go by rule1",
     ),
+    "split and merged": (
+        [
+            rule("merge_experts", {**USAGE, "split_above": 1.5, "prune_below": 0.75}),
+            rule("split_experts", {**USAGE, "split_above": 0.5, "prune_below": 0.1}),
+        ],
+        (MIXED,),
+        "growth[1].when: of 4 experts, one used between 0.125 and 0.188 is split by rule1 and let go by rule0",
+    ),
     "experts that all run": (
         [rule("split_experts", USAGE)],
         (FULL,),
@@ -397,3 +405,7 @@ def test_nobody_asks_by_hand_in_a_search(tmp_path: Path) -> None:
         assert (
             len([note for note in found.notes if "f.yaml:6:7" in note and "nobody asks in a search" in note]) == count
         )
+
+
+def test_of_a_training_without_steps_nothing_is_said_to_come_too_late() -> None:
+    assert not list(late(blueprint(rule(), rule("deepen", {"trigger": "plateau"})), 0, 0))

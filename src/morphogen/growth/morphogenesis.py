@@ -35,7 +35,8 @@ Action = SplitExperts | PruneExperts | MergeExperts | CrossExperts
 #: What each expert writes: block id -> mean of gate weight × norm of the output, by expert (`blending.written`).
 Written = Callable[[], Mapping[str, Sequence[float]]]
 Pair = tuple[int, int]
-#: The two usual experts of a mixture whose weights are nearest, by block id (`blending.nearest_pair`).
+#: (block id, expert) to the expert and the one of its mixture that is nearest to it in weights; without an expert the
+#: two that are nearest to each other (`blending`).
 Nearest = Callable[[str, int | None], Pair]
 
 
@@ -243,10 +244,11 @@ class Experts:
     def to_merge(
         self, trigger: Trigger, action: MergeExperts, blueprint: Blueprint, step: int, nearest: Nearest
     ) -> dict[str, Pair]:
-        """Of each mixture the two experts whose weights are nearest, by block, the more used one first: that stays.
+        """Of each mixture the two experts whose weights are nearest, by block, the more used one first: that stays,
+        unless the other one cannot go.
 
-        With an `expert_usage` in the trigger: of those that `to_prune` would have go, the least used one, and the
-        expert that is nearest to it, which stays.
+        With an `expert_usage` in the trigger: of those that `to_prune` would have go, the least used one that can, and
+        the expert that is nearest to it, which stays.
         """
         self._read()
         found = {}
@@ -254,11 +256,10 @@ class Experts:
             usage, spare = self._spare(trigger, block, moe, book, step)
             if moe.n_experts <= action.min_experts or moe.stacked < 2 or not spare:
                 continue
-            if usage_trigger(trigger) is None:
-                stays, goes = sorted(nearest(block, None), key=lambda e: (-usage[e], e))
-            else:
-                goes, stays = nearest(block, min(spare, key=lambda e: (usage[e], e)))
-            if _dispensable(moe, [goes], 1):
+            pair = nearest(block, None) if usage_trigger(trigger) is None else None
+            least = sorted(spare if pair is None else pair, key=lambda e: (usage[e], -e if pair else e))
+            for goes in _dispensable(moe, least, 1):
+                stays = nearest(block, goes)[1] if pair is None else next(e for e in pair if e != goes)
                 found[block] = stays, goes
         return found
 

@@ -99,8 +99,11 @@ def _idle(blueprint: Blueprint, i: int, seq_len: int, *, begun: bool) -> Iterato
 
 
 def late(blueprint: Blueprint, steps: int, tokens: int) -> Iterator[Remark]:
-    """Triggers that a training of so many steps and tokens in all, ancestors' included, never comes to."""
-    per_step = max(1, tokens // max(1, steps))
+    """Triggers that a training of so many steps and tokens in all, ancestors' included, never comes to; none of one
+    that takes no step."""
+    if steps < 1:
+        return
+    per_step = max(1, tokens // steps)
     for i, rule in enumerate(blueprint.growth):
 
         def beyond(trigger: Trigger, rule: GrowthRule = rule) -> str:

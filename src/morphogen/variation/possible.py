@@ -25,6 +25,8 @@ from morphogen.variation.making import NOBODY, Chosen, make, within
 ON_EXPERTS = rules.AddExperts | rules.SplitExperts | rules.PruneExperts | rules.MergeExperts | rules.CrossExperts
 #: Those that change how many there are.
 COUNTING = rules.AddExperts | rules.SplitExperts | rules.PruneExperts | rules.MergeExperts
+#: Those after which there are fewer.
+FEWER = rules.PruneExperts | rules.MergeExperts
 #: What other rules may make of a model is followed through so many architectures.
 MOST_STATES = 24
 #: Action -> others that may bring a model to where it has something to act on; for a limit, all that shrink.
@@ -288,7 +290,7 @@ def overlap(blueprint: Blueprint, one: GrowthRule, other: GrowthRule) -> str:
     """Usage at which one rule would split an expert that the other lets go; empty where there is none."""
     for split, prune in ((one, other), (other, one)):
         above, under = split.when, prune.when
-        if not (isinstance(split.do, rules.SplitExperts) and isinstance(prune.do, rules.PruneExperts)):
+        if not (isinstance(split.do, rules.SplitExperts) and isinstance(prune.do, FEWER)):
             continue
         if isinstance(above, triggers.ExpertUsageTrigger) and isinstance(under, triggers.ExpertUsageTrigger):
             for count in _expert_counts(blueprint):
