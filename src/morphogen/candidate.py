@@ -72,9 +72,9 @@ class Merging(Record):
 
     method: str
     weights: tuple[float, ...]
-    density: float
-    epsilon: float
-    seed: Whole
+    density: float = 1.0
+    epsilon: float = 0.0
+    seed: Whole = 0
 
 
 class Edit(Record):

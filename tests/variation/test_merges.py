@@ -39,7 +39,7 @@ def test_a_child_has_the_weights_that_its_edit_says(name: str) -> None:
     state, report = inherit(child, parents, edits=[edit], base=began)
     models, settings = [Model(*each) for each in parents], Settings(*list(dict(how).values())[1:])
     origin = Model(*began) if how.method in NEED_BASE else None
-    wanted = merge(how.method, models, settings, origin)
+    wanted = merge(how.method, models, settings, origin, ids=[block.id for block in child.blocks])
     assert wanted.blueprint == child
     assert all(torch.equal(state[tensor], wanted.state[tensor]) for tensor in wanted.state)
     assert any(not torch.equal(state[tensor], parents[0][1].get(tensor, state[tensor] + 1)) for tensor in state)
@@ -52,6 +52,18 @@ def test_a_child_has_the_weights_that_its_edit_says(name: str) -> None:
     else:
         assert child == FIRST
         assert set(whole.values()) == {("0", "merged")}
+
+
+def test_what_is_stacked_twice_is_no_gene_that_anybody_else_has() -> None:
+    rng = np.random.default_rng(0)
+    made = [MERGES["merge_passthrough"](*pair, rng) for pair in ((FIRST, SECOND), (FIRST, SECOND), (SECOND, FIRST))]
+    again = [block.id for proposal in made if proposal is not None for block in proposal.child.blocks[2:]]
+    assert len(set(again)) == 6
+    assert not {"b0", "b1"} & set(again)
+    # the command names them after what they are
+    models = [Model(each, initial_state(each, 0)) for each in (FIRST, SECOND)]
+    named = merge("passthrough", models, Settings((1.0, 1.0))).blueprint
+    assert [block.id for block in named.blocks] == ["b0", "b1", "b0_0", "b1_0"]
 
 
 def test_differences_need_what_they_are_from() -> None:

@@ -176,7 +176,7 @@ def splice_edits(
     for step, edit in enumerate(one for whole in edits for one in whole.single()):
         following = apply(here, edit.changes)
         if edit.merging is not None:
-            here, spliced = merged(edit.merging, loaded, base)
+            here, spliced = merged(edit.merging, loaded, following, base)
             if here != following:
                 raise InputError("the recorded merge leads to another blueprint")
             exact, notes = False, [*notes, f"weights of two parents, merged by {edit.merging.method}"]

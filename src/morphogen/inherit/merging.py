@@ -150,7 +150,9 @@ class Model(NamedTuple):
     state: Mapping[str, Tensor]
 
 
-def merge(method: str, models: Sequence[Model], how: Settings, base: Model | None = None) -> Model:
+def merge(
+    method: str, models: Sequence[Model], how: Settings, base: Model | None = None, *, ids: Sequence[str] | None = None
+) -> Model:
     """Merges models into one of the first's architecture, or with `passthrough` into the blocks of all, in order.
 
     Args:
@@ -158,12 +160,13 @@ def merge(method: str, models: Sequence[Model], how: Settings, base: Model | Non
         models: Each a blueprint with its state dict.
         how: Weights and shares.
         base: What the others were trained from, for methods with task vectors.
+        ids: Of the blocks with `passthrough`; see `stacked`.
 
     Raises:
         InputError: Models without a gene in common, or that cannot be stacked.
     """
     if method == PASSTHROUGH:
-        return _stacked(models)
+        return _stacked(models, ids)
     first = models[0]
     table = specs(first.blueprint)
     aligned = [_aligned(model, first, i) for i, model in enumerate(models[1:], start=2)]
@@ -200,12 +203,12 @@ def _aligned(model: Model, first: Model, number: int) -> dict[str, tuple[Tensor,
     return found
 
 
-def _stacked(models: Sequence[Model]) -> Model:
+def _stacked(models: Sequence[Model], ids: Sequence[str] | None) -> Model:
     """The blocks of all models, one model after another, unchanged; embedding, norm and head are the first's.
 
     Depth up-scaling, arXiv 2312.15166; passthrough of mergekit, arXiv 2403.13257.
     """
-    blueprint, places = stacked([model.blueprint for model in models])
+    blueprint, places = stacked([model.blueprint for model in models], ids)
     state = {name: tensor for name, tensor in models[0].state.items() if not name.startswith("blocks.")}
     for place, (which, position) in enumerate(places):
         state |= {
@@ -217,17 +220,19 @@ def _stacked(models: Sequence[Model]) -> Model:
 
 
 def merged(
-    how: Merging, parents: Sequence[tuple[Blueprint, Spliced]], base: Callable[[], Model] | None
+    how: Merging, parents: Sequence[tuple[Blueprint, Spliced]], child: Blueprint, base: Callable[[], Model] | None
 ) -> tuple[Blueprint, Spliced]:
     """Parents with their weights made one, as an edit says, and of what architecture. Moments are the first's.
 
-    base: what all weights began as, for methods with task vectors. InputError where there is none.
+    child: whose ids new blocks have. base: what all weights began as, for methods with task vectors. InputError where
+    there is none.
     """
     if how.method in NEED_BASE and base is None:
         raise InputError(f"merge_{how.method} needs what the parents' weights began as")
     origin = base() if base is not None and how.method in NEED_BASE else None
     models = [Model(blueprint, spliced.state) for blueprint, spliced in parents]
-    made = merge(how.method, models, Settings(how.weights, how.density, how.epsilon, how.seed), origin)
+    ids = [block.id for block in child.blocks]
+    made = merge(how.method, models, Settings(how.weights, how.density, how.epsilon, how.seed), origin, ids=ids)
     whole = from_parent(dict(made.state), 0, parents[0][1].moments, given=True)
     if how.method != PASSTHROUGH:
         whole.marks = {name: Marks(merged=True) for name in whole.state}

@@ -5,7 +5,7 @@ first. Where blocks are taken out of the midst of the second, so are its rules o
 child. A child has blocks of both parents, no gene twice, and an architecture that is neither parent's.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
 from morphogen.experiment import Crossing
 from morphogen.variation.growth import added_rules
-from morphogen.variation.merging import MERGES
+from morphogen.variation.merging import MERGES, Crossover
 from morphogen.variation.operator import Proposal
 
 #: A child's blocks, each with the number of the parent it comes from.
@@ -69,8 +69,6 @@ def uniform(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Pr
         return None
     return _first_new("crossover_uniform", first, second, (_tossed(first, second, rng) for _ in range(TOSSES)))
 
-
-Crossover = Callable[[Blueprint, Blueprint, np.random.Generator], Proposal | None]
 
 #: How a child is made, by its name in `evolution.crossover`; in the edit it is `crossover_<name>`.
 CROSSOVERS: Mapping[Crossing, Crossover] = {"one_point": one_point, "aligned_span": aligned_span, "uniform": uniform}

@@ -29,9 +29,7 @@ EPSILON = 0.2
 def averaged(method: str, first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
     """Between the parents' weights, at a share that is drawn; None where they have no gene in common."""
     share = float(rng.uniform(*SHARE))
-    return _merged(
-        Merging(method=method, weights=(1.0 - share, share), density=1.0, epsilon=0.0, seed=0), first, second
-    )
+    return _merged(Merging(method=method, weights=(1.0 - share, share)), first, second)
 
 
 def added(method: str, first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
@@ -39,20 +37,25 @@ def added(method: str, first: Blueprint, second: Blueprint, rng: np.random.Gener
     gene in common."""
     weights = (float(rng.uniform(*SCALE)), float(rng.uniform(*SCALE)))
     density = 1.0 if method == "task_arithmetic" else float(rng.uniform(*DENSITY))
-    epsilon = min(EPSILON, 2 * density, 2 * (1 - density)) if method == "della" else 0.0
+    epsilon = EPSILON if method == "della" else 0.0
     seed = int(rng.integers(2**31)) if method in ("dare_ties", "della") else 0
     how = Merging(method=method, weights=weights, density=density, epsilon=epsilon, seed=seed)
     return _merged(how, first, second)
 
 
 def passthrough(first: Blueprint, second: Blueprint, rng: np.random.Generator) -> Proposal | None:
-    """The blocks of the first parent and then those of the second; None where widths or norms differ, or one has
-    recurrences."""
+    """The blocks of the first parent and then those of the second, under new ids where the first has theirs; None where
+    widths or norms differ, or one has recurrences."""
+    ids = [block.id for block in first.blocks]
+    for block in second.blocks:
+        taken = {*ids, *(each.id for each in second.blocks)}
+        fresh = (name for _ in range(10**9) if (name := first.fresh_id(rng)) not in taken)
+        ids.append(next(fresh) if block.id in ids else block.id)
     try:
-        child = stacked([first, second]).blueprint
+        child = stacked([first, second], ids).blueprint
     except InputError:
         return None
-    how = Merging(method="passthrough", weights=(1.0, 1.0), density=1.0, epsilon=0.0, seed=0)
+    how = Merging(method="passthrough", weights=(1.0, 1.0))
     return Proposal(child, (_edit(how, first, child),))
 
 
