@@ -578,6 +578,7 @@ def test_a_picture_that_is_missing_is_drawn_again(cli: Cli, config: Path, tmp_pa
         ("memory", "{"),
         ("memory", "[]"),
         ("memory", '{"rules": 3}'),
+        ("memory", '{"format": 2, "rules": 3}'),
         ("threads", 0),
         ("threads", 10**12),
         ("paths", []),
@@ -602,7 +603,8 @@ def test_a_damaged_record_is_told_in_one_message(cli: Cli, damaged: Path, field:
         assert json.loads(path.read_bytes())[field] == value if field == "memory" else path.read_bytes() == told
     finally:
         path.write_bytes(whole)
-    assert "growth" in said if field == "memory" else str(damaged) in said
+    assert str(damaged) in said
+    assert field != "memory" or "what is remembered of growth" in said
 
 
 @pytest.fixture(scope="module")
@@ -744,3 +746,16 @@ def test_a_small_configuration_runs_by_the_command_in_its_comment(
     code, _, err = cli(*command[1:])
     assert code == 0, err
     assert untimed(tmp_path / name / "growth.csv") != []
+
+
+def test_a_training_of_an_older_version_is_no_damaged_one(cli: Cli, damaged: Path) -> None:
+    path = damaged / "training.json"
+    whole = path.read_bytes()
+    older = {name: value for name, value in json.loads(whole).items() if name != "memory"}
+    path.write_text(json.dumps({**older, "format": "morphogen-training-1"}))
+    try:
+        said = refused(cli, damaged / "experiment.yaml", "--steps", 6, "--output-dir", damaged, "--resume")
+    finally:
+        path.write_bytes(whole)
+    assert f"{path}: is of an older format, 'morphogen-training-1'" in said
+    assert "take it away" not in said

@@ -26,6 +26,7 @@ from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
+from morphogen.inherit.memory import memory_in
 from morphogen.reading import located, placeless
 from morphogen.store.files import canonical_json, parsed_json, write_atomic
 from morphogen.store.ledger import FILE as LEDGER
@@ -36,7 +37,9 @@ from morphogen.training import journal, snapshots
 from morphogen.training.ending import GUARDS
 from morphogen.training.long_run import MODEL
 
-RECORD, FORMAT, LOCK, PICTURE = TRAINING, "morphogen-training-1", "training.lock", "growth.png"
+RECORD, FORMAT, LOCK, PICTURE = TRAINING, "morphogen-training-2", "training.lock", "growth.png"
+#: What earlier versions wrote; their checkpoints lack what this one goes on from.
+OLDER = ("morphogen-training-1",)
 FILES = (RECORD, RESOLVED, LOCK, MODEL, TOKENIZER, PICTURE, *journal.FILES)
 FOLDERS = (snapshots.FOLDER, journal.BOARD)
 #: Settings that a training may be gone on with otherwise than it was begun: those that only say when it is stopped.
@@ -92,7 +95,13 @@ def read_record(folder: Path) -> Begun:
         told = parsed_json(read_ordinary(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+    if isinstance(told, dict) and told.get("format") in OLDER:
+        raise InputError(
+            f"{path}: is of an older format, {told['format']!r}, and this version goes on from {FORMAT!r}; go on with "
+            "the version that wrote it, or begin anew in another --output-dir"
+        )
     found = recorded(Begun, told, str(path))
+    memory_in(found.memory, f"{path}: memory")
     if found.format != FORMAT:
         raise InputError(f"{path}: format is {found.format!r}, expected {FORMAT!r}")
     return found

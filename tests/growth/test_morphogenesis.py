@@ -11,6 +11,7 @@ from morphogen.blueprint.growth import CrossExperts, GrowthRule, MergeExperts, P
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ExpertUsageTrigger, StepTrigger
 from morphogen.growth.morphogenesis import Experts, entropy, usage_trigger
+from morphogen.inherit.memory import Books
 from morphogen.parts.contract.alignment import AxisMap
 
 #: Of a rule that does not ask for usage.
@@ -280,7 +281,7 @@ def test_books_go_on_from_json_as_if_nothing_had_been() -> None:
     one = Experts.of(blueprint, rules)
     for at in range(1, 50):
         one.observe(step(), at)
-    other = Experts.from_state(blueprint, rules, json.loads(json.dumps(one.state())))
+    other = Experts.from_state(blueprint, rules, Books.model_validate_json(json.dumps(one.state())))
     for at in range(50, 90):
         loads = step()
         one.observe(loads, at)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import GrowthEvent
 from morphogen.cost import train_flops
+from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.network import assemble, build
 from morphogen.training.growing import Behind, Growing
@@ -260,3 +261,12 @@ def _held(trainer: Trainer) -> int:
     moments = [moment for of in trainer.updater.moments().values() for moment in of.values()]
     tensors = [*parameters, *parameters, *trainer.model.buffers(), *moments, *trainer.averages.values()]
     return sum(x.numel() * x.element_size() for x in tensors if x.dim())
+
+
+def test_what_is_remembered_of_other_mixtures_than_it_says_is_refused() -> None:
+    parent = growing(blueprint({"when": {"trigger": "manual"}, "do": ACTIONS["deepen"]}), steps=4)
+    told = json.loads(parent.memory())
+    book = {"usage": {}, "observed": [], "born": [], "below": {}, "changed": None}
+    for changed in ({"experts": {"step": 0, "books": {"b7": book}}}, {"uses": [[]]}):
+        with pytest.raises(InputError, match="the weights that it begins with: what is remembered of growth: it is of"):
+            growing(parent.blueprint, steps=4, behind=Behind(0, 0, json.dumps(told | changed)))

@@ -18,6 +18,7 @@ from morphogen.growth.morphogenesis import Experts
 from morphogen.growth.recasting import Situation, beyond, choose
 from morphogen.growth.triggers import LATER, Fired, Signals, Since, Watched, ahead, fired, parts, reach
 from morphogen.growth.utilization import Measure, Uses
+from morphogen.inherit.memory import FORMAT, Memory
 from morphogen.variation.making import NOBODY, UNKNOWN, Chosen, Used, within
 
 #: Measure and window by which layers are dropped where a rule's trigger measures none: one that knows something early.
@@ -62,11 +63,9 @@ class Controller:
     growths: changes of architecture along the lineage so far.
     """
 
-    def __init__(
-        self, blueprint: Blueprint, around: Surroundings, now: Since, memory: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, blueprint: Blueprint, around: Surroundings, now: Since, memory: Memory | None = None) -> None:
         """memory: the `state` of the training that the weights come from: of an ancestor that differs, only how its
-        rules stand is taken over."""
+        rules stand is taken over. ValueError where it is not of the architecture that it says."""
         self.around = around
         self.rules: tuple[GrowthRule, ...] = blueprint.growth
         self.standings = {rule.id: Standing(0, now) for rule in self.rules}
@@ -80,7 +79,7 @@ class Controller:
         self.experts = Experts.of(blueprint, self.rules, now.steps)
         if memory is not None:
             self._remember(memory, now)
-            if (memory["of"], memory["tokens_per_step"]) == (_identity(blueprint), around.tokens_per_step):
+            if (memory.of, memory.tokens_per_step) == (_identity(blueprint), around.tokens_per_step):
                 self._go_on(blueprint, memory)
 
     # ------------------------------------------------------------------------------------------------ observing
@@ -234,6 +233,7 @@ class Controller:
     def state(self, blueprint: Blueprint) -> dict[str, Any]:
         """All that it remembers, as strict JSON, of the architecture as it is now."""
         return {
+            "format": FORMAT,
             "of": _identity(blueprint),
             "tokens_per_step": self.around.tokens_per_step,
             "rules": {
@@ -249,7 +249,7 @@ class Controller:
             "experts": self.experts.state(),
         }
 
-    def _remember(self, memory: Mapping[str, Any], now: Since) -> None:
+    def _remember(self, memory: Memory, now: Since) -> None:
         """How the rules stand that an ancestor had too; what was passed before a trigger was as it is, is past. Its
         steps may have been of another length: they are counted back from now, in steps of this training."""
 
@@ -257,20 +257,22 @@ class Controller:
             return Since(now.steps - (now.tokens - tokens) // self.around.tokens_per_step, tokens)
 
         for rule in self.rules:
-            if rule.id in memory["rules"]:
-                times, steps, tokens, when = memory["rules"][rule.id]
+            if rule.id in memory.rules:
+                times, steps, tokens, when = memory.rules[rule.id]
                 same = when == rule.when.model_dump(mode="json")
                 since = then(steps, tokens) if same else self.standings[rule.id].since
                 self.standings[rule.id] = Standing(times, since)
-        self.last = None if memory["last"] is None else then(*memory["last"])
-        self.growths = memory["growths"]
+        self.last = None if memory.last is None else then(*memory.last)
+        self.growths = memory.growths
 
-    def _go_on(self, blueprint: Blueprint, memory: Mapping[str, Any]) -> None:
+    def _go_on(self, blueprint: Blueprint, memory: Memory) -> None:
         """The rest, of the very same architecture."""
-        self.observe(memory["losses"], memory["grad_norms"])
-        for (key, uses), samples in zip(list(self.uses.items()), memory["uses"], strict=True):
+        if len(memory.uses) != len(self.uses):
+            raise ValueError("it is of other measures of layers than the rules ask for")
+        self.observe(memory.losses, memory.grad_norms)
+        for (key, uses), samples in zip(list(self.uses.items()), memory.uses, strict=True):
             self.uses[key] = Uses.from_state(uses.measure, uses.window, samples)
-        self.experts = Experts.from_state(blueprint, self.rules, memory["experts"])
+        self.experts = Experts.from_state(blueprint, self.rules, memory.experts)
 
 
 def _measured(rules: Sequence[GrowthRule]) -> Iterator[tuple[Measure, int]]:

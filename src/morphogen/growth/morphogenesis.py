@@ -14,6 +14,7 @@ import numpy as np
 from morphogen.blueprint.growth import CrossExperts, GrowthRule, MergeExperts, PruneExperts, SplitExperts
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import AllTrigger, AnyTrigger, ExpertUsageTrigger, MajorityTrigger, Trigger
+from morphogen.inherit import memory
 from morphogen.parts.contract.alignment import AxisMap
 from morphogen.parts.ffn.moe import MoE
 
@@ -74,6 +75,20 @@ class Book:
             [born] * experts,
             {name: [0] * experts for name in triggers},
         )
+
+    @classmethod
+    def recalled(cls, kept: memory.Experts) -> Self:
+        """As it was kept."""
+        usage = {window: list(shares) for window, shares in kept.usage.items()}
+        below = {name: list(steps) for name, steps in kept.below.items()}
+        return cls(usage, list(kept.observed), list(kept.born), below, kept.changed)
+
+    @property
+    def measures(self) -> tuple[dict[int, int], int, int, dict[str, int]]:
+        """Of how many experts there is what; alike for books of the same mixture under the same rules."""
+        usage = {window: len(shares) for window, shares in self.usage.items()}
+        below = {name: len(steps) for name, steps in self.below.items()}
+        return usage, len(self.observed), len(self.born), below
 
     @property
     def size(self) -> int:
@@ -313,12 +328,14 @@ class Experts:
         return {"step": self.step, "books": {block: asdict(book) for block, book in self.books.items()}}
 
     @classmethod
-    def from_state(cls, blueprint: Blueprint, rules: Iterable[GrowthRule], state: Mapping[str, Any]) -> Self:
-        """As it was when `state` was taken of the same model under the same rules."""
-        experts = cls.of(blueprint, rules, state["step"])
-        for block, book in state["books"].items():
-            usage = {int(window): list(shares) for window, shares in book["usage"].items()}
-            experts.books[block] = Book(**{**book, "usage": usage})
+    def from_state(cls, blueprint: Blueprint, rules: Iterable[GrowthRule], state: memory.Books) -> Self:
+        """As it was when `state` was taken of the same model under the same rules; ValueError where of others."""
+        experts = cls.of(blueprint, rules, state.step)
+        books = {block: Book.recalled(kept) for block, kept in state.books.items()}
+        fresh = {block: book.measures for block, book in experts.books.items()}
+        if {block: book.measures for block, book in books.items()} != fresh:
+            raise ValueError("it is of other mixtures of experts than the architecture has")
+        experts.books = books
         return experts
 
 

@@ -143,7 +143,7 @@ def splice_job(
         state, blueprint, metadata = load_checkpoint(path)
         provenance = Provenance.from_metadata(metadata, path)
         check_tokenizers([tokenizer, provenance.tokenizer], ["this run", str(path)])
-        memory = memory if which else provenance.growth
+        memory = memory if which else provenance.remembered(path)
         begun = max(begun, provenance.begun, key=lambda tokens: tokens.lineage)
         if blueprint != Blueprint.model_validate(parent.blueprint):
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")

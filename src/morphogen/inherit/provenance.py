@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from morphogen.candidate import Tokens
 from morphogen.errors import InputError
+from morphogen.inherit.memory import memory_in
 from morphogen.inherit.plan import Plan, PlannedAxis, TensorPlan
 from morphogen.parts.contract.alignment import AxisMap
 
@@ -65,6 +66,11 @@ class Provenance:
             begun,
             metadata.get("growth_memory", ""),
         )
+
+    def remembered(self, path: Path) -> str:
+        """`growth`. InputError with the `path` of the checkpoint where no training can go on from it."""
+        memory_in(self.growth, str(path))
+        return self.growth
 
 
 def check_tokenizers(digests: Sequence[str | None], names: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from morphogen.growth.surgery import Operated, max_delta, operate
 from morphogen.growth.triggers import Since
 from morphogen.growth.utilization import Uses, Watch, removal
 from morphogen.inherit.descent import Moments, spliced_at_once
+from morphogen.inherit.memory import Memory, memory_in
 from morphogen.inherit.plan import plan
 from morphogen.inherit.splice import StateDict
 from morphogen.network import LanguageModel, assemble
@@ -99,12 +100,12 @@ class Growing:
             trainer.on_record = self._on_record
 
     def _controller(self, memory: str) -> Controller:
-        """InputError where the memory is none."""
+        """InputError where the memory is none, or of another architecture than it says."""
+        known = memory_in(memory, "the weights that it begins with")
         try:
-            known = json.loads(memory) if memory else None
             return Controller(self.blueprint, self._around, self._now(), known)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError("what is known of the growth behind the weights is damaged: it cannot be read") from None
+        except ValueError as error:
+            raise InputError(f"the weights that it begins with: what is remembered of growth: {error}") from None
 
     def _step(self) -> Step:
         train, sequences = self.trainer.train, self.trainer.tokens_per_step // self.seq_len
@@ -374,7 +375,9 @@ class Growing:
         self.trainer.total_steps = self.ending(self._planned_steps)
         self.events = [GrowthEvent.model_validate(event) for event in plain["events"]]
         self._next_look = plain["next_look"]
-        self.controller = Controller(self.blueprint, self._around, self._now(), plain["controller"])
+        self.controller = Controller(
+            self.blueprint, self._around, self._now(), Memory.model_validate(plain["controller"])
+        )
         if self.controller.rules:
             self.trainer.on_record = self._on_record
         if self.anchoring is not None:

@@ -167,10 +167,11 @@ class LongRun:
         for path in (weights, *(path for _, path in snapshots.found(weights.parent))):
             with suppress(InputError):
                 kept_by = snapshots.read(path)
-                told = kept_by.saved.plain.get("growing", {}).get("anchoring", {})
                 digest = Provenance.from_metadata(kept_by.metadata, path).tokenizer
-                if (digest, told.get("source")) == (self.prepared.tokenizer_digest, "data"):
-                    return Remembered(kept_by.saved.part("growing").part("anchoring"))
+                match kept_by.saved.plain:
+                    case {"growing": {"anchoring": {"source": "data", "seen": int()}}}:
+                        if digest == self.prepared.tokenizer_digest:
+                            return Remembered(kept_by.saved.part("growing").part("anchoring"))
         return None
 
     def _seed(self, purpose: str) -> int:
