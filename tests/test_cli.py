@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pkgutil
 import re
 import shutil
 import socket
@@ -18,7 +19,8 @@ from rich.console import Console
 from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
-from morphogen.cli.commands import app
+from morphogen.cli import commands
+from morphogen.cli.commands import FAMILIES, app_with, name_of
 from morphogen.cli.commands.known import SCHEMAS
 from morphogen.cli.console import Lines, observer_for
 from morphogen.cli.drawing import told_apart
@@ -26,6 +28,7 @@ from morphogen.cli.explain import forecast
 from morphogen.cli.launch import execute
 from morphogen.cli.live import Live
 from morphogen.cli.options import with_options
+from morphogen.cli.status import Settings, evolution_of
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
 from morphogen.errors import InputError
@@ -36,6 +39,7 @@ from morphogen.notices import Began, Measured, Notice
 from morphogen.report.wording import duration
 from morphogen.run import Run, evolve, load
 from morphogen.store.frontier import Frontier
+from morphogen.store.ledger import Start
 from tiny import Cli, run_live, untimed, write_config
 
 ROOT = Path(__file__).parent.parent
@@ -86,9 +90,11 @@ def test_alone_it_prints_help_and_with_version_its_version(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
-    for command in app.registered_commands:
-        assert command.callback is not None
-        name = command.name or command.callback.__name__
+    registered = [name_of(command) for command in app_with().registered_commands]
+    assert registered == [name for names in FAMILIES.values() for name in names]
+    assert set(FAMILIES) == {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == registered
+    for name in registered:
         assert re.search(rf"^  {name} +\w", out, re.M)
         assert f"morphogen {name}" in (ROOT / "README.md").read_text(), "its commands name every one"
 
@@ -294,15 +300,31 @@ def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path
 
 
 def test_status_and_help_load_nothing_heavy(finished: Path) -> None:
-    look = (
-        "import sys; from morphogen.cli import main\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'pymoo', 'transformers', 'datasets'}\n"
-        "try: main(sys.argv[1:])\n"
-        "finally: print(sorted(heavy & set(sys.modules)))"
-    )
-    for command in (["status", str(finished)], ["--help"]):
-        done = subprocess.run([sys.executable, "-c", look, *command], capture_output=True, text=True, check=False)
+    heavy = {"torch", "numpy", "scipy", "pymoo", "transformers", "datasets", "pandas"}
+    unneeded = heavy | {"rich", "morphogen.notices", "morphogen.experiment", "morphogen.cli.commands.run"}
+    for command, wrong in ((["status", str(finished)], unneeded), (["--help"], heavy)):
+        look = (
+            f"import sys; from morphogen.cli import main\ntry: main({command})\n"
+            f"finally: print(sorted({wrong} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=False)
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: {}\nevolution:\n  generations: 9\n\n# a note\n  population: 3\ntrain: {}\n",
+        "evolution: {generations: 9, population: 3}\n",
+        "train: &a {generations: 9, population: 3}\nevolution: *a\n",
+        "evolution:\n  generations: 9\n  population: 3",
+    ],
+)
+def test_settings_that_were_changed_are_read_in_any_style(text: str, tmp_path: Path) -> None:
+    begun = Start(run="a", seed=0, experiment={"evolution": {"generations": 1, "population": 2, "objectives": {}}})
+    assert evolution_of(tmp_path, begun).generations == 1
+    (tmp_path / "experiment.yaml").write_text(text)
+    assert evolution_of(tmp_path, begun) == Settings(generations=9, population=3, objectives={})
 
 
 def test_a_winner_is_built_with_its_weights(finished: Path, config: Path) -> None:

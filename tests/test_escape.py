@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from morphogen.candidate import Candidate, Change, Edit, Report, Status
-from morphogen.cli.console import show_facts
+from morphogen.cli.facts import show_facts
 from morphogen.cli.live import Live
 from morphogen.cli.status import ancestry
 from morphogen.escape import csv_cell, json_shown, visible, visible_lines, whole_characters, xml

@@ -17,7 +17,8 @@ from morphogen.report.wording import number
 from morphogen.runfolder import check_files
 from morphogen.search.engine import Engine
 from morphogen.store.files import parsed_json
-from morphogen.store.ledger import FINISHED, Ledger, Start, in_use, last_stop
+from morphogen.store.holding import holder_of
+from morphogen.store.ledger import FINISHED, LOCK, Ledger, Start, last_stop
 from morphogen.store.ordinary import read_ordinary
 from morphogen.store.places import ENVIRONMENT
 
@@ -135,7 +136,7 @@ def read(folder: Path) -> RunShown:
         what = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in what["loc"])
         raise InputError(f"{folder}: the recorded experiment cannot be read: {place}: {what['msg']}") from None
-    ongoing = bool(in_use(folder)) and last_stop(events) != FINISHED
+    ongoing = holder_of(folder, LOCK) is not None and last_stop(events) != FINISHED
     return shown(engine, start.run, _environment(folder), evidence=_evidence(folder), ongoing=ongoing)
 
 

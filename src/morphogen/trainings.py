@@ -26,7 +26,8 @@ from morphogen.resuming import checksum, places
 from morphogen.run import settle
 from morphogen.runfolder import library_versions, resolved_yaml
 from morphogen.store.files import remove_stale, write_atomic
-from morphogen.store.ledger import RESOLVED, hold
+from morphogen.store.holding import hold
+from morphogen.store.ledger import RESOLVED
 from morphogen.training import boards, snapshots
 from morphogen.training.allocator import memory_kept
 from morphogen.training.device import choose_device

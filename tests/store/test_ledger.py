@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from morphogen.candidate import Candidate, Change, Edit, Inheritance, Report, Status, Tokens
 from morphogen.errors import RunError
+from morphogen.store.holding import Holder, hold, holder_of
 from morphogen.store.ledger import FILE, Asked, Generation, Ledger, Reported, Retry, Start, Stop
 
 CANDIDATE = Candidate(
@@ -127,6 +129,22 @@ def test_a_second_writer_is_refused_with_the_first_ones_process_and_readers_are_
         process.stdout.close()
         process.wait()
     Ledger.open(tmp_path).close()
+
+
+def test_who_holds_a_lock_is_told_as_data_and_of_one_that_does_not_say_nothing_is_made_up(tmp_path):
+    assert holder_of(tmp_path, "x.lock") is None
+    with hold(tmp_path, "x.lock", "run"):
+        assert holder_of(tmp_path, "x.lock") == (os.getpid(), socket.gethostname())
+    assert holder_of(tmp_path, "x.lock") is None
+    for text in (
+        "",
+        "process 12 on host",
+        "[1]",
+        '{"pid": "12", "host": "a"}',
+        '{"pid": true, "host": "a"}',
+        "[" * 9999,
+    ):
+        assert str(Holder.read(text)) == "unknown process"
 
 
 def test_a_second_writer_in_the_same_process_is_refused_until_the_first_closes(tmp_path):

@@ -2,13 +2,13 @@
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from morphogen.against_root import NOT_MEASURED
-from morphogen.escape import json_shown, visible, visible_lines
+from morphogen.cli.facts import finite
+from morphogen.escape import json_shown, visible
 from morphogen.notices import Again, Began, Closed, Ended, Measured, Notice, Observer, Training, Warned, log_line
 from morphogen.report.tables import Row, as_table, as_text, frontier_rows
 from morphogen.report.wording import duration, verdict
@@ -144,15 +144,6 @@ def as_record(notice: Notice) -> dict[str, Any]:
     return {name: finite(item) for name, item in told.items()}
 
 
-def finite(value: Any) -> Any:
-    """Plain data with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and value - value != 0.0 else value
-
-
 def frontier_table(
     notice: Closed | Ended, experiment: "Experiment | None", width: int | None
 ) -> tuple[list[Row], int | None, tuple[str, ...]]:
@@ -182,11 +173,6 @@ def show_rows(
         print(f"{title}\n{as_text(rows, width, first)}", end="", file=console.file, flush=True)
 
 
-def aside(line: str) -> None:
-    """Progress, apart from the result."""
-    print(visible_lines(line), file=sys.stderr, flush=True)
-
-
 def show_table(rows: Sequence[Row], title: str, wide: bool, first: Sequence[str] = ()) -> None:
     """A table on standard output, as wide as the terminal, or as it takes."""
     from rich.console import Console
@@ -212,26 +198,3 @@ def show_measured(found: Tabled, title: str, as_json: bool, wide: bool) -> None:
         print(json_shown(found.to_json()), end="")
     else:
         show_table(found.rows(), title, wide)
-
-
-def show_facts(told: Mapping[str, Any], as_json: bool) -> None:
-    """A mapping as JSON, or as aligned lines."""
-    if as_json:
-        print(json_shown(json.dumps(finite(told), indent=2)))
-        return
-    width = max((len(name) for name in told), default=0)
-    for name, value in told.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
-        print(visible(f"{name:<{width}}  {_number(value)}"))
-
-
-def show_lines(title: str, lines: Iterable[str]) -> None:
-    """Lines below a title."""
-    print(visible(title))
-    for line in lines:
-        print(visible(f"  {line}"))
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

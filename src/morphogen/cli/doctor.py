@@ -18,7 +18,8 @@ from morphogen.reading import read_experiment
 from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, failed_alike, retry
-from morphogen.store.ledger import FINISHED, RESOLVED, Event, Generation, Ledger, Start, Stop, in_use, last_stop
+from morphogen.store.holding import holder_of
+from morphogen.store.ledger import FINISHED, LOCK, RESOLVED, Event, Generation, Ledger, Start, Stop, last_stop
 from morphogen.training.device import choose_device
 from morphogen.training.precision import bf16_warning
 
@@ -59,7 +60,7 @@ def examine(folder: Path) -> list[Finding]:
         engine, settled = _replayed(events, folder)
     except MorphogenError as error:
         return [Finding(str(folder), str(error), "it was made by another version of morphogen, or changed by hand")]
-    running = bool(in_use(folder))
+    running = holder_of(folder, LOCK) is not None
     finished = last_stop(events) == FINISHED
     found = [*_settings(folder, events[0]), *_checkpoints(folder, engine, finished), *_failures(folder, engine)]
     return found if running else [*found, *_exports(folder, events[0], settled), *_leftovers(folder)]

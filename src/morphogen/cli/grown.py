@@ -14,7 +14,7 @@ from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, Whole, load_whole
 from morphogen.inherit.provenance import Provenance
 from morphogen.report.wording import number
 from morphogen.store.files import parsed_json
-from morphogen.store.ledger import in_use
+from morphogen.store.holding import holder_of
 from morphogen.training import snapshots
 from morphogen.training.ending import Ending
 from morphogen.training.long_run import MODEL
@@ -40,7 +40,7 @@ def of_training(folder: Path) -> dict[str, Any]:
         except InputError:  # half written, or removed meanwhile
             continue
     ended = found.get("step", 0) >= record.steps or "ended_early" in found
-    holder, done = in_use(folder, LOCK), ended and (folder / MODEL).exists()
+    holder, done = holder_of(folder, LOCK), ended and (folder / MODEL).exists()
     state = f"running ({holder})" if holder else "finished" if done else "stopped; --resume goes on"
     start = {"now": (size := architecture.size_of(_model(folder, record.experiment))), "at_start": size}
     return {"training": str(folder), "state": state, "steps": record.steps, "step": 0, "growth": [], **start, **found}

@@ -123,7 +123,7 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen import runfolder
     from morphogen.checks import check_possible, examined
     from morphogen.cli import explain
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.reading import located
     from morphogen.run import settle
     from morphogen.search.engine import Engine
@@ -161,7 +161,7 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     """Runs a command of `commands` and exits: 0, 2 with one message for bad input, 130 when interrupted. SIGTERM and
     SIGHUP (a closed terminal) interrupt like Ctrl-C."""
     _open_standard_files()
-    command = _command(commands)
+    command = _command(commands, len(commands.registered_commands))
     # typer's usage errors have no public name of their own, but this public one is among them
     usage_error: type[Exception] = typer.BadParameter.__mro__[1]
     _show_any_name()
@@ -184,8 +184,11 @@ def execute(commands: typer.Typer, name: str, args: Sequence[str] | None = None)
     sys.exit(code)
 
 
-#: Kept, for who calls many in one process: it takes as long as reading an experiment.
-_command = functools.cache(typer.main.get_command)
+@functools.cache
+def _command(commands: typer.Typer, registered: int) -> Any:
+    """Kept, for who calls many in one process: it takes as long as reading an experiment. registered: how many there
+    are, since they are registered when they are first called."""
+    return typer.main.get_command(commands)
 
 
 def _show_any_name() -> None:

@@ -14,20 +14,23 @@ from morphogen.candidate import Candidate, Report, Status
 from morphogen.errors import RunError
 from morphogen.escape import visible
 from morphogen.report.wording import duration, edit_lines, number, origin_lines
+from morphogen.store.holding import Holder, holder_of
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import (
     FINISHED,
+    LOCK,
     RESOLVED,
     Asked,
     Generation,
     Ledger,
     Reported,
     Start,
-    in_use,
     last_stop,
 )
 from morphogen.store.ordinary import read_ordinary
 
+#: The section of an experiment that is in block style, as runs write it.
+SECTION = re.compile(r"^evolution:[ \t]*\n(?:[ \t#].*(?:\n|\Z)|\n)+", re.M)
 #: Figures of a report that add up to the time that its candidate took.
 CLOCKED = ("train_seconds", "eval_seconds")
 
@@ -51,19 +54,19 @@ def standing(folder: Path) -> dict[str, Any]:
         counts[str(Status.REJECTED)] = rejected
     pending = sum(len(event.candidates) for event in asked) - rejected - len(reports)
     evolution = evolution_of(folder, events[0])
-    holder = in_use(folder)
+    holder = holder_of(folder, LOCK)
     told: dict[str, Any] = {
         "run": events[0].run,
         "seed": events[0].seed,
         "state": _state(last_stop(events), holder),
-        **_process(holder),
+        **({} if holder is None or holder.pid is None else holder._asdict()),
         "generation": asked[-1].generation if asked else -1,
         "generations": evolution.generations,
         "candidates": dict(sorted(counts.items())) | {"pending": pending},
         "training_tokens": sum(report.tokens.own for report in reports.values()),
     }
     seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
-    if holder and sum(seconds):
+    if holder is not None and sum(seconds) > 0.0:
         latest = len(asked[-1].candidates) - len(asked[-1].rejected)
         to_come = (evolution.generations + 1 - len(asked)) * max(evolution.population, latest)
         if left := pending + max(0, to_come):  # after that finalists are annealed and measured again, which is untold
@@ -98,7 +101,9 @@ def evolution_of(folder: Path, start: Start) -> Settings:
         place = ".".join(map(str, wrong["loc"]))
         raise RunError(f"{folder / LEDGER}: the recorded experiment: evolution.{place}: {wrong['msg']}") from None
     try:
-        now = YAML(typ="safe").load(read_ordinary(folder / RESOLVED))["evolution"]
+        text = read_ordinary(folder / RESOLVED).decode()
+        found = SECTION.search(text)  # the rest takes longer to read than all else that is told
+        now = YAML(typ="safe").load(text if found is None else found[0])["evolution"]
         return Settings.model_validate(first.model_dump() | now)
     except (OSError, YAMLError, ValueError, RecursionError, KeyError, TypeError):
         return first  # what is wrong with the file, `doctor` tells
@@ -115,18 +120,12 @@ def _best(objectives: Mapping[str, str], frontier: Sequence[Report]) -> dict[str
     return best
 
 
-def _state(stopped: str | None, holder: str) -> str:
-    if holder:
+def _state(stopped: str | None, holder: Holder | None) -> str:
+    if holder is not None:
         return f"running ({holder})"
     if stopped is None:
         return "killed; --resume goes on"
     return f"{stopped}{'' if stopped == FINISHED else '; --resume goes on'}"
-
-
-def _process(holder: str) -> dict[str, Any]:
-    """What `in_use` says, as data."""
-    found = re.fullmatch(r"process ([0-9]+) on (.*)", holder)
-    return {"pid": int(found[1]), "host": found[2]} if found is not None else {}
 
 
 def in_words(told: Mapping[str, Any]) -> dict[str, Any]:

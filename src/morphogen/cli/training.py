@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from morphogen.cli.architecture import in_words, size_of
-from morphogen.cli.console import LINE_SECONDS, aside, finite, show_facts
+from morphogen.cli.console import LINE_SECONDS
+from morphogen.cli.facts import aside, finite, show_facts
 from morphogen.cli.launch import INTERRUPTED
 from morphogen.errors import RunError
 from morphogen.escape import json_shown, visible

@@ -6,11 +6,9 @@ number may read meanwhile.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
-import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,8 @@ from morphogen.candidate import Candidate, CandidateId, Record, Report, Whole
 from morphogen.continued import Continues
 from morphogen.errors import RunError
 from morphogen.store.files import canonical_json, sync_folder
-from morphogen.store.ordinary import check_own, open_own
+from morphogen.store.holding import hold
+from morphogen.store.ordinary import check_own
 from morphogen.store.places import moved_paths, with_donors
 from morphogen.store.proposals import Proposed, Refused
 
@@ -180,7 +179,7 @@ class Ledger:
             raise RunError(f"{folder}: no run here ({FILE} is missing)")
         check_own(folder, FILES)
         with contextlib.ExitStack() as undo:
-            lock = None if readonly else undo.enter_context(hold(folder))
+            lock = None if readonly else undo.enter_context(hold(folder, LOCK, "run"))
             with _reading(path):
                 connection = undo.enter_context(contextlib.closing(_connect(path, readonly)))
                 _prepare(path, connection, create)
@@ -294,20 +293,6 @@ def last_stop(events: Sequence[Event]) -> str | None:
     return last.reason if isinstance(last, Stop) else None
 
 
-def in_use(folder: Path, name: str = LOCK) -> str:
-    """Who has the run in `folder` open for writing, e.g. `process 12 on host`; empty when nobody has."""
-    try:
-        check_own(folder, [name])
-        with (folder / name).open(encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock.read() or "unknown process"
-    except OSError:
-        pass  # no lock was ever taken there
-    return ""
-
-
 def _digest(before: str, kind: str, payload: str) -> str:
     return hashlib.sha256(f"{before}\n{kind}\n{payload}".encode()).hexdigest()
 
@@ -318,28 +303,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise RunError(f"{path}: cannot be used as a run's ledger: {error}") from error
-
-
-def hold(folder: Path, name: str = LOCK, what: str = "run") -> IO[str]:
-    """The writer's lock, freed by the system when its process ends, however it ends. RunError where another has it."""
-    path = folder / name
-    try:
-        lock = open_own(path, "a+")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read()
-        lock.close()
-        if isinstance(error, BlockingIOError):
-            raise RunError(f"{folder}: another writer has this {what} open ({holder or 'unknown process'})") from error
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return lock
 
 
 def _connect(path: Path, readonly: bool) -> sqlite3.Connection:

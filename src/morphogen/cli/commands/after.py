@@ -30,7 +30,7 @@ def seed(
     as_json: flags.AsJson = False,
 ) -> None:
     """Make a candidate the root of an experiment of its own, which begins with its weights."""
-    from morphogen.cli.console import aside, show_facts
+    from morphogen.cli.facts import aside, show_facts
     from morphogen.seeds import export_seed
 
     made = export_seed(
@@ -63,7 +63,8 @@ def finetune(
     wide: flags.Wide = False,
 ) -> None:
     """Train candidates on for longer, from the weights that they have. Given again, it goes on."""
-    from morphogen.cli.console import aside, show_measured
+    from morphogen.cli.console import show_measured
+    from morphogen.cli.facts import aside
     from morphogen.cli.training import said
     from morphogen.finetuning import Wanted
     from morphogen.finetuning import finetune as finetuned
@@ -98,7 +99,7 @@ def archive(
 ) -> None:
     """Put a frontier away: every candidate as an experiment in YAML with its figures, weights dropped or thinned."""
     from morphogen.analysis.recorded import run_of
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.seeds import archive as archived
 
     kinds: dict[str, Kept] = {"drop": "drop", "bf16": "bf16", "full": "full"}
@@ -122,7 +123,8 @@ def motifs(
 ) -> None:
     """Which parts, pairs and places are commoner on frontiers than among all that was trained, by an exact test."""
     from morphogen.analysis.motifs import motifs as found_in
-    from morphogen.cli.console import aside, show_measured, show_table
+    from morphogen.cli.console import show_measured, show_table
+    from morphogen.cli.facts import aside
     from morphogen.store.outputs import check_output
 
     paths = [user_path(frontier, "FRONTIER") for frontier in frontiers]
@@ -160,7 +162,8 @@ def scaling(
     """Slopes in logarithms over frontiers: loss against size, tokens and FLOPs, throughput against width and heads."""
     from morphogen.analysis.scaling import PICTURE, Targets
     from morphogen.analysis.scaling import scaling as fitted
-    from morphogen.cli.console import aside, show_measured
+    from morphogen.cli.console import show_measured
+    from morphogen.cli.facts import aside
     from morphogen.report.pictures import scaling as drawn
     from morphogen.store.files import write_atomic
     from morphogen.store.outputs import check_output
@@ -200,7 +203,7 @@ def scale(
     as_json: flags.AsJson = False,
 ) -> None:
     """Make a small experiment large: the same pattern at another width and depth, by stated priors and µP."""
-    from morphogen.cli.console import aside, show_facts
+    from morphogen.cli.facts import aside, show_facts
     from morphogen.cli.launch import read_experiment
     from morphogen.cli.options import count_of
     from morphogen.scaling_up import DEPTHS, Wish, write_scaled

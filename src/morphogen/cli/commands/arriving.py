@@ -20,7 +20,7 @@ def init(
     as_json: flags.AsJson = False,
 ) -> None:
     """Write a commented experiment to begin with."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.starters import STARTERS, starter
     from morphogen.store.outputs import write_new
 
@@ -41,7 +41,7 @@ def convert(
     as_json: flags.AsJson = False,
 ) -> None:
     """Turn a file of the older system (transformer-evolution-llm) into ours, and say what became of each field."""
-    from morphogen.cli.console import show_facts, show_lines
+    from morphogen.cli.facts import show_facts, show_lines
     from morphogen.older.convert import convert as converted
     from morphogen.older.convert import told
     from morphogen.store.outputs import write_new
@@ -78,7 +78,7 @@ def data_(
 ) -> None:
     """Read the text of an experiment as a run would: sizes, splits, bytes per token, overlap, samples."""
     from morphogen import reading
-    from morphogen.cli.console import show_facts, show_lines
+    from morphogen.cli.facts import show_facts, show_lines
     from morphogen.cli.launch import read_experiment
     from morphogen.data.looking import looked_at
 

@@ -39,7 +39,8 @@ def verify(
     """Train the finalists, the root and a random search's best from scratch, with several seeds: who is better?"""
     from morphogen.analysis.verify import TIMES
     from morphogen.analysis.verify import verify as verified
-    from morphogen.cli.console import aside, show_measured
+    from morphogen.cli.console import show_measured
+    from morphogen.cli.facts import aside
     from morphogen.training.threads import default_threads, threads
 
     with threads(default_threads()):
@@ -81,7 +82,8 @@ def fidelity(
 ) -> None:
     """How well the ranking after a short training predicts that after a long one, beside counting parameters."""
     from morphogen.analysis.fidelity import fidelity as measured
-    from morphogen.cli.console import aside, show_measured
+    from morphogen.cli.console import show_measured
+    from morphogen.cli.facts import aside
     from morphogen.training.threads import default_threads, threads
 
     with threads(default_threads()):
@@ -132,7 +134,8 @@ def ablate(
     """Candidates less one part, or one edit, beside themselves trained alike: from scratch, and from their weights."""
     from morphogen.analysis.ablation import ablate as ablated
     from morphogen.analysis.recorded import run_of
-    from morphogen.cli.console import aside, show_measured
+    from morphogen.cli.console import show_measured
+    from morphogen.cli.facts import aside
     from morphogen.store.outputs import check_output, check_own_report
     from morphogen.training.threads import default_threads, threads
 

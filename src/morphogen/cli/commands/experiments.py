@@ -24,7 +24,7 @@ def validate(
 ) -> None:
     """Check experiment files: every mistake with its line and column."""
     from morphogen.checks import validated
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
 
     mistakes: list[str] = []
     told: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def explain(
     """Parameters, FLOPs, memory and estimated time of an experiment."""
     from morphogen import reading
     from morphogen.cli import explain as explaining
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.figures import known
     from morphogen.report.wording import duration
 
@@ -118,7 +118,7 @@ def diff(
 ) -> None:
     """What differs between two experiments: the blueprint by gene id, then everything else."""
     from morphogen.blueprint.diff import changes, digest, distance
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.differences import differences
 
     with looking():

@@ -21,7 +21,7 @@ def generate(
     as_json: flags.AsJson = False,
 ) -> None:
     """Write on from a prompt, with the weights of a checkpoint as they were measured."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.cli.generating import written
     from morphogen.escape import visible_lines
     from morphogen.paths import user_path

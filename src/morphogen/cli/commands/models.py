@@ -20,7 +20,7 @@ def import_(
     as_json: flags.AsJson = False,
 ) -> None:
     """Make a trained model of another framework the root of an experiment: blueprint, weights and tokenizer."""
-    from morphogen.cli.console import aside, show_facts
+    from morphogen.cli.facts import aside, show_facts
     from morphogen.fusion.importing import import_model
 
     found = import_model(model, absolute_path(out, "--out"), tokenizer=tokenizer, force=force)
@@ -42,7 +42,7 @@ def export(
     as_json: flags.AsJson = False,
 ) -> None:
     """Write a candidate or checkpoint as a folder that AutoModelForCausalLM and AutoTokenizer load."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.errors import InputError, unknown
     from morphogen.fusion.exporting import export_model
 
@@ -77,7 +77,7 @@ def merge(
     as_json: flags.AsJson = False,
 ) -> None:
     """Merge the weights of models with genes in common into one checkpoint of the first's architecture."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.fusion.exporting import checkpoint_of
     from morphogen.fusion.merging import check_read, merge_checkpoints, weights_for
     from morphogen.inherit.merging import Settings

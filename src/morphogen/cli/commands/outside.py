@@ -17,7 +17,7 @@ from morphogen.paths import user_path
 def ask(folder: flags.Folder, allow_code: flags.AllowCode = False, as_json: flags.AsJson = False) -> None:
     """What a program needs to know to propose candidates: history, operators, parents, open places. See `tell`."""
     place = run_folder(folder)
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.cli.status import evolution_of
     from morphogen.proposers import open_seats, refusals, replayed, state
     from morphogen.store.ledger import Ledger
@@ -45,7 +45,7 @@ def tell(
 ) -> None:
     """Propose candidates, which the next generation of the run trains before it breeds the rest: all of them, or none
     where one cannot be."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.proposers import tell as tell_run
 
     proposed = tell_run(run_folder(folder), _read(file), "stdin" if file == "-" else file, proposer)

@@ -19,7 +19,7 @@ def status(
     as_json: flags.AsJson = False,
 ) -> None:
     """Where a run or a training stands, or what a checkpoint holds. It may be running meanwhile."""
-    from morphogen.cli.console import show_facts
+    from morphogen.cli.facts import show_facts
     from morphogen.cli.status import in_words, standing
 
     if (grown := _of_one_model(place)) is not None:
@@ -57,8 +57,8 @@ def report(
     allow_code: flags.AllowCode = False,
 ) -> None:
     """One page with all that is known of a run, or of several side by side. They may be running meanwhile."""
-    from morphogen.cli.console import aside
     from morphogen.cli.drawing import show, write_page
+    from morphogen.cli.facts import aside
 
     page = write_page([run_folder(folder) for folder in folders], None if out is None else user_path(out, "--out"))
     print(visible(f"wrote {page}"))
@@ -73,7 +73,7 @@ def lineage(
     as_json: flags.AsJson = False,
 ) -> None:
     """How the frontier came about: every frontier candidate with its ancestors and their edits."""
-    from morphogen.cli.console import aside
+    from morphogen.cli.facts import aside
     from morphogen.cli.status import ancestry
     from morphogen.store.lineage import Lineage
 
