@@ -31,7 +31,8 @@ from morphogen.ops import naive_memory
 from morphogen.ops.fast_weights import delta_memory
 from morphogen.ops.linear_attention import gated_delta, linear_attention, unit
 from morphogen.ops.patterns import Pattern
-from morphogen.ops.sparse_attention import attend, visible
+from morphogen.ops.sparse_attention import attend
+from morphogen.ops.visibility import visible
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.latent_attention import LatentAttention
 from morphogen.parts.attention.linear_attention import LinearAttention

@@ -21,6 +21,7 @@ from morphogen.data.prepare import PreparedData, text_of
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
+from morphogen.ops.paths import paths
 from morphogen.reading import ROLES, local_paths, located, placeless
 from morphogen.runfolder import commit, environment, library_versions
 from morphogen.store.files import canonical_json, parsed_json
@@ -56,7 +57,7 @@ def entered(
     if not events:
         seed = experiment.train.seed if seed is None else seed
         told = environment(seed, device, default_threads(), prepared.environment())
-        told["read"] = prepared.read()
+        told |= {"read": prepared.read(), "kernels": paths(torch.device(device))}
         told |= {"paths": places(experiment, folder), "init_checkpoint": checksum(experiment)}
         return seed, told, ()
     if not isinstance(start := events[0], Start):

@@ -115,6 +115,7 @@ def test_what_auto_came_to_is_recorded_and_kept_by_whoever_goes_on(
     recorded = json.loads((run / "environment.json").read_text())["precision"]
     assert (recorded["asked"], recorded["bf16"]) == ("auto", True)
     assert "avx512_bf16" in recorded["why"]
+    assert "flex_attention" in json.loads((run / "environment.json").read_text())["kernels"]["attention"]
     with pytest.raises(KeyboardInterrupt):
         evolve(load(config), run, resume=True, observer=stop)
     assert json.loads((run / "environment.json").read_text())["precision"] == recorded
@@ -133,6 +134,8 @@ def test_explain_and_validate_tell_the_precision_and_warn(
     config = write_config(tmp_path)
     code, out, _ = cli("explain", config, "--no-measure", "--json")
     assert "fp32 (auto: this processor has no instructions" in json.loads(out)["precision"]
+    assert "flex_attention is for cuda" in json.loads(out)["kernels"]["MHA"]
+    assert "kernel of MHA" in cli("explain", config, "--no-measure")[1]
     config.write_text(config.read_text().replace("{lr:", "{bf16: true, lr:", 1))
     for command in (("explain", config, "--no-measure"), ("validate", config, "--measure")):
         code, out, err = cli(*command)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from morphogen.ops.autocast import autocast_dtype
 from morphogen.ops.patterns import Pattern, Quant, remembered
-from morphogen.ops.sparse_attention import BAND_ROWS, attend, visible
+from morphogen.ops.sparse_attention import BAND_ROWS, attend
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
+from morphogen.ops.visibility import visible
 
 LEVELS = 127
 

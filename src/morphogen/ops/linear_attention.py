@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype, no_autocast
+from morphogen.ops.backends import kernel
 from morphogen.ops.function import call
 from morphogen.ops.names import LINEAR_CHUNK, LinearFeature
+from morphogen.ops.recurrent_kernels import DELTA, LINEAR
 
 #: Tokens of a chunk in bf16, where large matmuls are the cheaper part (benchmarks).
 CHUNK_BF16 = 32
@@ -73,6 +75,10 @@ def linear_attention(
     dtype = autocast_dtype(q_BKGTE.device) or q_BKGTE.dtype
     full = torch.promote_types(dtype, torch.float32)
     length = k_BKTE.shape[2]
+    if (fla := kernel((LINEAR,), q_BKGTE.device, dtype, length, _sizes(q_BKGTE, v_BKTV))) is not None:
+        with no_autocast(q_BKGTE.device):
+            y_BKGTV, last_BKEV = fla(*(x.to(dtype) for x in (q_BKGTE, k_BKTE, v_BKTV)), log_decay_BKT, state_BKEV)
+        return y_BKGTV, last_BKEV
     size = min(CHUNK_BF16 if dtype == torch.bfloat16 else LINEAR_CHUNK, length)
     with no_autocast(q_BKGTE.device):
         q_BKNRE = _query_chunks(q_BKGTE.to(dtype), size)
@@ -105,6 +111,11 @@ def gated_delta(
     _check(q_BKGTE, k_BKTE, v_BKTV, state_BKEV)
     dtype = autocast_dtype(q_BKGTE.device) or q_BKGTE.dtype
     full, length = torch.promote_types(dtype, torch.float32), k_BKTE.shape[2]
+    if (fla := kernel((DELTA,), q_BKGTE.device, dtype, length, _sizes(q_BKGTE, v_BKTV))) is not None:
+        narrow = (x.to(dtype) for x in (q_BKGTE, k_BKTE, v_BKTV))
+        with no_autocast(q_BKGTE.device):
+            y_BKGTV, last_BKEV = fla(*narrow, log_decay_BKT, beta_BKT, state_BKEV)
+        return y_BKGTV, last_BKEV
     size = min(LINEAR_CHUNK, length)
     with no_autocast(q_BKGTE.device):
         q_BKNRE = _query_chunks(q_BKGTE.to(dtype), size)
@@ -119,6 +130,11 @@ def gated_delta(
         )
         y_BKNRV = _read(q_BKNRE, k_BKNCE.to(dtype), u_BKNCV.to(dtype), states_BKNEV.to(dtype), decay)
         return _joined(y_BKNRV, size, length), last_BKEV
+
+
+def _sizes(q_BKGTE: Tensor, v_BKTV: Tensor) -> tuple[int, ...]:
+    """What a kernel is tried at: heads, group, widths."""
+    return q_BKGTE.shape[1], q_BKGTE.shape[2], q_BKGTE.shape[4], v_BKTV.shape[3]
 
 
 def _solved(lower_BKNCC: Tensor, given_BKNCV: Tensor) -> Tensor:

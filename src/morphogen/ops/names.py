@@ -2,6 +2,11 @@
 
 from typing import Literal, get_args
 
+#: What there is more than one way to compute: see `ops.paths`.
+OpName = Literal[
+    "attention", "linear_attention", "gated_delta", "ssd", "selective_scan", "experts", "cross_entropy", "none"
+]
+
 #: What queries and keys of linear attention go through; values of those in POSITIVE are never negative, so that they
 #: can be weights.
 LinearFeature = Literal["elu", "relu", "silu", "softmax", "identity"]

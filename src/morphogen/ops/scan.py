@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from morphogen.ops.autocast import no_autocast
+from morphogen.ops.backends import kernel
 from morphogen.ops.elementwise import LOG2_E
 from morphogen.ops.function import call
+from morphogen.ops.recurrent_kernels import SCAN
 
 
 def selective_scan(
@@ -33,6 +35,13 @@ def selective_scan(
     a: negative. state_BNF: the one to start from, None for zeros. A loop over the tokens; kept for the backward pass
     is one state every `tile` tokens, the others are computed again. Ref: arXiv 2312.00752.
     """
+    mamba = None
+    if state_BNF is None:  # it starts from none but zeros
+        mamba = kernel((SCAN,), x_BTF.device, x_BTF.dtype, x_BTF.shape[1], tuple(a_NF.shape))
+    if mamba is not None:
+        with no_autocast(x_BTF.device):
+            y_BTF, last_BNF = mamba(x_BTF, dt_BTF, a_NF, b_BTN, c_BTN, d_F)
+        return y_BTF, last_BNF
     y_BTF, last_BNF = call(_SelectiveScan, x_BTF, dt_BTF, a_NF, b_BTN, c_BTN, d_F, state_BNF, tile)
     return y_BTF, last_BNF
 

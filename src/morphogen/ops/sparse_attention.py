@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 from morphogen.errors import InputError
 from morphogen.ops.autocast import autocast_dtype
+from morphogen.ops.backends import kernel
+from morphogen.ops.flex import FLEX, sizes_of
 from morphogen.ops.patterns import Pattern
 from morphogen.ops.tiled_attention import Settings, Tile, tiled_attention
+from morphogen.ops.visibility import visible
 
 #: Queries of a tile: of the triangle, of a band, and the fewest worth a tile where classes of blocks change.
 TRIANGLE_ROWS = 64
@@ -25,6 +28,8 @@ BAND_ROWS = 64
 LEAST_ROWS = 16
 #: On a CPU torch's fused kernel is behind tiles at these lengths in fp32, at all in bf16 (benchmarks/speed.py).
 TILED_FP32 = range(256, 1024)
+#: Patterns that come to dense attention, within classes of tokens.
+FOLDED = ("none", "dilated", "block")
 
 
 def attend(
@@ -63,6 +68,14 @@ def attend(
     )
     slopes_BH = None if slopes_H is None else slopes_H.detach()[None]
     pattern = _simplest(pattern, length)
+    if not (pattern.kind in FOLDED and _fused(q_BHTE, v_BKTV, settings, slopes_BH)) and not rate:
+        sizes = sizes_of(q_BHTE, k_BKTE, v_BKTV, pattern, softcap is not None, slopes_H is not None)
+        if (flex := kernel((FLEX,), q_BHTE.device, dtype, length, sizes)) is not None:
+            slopes_H = None if slopes_H is None else slopes_H.detach()
+            y_BHTV: Tensor = flex(
+                q_BHTE, k_BKTE, v_BKTV, pattern, scale=settings.scale, softcap=softcap, slopes_H=slopes_H
+            )
+            return y_BHTV
     if pattern.kind == "none":
         return _dense(q_BHTE, k_BKTE, v_BKTV, settings, slopes_BH)
     if pattern.kind == "dilated":
@@ -193,33 +206,6 @@ def _band(pattern: Pattern, settings: Settings, dtype: torch.dtype) -> list[Tile
             masks[phase] = _bias(visible(pattern, places_T[start:stop, None], at_M), dtype)
         tiles.append(Tile(slice(start, stop), keys, masks[phase]))
     return tiles
-
-
-def visible(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
-    """Whether query i sees key j; i and j broadcast."""
-    near = i - j <= pattern.window
-    match pattern.kind:
-        case "none":
-            return j <= i
-        case "sliding":
-            seen = near
-        case "local_global":
-            seen = near | (j % pattern.global_stride == 0)
-        case "dilated":
-            seen = (i - j) % pattern.dilation == 0
-        case "block":
-            seen = _blocks_apart(pattern, i, j) == 0 if pattern.block_stride == 0 else _at_station(pattern, i, j)
-        case "local_block":
-            seen = near | (_at_station(pattern, i, j) & (_blocks_apart(pattern, i, j) > 0))
-    return seen & (j <= i)
-
-
-def _blocks_apart(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
-    return i // pattern.block_size - j // pattern.block_size
-
-
-def _at_station(pattern: Pattern, i: Tensor, j: Tensor) -> Tensor:
-    return _blocks_apart(pattern, i, j) % pattern.block_stride == 0
 
 
 def _bias(visible_CM: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from morphogen.ops.autocast import no_autocast
+from morphogen.ops.backends import kernel
 from morphogen.ops.elementwise import LOG2_E
 from morphogen.ops.function import call
+from morphogen.ops.recurrent_kernels import SSD
 
 #: Bytes of one array worked on at a time: on a CPU a part of its L2 cache, elsewhere enough to fill the device.
 CPU_TILE_BYTES = 2**18
@@ -40,6 +42,11 @@ def ssd(
     so that a strong decay costs no digits. From chunk to chunk it is a recurrence of one step.
     Ref: arXiv 2405.21060.
     """
+    fla = kernel((SSD,), x_BTHP.device, x_BTHP.dtype, x_BTHP.shape[1], (*x_BTHP.shape[2:], b_BTN.shape[-1]))
+    if fla is not None:
+        with no_autocast(x_BTHP.device):
+            y_BTHP, last_BNHP = fla(x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, state_BNHP)
+        return y_BTHP, last_BNHP
     y_BTHP, last_BNHP = call(_SSD, x_BTHP, dt_BTH, a_H, b_BTN, c_BTN, d_H, state_BNHP, min(chunk, x_BTHP.shape[1]))
     return y_BTHP, last_BNHP
 

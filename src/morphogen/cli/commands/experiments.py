@@ -88,6 +88,8 @@ def explain(
     told["precision"], *warnings = explaining.precision(experiment.train, device)
     if warnings:
         told["warnings"] = warnings
+    kernels = explaining.kernels(experiment, device)
+    told |= {"kernels": kernels} if as_json else {f"kernel of {kind}": way for kind, way in kernels.items()}
     if prepared is None:
         told["eval_text"] = "not read here, so that eval_tokens_each is the most; run --dry-run reads it"
     if measure and (why := explaining.too_large(experiment, device)):

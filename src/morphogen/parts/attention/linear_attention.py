@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import PositiveInt, model_validator
 
-from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearFeature
+from morphogen.ops.names import LINEAR_CHUNK, LINEAR_FEATURES, POSITIVE, LinearFeature, OpName
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.heads import GROUPED, Heads, check_groups, grouped_sizes, resized_heads
 from morphogen.parts.contract.alignment import Alignment
@@ -86,6 +86,10 @@ class LinearAttention(Part):
     def inert(self) -> frozenset[str]:
         """A width of values that is the default."""
         return frozenset({"value_dim"}) if self.values == self.head_dim else frozenset()
+
+    def op(self) -> OpName:
+        """A sum over all tokens, or the delta rule."""
+        return "gated_delta" if self.decay == "delta" else "linear_attention"
 
     def unread(self) -> frozenset[str]:
         """A width of values that is the default has been read."""

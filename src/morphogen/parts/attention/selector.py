@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
+from morphogen.ops.names import OpName
 from morphogen.parts.attention.sparsity import Sparse, seen_pairs
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.operator import operator
@@ -63,6 +64,10 @@ class Selective(Sparse):
         dense = self.selector != "none" and self.selector_topk >= ctx.seq_len
         plain = self.model_copy(update={"selector": "none"}) if dense else self
         return super(Selective, plain).within(ctx)
+
+    def op(self) -> OpName:
+        """Attention, unless only picked tokens are read."""
+        return "attention" if self.selector == "none" else "none"
 
     def counts_as(self) -> frozenset[str]:
         """A selector, where there is one."""

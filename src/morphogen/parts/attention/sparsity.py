@@ -7,6 +7,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt, model_validator
 
+from morphogen.ops.names import OpName
 from morphogen.ops.patterns import Pattern
 from morphogen.parts.attention.kv_policy import Cached
 from morphogen.parts.contract.operator import operator, pick
@@ -97,6 +98,10 @@ class Sparse(Cached):
     def _blocks(self, length: int) -> int:
         """Blocks in a sequence."""
         return -(-length // self.block_size)
+
+    def op(self) -> OpName:
+        """Attention under a pattern."""
+        return "attention"
 
     def inert(self) -> frozenset[str]:
         """Knobs of other patterns."""

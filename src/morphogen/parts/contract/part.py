@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from morphogen.errors import InputError
 from morphogen.figures import Figure, declare
+from morphogen.ops.names import OpName
 from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.tensors import Axis, Spec, Tensor, flat, shape_of, specified
@@ -181,6 +182,10 @@ class Part(Frozen):
     def unread(self) -> frozenset[str]:
         """Those of `inert` that nothing reads: they change no speed and no measurement either."""
         return self.inert()
+
+    def op(self) -> OpName:
+        """The op that most of its time goes to, of those that there are several ways to compute."""
+        return "none"
 
     def counts_as(self) -> frozenset[str]:
         """What a block that holds this part counts as: of `COUNTED`."""

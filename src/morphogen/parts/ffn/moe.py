@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.figures import Figure
-from morphogen.ops.names import RouterKind
+from morphogen.ops.names import OpName, RouterKind
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.registry import PartIn
@@ -159,6 +159,10 @@ class MoE(Part):
         more = count - self.own_places
         twins = tuple(host + more * (host >= self.own_places) for host in self.twins)
         return self.evolve(n_experts=self.n_experts + more, twins=twins)
+
+    def op(self) -> OpName:
+        """Experts run on tokens sorted by expert."""
+        return "experts"
 
     def counts_as(self) -> frozenset[str]:
         """A mixture of experts."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
+from morphogen.ops.names import OpName
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost
 from morphogen.parts.contract.tensors import ONES, ZEROS, Init, Tensor
@@ -78,6 +79,10 @@ class Mamba(SSM):
         from morphogen.parts.ssm.mamba_layer import MambaBranch
 
         return MambaBranch(self, ctx)
+
+    def op(self) -> OpName:
+        """A recurrence token by token."""
+        return "selective_scan"
 
     def cost(self, ctx: Context) -> Cost:
         """Projections, convolution, and 7 per state entry: dt·a, its exp, dt·x·b, the update (2), the read (2)."""

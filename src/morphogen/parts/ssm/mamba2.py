@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from morphogen.ops.names import OpName
 from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.operator import operator
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
@@ -111,6 +112,10 @@ class Mamba2(SSM):
         from morphogen.parts.ssm.mamba2_layer import Mamba2Branch
 
         return Mamba2Branch(self, ctx)
+
+    def op(self) -> OpName:
+        """A recurrence in chunks."""
+        return "ssd"
 
     def cost(self, ctx: Context) -> Cost:
         """Projections and convolution, and chunk by chunk the scan.
