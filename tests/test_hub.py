@@ -15,6 +15,7 @@ from morphogen.data.prepare import prepare
 from morphogen.data.tokenizers import from_hugging_face
 from morphogen.errors import InputError
 from morphogen.experiment import Data, Shard
+from tiny import Cli, write_config
 
 
 @pytest.fixture(params=["silent", "closed", "no such host", "not an address"])
@@ -49,6 +50,21 @@ def test_a_data_set_that_cannot_be_reached_is_told_of_with_its_place(endpoint: s
 def test_a_tokenizer_that_cannot_be_reached_is_told_of(endpoint: str) -> None:
     with pytest.raises(InputError, match=f"data.tokenizer 'owner/name': {endpoint} cannot be reached .*not fetched"):
         from_hugging_face("owner/name")
+
+
+def test_a_run_asks_before_it_imports_what_takes_long(endpoint: str, cli: Cli, tmp_path: Path) -> None:
+    for change in ({"source: CORPUS": "source: hf:owner/set"}, {"tokenizer: bytes": "tokenizer: owner/name"}):
+        ((old, new),) = change.items()
+        path = write_config(tmp_path)
+        text = path.read_text().replace(f"source: {tmp_path / 'corpus'}", "source: CORPUS")
+        assert old in text
+        path.write_text(text.replace(old, new).replace("CORPUS", str(tmp_path / "corpus")))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "morphogen.checks", None)
+            patch.setitem(sys.modules, "morphogen.run", None)
+            code, _, err = cli("run", path, "--out", tmp_path / "run")
+        assert (code, f"{endpoint} cannot be reached (" in err, err.count("\n")) == (2, True, 1)
+        assert f"{path}:" in err
 
 
 def test_whoever_answers_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

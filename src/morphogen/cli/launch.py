@@ -49,9 +49,12 @@ def placed(file: str, experiment: "Experiment") -> Iterator[None]:
     """First says what is odd about the experiment that was read from `file`. What is wrong with it, here and within, is
     told with its line and column there."""
     from morphogen import reading
-    from morphogen.checks import examined
+    from morphogen.data.prepare import check_reachable
 
     with reading.placed(file):
+        check_reachable(experiment.data)  # which may take long to know, and comes before what takes long to import
+        from morphogen.checks import examined
+
         _, _, remarks = examined(experiment)
         for line in reading.said_of(file, remarks):
             _say(visible(f"note: {line}"))

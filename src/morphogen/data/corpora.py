@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from morphogen import plugins
+from morphogen.data import hub
 from morphogen.data.document import Document, Reader
-from morphogen.data.hub import rows_of
 from morphogen.data.library import library_files
 from morphogen.data.listing import files_below, kind_of
 from morphogen.data.records import read_arrow, read_csv, read_json, read_jsonl, read_parquet
@@ -153,7 +153,7 @@ def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
                 with guarded(path, reader):
                     yield from read_arrow(path, f"{shard.split}:{path.name}", reader)
             return
-        yield from rows_of(str(here) if here.exists() else name[0], name[1], shard, reader)
+        yield from hub.rows_of(str(here) if here.exists() else name[0], name[1], shard, reader)
         return
     if shard.corpus is not None:
         yield from _of_package(*shard.corpus, reader)
@@ -181,6 +181,18 @@ def _all_documents(shard: "Shard", reader: Reader) -> Iterator[Document]:
 
 def _place(shard: "Shard") -> str:
     return f"data source {shard.source!r}"
+
+
+def check_reachable(shard: "Shard") -> None:
+    """InputError where a source is one of a hub that cannot be asked for it."""
+    if (name := _hub_name(shard.source)) is not None:
+        hub.check_reachable(name[0], _place(shard))
+
+
+def is_elsewhere(shard: "Shard") -> bool:
+    """Whether it is a data set of the hub, not a folder here."""
+    name = _hub_name(shard.source)
+    return name is not None and not _path(shard, name[0]).exists()
 
 
 def _path(shard: "Shard", name: str) -> Path:

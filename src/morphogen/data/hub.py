@@ -23,10 +23,16 @@ def is_fetched(name: str, files: Iterable[str]) -> bool:
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
+def check_reachable(name: str, place: str) -> None:
+    """InputError, which begins with `place`, where the hub cannot be asked for a data set."""
+    if (reason := unreachable("datasets", name)) is not None:
+        raise InputError(f"{place}: {reason}; check the network, or use a source that is on this machine")
+
+
 def rows_of(name: str, config: str | None, shard: "Shard", reader: Reader) -> Iterator[Document]:
     """The rows of a data set on the hub, or of a folder or script-less data set here, as they are streamed."""
-    if not Path(name).exists() and (reason := unreachable("datasets", name)) is not None:
-        raise InputError(f"{reader.place}: {reason}; check the network, or use a source that is on this machine")
+    if not Path(name).exists():
+        check_reachable(name, reader.place)
     import datasets
 
     datasets.config.STREAMING_READ_MAX_RETRIES = RETRIES

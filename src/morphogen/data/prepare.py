@@ -193,6 +193,15 @@ def text_of(environment: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_reachable(data: "Data") -> None:
+    """InputError where text or a tokenizer is still to be fetched, and the hub cannot be asked for it."""
+    if isinstance(data.tokenizer, str):
+        tokenizers.check_reachable(data.tokenizer)
+    for shard in (*data.text_shards, *data.measured_shards, *data.healing_shards):
+        with _placed(data, shard):
+            store.check_reachable(shard)
+
+
 def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = None) -> PreparedData:
     """Read, split and encode what `data` names, or find it in the cache.
 

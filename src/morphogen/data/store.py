@@ -204,6 +204,12 @@ def survey(shard: "Shard") -> Corpus:
     return corpus
 
 
+def check_reachable(shard: "Shard") -> None:
+    """InputError where `survey` would have to ask a hub that does not answer."""
+    if corpora.is_elsewhere(shard) and not _survey_path(shard).is_file():
+        corpora.check_reachable(shard)
+
+
 def stored_documents(shard: "Shard") -> Iterator[Document]:
     """The shard's documents, from the local copy where one is kept. Call `survey` first."""
     if not corpora.is_costly(shard):

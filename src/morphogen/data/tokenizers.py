@@ -292,6 +292,11 @@ def _in_short_runs(texts: Iterable[str]) -> Iterator[str]:
             yield text[start:]
 
 
+#: Files of a tokenizer on the hub, one of which is there when it was fetched.
+_FETCHED = ("tokenizer.json", "tokenizer_config.json", "config.json")
+_WANTED = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
+
+
 def from_hugging_face(name: str) -> PieceTokenizer:
     """The tokenizer called `name`: a `tokenizer.json`, a folder, or a repository on the hub (no remote code is run).
 
@@ -309,12 +314,10 @@ def from_hugging_face(name: str) -> PieceTokenizer:
     except ValueError as error:  # a NUL in it
         raise InputError(f"{place}: cannot be read ({error})") from None
     unheard = reach.unreachable("models", name) if _HUB_NAME.fullmatch(name) and not path.exists() else None
-    wanted = "expected 'bytes', {kind: bpe, vocab: N}, or a Hugging Face tokenizer (file, folder or hub name)"
-    if unheard and not hub.is_fetched(name, ("tokenizer.json", "tokenizer_config.json", "config.json")):
-        raise InputError(f"{place}: {unheard}, and it was not fetched before; {wanted}{_suggestion(name, path)}")
+    _refuse_unheard(name, path, unheard)
     import transformers
 
-    with _library(f"{place}: got no tokenizer of that name, {wanted}{_suggestion(name, path)}"):
+    with _library(f"{place}: got no tokenizer of that name, {_WANTED}{_suggestion(name, path)}"):
         loaded = transformers.AutoTokenizer.from_pretrained(
             str(path) if path.exists() else name, trust_remote_code=False, local_files_only=unheard is not None
         )
@@ -322,6 +325,21 @@ def from_hugging_face(name: str) -> PieceTokenizer:
         raise InputError(f"{place}: has no fast form (tokenizer.json), expected one that `tokenizers` can read")
     with _library(f"{place}: not a tokenizer that can be used"):
         return PieceTokenizer(loaded.backend_tokenizer, loaded.eos_token_id, place)
+
+
+def check_reachable(name: str) -> None:
+    """InputError where a tokenizer is on the hub, was not fetched before, and the hub cannot be asked for it."""
+    if name == "bytes" or name in plugins.names(plugins.TOKENIZERS):
+        return
+    path = user_path(name, f"data.tokenizer {name!r}")
+    if _HUB_NAME.fullmatch(name) and not path.exists() and not hub.is_fetched(name, _FETCHED):
+        _refuse_unheard(name, path, reach.unreachable("models", name))
+
+
+def _refuse_unheard(name: str, path: Path, unheard: str | None) -> None:
+    if unheard and not hub.is_fetched(name, _FETCHED):
+        said = f"{unheard}, and it was not fetched before; {_WANTED}{_suggestion(name, path)}"
+        raise InputError(f"data.tokenizer {name!r}: {said}")
 
 
 def _from_file(path: Path, place: str) -> PieceTokenizer:
