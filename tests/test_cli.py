@@ -153,6 +153,13 @@ def test_explain_counts_and_estimates(cli: Cli, config: Path, tmp_path: Path) ->
         assert 0 < told["eval_tokens_each"] == sum(asked.values()) < 100_000
     code, out, _ = cli("explain", ROOT / "configs" / "live_smoke.yaml", "--no-measure", "--json")
     assert json.loads(out)["graph_entropy"] == 2.2516  # six branches, of which two are alike: log2(6) - 2/6
+    assert "may_grow_to" not in json.loads(out)
+    grows = ROOT / "configs" / "growth_depth_small.yaml"
+    told = json.loads(cli("explain", grows, "--no-measure", "--json")[1])
+    assert (told["layers"], told["may_grow_to"]["layers"], told["may_grow_to"]["bounded"]) == (3, 7, True)
+    assert told["params"] < told["may_grow_to"]["params"]
+    out = cli("explain", grows, "--no-measure")[1]
+    assert re.search(r"^may_grow_to +367,552 parameters, .* 7 blocks of 64 channels \(by 2 growths in 468 ", out, re.M)
 
 
 def test_explain_counts_what_successive_halving_trains(cli: Cli, config: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError, nearest
 from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
+from morphogen.growth.largest import Largest, largest
 from morphogen.growth.rules import growth_remarks, late, unasked
 from morphogen.knobs import Remark, knobs
 from morphogen.parts.foreign.foreign import Foreign
@@ -91,23 +92,50 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     if told and (said := rejection(found, evolution, gated=evolution.structural_gates == "reject")):
         field = "rung0_thresholds" if evolution.rung0_thresholds else "structural_gates"
         yield Remark(("evolution", field), f"the root is rejected by rung 0: {said}", True)
+    elif told and model.growth:
+        yield from _of_growth(experiment, model, found["train_memory_bytes"])
 
 
 def late_growth(experiment: Experiment) -> Iterator[Remark]:
     """Growth rules that wait for more steps or tokens than the longest lineage of a search can have; refused where the
     file says how to search, as it is not for `morphogen train` alone then. And those that nobody asks for there."""
-    train, evolution = experiment.train, experiment.evolution
-    searched = len(changed(evolution)) > 0
+    train, searched = experiment.train, len(changed(experiment.evolution)) > 0
     if searched:  # `morphogen train` may take the same file, and ask
         yield from (remark._replace(refused=False) for remark in unasked(experiment.model))
     if train.init_checkpoint is not None:  # behind which nobody knows what lies
         return
-    extra = promotion(evolution).budget_tokens if evolution.promotion_prob > 0.0 else 0
-    own = min(train.max_tokens, sum(stage.budget_tokens for stage in stages(evolution)) + extra)
-    trainings = evolution.generations + 1 if evolution.weight_inheritance == "parent" else 1
-    most = trainings * own + evolution.anneal_tokens + experiment.data.healing_tokens
+    most = lineage_tokens(experiment)
     for remark in late(experiment.model, most // experiment.tokens_per_step, most):
         yield remark._replace(refused=remark.refused and searched)
+
+
+def lineage_tokens(experiment: Experiment) -> int:
+    """Training tokens of the longest lineage that a search can have."""
+    evolution = experiment.evolution
+    extra = promotion(evolution).budget_tokens if evolution.promotion_prob > 0.0 else 0
+    own = min(experiment.train.max_tokens, sum(stage.budget_tokens for stage in stages(evolution)) + extra)
+    trainings = evolution.generations + 1 if evolution.weight_inheritance == "parent" else 1
+    return trainings * own + evolution.anneal_tokens + experiment.data.healing_tokens
+
+
+def grown(experiment: Experiment, model: Blueprint) -> Largest:
+    """What a search's longest lineage may grow into. model: the experiment's, its vocabulary filled in."""
+    per_step = experiment.tokens_per_step
+    return largest(model, experiment.data.seq_len, per_step, lineage_tokens(experiment) // per_step)
+
+
+def _of_growth(experiment: Experiment, model: Blueprint, needed: float) -> Iterator[Remark]:
+    """What rules of growth may lead to that the start does not tell: `needed` is what that needs to train."""
+    end, evolution = grown(experiment, model), experiment.evolution
+    found = costs(end.blueprint, experiment.data.seq_len, Step.of(experiment.train, experiment.data.batch_size))
+    here = _memory_here()
+    if needed <= here < found["train_memory_bytes"]:
+        said = f"may make of this model one of {found['params']:,.0f} parameters, which needs about"
+        more = f"{said} {_size(found['train_memory_bytes'])} to train; this machine has {_size(here)} of memory"
+        yield Remark(("model", "growth"), f"{more} (limits bound it, such as max_params)")
+    if said := rejection(found | composed(found, evolution), evolution, gated=False):
+        where = ("evolution", "rung0_thresholds")
+        yield Remark(where, f"hold for what a candidate begins with; by growth it may come to more: {said}")
 
 
 # ---------------------------------------------------------------------------------------------- what is not there
@@ -267,8 +295,13 @@ def _sizes(found: Mapping[str, float], step: Step) -> Iterator[Remark]:
     loc = ("data", "batch_size") if needed > 10 * weights else ("model",)
     if needed > TOO_MANY_BYTES:
         yield Remark(loc, f"{said}, which no machine has", True)
-    elif needed > (here := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    elif needed > (here := _memory_here()):
         yield Remark(loc, f"{said}; this machine has {_size(here)} of memory")
+
+
+def _memory_here() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _size(count: float) -> str:

@@ -17,7 +17,7 @@ from morphogen.growth.actions import act
 from morphogen.growth.surgery import Operated, operate
 from morphogen.inherit.checkpoint import load_moments, load_optimizer, save_moments
 from morphogen.inherit.descent import Moments
-from morphogen.network import assemble, build
+from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.trainer import Trainer
 
 ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
@@ -113,6 +113,26 @@ def test_older_young_entries_keep_their_rate_and_what_is_left_of_their_warm_up()
     for name, mask in here.updater._cohorts[0].masks.items():
         assert mask.sum() == old[name].sum(), name
         assert not (mask & wider.moments.fresh.get(name, torch.zeros_like(mask))).any(), name
+
+
+def test_a_warm_up_that_is_still_running_goes_on_through_a_growth() -> None:
+    def begun(moments: Moments | None, model: LanguageModel) -> Trainer:
+        train = Train.model_validate({"warmup": 20, "instability_threshold": 1e9, "clip": 1e9})
+        return Trainer(model, train, total_steps=60, tokens_per_step=64, seed=0, moments=moments)
+
+    root = begun(None, build(PARENT, seed=1))
+    root.run(batch, 5)
+    grow(root, DEEPEN)
+    assert [root.schedule.scale(step) for step in (5, 12, 20)] == [6 / 21, 13 / 21, 1.0]  # of all that there is
+    root.run(batch, 6)
+    young = {name: torch.ones_like(p, dtype=torch.bool) for name, p in root.model.named_parameters() if "ffn" in name}
+    child = begun(Moments(root.updater.moments(), young), root.model)
+    child.run(batch, 5)
+    grow(child, WIDEN, warmup=7)
+    inherited, new = child.updater._cohorts
+    assert (inherited.warmup, inherited.taken, new.warmup, new.taken) == (20, 5, 7, 0)
+    assert inherited.masks.keys() == young.keys()
+    assert all(int(inherited.masks[name].sum()) == mask.numel() for name, mask in young.items())
 
 
 def test_the_grown_up_of_one_rate_are_kept_together() -> None:

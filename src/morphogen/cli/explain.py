@@ -15,6 +15,7 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.tokenizers import named
 from morphogen.errors import InputError, MorphogenError
 from morphogen.experiment import BPE, Data, Experiment, Train
+from morphogen.foresight import grown, lineage_tokens
 from morphogen.metrics.probing import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
@@ -140,6 +141,28 @@ def blueprint_costs(experiment: Experiment) -> dict[str, float]:
     """Every cost of the experiment's blueprint by name; computed, not measured."""
     step = Step.of(experiment.train, experiment.data.batch_size)
     return costs(with_nominal_vocab(experiment), experiment.data.seq_len, step)
+
+
+def grown_costs(experiment: Experiment) -> dict[str, int]:
+    """What the blueprint's rules of growth may bring it to in the longest lineage of the search: its costs, how often
+    it grows until then and in how many steps; nothing without rules that add any. bounded: whether it comes to an end
+    there; else it is more yet, and no limit ends it."""
+    if not any(rule.do.adds for rule in experiment.model.growth):
+        return {}
+    step, end = Step.of(experiment.train, experiment.data.batch_size), grown(experiment, with_nominal_vocab(experiment))
+    found = costs(end.blueprint, experiment.data.seq_len, step)
+    told = {name: int(found[name]) for name in ("params", "flops_per_token", "train_memory_bytes", "layers")}
+    steps = lineage_tokens(experiment) // experiment.tokens_per_step
+    return {**told, "dim": end.blueprint.emb.dim, "growths": end.growths, "steps": steps, "bounded": end.bounded}
+
+
+def grown_told(found: dict[str, int]) -> str:
+    """`grown_costs` in words."""
+    more = "" if found["bounded"] else "at least "
+    size = f"{more}{found['params']:,} parameters, {found['flops_per_token']:,} forward FLOPs/token"
+    memory = f"{found['train_memory_bytes']:,} bytes to train, {found['layers']} blocks of {found['dim']:,} channels"
+    end = "" if found["bounded"] else "; no limit ends it"
+    return f"{size}, {memory} (by {found['growths']} growths in {found['steps']:,} steps at most{end})"
 
 
 def too_large(experiment: Experiment, device: str = "cpu") -> str:

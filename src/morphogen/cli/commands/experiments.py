@@ -70,11 +70,13 @@ def explain(
     experiment = read_experiment(config)
     with reading.placed(config):
         found = explaining.blueprint_costs(experiment)
+        grown = explaining.grown_costs(experiment)
     prepared = explaining.text_at_hand(experiment.data)
     forecast = explaining.forecast(experiment, prepared)
     told: dict[str, Any] = {
         name: int(value) if value.is_integer() else round(value, 4) for name, value in found.items()
     }
+    told |= {"may_grow_to": grown} if grown else {}
     told |= {
         "candidates": forecast.candidates,
         "tokens_each": forecast.tokens_each,
@@ -85,6 +87,8 @@ def explain(
         told["proposer"] = {"name": asked.name, "command": " ".join(asked.command), "places": places}
     if not as_json:
         told |= {name: f"{told[name]:,} {known()[name].unit}" for name in found}
+        if grown:
+            told["may_grow_to"] = explaining.grown_told(grown)
     told["precision"], *warnings = explaining.precision(experiment.train, device)
     if warnings:
         told["warnings"] = warnings
