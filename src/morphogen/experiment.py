@@ -108,6 +108,9 @@ class Train(Frozen):
     bf16: Bf16 = "auto"
     """Whether to compute in bfloat16 by autocast; weights stay float32. `auto`: where the device multiplies it
     natively; on a CPU only where that is measured to be clearly faster, on mps never."""
+    compile: Literal["none", "blocks", "model"] = "none"
+    """What goes through torch's compiler in steps of training: nothing, every block, or the model as a whole. On a CPU
+    it takes more than a thousand steps to pay."""
     grad_ckpt: bool = False
     """Whether the backward pass computes activations again, to save memory."""
     max_tokens: PositiveInt = 200_000

@@ -106,7 +106,7 @@ class LanguageModel(nn.Module):
         """What share of training is done, from 0 to 1: recurrences take more steps as it rises. 1 until it is set."""
         self.progress = fraction
 
-    def _recomputed(self, block: Residual, x_BTD: Tensor) -> Tensor:
+    def _recomputed(self, block: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
         """The block, run again in the backward pass. What it reports then goes to a record that nobody reads."""
         contexts = (contextlib.nullcontext(), contextlib.nullcontext() if self.record is None else self.recording())
         y_BTD: Tensor = checkpoint(block, x_BTD, use_reentrant=False, context_fn=lambda: contexts)
@@ -140,6 +140,14 @@ class LanguageModel(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Logits (B, T, V); position t sees tokens 0..t."""
         return self._logits(self.hidden(ids_BT))
+
+    def forward_by(self, ids_BT: Tensor, blocks: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """`forward` with something that does the same in the place of every block, such as compiled ones."""
+
+        def run(position: int, step: int, x_BTD: Tensor) -> Tensor:
+            return self._maybe_recomputed(blocks[position], x_BTD)
+
+        return self._logits(self._through(self._embedded(ids_BT, 0), run))
 
     def extend(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """Logits (B, T, V) of the next T ≥ 1 tokens of sequences that `cache` remembers; updates it in place.
@@ -259,10 +267,10 @@ class LanguageModel(nn.Module):
         return block
 
     def _block(self, position: int, step: int, x_BTD: Tensor) -> Tensor:
-        block = self._at(position)
-        if self.recompute and self.training:
-            return self._recomputed(block, x_BTD)
-        return block(x_BTD)
+        return self._maybe_recomputed(self._at(position), x_BTD)
+
+    def _maybe_recomputed(self, block: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+        return self._recomputed(block, x_BTD) if self.recompute and self.training else block(x_BTD)
 
     def _through(self, x_BTD: Tensor, run: Runner) -> Tensor:
         """Normalised final hidden states: every block once and in order, those of a recurrence step after step."""

@@ -24,6 +24,7 @@ from morphogen.reading import found_again, local_paths, located, placed, read_ex
 from morphogen.session import KEEP_ALL, MEND_NOTHING, Hearing, Keep, Mend, Session
 from morphogen.store.lineage import Lineage
 from morphogen.store.outputs import Kind, check_output
+from morphogen.training.compiling import check_compiles
 from morphogen.training.device import choose_device
 from morphogen.training.precision import bf16_warning
 from morphogen.training.threads import threads
@@ -171,6 +172,7 @@ def evolve(
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
     device = str(choose_device(device))
     experiment, prepared = _ready(experiment, folder, generations, seed, keep)
+    check_compiles(experiment.train, torch.device(device))
     heard = Hearing(observer)
     with _faults_of_files(folder, heard), ExitStack() as undo:
         if executor is None:

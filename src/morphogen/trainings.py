@@ -30,6 +30,7 @@ from morphogen.store.holding import hold
 from morphogen.store.ledger import RESOLVED
 from morphogen.training import boards, snapshots
 from morphogen.training.allocator import memory_kept
+from morphogen.training.compiling import check_compiles
 from morphogen.training.device import choose_device
 from morphogen.training.ending import Ending
 from morphogen.training.long_run import MODEL, LongRun, Origin, Outcome, Wanted, drawn_seed
@@ -190,6 +191,7 @@ def _settled(
         begun = None if before is None else begun_with(folder, before).train
         bf16 = chosen(experiment.train, choose_device(device)).bf16 if begun is None else begun.in_bf16
         experiment = experiment.in_precision(bf16)
+    check_compiles(experiment.train, choose_device(device))
     _check_asked(experiment.model, wanted.grow)
     file = None if str(source).endswith(CHECKPOINT) else source
     remarks = _remarks(experiment, wanted.steps, file, has_tokenizer=found.tokenizer is not None)

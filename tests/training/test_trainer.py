@@ -430,3 +430,20 @@ def test_a_frozen_embedding_and_head_stay_bit_for_bit_and_all_else_learns(tied: 
         assert torch.equal(before[tensor], now) == (tensor in stem), tensor
     thawed = Blueprint.model_validate({**frozen.to_json(), "emb": {**emb, "freeze": False}})
     assert plan(thawed, [frozen]).exact
+
+
+def test_a_batch_that_is_fetched_ahead_is_the_one_of_its_step() -> None:
+    """As on CUDA, where it is sent while the device computes; none is fetched that is not trained on."""
+    asked: list[int] = []
+
+    def batches(step: int) -> NDArray[np.int64]:
+        asked.append(step)
+        return counting(step)
+
+    plain, ahead = make(build(blueprint(), seed=0)), make(build(blueprint(), seed=0))
+    plain.run(counting, 6)
+    ahead._fetches = True
+    ahead.run(batches, 4)
+    ahead.run(batches, 6)
+    assert asked == [0, 1, 2, 3, 4, 5]
+    assert ahead.trace.losses == plain.trace.losses

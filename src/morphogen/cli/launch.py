@@ -131,10 +131,12 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen.run import settle
     from morphogen.search.engine import Engine
     from morphogen.training import precision
+    from morphogen.training.compiling import check_compiles
     from morphogen.training.device import choose_device
 
     runfolder.check_usable(folder, resume)
     choose_device(device)
+    check_compiles(experiment.train, choose_device(device))
     examined(located(experiment))
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)

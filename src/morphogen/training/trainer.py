@@ -22,6 +22,7 @@ from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.branch import Record
 from morphogen.training.averaging import Averaging
+from morphogen.training.compiling import forward_of
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
 from morphogen.training.memory import PeakMemory
@@ -85,6 +86,7 @@ class Trainer:
         self.model, self.updater = self._taken(model, moments, self.warmup)
         self.on_record: Callable[[Record], None] | None = None
         self._figures: tuple[str, ...] = ()
+        self._fetches = self.device.type == "cuda"
         self._read_every = 1 if self.device.type == "cpu" else READ_EVERY
 
     def change(
@@ -169,6 +171,7 @@ class Trainer:
         """The model made ready, and an optimizer of its own, which has the moments."""
         model.recompute = self.train.grad_ckpt
         model.train()
+        self._forward = forward_of(model, self.train.compile)
         updater = make_updater(model, self.train)
         if moments is not None:
             updater.adopt(moments, warmup, multiplier=multiplier, earlier=earlier)
@@ -188,14 +191,17 @@ class Trainer:
         """
         cuda = [self.device] if self.device.type == "cuda" else []
         unread: list[Tensor] = []
+        ahead: Tensor | None = None
         started = time.perf_counter()
         self.model.train()
         with torch.random.fork_rng(devices=cuda):
             while self.step < until_step:
                 torch.manual_seed(_mix(self.seed, self.step))
                 self.model.set_progress(self.step / self.total_steps)
-                unread.append(self._step(self._on_device(batches(self.step))))
+                unread.append(self._step(self._on_device(batches(self.step)) if ahead is None else ahead))
                 self.step += 1
+                # while the device computes, the next batch is made and sent
+                ahead = self._on_device(batches(self.step)) if self._fetches and self.step < until_step else None
                 if len(unread) == self._read_every or self.step == until_step:
                     rows = torch.stack(unread).tolist()
                     now = time.perf_counter()
@@ -244,7 +250,7 @@ class Trainer:
         """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, the
         entropy or NaN, and what load balancing added to the loss."""
         with self.precision():
-            logits_BTV = self.model(token_ids(ids_BT1)[:, :-1])
+            logits_BTV = self._forward(token_ids(ids_BT1)[:, :-1])
             forward = Forward.of(ids_BT1, logits_BTV, record)
         loss, nats_B = self.loss(forward), forward.nats_B.detach()
         sampled = entropy(logits_BTV) if (self.step + 1) % CHECK_EVERY == 0 else nats_B.new_full((), math.nan)
