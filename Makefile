@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check bench clean
+.PHONY: help setup run test test-slow check bench bench-dry clean
 
 # The newest Python from 3.11 on; `make setup PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v) 2>/dev/null)) python3)
@@ -46,7 +46,10 @@ check: $(STAMP) ## style, strict types, import rule
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 0 tests/test_imports.py
 
 bench: $(STAMP) ## measurements side by side; prints ratios
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script; done
+	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) $$script; done
+
+bench-dry: $(STAMP) ## the GPU's measurements at toy size on this CPU, to see that they work
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/gpu.py --dry
 
 clean: ## remove what was made, except runs/
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
