@@ -60,7 +60,7 @@ def test_a_run_asks_before_it_imports_what_takes_long(endpoint: str, cli: Cli, t
         assert old in text
         path.write_text(text.replace(old, new).replace("CORPUS", str(tmp_path / "corpus")))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(sys.modules, "morphogen.checks", None)
+            patch.setitem(sys.modules, "morphogen.cli.options", None)
             patch.setitem(sys.modules, "morphogen.run", None)
             code, _, err = cli("run", path, "--out", tmp_path / "run")
         assert (code, f"{endpoint} cannot be reached (" in err, err.count("\n")) == (2, True, 1)

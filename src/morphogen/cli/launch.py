@@ -35,6 +35,18 @@ def read_experiment(file: str) -> "Experiment":
     return reading.read_experiment(file)
 
 
+def read_reachable(file: str) -> "Experiment":
+    """The same, once the hub answers where it is needed: whether it does may take long to know, as what a run imports
+    takes long to import."""
+    from morphogen import reading
+    from morphogen.data.prepare import check_reachable
+
+    experiment = read_experiment(file)
+    with reading.placed(file):
+        check_reachable(experiment.data)
+    return experiment
+
+
 def run_folder(folder: str) -> Path:
     """The folder of a run that exists; InputError with the nearest name where it does not."""
     path = user_path(folder, "RUN")
@@ -49,12 +61,9 @@ def placed(file: str, experiment: "Experiment") -> Iterator[None]:
     """First says what is odd about the experiment that was read from `file`. What is wrong with it, here and within, is
     told with its line and column there."""
     from morphogen import reading
-    from morphogen.data.prepare import check_reachable
+    from morphogen.checks import examined
 
     with reading.placed(file):
-        check_reachable(experiment.data)  # which may take long to know, and comes before what takes long to import
-        from morphogen.checks import examined
-
         _, _, remarks = examined(experiment)
         for line in reading.said_of(file, remarks):
             _say(visible(f"note: {line}"))

@@ -8,7 +8,7 @@ import typer
 
 from morphogen.cli import flags
 from morphogen.cli.app import app, takes
-from morphogen.cli.launch import carry_out, placed, read_experiment, rehearse
+from morphogen.cli.launch import carry_out, placed, read_reachable, rehearse
 from morphogen.paths import user_path
 
 if TYPE_CHECKING:
@@ -74,13 +74,14 @@ class RunOptions:
 
     def experiment(self) -> "Experiment":
         """The experiment in the file, with the options that change it."""
+        read = read_reachable(self.config)
         from morphogen.cli.options import named_weights, with_options
 
         prefix = "score_weight_"
         names = [field.name for field in fields(self) if field.name.startswith(prefix)]
         scores = {name.removeprefix(prefix): vars(self)[name] for name in names}
         return with_options(
-            read_experiment(self.config),
+            read,
             generations=self.generations,
             steps=self.steps,
             eval_batches=self.eval_batches,
