@@ -118,7 +118,7 @@ def settle(device: torch.device) -> None:
 def medians(contestants: Mapping[str, Step], device: torch.device, scale: Scale) -> dict[str, float]:
     """Seconds of a step of each, in turns, after a warm-up in which kernels are compiled and tried."""
     for step in contestants.values():
-        for _ in range(1 + 2 * (device.type == "cuda")):
+        for _ in range(3):  # of the second one the Trainer measures the memory
             step()
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     began = time.perf_counter()
@@ -415,12 +415,24 @@ def gaps(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
 
 
 PARTS: Mapping[str, Callable[[torch.device, Scale, bool], Iterator[Row]]] = {
-    "numerics": numerics, "kinds": kinds, "kernels": kernels, "whole": whole, "candidates": candidates, "gaps": gaps
+    "numerics": numerics, "whole": whole, "gaps": gaps, "candidates": candidates, "kinds": kinds, "kernels": kernels
 }  # fmt: skip
 
 
-def measured(device: torch.device, dry: bool, only: list[str]) -> dict[str, Any]:
-    """Every part's rows, printed as they come, and how long each part took; what failed is among them."""
+def _until(end: float, rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows as long as there is time; then one that says that there was none."""
+    while time.perf_counter() < end:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+    yield {"what": "no time was left for what follows here"}
+
+
+def measured(device: torch.device, dry: bool, only: list[str], most_seconds: float) -> dict[str, Any]:
+    """Every part's rows, printed as they come, and how long each part took; what failed is among them.
+    Nothing is begun after `most_seconds`."""
+    began = time.perf_counter()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     told: dict[str, Any] = {"device": name, "torch": torch.__version__, "dry": dry, "parts": {}, "seconds": {}}
     told["paths"] = paths(device)
@@ -432,7 +444,8 @@ def measured(device: torch.device, dry: bool, only: list[str]) -> dict[str, Any]
         start, rows = time.perf_counter(), told["parts"].setdefault(part, [])
         print(f"== {part}", flush=True)
         try:
-            for row in measure(device, TOY if dry else WHOLE if part in ("whole", "gaps") else KIND, dry):
+            scale = TOY if dry else WHOLE if part in ("whole", "gaps") else KIND
+            for row in _until(began + most_seconds, measure(device, scale, dry)):
                 rows.append(row)
                 print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                                 for key, value in row.items()), flush=True)  # fmt: skip
@@ -449,13 +462,14 @@ def main() -> None:
     parser.add_argument("--device", default="", help="cuda unless --dry")
     parser.add_argument("--out", type=Path, help="where the JSON goes: runs/gpu.json, with --dry runs/gpu_dry.json")
     parser.add_argument("--only", nargs="+", default=[], choices=[*PARTS], help="some parts alone")
+    parser.add_argument("--seconds", type=float, default=450.0, help="nothing is begun after so many")
     parser.add_argument("--train", type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     device = choose_device(asked.device or ("cpu" if asked.dry else "cuda"))
     if asked.train is not None:
         print(train_alone(device, asked.train, asked.dry))
         return
-    told = measured(device, asked.dry, asked.only)
+    told = measured(device, asked.dry, asked.only, asked.seconds)
     out = asked.out or ROOT / "runs" / ("gpu_dry.json" if asked.dry else "gpu.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
 from morphogen.store.places import ENVIRONMENT
+from morphogen.training.kernels import kernels_of
 from morphogen.training.precision import Precision, chosen
 from morphogen.training.threads import default_threads
 
@@ -57,7 +58,11 @@ def entered(
     if not events:
         seed = experiment.train.seed if seed is None else seed
         told = environment(seed, device, default_threads(), prepared.environment())
-        told |= {"read": prepared.read(), "kernels": paths(torch.device(device))}
+        told["read"] = prepared.read()
+        told["kernels"] = {
+            "kinds": kernels_of(experiment.model, torch.device(device)),
+            "ops": paths(torch.device(device)),
+        }
         told |= {"paths": places(experiment, folder), "init_checkpoint": checksum(experiment)}
         return seed, told, ()
     if not isinstance(start := events[0], Start):

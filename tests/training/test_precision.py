@@ -115,7 +115,7 @@ def test_what_auto_came_to_is_recorded_and_kept_by_whoever_goes_on(
     recorded = json.loads((run / "environment.json").read_text())["precision"]
     assert (recorded["asked"], recorded["bf16"]) == ("auto", True)
     assert "avx512_bf16" in recorded["why"]
-    assert "flex_attention" in json.loads((run / "environment.json").read_text())["kernels"]["attention"]
+    assert "flex_attention" in json.loads((run / "environment.json").read_text())["kernels"]["kinds"]["MHA"]
     with pytest.raises(KeyboardInterrupt):
         evolve(load(config), run, resume=True, observer=stop)
     assert json.loads((run / "environment.json").read_text())["precision"] == recorded

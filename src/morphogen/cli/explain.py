@@ -19,7 +19,6 @@ from morphogen.foresight import grown, lineage_tokens
 from morphogen.metrics.probing import SEQUENCES
 from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import build
-from morphogen.ops.paths import path
 from morphogen.search.rungs import stages
 from morphogen.training.device import choose_device
 from morphogen.training.precision import bf16_warning
@@ -184,13 +183,6 @@ def precision(train: Train, device: str) -> list[str]:
     where = choose_device(device)
     warning = bf16_warning(train, where)
     return [f"train.bf16: {train_precision(train, where)}", *([warning] if warning else [])]
-
-
-def kernels(experiment: Experiment, device: str) -> dict[str, str]:
-    """By kind of part that there are several ways to compute: which one a device takes, and why."""
-    parts = {part.label: part.op() for block in experiment.model.blocks for _, _, part in block.parts()}
-    where = choose_device(device)
-    return {kind: str(path(op, where)) for kind, op in parts.items() if op != "none"}
 
 
 def memory_bytes(device: str) -> int:

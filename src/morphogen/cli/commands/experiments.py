@@ -66,6 +66,8 @@ def explain(
     from morphogen.cli.facts import show_facts
     from morphogen.figures import known
     from morphogen.report.wording import duration
+    from morphogen.training.device import choose_device
+    from morphogen.training.kernels import kernels_of
 
     experiment = read_experiment(config)
     with reading.placed(config):
@@ -92,7 +94,7 @@ def explain(
     told["precision"], *warnings = explaining.precision(experiment.train, device)
     if warnings:
         told["warnings"] = warnings
-    kernels = explaining.kernels(experiment, device)
+    kernels = kernels_of(experiment.model, choose_device(device))
     told |= {"kernels": kernels} if as_json else {f"kernel of {kind}": way for kind, way in kernels.items()}
     if prepared is None:
         told["eval_text"] = "not read here, so that eval_tokens_each is the most; run --dry-run reads it"
