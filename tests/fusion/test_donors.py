@@ -18,6 +18,7 @@ from morphogen import reach
 from morphogen.errors import InputError
 from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
 from morphogen.parts.foreign.donors.layers import ForeignLayer, LayerCache
+from morphogen.parts.foreign.donors.opened import cost_of
 from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
 
 QUICK = {"gpt2", "gemma3", "bert", "distilbert", "mamba"}
@@ -89,6 +90,49 @@ def test_layers_in_order_behind_their_own_embedding_and_head_are_the_model(name:
     assert far(torch.cat(steps, dim=1), logits) <= 1e-5
     assert {cache.length for cache in caches} == {20}
     assert handled[0] == 20 * N  # each token once
+    for layer in range(N):
+        counted = cost_of(str(tmp_path), layer, 20)
+        assert counted.flops > 0
+        assert counted.kv_bytes + counted.state_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_learned_positions_end_and_layers_go_on(name: str, tmp_path: Path) -> None:
+    goes_on(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "electra", "ernie", "data2vec-text", "distilbert", "opt"])
+def test_learned_positions_of_others_end_and_layers_go_on(name: str, tmp_path: Path) -> None:
+    goes_on(name, tmp_path)
+
+
+def goes_on(name: str, folder: Path) -> None:
+    """A layer of a model with 64 places runs on 70 tokens, the first of them as before; and is counted."""
+    saved_model(name, folder)
+    layer = open_donor(str(folder)).layer(1)
+    x_BTD = torch.randn(1, 80, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = layer(x_BTD)
+        assert far(whole[:, :20], layer(x_BTD[:, :20])) <= 1e-5
+        cache = layer.new_cache()
+        parts = [layer(x_BTD[:, a:b], cache=cache) for a, b in ((0, 60), (60, 79), (79, 80))]
+        assert far(torch.cat(parts, dim=1), whole) <= 1e-4
+    assert cost_of(str(folder), 1, 80).flops > cost_of(str(folder), 1, 20).flops
+
+
+def test_tables_within_a_layer_end_with_it(tmp_path: Path) -> None:
+    saved_model("gpt_neo", tmp_path)
+    with pytest.raises(InputError, match="layer 0 cannot be run on 65 tokens: its model has places for 64"):
+        open_donor(str(tmp_path)).layer(0)(torch.zeros(1, 65, 32))
+    with pytest.raises(InputError, match="layer 0 cannot be run on 65 tokens"):
+        cost_of(str(tmp_path), 0, 65)
+
+
+def test_experts_in_one_tensor_are_counted_as_each_token_chooses(tmp_path: Path) -> None:
+    saved_model("mixtral", tmp_path)
+    attention, expert, router = 2 * 32 * (32 + 16 + 16 + 32) + 4 * 32 * 10, 2 * 3 * 32 * 44, 2 * 32 * 4
+    assert cost_of(str(tmp_path), 0, 10).flops == attention + 2 * expert + router
 
 
 def test_what_was_asked_for_is_tried() -> None:

@@ -142,7 +142,7 @@ def _pairs(
             hook.remove()
         try:
             h_BTE = embedding(torch.tensor(their_ids)[None])
-        except IndexError:
+        except (IndexError, RuntimeError):
             raise InputError(f"calibrate: {donor.source} has no places for {len(their_ids)} tokens") from None
         for each in before:
             h_BTE = each(h_BTE)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 #: What models call the tokens that they have seen.
 CACHES: Final = ("cache", "past_key_values", "cache_params")
 MASK: Final = "attention_mask"
+#: What weights are in the copy that is asked where tokens can stand.
+ASKED: Final = -1.0
 
 
 class Reached(Exception):  # noqa: N818
@@ -112,12 +114,16 @@ class Frame:
     masked: bool = False
     remembers: bool = True
     _live: dict[tuple[str, torch.dtype, float], Live] = field(default_factory=dict)
+    _reached: int = 0
     _tables: dict[tuple[int, str], list[tuple[str, str, Tensor | None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.takes = frozenset(inspect.signature(self.model.forward).parameters)
         self.width = int(self.model.get_input_embeddings().weight.shape[1])
         self.cache_name = next((name for name in CACHES if name in self.takes), None)
+        config = self.model.config
+        #: How many tokens it says that it has places for; None where it does not say.
+        self.places: int | None = config.max_position_embeddings if hasattr(config, "max_position_embeddings") else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Frame":
         return self  # nothing of it changes
@@ -171,6 +177,9 @@ class Frame:
         return found
 
     def _forward(self, live: Live, x_BTD: Tensor, positions_BT: Tensor, mask_BS: Tensor, cache: Any) -> Any:
+        if self._beyond(mask_BS.shape[1]):
+            # learned positions are added before the first layer: to a layer it does not matter that there are fewer
+            positions_BT = torch.zeros_like(positions_BT)
         given: dict[str, Any] = {
             "inputs_embeds": x_BTD.new_zeros(*x_BTD.shape[:2], self.width),
             MASK: mask_BS,
@@ -181,13 +190,34 @@ class Frame:
             given[self.cache_name] = cache
         known = {name: value for name, value in given.items() if name in self.takes}
         with torch.no_grad():
-            try:
-                return live.model(**known)
-            except IndexError:
-                # learned positions are added before the first layer: to a layer it does not matter that there are fewer
-                if "position_ids" not in known:
-                    raise
-                return live.model(**{**known, "position_ids": torch.zeros_like(known["position_ids"])})
+            return live.model(**known)
+
+    def _beyond(self, tokens: int) -> bool:
+        """Whether the model has learned positions, and fewer. Asked of the last of them on the CPU, since to some
+        accelerators an index too large is the end."""
+        if "position_ids" not in self.takes:
+            return False
+        for asked in (2 * tokens, tokens):
+            if tokens <= self._reached:
+                return False
+            if self._stands(asked - 1):
+                self._reached = asked
+        return tokens > self._reached and self._stands(0)
+
+    def _stands(self, position: int) -> bool:
+        """Whether a token can stand there."""
+        live = self._on(torch.device("cpu"), torch.float32, ASKED)  # one of its own: some tables grow with positions
+        live.stop.index, live.stop.out = 0, None
+        place_BT = torch.tensor([[position]])
+        given = {"inputs_embeds": torch.zeros(1, 1, self.width), "position_ids": place_BT, "use_cache": False}
+        try:
+            with torch.no_grad():
+                live.model(**{name: value for name, value in given.items() if name in self.takes})
+        except Reached:
+            return True
+        except (IndexError, RuntimeError):
+            return False
+        return True
 
     def fill(self, index: int, layer: nn.Module, device: torch.device) -> None:
         """Puts the tables of a layer in place that follow from the config: those of `index`, on a device."""

@@ -140,10 +140,12 @@ class ForeignLayer(nn.Module):
     def _run(self, x_BTD: Tensor, positions_BS: Tensor, mask_BS: Tensor, kept: Any = None) -> Tensor:
         try:
             return self._as_called(x_BTD, positions_BS, mask_BS, kept)
-        except IndexError:
-            raise InputError(
-                f"layer {self.index} cannot be run on {mask_BS.shape[1]} tokens: its model has fewer places"
-            ) from None
+        except (IndexError, RuntimeError) as error:
+            places, tokens = self._frame.places, mask_BS.shape[1]
+            if isinstance(error, RuntimeError) and (places is None or tokens <= places):
+                raise  # of something else, such as memory
+            fewer = "fewer places" if places is None else f"places for {places}"
+            raise InputError(f"layer {self.index} cannot be run on {tokens} tokens: its model has {fewer}") from None
 
     def _as_called(self, x_BTD: Tensor, positions_BS: Tensor, mask_BS: Tensor, kept: Any) -> Tensor:
         T = x_BTD.shape[1]

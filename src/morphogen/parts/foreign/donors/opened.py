@@ -6,19 +6,25 @@ B batch, T tokens, E width of the model
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
 from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.part import Cost
 from morphogen.parts.foreign.donors.donor import Donor, open_donor
 from morphogen.parts.foreign.donors.layers import ForeignLayer
+from morphogen.parts.foreign.donors.probing import FAILURES
 from morphogen.parts.foreign.donors.remembered import tensors_of
 
 #: What a model's files looked like: name, bytes, time of the last change.
 Signature = tuple[tuple[str, int, int], ...]
+#: How layers with many experts in one tensor are run to be counted: each token by those that it chose, which needs
+#: neither numbers nor types that the meta device has not.
+COUNTED: Final = "batched_mm"
 
 
 def donor_of(model: str) -> Donor:
@@ -50,7 +56,10 @@ def checksum_of(model: str, layer: int) -> str:
 
 
 def cost_of(model: str, layer: int, seq_len: int) -> Cost:
-    """What a layer costs per token, counted as it runs on the meta device: products of matrices, and its cache."""
+    """What a layer costs per token, counted as it runs on the meta device: products of matrices, and its cache.
+
+    InputError where it cannot be run on so many tokens.
+    """
     return _cost(model, layer, seq_len, _signature(model))
 
 
@@ -91,7 +100,18 @@ def _checksum(model: str, layer: int, signature: Signature) -> str:
 def _cost(model: str, layer: int, seq_len: int, signature: Signature) -> Cost:
     donor = _opened(model, signature)
     module = donor.layer_module(layer)
-    x_BTE = torch.empty(1, seq_len, donor.dim, device="meta")
+    for each in module.modules():
+        if isinstance(config := vars(each).get("config"), PreTrainedConfig):
+            config._experts_implementation = COUNTED
+    try:
+        return _counted(module, donor.dim, seq_len)
+    except FAILURES as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{model}: layer {layer} cannot be counted on {seq_len} tokens: {why}") from None
+
+
+def _counted(module: ForeignLayer, dim: int, seq_len: int) -> Cost:
+    x_BTE = torch.empty(1, seq_len, dim, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(x_BTE, *_places(seq_len))
     half = max(1, seq_len // 2)
