@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import ids, saved, write_tokenizer
 
+from foreign_models import llama
 from morphogen.errors import InputError
 from morphogen.fusion.fused import EXPERIMENT, LAYOUT, WEIGHTS, FusionModel
 from morphogen.reading import read_experiment
@@ -104,6 +105,20 @@ def test_widths_may_differ_and_bottlenecks_start_without_effect(folders: dict[st
     assert {"model.emb.weight", "model.head.weight"} <= frozen
     loose = FusionModel(folders, [("b", 0)], freeze_embedding=False, freeze_head=False, freeze=False)
     assert all(p.requires_grad for n, p in loose.named_parameters() if not n.endswith("eps"))
+
+
+def test_lanes_of_several_widths_in_order_are_each_written_back_to_the_stream(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    llama(tmp_path / "wide", dim=48)
+    models = {**folders, "wide": str(tmp_path / "wide")}
+    fused = FusionModel(models, [[("wide", 0), ("a", 1), ("b", 0)]], adapter="linear").eval()
+    assert fused(ids()).shape[:2] == ids().shape
+    branch = fused._branches()[0][1]
+    way_ED = torch.eye(32)
+    for n, width in enumerate((48, 32, 32)):
+        way_ED = branch.read[n].weight @ way_ED
+        assert torch.allclose(branch.write[n].weight, way_ED.t() * width**0.5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Merging
 from morphogen.errors import InputError
 from morphogen.fusion.merging import merge, merge_checkpoints
+from morphogen.inherit import merging
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.merging import METHODS, NEED_BASE, PASSTHROUGH, Model, Settings
+from morphogen.inherit.splice import from_parent
 from morphogen.network import assemble, initial_state
 from tiny import Cli
 
@@ -217,6 +220,32 @@ def test_models_without_a_common_gene_are_not_merged() -> None:
     narrow = Blueprint.model_validate({"emb": {"dim": 4, "vocab": 30}, "blocks": [BLOCK]})
     with pytest.raises(InputError, match="model 2 has width 4"):
         merge("passthrough", [A, model(2, narrow)], Settings((1.0, 1.0)))
+
+
+def test_a_base_without_a_common_gene_is_the_commands_mistake_and_leaves_a_childs_weights_alone() -> None:
+    strange = model(3, Blueprint.model_validate({"emb": {"dim": 8, "vocab": 30}, "blocks": [{**BLOCK, "id": "x"}]}))
+    for method in sorted(NEED_BASE):
+        how = Settings((0.5, 0.5))
+        with pytest.raises(InputError, match="the base and the models have no gene in common"):
+            merge(method, [A, B], how, strange)
+        made, several = merging.mix(method, [A, B], how, strange)
+        assert all(torch.equal(made.state[n], A.state[n]) for n in TRAINED if n.startswith("blocks."))
+        assert not any(name.startswith("blocks.") for name in several)
+
+
+def test_only_what_was_merged_is_said_to_be() -> None:
+    more = Blueprint.model_validate({**PLAIN.to_json(), "blocks": [*PLAIN.to_json()["blocks"], {**BLOCK, "id": "x"}]})
+    _, several = merging.mix("linear", [model(1, more), B], Settings((0.5, 0.5)))
+    assert {name.split(".")[1] for name in several if name.startswith("blocks.")} == {"0", "1"}
+    parents = [(each.blueprint, from_parent(dict(each.state))) for each in (model(1, more), B)]
+    how = Merging(method="linear", weights=(0.5, 0.5))
+    _, whole = merging.merged(how, parents, more, None)
+    said = whole.report(more, False, (), 0, ("p", "q"))
+    assert [(each.gene, each.how) for each in said.genes if each.gene in ("b0", "b1", "x")] == [
+        ("b0", "merged"),
+        ("b1", "merged"),
+        ("x", "whole"),
+    ]
 
 
 def test_checkpoints_are_merged_into_one(tmp_path: Path) -> None:

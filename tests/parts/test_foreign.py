@@ -18,11 +18,12 @@ from morphogen.blueprint.tensors import specs
 from morphogen.cost import Step, costs
 from morphogen.errors import InputError
 from morphogen.experiment import Train
+from morphogen.inherit.borrowed import donors_of
 from morphogen.inherit.checkpoint import DONORS, load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
 from morphogen.network import LanguageModel, assemble, build, initial_state
-from morphogen.parts.foreign.donors.opened import shapes_of
+from morphogen.parts.foreign.donors.opened import checksum_of, shapes_of
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
 from morphogen.testing.contract import CHECKS, Check
@@ -323,6 +324,28 @@ def test_ten_children_of_a_donor_take_no_more_disk_than_ten_hosts(tmp_path: Path
     taken = sum((tmp_path / f"{i}.safetensors").stat().st_size for i in range(10))
     assert taken <= 10 * (own + 10_000)
     assert taken + whole < 2 * 10 * own + whole
+
+
+def test_no_checkpoint_says_of_layers_that_changed_that_they_are_what_it_was_made_with(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    child, state = inserted(tmp_path)
+    told = donors_of(child, state)
+    llama(tmp_path / "a", seed=1)
+    for say in (lambda: save_checkpoint(tmp_path / "c", state, child, {}), lambda: donors_of(child, state)):
+        with pytest.raises(InputError, match="layer 0 has changed since it was read"):
+            say()
+    assert not (tmp_path / "c").exists()
+    llama(tmp_path / "a")
+    assert donors_of(child, state) == told
+    save_checkpoint(tmp_path / "c", state, child, {})
+
+
+def test_a_relative_folder_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    before = checksum_of("a", 0)
+    llama(tmp_path / "a", seed=1)
+    assert checksum_of("a", 0) == checksum_of(str(tmp_path / "a"), 0) != before
 
 
 def test_a_checkpoint_refuses_layers_that_are_not_as_they_were(tmp_path: Path) -> None:

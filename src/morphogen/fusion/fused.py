@@ -336,8 +336,11 @@ def _ways_out(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[str, Te
     found = {}
     for name, (gene, own, _) in specs(blueprint).items():
         if isinstance(gene.part, Foreign) and own.startswith("write."):
-            read_ED = state[gene.tensor(own.replace("write.", "read.", 1))]
-            found[name] = read_ED.t().contiguous() * math.sqrt(read_ED.shape[0])
+            lanes, place = gene.part.lanes(), int(own.split(".")[1])
+            way_ED = state[gene.tensor(f"read.{place}.weight")]
+            while (before := lanes[place].after) is not None:  # down to the stream, through the lanes that it reads
+                way_ED, place = way_ED @ state[gene.tensor(f"read.{before}.weight")], before
+            found[name] = way_ED.t().contiguous() * math.sqrt(way_ED.shape[0])
         elif isinstance(gene.part, Foreign) and own.startswith("write_up."):
             found[name] = torch.zeros_like(state[name])
     return found

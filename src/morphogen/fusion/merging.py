@@ -66,9 +66,12 @@ def check(method: str, models: int, based: bool, how: Settings) -> None:
 
 
 def merge(method: str, models: Sequence[Model], how: Settings, base: Model | None = None) -> Model:
-    """As `inherit.merging.merge`. InputError also for what does not go together."""
+    """As `inherit.merging.merge`. InputError also for what does not go together, and where nothing is merged."""
     check(method, len(models), base is not None, how)
-    return merging.merge(method, models, how, base)
+    made, several = merging.mix(method, models, how, base)
+    if base is not None and not any(name.startswith("blocks.") for name in several):
+        raise InputError("merge: the base and the models have no gene in common, so that no weight is another's")
+    return made
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,32 @@ DONORS = "donors"
 _TOLD: TypeAdapter[tuple[DonorLayer, ...]] = TypeAdapter(tuple[DonorLayer, ...])
 
 
-def donors_of(blueprint: Blueprint) -> tuple[DonorLayer, ...]:
-    """The layers of other models in it, trained here or not, as they are now. InputError where one cannot be read."""
-    return _as_they_are(spec for _, _, spec in specs(blueprint).values() if spec.init.name == "donated")
+def donors_of(blueprint: Blueprint, state: Mapping[str, Tensor]) -> tuple[DonorLayer, ...]:
+    """The layers of other models in it, trained here or not, as they are now.
+
+    InputError where one cannot be read, or one that is frozen in `state` is no longer what its model holds.
+    """
+    found = _as_they_are(spec for _, _, spec in specs(blueprint).values() if spec.init.name == "donated")
+    if found:
+        _still_theirs(blueprint, state)
+    return found
+
+
+def _still_theirs(blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
+    """Nothing of a model has to be read whose files look as they always did."""
+    from morphogen.parts.foreign.donors.opened import has_changed
+
+    changed = {donor.model: has_changed(donor.model) for donor in _as_they_are(borrowed(blueprint).values())}
+    for name, spec in borrowed(blueprint).items():
+        model, layer, _ = spec.init.args
+        if not changed[str(model)] or name not in state:
+            continue
+        now = draw(spec.init, spec.shape, torch.Generator())
+        if not torch.equal(state[name].detach().cpu(), now.to(state[name].dtype)):
+            raise InputError(
+                f"{model}: layer {layer} has changed since it was read, so that what was made with it cannot be found "
+                "again; expected the files as they were"
+            )
 
 
 def borrowed(blueprint: Blueprint) -> dict[str, Spec]:

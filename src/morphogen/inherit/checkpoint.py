@@ -47,12 +47,13 @@ def save_checkpoint(
     averages: of weights, where these were measured in their place; they stand in the same file, marked by `AVERAGE`.
     beside: what a training needs besides to go on, marked by `BESIDE`. Frozen layers of other models are left out, and
     named with their hashes.
-    RunError when the disk is full or the folder cannot be written; a file that was there stays as it was.
+    RunError when the disk is full or the folder cannot be written; a file that was there stays as it was. InputError
+    where a frozen layer of another model is no longer what that model holds.
     """
     marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
     marked |= {f"{BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}
     metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
-    if donors := donors_of(blueprint):
+    if donors := donors_of(blueprint, state):
         metadata[DONORS] = canonical_json([donor.model_dump() for donor in donors])
     left_out = borrowed(blueprint)
     own = {name: tensor for name, tensor in state.items() if name not in left_out}

@@ -153,25 +153,37 @@ class Model(NamedTuple):
 def merge(
     method: str, models: Sequence[Model], how: Settings, base: Model | None = None, *, ids: Sequence[str] | None = None
 ) -> Model:
+    """`mix`, and no more than the model."""
+    return mix(method, models, how, base, ids=ids)[0]
+
+
+def mix(
+    method: str, models: Sequence[Model], how: Settings, base: Model | None = None, *, ids: Sequence[str] | None = None
+) -> tuple[Model, frozenset[str]]:
     """Merges models into one of the first's architecture, or with `passthrough` into the blocks of all, in order.
 
     Args:
         method: One of `METHODS`, or `passthrough`.
         models: Each a blueprint with its state dict.
         how: Weights and shares.
-        base: What the others were trained from, for methods with task vectors.
+        base: What the others were trained from, for methods with task vectors. Where it has not what the first has,
+            nothing is merged.
         ids: Of the blocks with `passthrough`; see `stacked`.
+
+    Returns:
+        The model, and the names of its tensors that are not the first's alone.
 
     Raises:
         InputError: Models without a gene in common, or that cannot be stacked.
     """
     if method == PASSTHROUGH:
-        return _stacked(models, ids)
+        return _stacked(models, ids), frozenset()
     first = models[0]
     table = specs(first.blueprint)
     aligned = [_aligned(model, first, i) for i, model in enumerate(models[1:], start=2)]
-    origin = _aligned(base, first, 0) if base else None
+    origin = _aligned(base, first) if base else None
     state: dict[str, Tensor] = {}
+    several = set[str]()
     for name, (_, _, spec) in table.items():
         mine, others = first.state[name].float(), [each[name] for each in aligned]
         held = [mask for _, mask in (*others, *([origin[name]] if origin else []))]
@@ -183,17 +195,18 @@ def merge(
         for mask in held:
             merged = merged if mask is None else torch.where(mask, merged, mine)
         state[name] = merged
-    return Model(first.blueprint, state)
+        several.add(name)
+    return Model(first.blueprint, state), frozenset(several)
 
 
-def _aligned(model: Model, first: Model, number: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """A model's weights in the first's places, each with where it has any (None: everywhere)."""
+def _aligned(model: Model, first: Model, number: int | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """A model's weights in the first's places, each with where it has any (None: everywhere). number: of a model that
+    has to have some; a base may have none."""
     if model.blueprint == first.blueprint:
         return {name: (tensor, None) for name, tensor in model.state.items()}
     drawn = plan(first.blueprint, [model.blueprint])
-    if not any(item.source for item in drawn.tensors if item.tensor.startswith("blocks.")):
-        what = "the base" if number == 0 else f"model {number}"
-        raise InputError(f"merge: {what} and the first have no gene in common, so that no weight is another's")
+    if number and not any(item.source for item in drawn.tensors if item.tensor.startswith("blocks.")):
+        raise InputError(f"merge: model {number} and the first have no gene in common, so that no weight is another's")
     spliced = splice(drawn, [from_parent(dict(model.state))], 0)
     none = {item.tensor for item in drawn.tensors if item.source is None}
     found = {}
@@ -232,10 +245,10 @@ def merged(
     origin = base() if base is not None and how.method in NEED_BASE else None
     models = [Model(blueprint, spliced.state) for blueprint, spliced in parents]
     ids = [block.id for block in child.blocks]
-    made = merge(how.method, models, Settings(how.weights, how.density, how.epsilon, how.seed), origin, ids=ids)
+    made, several = mix(how.method, models, Settings(how.weights, how.density, how.epsilon, how.seed), origin, ids=ids)
     whole = from_parent(dict(made.state), 0, parents[0][1].moments, given=True)
     if how.method != PASSTHROUGH:
-        whole.marks = {name: Marks(merged=True) for name in whole.state}
+        whole.marks = {name: Marks(merged=name in several) for name in whole.state}
         return made.blueprint, whole
     _, places = stacked([model.blueprint for model in models])
     own = len(models[0].blueprint.blocks)

@@ -293,7 +293,7 @@ class Trial:
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
             growth=self._grown_by(),
             losses=thinned(trainer.trace.losses, before.losses),
-            donors=donors_of(self.blueprint),
+            donors=donors_of(self.blueprint, trainer.model.state_dict()),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,

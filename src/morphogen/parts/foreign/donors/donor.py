@@ -27,6 +27,9 @@ from morphogen.parts.foreign.donors.weights import Weights
 
 #: How a layer's tensors are called here, before transformers' name.
 PREFIX = "layer."
+#: How layers with many experts in one tensor are run to be counted: each token by those that it chose, which needs
+#: neither numbers nor types that the meta device has not.
+COUNTED = "batched_mm"
 
 
 class Donor:
@@ -92,6 +95,14 @@ class Donor:
         """
         module = deepcopy(self._layer(layer))
         return ForeignLayer(self._frame, layer, module if device == "meta" else module.to_empty(device=device))
+
+    def layer_to_count(self, layer: int) -> ForeignLayer:
+        """As `layer_module`, so that what it does can be counted on the meta device. InputError likewise."""
+        module = self.layer_module(layer)
+        for each in module.modules():
+            if isinstance(config := vars(each).get("config"), transformers.PreTrainedConfig):
+                config._experts_implementation = COUNTED
+        return module
 
     def layer(self, layer: int) -> ForeignLayer:
         """A layer with its weights, in fp32. InputError as `read`."""

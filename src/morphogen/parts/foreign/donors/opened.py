@@ -5,13 +5,11 @@ B batch, T tokens, E width of the model
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig
 
 from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.part import Cost
@@ -19,12 +17,12 @@ from morphogen.parts.foreign.donors.donor import Donor, open_donor
 from morphogen.parts.foreign.donors.layers import ForeignLayer
 from morphogen.parts.foreign.donors.probing import FAILURES
 from morphogen.parts.foreign.donors.remembered import tensors_of
+from morphogen.paths import user_path
 
-#: What a model's files looked like: name, bytes, time of the last change.
+#: What a model's files looked like: name, bytes, time of the last change; the folder first, of which that is not told.
 Signature = tuple[tuple[str, int, int], ...]
-#: How layers with many experts in one tensor are run to be counted: each token by those that it chose, which needs
-#: neither numbers nor types that the meta device has not.
-COUNTED: Final = "batched_mm"
+#: Model -> all that its files looked like to this process.
+_SEEN: dict[str, set[Signature]] = {}
 
 
 def donor_of(model: str) -> Donor:
@@ -63,15 +61,21 @@ def cost_of(model: str, layer: int, seq_len: int) -> Cost:
     return _cost(model, layer, seq_len, _signature(model))
 
 
+def has_changed(model: str) -> bool:
+    """Whether its files are not, or have not always been, what this process first saw of them."""
+    _signature(model)
+    return len(_SEEN[model]) > 1
+
+
 def _signature(model: str) -> Signature:
-    folder = Path(model)
-    if not folder.is_absolute():
-        return ()
-    try:
+    found: Signature = ()
+    with suppress(OSError, InputError):  # opening it says what is wrong
+        folder = user_path(model, "MODEL").absolute()
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-        return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path in files for stat in [path.stat()])
-    except OSError:
-        return ()  # opening it says what is wrong
+        stats = [(path.name, path.stat()) for path in files]
+        found = ((str(folder), 0, 0), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    _SEEN.setdefault(model, set()).add(found)
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -99,12 +103,8 @@ def _checksum(model: str, layer: int, signature: Signature) -> str:
 @functools.lru_cache(maxsize=512)
 def _cost(model: str, layer: int, seq_len: int, signature: Signature) -> Cost:
     donor = _opened(model, signature)
-    module = donor.layer_module(layer)
-    for each in module.modules():
-        if isinstance(config := vars(each).get("config"), PreTrainedConfig):
-            config._experts_implementation = COUNTED
     try:
-        return _counted(module, donor.dim, seq_len)
+        return _counted(donor.layer_to_count(layer), donor.dim, seq_len)
     except FAILURES as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{model}: layer {layer} cannot be counted on {seq_len} tokens: {why}") from None
