@@ -1,6 +1,7 @@
 """Models made of layers of others: the host's own are the host, blends route, what is saved comes back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from tiny_models import ids, saved, write_tokenizer
 
 from foreign_models import llama
 from morphogen.errors import InputError
-from morphogen.fusion.fused import EXPERIMENT, LAYOUT, WEIGHTS, FusionModel
+from morphogen.fusion.fused import EXPERIMENT, WEIGHTS, FusionModel, _names
 from morphogen.reading import read_experiment
+from morphogen.store.places import LAYOUT
 
 PNG = b"\x89PNG"
 
@@ -89,10 +91,38 @@ def test_what_is_saved_comes_back_and_only_what_was_learned_lies_in_it(folders: 
     with pytest.raises(InputError, match=r"layout.json: its layers is not that of model.safetensors"):
         FusionModel.load(place)
     (place / LAYOUT).write_text("[")
-    with pytest.raises(InputError, match=r"layout.json: cannot be read"):
+    with pytest.raises(InputError, match=r"layout.json: not JSON"):
         FusionModel.load(place)
     with pytest.raises(InputError, match="no such checkpoint"):
         FusionModel.load(tmp_path / "nowhere")
+
+
+def test_a_saved_model_is_moved_together_with_the_models_it_is_of(folders: dict[str, str], tmp_path: Path) -> None:
+    for name in "ab":
+        shutil.copytree(folders[name], tmp_path / "here" / "models" / name)
+    here = {name: str(tmp_path / "here" / "models" / name) for name in "ab"}
+    fused = mixed(here).eval()
+    for kept in (fused.save(tmp_path / "here" / "fused"), fused.save(tmp_path / "here")):
+        assert not any(str(tmp_path) in each for each in json.loads((kept / LAYOUT).read_text())["models"].values())
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = {name: str(tmp_path / "there" / "models" / name) for name in "ab"}
+    for kept in (tmp_path / "there" / "fused", tmp_path / "there"):
+        again = FusionModel.load(kept).eval()
+        with torch.no_grad():
+            assert torch.equal(again(ids()), fused(ids()))
+        assert (again.models, again.tokenizer_name) == (moved, moved["a"])
+        experiment = read_experiment(str(kept / EXPERIMENT))
+        assert (experiment.model, experiment.data.tokenizer) == (again.blueprint, moved["a"])
+    # one whose layout says where they are from the root, as it was written once
+    layout = json.loads((kept / LAYOUT).read_text())
+    (kept / LAYOUT).write_text(json.dumps({**layout, "models": here}))
+    assert FusionModel.load(kept).models == moved
+
+
+def test_models_without_names_have_each_its_own() -> None:
+    assert _names(["p/x", "q/x", "r/x_0"]) == ["x_1", "x_2", "x_0"]
+    assert _names(["x_1", "p/x", "q/x"]) == ["x_1", "x_2", "x_3"]
+    assert _names(["p/x", "q/x", "y"]) == ["x_0", "x_1", "y"]
 
 
 def test_widths_may_differ_and_bottlenecks_start_without_effect(folders: dict[str, str], tmp_path: Path) -> None:

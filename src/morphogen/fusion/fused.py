@@ -8,6 +8,7 @@ B batch, T tokens, V vocabulary, N lanes
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -28,14 +29,16 @@ from morphogen.fusion.importing import stem_of
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.network import assemble, initial_state
-from morphogen.parts.foreign.donors.files import WHOLE, model_files
+from morphogen.parts.foreign.donors.files import WHOLE, model_files, read_json
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
 from morphogen.paths import user_path
-from morphogen.store.files import parsed_json, write_atomic
+from morphogen.reading import moved
+from morphogen.store.files import write_atomic
+from morphogen.store.places import LAYOUT, moved_paths
 
-#: Files of a saved model: its weights without those of frozen layers, how it is made, and what trains it.
-WEIGHTS, LAYOUT, EXPERIMENT = "model.safetensors", "layout.json", "experiment.yaml"
+#: Files of a saved model beside `LAYOUT`, how it is made: its weights without those of frozen layers; what trains it.
+WEIGHTS, EXPERIMENT = "model.safetensors", "experiment.yaml"
 #: What stands above the experiment.
 HEAD = (
     "# Layers of several models, fused. `morphogen train experiment.yaml` trains what is not frozen; text is\n"
@@ -146,7 +149,8 @@ class FusionModel(nn.Module):
     ) -> str | Tensor:
         """What follows a prompt, by a cache of keys and values: text for a text, and (B, T + tokens) ids for ids.
 
-        Text ends with the document. InputError for an empty prompt or a number out of range.
+        Text ends with the document; an empty one is the beginning of any. InputError for ids of no token, or a number
+        out of range.
         """
         if isinstance(prompt, Tensor):
             return self.model.generate(prompt, tokens, temperature=temperature, top_k=top_k, seed=seed)
@@ -203,14 +207,18 @@ class FusionModel(nn.Module):
         """Writes the weights, the layout, and an experiment that `morphogen train` and `morphogen run` go on from; with
         a text, also who is routed where on it, as `routing.json` and `routing.png`.
 
-        Weights of frozen layers stay where they are; the checkpoint knows their hashes. Returns the folder. RunError
-        where it cannot be written.
+        Weights of frozen layers stay where they are; the checkpoint knows their hashes, the layout where they are as
+        seen from the folder, so that both may be moved together. Returns the folder. RunError where it cannot be
+        written, InputError where a model's layers are no longer what they were.
         """
         place = user_path(str(folder), "folder")
         vocabulary = Vocabulary(self.tokenizer.pieces, self.tokenizer.eot).pack()
         behind = Provenance(self.tokenizer.digest, self.tokenizer_name, vocabulary)
         save_checkpoint(place / WEIGHTS, self.model.state_dict(), self.blueprint, behind.to_metadata())
-        write_atomic(place / LAYOUT, json.dumps(self._layout(), indent=2).encode())
+        seen = {path: _seen_from(place, path) for path in (*self.models.values(), self.tokenizer_name)}
+        layout = {**self._layout(), "models": {name: seen[path] for name, path in self.models.items()}}
+        paths = {path: there for path, there in seen.items() if path != there}
+        write_atomic(place / LAYOUT, json.dumps({**layout, "paths": paths}, indent=2).encode())
         fields = {
             "model": self.blueprint,
             "train": {"lr": 1e-4, "warmup": 20, "init_checkpoint": WEIGHTS},
@@ -219,7 +227,7 @@ class FusionModel(nn.Module):
         if text is not None and (routed := self.routing(text)):
             write_atomic(place / "routing.json", json.dumps([one._asdict() for one in routed], indent=2).encode())
             self.picture(place / "routing.png", text)
-        write_atomic(place / EXPERIMENT, (HEAD + dumps(Experiment.model_validate(fields))).encode())
+        write_atomic(place / EXPERIMENT, (HEAD + dumps(moved(Experiment.model_validate(fields), paths))).encode())
         return place
 
     @classmethod
@@ -236,19 +244,24 @@ class FusionModel(nn.Module):
             raise InputError(f"{file}: has no layer of another model, expected a checkpoint of a fused model")
         if not (called := metadata.get("tokenizer_name")):
             raise InputError(f"{file}: does not say its tokenizer")
+        now = moved_paths(file.parent) or moved_paths(file.parent.parent)
+        called = now.get(called, called)
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         models = dict(zip(_names(sources), sources, strict=True))
         layout = file.parent / LAYOUT
-        told = _told(layout) if layout.is_file() else None
-        if told is not None and isinstance(told.get("models"), dict):
-            models = {str(name): str(source) for name, source in told["models"].items()}
+        told = read_json(layout) if layout.is_file() else None
+        if told is not None:
+            told.pop("paths", None)
+            if isinstance(told.get("models"), dict):
+                named_there = {str(name): _from(file.parent, str(source)) for name, source in told["models"].items()}
+                told["models"] = models = {name: now.get(source, source) for name, source in named_there.items()}
         made._take(blueprint, state, models, called)
-        if told is not None and told != (now := made._layout()):
-            odd = next(name for name in {**told, **now} if told.get(name) != now.get(name))
+        if told is not None and told != (own := made._layout()):
+            odd = next(name for name in {**told, **own} if told.get(name) != own.get(name))
             raise InputError(
                 f"{layout}: its {odd} is not that of {file.name}: found {json.dumps(told.get(odd))}, expected "
-                f"{json.dumps(now.get(odd))}"
+                f"{json.dumps(own.get(odd))}"
             )
         return made
 
@@ -297,8 +310,12 @@ def _folders(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
 
 def _names(sources: Sequence[str]) -> list[str]:
     """What models are called that have no names: as their folders, or numbered where those are alike."""
-    names = [Path(str(source)).name for source in sources]
-    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+    names, found = [Path(str(source)).name for source in sources], list[str]()
+    for i, name in enumerate(names):
+        numbered = (f"{name}_{n}" for n in range(i, i + 2 * len(names)))
+        free = (each for each in numbered if each not in names and each not in found)
+        found.append(name if names.count(name) == 1 else next(free))
+    return found
 
 
 def _stage(place: str, stage: Any) -> list[Any]:
@@ -353,11 +370,14 @@ def _tokenizer(source: str) -> Tokenizer:
     return named(source)
 
 
-def _told(path: Path) -> dict[str, Any]:
-    try:
-        found = parsed_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, expected an object")
-    return found
+def _seen_from(folder: Path, path: str) -> str:
+    """A path relative to a folder; the name of a model on the hub as it is."""
+    if not os.path.isabs(path):
+        return path
+    found = os.path.relpath(path, folder.resolve())
+    return found if found.startswith(".") else f"./{found}"
+
+
+def _from(folder: Path, seen: str) -> str:
+    """The path that `_seen_from` made relative."""
+    return os.path.normpath(folder.resolve() / seen) if seen.startswith(".") else seen

@@ -61,7 +61,9 @@ def donors_told(path: Path, metadata: Mapping[str, str], now: Mapping[str, str])
     """What the checkpoint at `path` says of layers of other models. now: where models are that were moved. InputError
     where that cannot be read."""
     try:
-        return _TOLD.validate_json(json.dumps(with_donors(json.loads(metadata.get(DONORS, "[]")), now)))
+        return _TOLD.validate_json(
+            json.dumps(with_donors({DONORS: json.loads(metadata.get(DONORS, "[]"))}, now)[DONORS])
+        )
     except (ValidationError, ValueError, RecursionError):
         raise InputError(f"{path}: what it says of layers of other models cannot be read") from None
 

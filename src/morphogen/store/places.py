@@ -11,13 +11,16 @@ from morphogen.store.ordinary import read_ordinary
 
 #: In a run's folder: what else its numbers depend on, and where the files of its experiment lay.
 ENVIRONMENT = "environment.json"
-#: Likewise in a training's.
-TRAINING = "training.json"
+#: Likewise in a training's, and in the folder of a fused model, where it also says how that is made.
+TRAINING, LAYOUT = "training.json", "layout.json"
+
+#: What lists of layers of other models are called, in blueprints and in reports.
+LISTS = ("experts", "donors")
 
 
 def known_paths(folder: Path) -> dict[str, str]:
-    """Where files of the run or the training in `folder` lay, and how that was seen from there."""
-    for name in (ENVIRONMENT, TRAINING):
+    """Where files of the run, the training or the fused model in `folder` lay, and how that was seen from there."""
+    for name in (ENVIRONMENT, TRAINING, LAYOUT):
         with suppress(OSError, ValueError, RecursionError):
             told = parsed_json(read_ordinary(folder / name))
             known = told.get("paths") if isinstance(told, dict) else None
@@ -42,10 +45,19 @@ def moved_paths(folder: Path) -> dict[str, str]:
 
 
 def with_donors(data: Any, now: Mapping[str, str]) -> Any:
-    """Plain data with the models changed that layers are of, wherever a blueprint in it names one."""
+    """Plain data with the models changed that layers are of, wherever a blueprint or a report in it names one."""
     if isinstance(data, dict):
-        found = {name: with_donors(value, now) for name, value in data.items()}
-        if "layer" in found and isinstance(model := found.get("model"), str):
-            found["model"] = now.get(model, model)
-        return found
+        return {
+            name: [_at(one, now) for one in value]
+            if name in LISTS and isinstance(value, list)
+            else with_donors(value, now)
+            for name, value in data.items()
+        }
     return [with_donors(item, now) for item in data] if isinstance(data, list) else data
+
+
+def _at(named: Any, now: Mapping[str, str]) -> Any:
+    """A layer of a model, where that is now; anything else as in `with_donors`."""
+    if isinstance(named, dict) and "layer" in named and isinstance(model := named.get("model"), str):
+        return {**named, "model": now.get(model, model)}
+    return with_donors(named, now)
