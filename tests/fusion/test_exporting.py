@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import MODELS, ids, saved, write_tokenizer
 from torch import Tensor
 
-from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.data.tokenizers import ByteTokenizer, Tokenizer, named, train_bpe
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, RunError

@@ -9,6 +9,7 @@ from morphogen.blueprint.tensors import parameter_count
 from morphogen.errors import MorphogenError
 from morphogen.figures import known
 from morphogen.inherit.provenance import Provenance
+from morphogen.parts.foreign.foreign import Foreign
 from morphogen.store.lineage import Lineage, Node
 
 
@@ -38,6 +39,7 @@ def told(checkpoint: Path, blueprint: Blueprint, provenance: Provenance, kind: s
         f"({len(blueprint.blocks)} blocks, width {blueprint.emb.dim}; `blueprint.yaml` says all of it).",
         "",
         *_loading(kind),
+        *_borrowing(blueprint),
         "",
         *_training(provenance),
     ]
@@ -75,6 +77,23 @@ def _loading(kind: str) -> list[str]:
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")',
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
         "```",
+    ]
+
+
+def _borrowing(blueprint: Blueprint) -> list[str]:
+    """Of layers of other models the weights are here, but their classes are built from those models' configs."""
+    parts = [extra for block in blueprint.blocks for extra in block.extras if isinstance(extra, Foreign)]
+    models = dict.fromkeys(expert.model for part in parts for expert in part.experts)
+    if not models:
+        return []
+    return [
+        "",
+        "**It runs layers of other models.** Their weights lie in this folder, but they are built as those models say,",
+        "which have to be where they were when this was written:",
+        "",
+        *(f"- `{model}`" for model in models),
+        "",
+        "Where one lies elsewhere, change its path in the `blueprint` of `config.json`.",
     ]
 
 
