@@ -290,3 +290,14 @@ def test_random_blueprints_go_out_with_equal_logits_and_256_equal_tokens(data: s
         state = stirred(blueprint, dtype=torch.float32)
         written(Path(name), blueprint, state)
         assert_same(loaded(Path(name)), blueprint, state, blueprint.context().vocab, 256)
+
+
+def test_a_card_names_the_models_whose_layers_are_run() -> None:
+    from morphogen.fusion import card
+    from morphogen.parts.foreign.foreign import Foreign, ForeignLayerOf
+
+    part = Foreign(experts=(ForeignLayerOf(model="/at/x", layer=0), ForeignLayerOf(model="owner/y", layer=1)))
+    block = Block(id="b0", extras=(part,))
+    said = "\n".join(card._borrowing(Blueprint.model_construct(blocks=(block,))))
+    assert "- `/at/x`\n- `owner/y`" in said
+    assert card._borrowing(Blueprint.model_construct(blocks=())) == []
