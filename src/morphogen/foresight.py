@@ -152,7 +152,7 @@ def _donors(experiment: Experiment) -> Iterator[Remark]:
                 elif said := _no_layer(expert.model, expert.layer, experiment.data.seq_len):
                     yield Remark((*loc, "layer"), said, True)
     for i, donor in enumerate(experiment.evolution.donors):
-        if said := _no_donor(donor):
+        if said := _no_donor(donor) or _no_layers(donor, experiment.data.seq_len):
             yield Remark(("evolution", "donors", i), said, True)
 
 
@@ -168,6 +168,13 @@ def _no_donor(model: str) -> str:
         close = nearest(path.name, beside)
         return f"{error}{f'; did you mean {str(path.with_name(close))!r}?' if close else ''}"
     return ""
+
+
+def _no_layers(model: str, seq_len: int) -> str:
+    """Why layers of a model cannot be run on so many tokens, one of every kind being asked; empty where they can."""
+    from morphogen.parts.foreign.donors.opened import donor_of
+
+    return next((said for layer in donor_of(model).different() if (said := _no_layer(model, layer, seq_len))), "")
 
 
 def _no_layer(model: str, layer: int, seq_len: int) -> str:

@@ -1,7 +1,9 @@
 """Ways into layers of other models are fitted to text, across tokenizers; what wrote nothing still writes nothing."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import saved, write_tokenizer
@@ -76,3 +78,30 @@ def test_without_text_or_layers_there_is_nothing_to_fit(place: Path) -> None:
     )
     with pytest.raises(InputError, match="no layers of other models"):
         calibrate(assemble(root, initial_state(root, 0)), ByteTokenizer(), TEXT)
+
+
+def test_what_cannot_be_fitted_is_told_or_stays(place: Path) -> None:
+    fused = FusionModel([str(place / "a")], [("a", 0)])
+    for given, said in (
+        ({"tokens": 0}, "got 0 tokens"),
+        ({"ridge": -1.0}, "got ridge -1"),
+        ({"ridge": math.nan}, "nan"),
+    ):
+        with pytest.raises(InputError, match=said):
+            calibrate(fused.model, fused.tokenizer, TEXT, **given)  # type: ignore[arg-type]
+    start_ED, zeros_ND = torch.eye(3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
+    assert torch.equal(calibrating._ridge(start_ED, zeros_ND, zeros_ND + 1, 1e-3), start_ED)
+    same_ND = torch.arange(5, dtype=torch.float64)[:, None].expand(5, 3)
+    assert torch.allclose(same_ND @ calibrating._ridge(start_ED, same_ND, 2 * same_ND, 0.0).T, 2 * same_ND)
+    assert calibrating._explained(zeros_ND, zeros_ND) == 1.0
+    assert calibrating._explained(zeros_ND + 1, zeros_ND) == 0.0
+
+
+def test_text_of_no_token_is_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = FusionModel([str(place / "a")], [("a", 0)])
+    spelled, none = calibrating._spelled, ([], np.zeros(0, dtype=np.int64))
+    monkeypatch.setattr(calibrating, "_spelled", lambda by, text: none if text[0] == "p" else spelled(by, text))
+    assert calibrate(fused.model, fused.tokenizer, ["plain", *TEXT[:1]])[0].r2 > 0.99
+    monkeypatch.setattr(calibrating, "_spelled", lambda by, text: none)
+    with pytest.raises(InputError, match="got text of 0 tokens"):
+        calibrate(fused.model, fused.tokenizer, TEXT)

@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 from tiny_models import GROUPED, ids
 from torch import Tensor
 
-from morphogen import reach
+from morphogen import foresight, reach
 from morphogen.errors import InputError
+from morphogen.experiment import Experiment
+from morphogen.parts.foreign.donors import files
 from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
+from morphogen.parts.foreign.donors.files import Files
 from morphogen.parts.foreign.donors.layers import ForeignLayer, LayerCache
 from morphogen.parts.foreign.donors.opened import cost_of
 from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
+from morphogen.parts.foreign.donors.weights import Weights
 
 QUICK = {"gpt2", "gemma3", "bert", "distilbert", "mamba"}
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
@@ -127,6 +131,14 @@ def test_tables_within_a_layer_end_with_it(tmp_path: Path) -> None:
         open_donor(str(tmp_path)).layer(0)(torch.zeros(1, 65, 32))
     with pytest.raises(InputError, match="layer 0 cannot be run on 65 tokens"):
         cost_of(str(tmp_path), 0, 65)
+    assert open_donor(str(tmp_path)).different() == [0]
+    for tokens, said in ((64, ""), (65, "layer 0 cannot be run on 65 tokens")):
+        evolution = {"donors": [str(tmp_path)]}
+        block = {"ffn": {"kind": "dense", "hidden": 8}}
+        model = {"emb": {"dim": 8, "vocab": 9}, "blocks": [block]}
+        given = Experiment.model_validate({"model": model, "evolution": evolution, "data": {"seq_len": tokens}})
+        remarks = [remark for remark in foresight._donors(given) if remark.loc == ("evolution", "donors", 0)]
+        assert [said in remark.said for remark in remarks] == ([True] if said else [])
 
 
 def test_experts_in_one_tensor_are_counted_as_each_token_chooses(tmp_path: Path) -> None:
@@ -297,6 +309,26 @@ def test_a_model_of_the_hub_is_fetched_file_by_file(llama: Path, tmp_path: Path,
     assert "owner/name/model-" in (text := said("owner/name", 3))
     assert "http://127.0.0.1:9 cannot be reached" in text
     assert "owner/other: no such folder, and not to be had from the hub: http://127.0.0.1:9" in said("owner/other")
+
+
+def test_the_hub_is_asked_once_which_files_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+
+    def listed(model: str, revision: str) -> list[str]:
+        asked.append(f"{model}@{revision}")
+        return ["config.json", "pytorch_model.bin", "onnx/model.safetensors"]
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listed)
+    monkeypatch.setattr(files, "unreachable", lambda kind, model: None)
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"has weights only as pickle \(pytorch_model.bin\), which is never loaded"
+        ):
+            Weights(Files(tmp_path, "owner/pickled"))
+    assert asked == [f"owner/pickled@{tmp_path.name}"]
+    monkeypatch.setattr(files, "unreachable", lambda kind, model: "no answer")
+    with pytest.raises(InputError, match=r"owner/unheard/model.safetensors not to be had from the hub: no answer"):
+        Weights(Files(tmp_path, "owner/unheard"))
 
 
 def renamed(folder: Path, *pairs: tuple[str, str]) -> None:

@@ -219,6 +219,30 @@ def test_layers_that_come_only_to_run_give_the_same_and_the_same_gradients(
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+def test_offloaded_layers_never_leave_the_hosts_memory(home: Path) -> None:
+    child, state = inserted(home, offload=True)
+    branch = next(m for m in assemble(child, state).modules() if isinstance(m, ForeignBranch))
+    names, before = list(branch.state_dict()), next(branch.layers.parameters()).clone()
+    asked = list[int]()
+
+    class Away(torch.Tensor):
+        """On a device that is none."""
+
+        device = torch.device("cuda")
+
+    def move(x: Tensor) -> Tensor:
+        asked.append(x.numel())
+        return x.double().as_subclass(Away) if x.numel() == 0 else x.double()
+
+    branch._apply(move)
+    assert max(asked) == max(p.numel() for n, p in branch.named_parameters() if not n.startswith("layers."))
+    assert sum(asked) == sum(x.numel() for n, x in branch.state_dict().items() if not n.startswith("layers."))
+    assert list(branch.state_dict()) == names
+    layer = next(branch.layers.parameters())
+    assert (layer.dtype, layer.device.type) == (torch.float64, "cpu")
+    assert torch.equal(layer, before.double())
+
+
 # ------------------------------------------------------------------------------------------------ inheritance
 
 

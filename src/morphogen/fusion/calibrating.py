@@ -62,8 +62,13 @@ def calibrate(
         How good the fit is, of every lane in order.
 
     Raises:
-        InputError: There is too little text, no such part, or no tokenizer with another model.
+        InputError: There is too little text, no such part, or no tokenizer with another model; or a number is out of
+            range.
     """
+    if tokens < 1:
+        raise InputError(f"calibrate: got {tokens} tokens, expected at least 1")
+    if not (math.isfinite(ridge) and ridge >= 0.0):
+        raise InputError(f"calibrate: got ridge {ridge:g}, expected a finite number of at least 0")
     branches = [(name, module) for name, module in model.named_modules() if isinstance(module, ForeignBranch)]
     if not branches:
         raise InputError("calibrate: the model has no layers of other models")
@@ -93,6 +98,8 @@ def _fitted(
     read = branch.get_submodule(f"read.{n}")
     donor = donor_of(expert.model)
     pairs = list(_pairs(model, read, tokenizer, donor, expert.layer, pieces))
+    if not pairs:
+        raise InputError("calibrate: got text of 0 tokens, expected more")
     x_ND, h_NE = (torch.cat(each).double() for each in zip(*pairs, strict=True))
     held = torch.arange(len(x_ND), device=x_ND.device) % HELD_OUT == 0
     if (fitted := int((~held).sum())) < 2 or not held.any():
@@ -105,16 +112,24 @@ def _fitted(
         way_out = write.get_parameter("weight").double() / root
         if bool(way_out.any()) and branch.lanes[n].after is None:
             _set(write, _ridge(way_out, h_NE[~held], x_ND[~held], ridge) * root)
-    r2 = 1.0 - float(off_NE.square().sum() / around_NE.square().sum())
-    return Fit(name, expert.model, expert.layer, fitted, r2)
+    return Fit(name, expert.model, expert.layer, fitted, _explained(off_NE, around_NE))
+
+
+def _explained(off_NE: Tensor, around_NE: Tensor) -> float:
+    """1 − Σ off² / Σ around²; where nothing varies, 1 for what is met and else 0."""
+    off, around = float(off_NE.square().sum()), float(around_NE.square().sum())
+    return 1.0 - off / around if around > 0.0 else float(off == 0.0)
 
 
 def _ridge(start_ED: Tensor, x_ND: Tensor, h_NE: Tensor, ridge: float) -> Tensor:
     """W, (E, D), of the regression without a constant, drawn to where it starts."""
     gram_DD = x_ND.T @ x_ND
     gram_DD += ridge * gram_DD.trace() / len(gram_DD) * torch.eye(len(gram_DD), dtype=x_ND.dtype, device=x_ND.device)
-    change_DE: Tensor = torch.linalg.solve(gram_DD, x_ND.T @ (h_NE - x_ND @ start_ED.T))
-    return start_ED + change_DE.T
+    wanted_DE = x_ND.T @ (h_NE - x_ND @ start_ED.T)
+    found_DE, failed = torch.linalg.solve_ex(gram_DD, wanted_DE)
+    if bool(failed) or not bool(found_DE.isfinite().all()):  # nothing but zeros is read, or some channels say the same
+        found_DE = torch.linalg.pinv(gram_DD, hermitian=True) @ wanted_DE
+    return start_ED + found_DE.T
 
 
 def _set(layer: nn.Module, weight: Tensor) -> None:
@@ -132,6 +147,8 @@ def _pairs(
     for piece in pieces:
         ids, ends = _spelled(tokenizer, piece)
         their_ids, their_ends = _spelled(theirs, piece)
+        if not ids or not their_ids:
+            continue
         last = np.searchsorted(their_ends, ends, side="right") - 1
         rows = np.flatnonzero(last >= 0)
         given: list[Tensor] = []

@@ -79,12 +79,16 @@ class ForeignBranch(Branch):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Where frozen layers are offloaded, they stay in the host's memory wherever the rest goes."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.part.offload and self.part.freeze:
-            for parameter in self.layers.parameters():
-                if parameter.device.type not in ("cpu", "meta"):
-                    parameter.data = parameter.data.to("cpu")
+        """Where frozen layers are offloaded, they stay in the host's memory wherever the rest goes, all the way."""
+        if not (self.part.offload and self.part.freeze):
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+        layers = self.layers
+        self._modules["layers"] = None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._modules["layers"] = layers
+        layers._apply(lambda tensor: _at_home(fn, tensor))  # type: ignore[no-untyped-call]
         return self
 
     # ------------------------------------------------------------------------------------------------ running
@@ -214,6 +218,16 @@ class ForeignBranch(Branch):
         self.record.add_loss("router_entropy", entropy)
         self.record.add_figure("foreign_router_entropy", entropy)
         self.record.add_figure("foreign_load_max_over_mean", load_F.max() / load_F.mean())
+
+
+def _at_home(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """What `fn` makes of a tensor, but in the host's memory: an empty one tells where it would go."""
+    wanted = fn(tensor.new_empty(0))
+    if wanted.device.type in ("cpu", "meta"):
+        return fn(tensor)
+    if tensor.is_meta:
+        return torch.empty_like(tensor, device="cpu", dtype=wanted.dtype)
+    return tensor.to("cpu", wanted.dtype)
 
 
 def _parameters(of: dict[str, Tensor]) -> nn.ParameterDict:

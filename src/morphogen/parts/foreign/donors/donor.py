@@ -96,6 +96,11 @@ class Donor:
         module = deepcopy(self._layer(layer))
         return ForeignLayer(self._frame, layer, module if device == "meta" else module.to_empty(device=device))
 
+    def different(self) -> list[int]:
+        """The first layer of every kind that there is, by what they are made of."""
+        kinds = [frozenset(type(module) for module in layer.modules()) for layer in self._frame.layers]
+        return [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+
     def layer_to_count(self, layer: int) -> ForeignLayer:
         """As `layer_module`, so that what it does can be counted on the meta device. InputError likewise."""
         module = self.layer_module(layer)

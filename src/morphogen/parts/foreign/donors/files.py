@@ -1,5 +1,6 @@
 """The files of a trained model: a folder here, or a repository of the hub, fetched file by file as needed."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,16 @@ class Files:
     repository: str | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a file is there, or may be: one on the hub is known when it is fetched."""
-        return self.repository is not None or (self.folder / name).is_file()
+        """Whether a file is there, or may be: where the hub does not tell, it is known when it is fetched."""
+        if (self.folder / name).is_file():
+            return True
+        return self.repository is not None and name in (_listed(self.repository, self.folder.name) or (name,))
+
+    def names(self) -> list[str]:
+        """All files that are there, those included that the hub tells of."""
+        here = [path.name for path in self.folder.iterdir() if path.is_file()]
+        told = _listed(self.repository, self.folder.name) if self.repository is not None else None
+        return sorted({*here, *(told or ())})
 
     def path(self, name: str) -> Path:
         """Where a file lies. InputError where it does not, and the hub does not give it."""
@@ -86,6 +95,20 @@ def _fetched(what: str, model: str, fetch: Callable[[bool], str]) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         why = unheard or str(error).splitlines()[0]
         raise InputError(f"{what} not to be had from the hub: {why}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _listed(model: str, revision: str) -> frozenset[str] | None:
+    """The files of a model on the hub; None where it does not tell."""
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if unreachable("models", model):
+        return None
+    try:
+        return frozenset(list_repo_files(model, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
 
 
 def hub_name(model: str) -> bool:

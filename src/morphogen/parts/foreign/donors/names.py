@@ -74,9 +74,6 @@ class Names:
     def _converter(self, pattern: str) -> WeightConverter:
         return next(each for each in self._converters if pattern in each.source_patterns)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._homes
-
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """Tensors by the model's names. InputError for one that is missing, or of another shape than wanted."""
         if lacking := [name for name in names if name not in self._homes]:

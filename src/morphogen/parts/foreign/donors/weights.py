@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,15 +13,6 @@ from morphogen.parts.foreign.donors.files import Files, read_json
 
 INDEX: Final = "model.safetensors.index.json"
 WEIGHTS: Final = "model.safetensors"
-#: Names of the kinds of numbers in a file that are floating-point.
-_FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
-
-
-class Stored(NamedTuple):
-    """What a file's header says of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Weights:
@@ -53,16 +44,6 @@ class Weights:
             raise InputError(f"{path}: {name} holds numbers that are not finite")
         self.bytes_read += tensor.numel() * tensor.element_size()
         return tensor
-
-    def told(self, name: str) -> Stored:
-        """What the header says of a tensor, without its data. InputError as for reading it."""
-        path = self._home(name)
-        with _opened(path, name) as file:
-            header = file.get_slice(name)
-            found = Stored(tuple(header.get_shape()), header.get_dtype())
-        if found.dtype not in _FLOATING:
-            raise InputError(f"{path}: {name} is of {found.dtype}, expected floating-point numbers")
-        return found
 
     def _home(self, name: str) -> Path:
         if name not in self._homes:
@@ -99,12 +80,13 @@ def _homes(files: Files) -> dict[str, str]:
         if gone := sorted(each for each in set(found.values()) if not files.has(each)):
             raise InputError(f"{folder / gone[0]}: no such file, but {INDEX} names it")
         return dict(found)
-    named = [WEIGHTS] if files.has(WEIGHTS) else sorted(path.name for path in folder.glob("*.safetensors"))
+    known = files.names()
+    safe = [name for name in known if name.endswith(".safetensors") and "/" not in name]
+    named = [WEIGHTS] if files.has(WEIGHTS) else safe
     if len(named) > 1:
         raise InputError(f"{folder}: has {len(named)} safetensors files and no {INDEX}, expected one or the other")
     if not named:
-        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-        if pickled:
+        if pickled := [name for name in known if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
             raise InputError(
                 f"{folder}: has weights only as pickle ({pickled[0]}), which is never loaded; expected .safetensors"
             )
