@@ -12,6 +12,7 @@ from tiny_models import ids, saved, write_tokenizer
 from foreign_models import llama
 from morphogen.errors import InputError
 from morphogen.fusion.fused import EXPERIMENT, WEIGHTS, FusionModel, _names
+from morphogen.parts.foreign.donors.opened import donor_of
 from morphogen.reading import read_experiment
 from morphogen.store.places import LAYOUT
 
@@ -117,6 +118,17 @@ def test_a_saved_model_is_moved_together_with_the_models_it_is_of(folders: dict[
     layout = json.loads((kept / LAYOUT).read_text())
     (kept / LAYOUT).write_text(json.dumps({**layout, "models": here}))
     assert FusionModel.load(kept).models == moved
+
+
+def test_building_and_saving_reads_a_layer_once(folders: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(folders["b"], tmp_path / "b")
+    models = {"a": folders["a"], "b": str(tmp_path / "b")}
+    fused = FusionModel(models, [[("b", 0), ("b", 1)]])
+    kept = fused.save(tmp_path / "fused")
+    layers = sum(4 * p.numel() for _, branch in fused._branches() for p in branch.layers.parameters())
+    assert donor_of(models["b"]).bytes_read == layers
+    FusionModel.load(kept)
+    assert donor_of(models["b"]).bytes_read == 2 * layers
 
 
 def test_models_without_names_have_each_its_own() -> None:

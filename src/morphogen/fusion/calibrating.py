@@ -129,7 +129,8 @@ def _ridge(start_ED: Tensor, x_ND: Tensor, h_NE: Tensor, ridge: float) -> Tensor
     found_DE, failed = torch.linalg.solve_ex(gram_DD, wanted_DE)
     if bool(failed) or not bool(found_DE.isfinite().all()):  # nothing but zeros is read, or some channels say the same
         found_DE = torch.linalg.pinv(gram_DD, hermitian=True) @ wanted_DE
-    return start_ED + found_DE.T
+    found_ED: Tensor = start_ED + found_DE.T
+    return found_ED
 
 
 def _set(layer: nn.Module, weight: Tensor) -> None:

@@ -3,18 +3,12 @@
 from collections.abc import Iterable, Mapping
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.parts.contract.operator import OPERATORS, offered
+from morphogen.parts.foreign import foreign_operators
 from morphogen.parts.foreign.foreign import Foreign
 
 #: Operators that are not drawn without such layers, nor models to take them from.
-NAMES = (
-    "insert_foreign",
-    "change_foreign_source",
-    "change_foreign_adapter",
-    "grow_foreign_adapter",
-    "change_foreign_router",
-    "unfreeze_foreign",
-    "drop_foreign",
-)
+NAMES = tuple(name for name, op in OPERATORS.items() if op.act.__module__ == foreign_operators.__name__)
 
 
 def donor_weights(root: Blueprint | None, donors: Iterable[str], given: Mapping[str, float]) -> dict[str, float]:
@@ -22,4 +16,4 @@ def donor_weights(root: Blueprint | None, donors: Iterable[str], given: Mapping[
     as declared, 0."""
     parts = [] if root is None else [part for block in root.blocks for part in block.branches()]
     wanted = any(donors) or any(isinstance(part, Foreign) for part in parts)
-    return {name: 1.0 for name in NAMES if wanted and name not in given}
+    return offered(NAMES, wanted, given)

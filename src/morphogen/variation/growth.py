@@ -16,7 +16,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.triggers import Trigger
 from morphogen.parts.contract.frozen import Frozen
-from morphogen.parts.contract.operator import model_operator, pick
+from morphogen.parts.contract.operator import model_operator, offered, pick
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.ffn.moe import MoE
 from morphogen.variation.making import make
@@ -40,7 +40,7 @@ def rule_weights(root: Blueprint, given: Mapping[str, float]) -> dict[str, float
     """The weights of these operators that are not `given`, in a run from `root`: 1 where it has rules or is given a
     weight for more, else as declared, 0."""
     wanted = len(root.growth) > 0 or given.get("add_growth_rule", 0.0) > 0.0
-    return {name: 1.0 for name in NAMES if wanted and name not in given}
+    return offered(NAMES, wanted, given)
 
 
 # ------------------------------------------------------------------------------------------------ what can act where

@@ -1,7 +1,7 @@
 """The registry of operators, which a mutation joins by being decorated."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -102,6 +102,11 @@ def _load_operators(path: tuple[str, ...]) -> None:
     for name in plugins.names(plugins.OPERATORS):
         with suppress(InputError):
             plugins.find(plugins.OPERATORS, name)
+
+
+def offered(names: Iterable[str], wanted: bool, given: Mapping[str, float]) -> dict[str, float]:
+    """The weights of operators that are drawn only where they are wanted: 1 there, unless another is `given`."""
+    return {name: 1.0 for name in names if wanted and name not in given}
 
 
 #: Other names that are understood where an operator is named -> the operator's own.

@@ -4,7 +4,7 @@ Only safetensors are read, and of them only what is asked for; code that comes w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -137,7 +137,7 @@ class Donor:
         return self._frame.layers[self._index(layer)]
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors by name, type, shape and content, whatever their order."""
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

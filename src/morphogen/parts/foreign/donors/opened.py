@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.part import Cost
-from morphogen.parts.foreign.donors.donor import Donor, open_donor
+from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
 from morphogen.parts.foreign.donors.layers import ForeignLayer
 from morphogen.parts.foreign.donors.probing import FAILURES
 from morphogen.parts.foreign.donors.remembered import tensors_of
@@ -42,7 +42,9 @@ def shapes_of(model: str, layer: int) -> Mapping[str, tuple[int, ...]]:
 
 def tensor_of(model: str, layer: int, name: str) -> Tensor:
     """One tensor of a layer, as it is stored."""
-    found = _read(model, layer, _signature(model))
+    signature = _signature(model)
+    found = _read(model, layer, signature)
+    _checksum(model, layer, signature)  # while it is at hand: whoever builds with a layer soon asks what it was
     if name not in found:
         raise InputError(unknown(f"{model}: layer {layer}: tensor", name, found))
     return found[name]
@@ -97,7 +99,7 @@ def _read(model: str, layer: int, signature: Signature) -> Mapping[str, Tensor]:
 
 @functools.lru_cache(maxsize=512)
 def _checksum(model: str, layer: int, signature: Signature) -> str:
-    return _opened(model, signature).checksum(layer)
+    return digest(_read(model, layer, signature))
 
 
 @functools.lru_cache(maxsize=512)
