@@ -180,6 +180,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mpnet": (ENCODER, "handed more than the residual stream"),
     "fnet": (ENCODER, "layer 0 sees the future, and takes no mask against it"),
     "deberta-v2": ({**ENCODER, "relative_attention": True}, "handed more than the residual stream"),
+    "deberta": ({**ENCODER, "relative_attention": True}, "handed more than the residual stream"),
+    "roformer": (ENCODER, "handed more than the residual stream"),
+    "convbert": ({**ENCODER, "embedding_size": 32}, "layer 0 sees the future, and takes no mask against it"),
     "t5": ({"vocab_size": VOCAB, "d_model": 32, "num_layers": N, "num_heads": 4}, "has an encoder and a decoder"),
     "vit": ({}, "has no vocab_size, expected a language model"),
 }
