@@ -14,7 +14,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.triggers import UtilizationTrigger
 from morphogen.experiment import Train
-from morphogen.growth.utilization import Watch
+from morphogen.growth.utilization import Measure, Watch
 from morphogen.network import build
 from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
@@ -80,8 +80,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=UtilizationTrigger().window, help="of a round")
-    parser.add_argument("--measure", default=UtilizationTrigger().measure)
+    parser.add_argument("--measure", choices=get_args(Measure), default=UtilizationTrigger().measure)
     asked = parser.parse_args()
+    for name in ("rounds", "steps"):
+        if vars(asked)[name] < 1:
+            parser.error(f"--{name}: got {vars(asked)[name]}, expected 1 or more")
     torch.set_num_threads(1)
     growth = rules(asked.measure)
     blueprint = Blueprint.model_validate({"emb": {"dim": 384, "vocab": VOCAB}, "blocks": [BLOCK] * 6, "growth": growth})

@@ -32,6 +32,7 @@ for name, count in PROFILES.items():
     )
 settings.load_profile("fast")
 # What fails is told soon, if not at its smallest: no setting bounds this, and five minutes for each test stop CI.
+assert hasattr(engine, "MAX_SHRINKING_SECONDS"), "hypothesis bounds shrinking by another name now"
 engine.MAX_SHRINKING_SECONDS = 20
 decoding.DECODED_TOKENS = 2
 # No processor has bf16 here, so that `train.bf16: auto` gives the same numbers on all of them.

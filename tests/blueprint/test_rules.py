@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from morphogen.blueprint.diff import apply, changes, digest, distance
+from morphogen.blueprint.diff import apply, canonical, changes, digest, distance
 from morphogen.blueprint.encoding import encoded
 from morphogen.blueprint.growth import Deepen, GrowthRule, Widen
 from morphogen.blueprint.schema import Blueprint
@@ -171,6 +171,16 @@ def test_what_a_rule_does_not_read_and_how_its_blocks_are_called_is_no_differenc
     assert digest(Blueprint.model_validate(data)) == digest(named)
     assert digest(named) == digest(rules(rule({"action": "widen", "blocks": ["b0", "b1"]})))
     assert digest(named) != digest(rules(rule({"action": "widen", "blocks": ["b0"]}))) != digest(rules(rule()))
+
+
+def test_the_canonical_form_has_defaults_for_what_is_not_read_and_is_the_caller_s_own() -> None:
+    model = rules(rule({"action": "drop_layer", "warmup": 3, "new_param_lr_multiplier": 2.0}, limits={"max_dim": 99}))
+    plain, before = canonical(model), digest(model)
+    (told,) = plain["growth"]
+    assert (told["do"]["warmup"], told["do"]["new_param_lr_multiplier"], told["limits"]["max_dim"]) == (None, 1.0, None)
+    plain["blocks"][0]["parts"][0][1].clear()
+    assert digest(model) == before
+    assert canonical(model)["blocks"][0]["parts"][0][1]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from morphogen.ops.cross_entropy import cross_entropy
 from morphogen.training.growing import Growing
 from morphogen.training.trainer import Trainer
 
-SEQ, BATCH, LAYERS, STEPS = 48, 8, 8, 80
+SEQ, BATCH, LAYERS = 48, 8, 8
 SENTENCE = (
     "the old grey cat sat by a door and a young red fox ran over that hill while some slow green river went on past "
     "every small house where many quiet people sleep but nobody ever saw how it began or why"
@@ -51,20 +51,20 @@ def held_loss(model: LanguageModel) -> float:
     return float(cross_entropy(model(HELD[:, :-1]).flatten(0, 1), HELD[:, 1:].flatten()).mean())
 
 
-def model_of(seed: int, steps: int) -> Trainer:
+def model_of(seed: int, trained: int, steps: int) -> Trainer:
     """A model of several layers that was trained a little, and may be trained on for so many steps."""
     block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": {"kind": "dense", "hidden": 64}}
     blueprint = Blueprint.model_validate({"emb": {"dim": 32, "vocab": 256}, "blocks": [block] * LAYERS})
     train = Train.model_validate({"lr": 3e-3, "warmup": 10})
-    total = STEPS + steps
+    total = trained + steps
     trainer = Trainer(build(blueprint, seed), train, total_steps=total, tokens_per_step=SEQ * BATCH, seed=seed)
-    trainer.run(lambda step: batch(1000 * seed + step), STEPS)
+    trainer.run(lambda step: batch(1000 * seed + step), trained)
     return trainer
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trainer:
-    return model_of(0, WINDOW)
+    return model_of(0, 80, WINDOW)
 
 
 #: Steps over which the gradient is averaged where a few have to do.
@@ -128,7 +128,7 @@ def test_removal_is_measured_on_as_much_text_as_the_window_affords(trained: Trai
 def test_over_six_seeds_utilization_ranks_layers_as_their_removal_does() -> None:
     by: dict[str, list[float]] = {"removal": [], "gradient": []}
     for seed in range(6):
-        trainer = model_of(seed, SAMPLES)
+        trainer = model_of(seed, 150, SAMPLES)
         used = measured(trainer, SAMPLES, seed)
         lost = removal(trainer.model, held_loss)
         by["gradient"].append(correlation(used, lost))

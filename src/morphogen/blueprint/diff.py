@@ -1,5 +1,6 @@
 """Comparing blueprints: digest for identity, changes for explaining and replaying, distance for novelty."""
 
+import copy
 import functools
 import hashlib
 import json
@@ -8,18 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from morphogen.blueprint.growth import SIZES, GrowthRule
+from morphogen.blueprint.growth import GrowthRule
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
 from morphogen.parts.contract.part import Part
 
-#: What fields of a growth rule are that nothing reads; others are left out.
-AT_DEFAULT: Mapping[str | int, Any] = {
-    **dict.fromkeys(sorted(SIZES), None),
-    **dict.fromkeys(("split_above", "prune_below"), None),
-    "blocks": [],
-    "probation": 0,
-}
 #: Genes whose order counts -> their fields, which a change names one by one; `id` never changes.
 ORDERED: Mapping[str, tuple[str, ...]] = {
     section: tuple(name for name in gene.model_fields if name != "id")
@@ -29,7 +23,12 @@ ORDERED: Mapping[str, tuple[str, ...]] = {
 
 def canonical(blueprint: Blueprint) -> dict[str, Any]:
     """What the blueprint computes, as plain data: without names, gene ids, or fields that have no effect. Growth is
-    there only where there is a rule."""
+    there only where there is a rule. The caller's own."""
+    return copy.deepcopy(_canonical(blueprint))
+
+
+def _canonical(blueprint: Blueprint) -> dict[str, Any]:
+    """`canonical`, of which parts are shared with others that were asked for."""
     places = {block.id: i for i, block in enumerate(blueprint.blocks)}
     rules = [_canonical_rule(rule, places) for rule in blueprint.growth]
     return {
@@ -43,17 +42,17 @@ def canonical(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def _canonical_rule(rule: GrowthRule, places: Mapping[str, int]) -> dict[str, Any]:
+    """A rule without its id, blocks by their places; what nothing reads is as it is by default."""
     plain = rule.model_dump(mode="json", exclude={"id": True})
     if named := rule.blocks():
         plain["do"]["blocks"] = sorted(places[block] for block in named if block in places)
-    for (*steps, name), _ in rule.unread().items():
+    for *steps, name in rule.unread():
         holder: Any = plain
+        model: Any = rule
         for step in steps:
-            holder = holder[step]
-        if name in AT_DEFAULT:
-            holder[name] = AT_DEFAULT[name]
-        else:
-            del holder[name]
+            holder, model = holder[step], model[step] if isinstance(step, int) else dict(model)[step]
+        usual = type(model).model_fields[name].default
+        holder[name] = list(usual) if isinstance(usual, tuple) else usual
     return plain
 
 
@@ -79,7 +78,7 @@ def _plain_part(part: Part) -> dict[str, Any]:
 
 def digest(blueprint: Blueprint) -> str:
     """SHA-256 of the canonical form, in hexadecimal: equal digests mean the same architecture."""
-    text = json.dumps(canonical(blueprint), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_canonical(blueprint), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -183,7 +182,7 @@ class Traits(NamedTuple):
 
 def traits(blueprint: Blueprint) -> Traits:
     """The blueprint taken apart once, for many distances."""
-    plain = canonical(blueprint)
+    plain = _canonical(blueprint)
     rest = [plain[name] for name in ("emb", "norm", "head", "recurrences", "growth") if name in plain]
     return Traits(tuple(_fields(block) for block in plain["blocks"]), _fields(rest))
 
