@@ -1,7 +1,9 @@
 """One training in a folder of its own: what it begins with, and going on with it. What `morphogen train` calls."""
 
 import os
+from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from morphogen.inherit.provenance import NO_TOKENS
 from morphogen.inherit.splice import StateDict
 from morphogen.network import initial_state
 from morphogen.paths import user_path
+from morphogen.plugins import allow_code, code_allowed
 from morphogen.reading import dotted, found_again, local_paths, placed, said_of
 from morphogen.report.growth import picture
 from morphogen.resuming import checksum, places
@@ -32,7 +35,9 @@ from morphogen.training import boards, snapshots
 from morphogen.training.allocator import memory_kept
 from morphogen.training.compiling import check_compiles
 from morphogen.training.device import choose_device
+from morphogen.training.distributed import Ranks, check_shared
 from morphogen.training.ending import Ending
+from morphogen.training.launching import together
 from morphogen.training.long_run import MODEL, LongRun, Origin, Outcome, Wanted, drawn_seed
 from morphogen.training.news import Noted, Observer
 from morphogen.training.precision import bf16_warning, chosen
@@ -83,6 +88,7 @@ def train(
     asked: Asked | None = None,
     resume: bool = False,
     device: str = "cpu",
+    nproc: int = 1,
     checkpoint_every: int | None = None,
     keep: int = 3,
     eval_every: int | None = None,
@@ -104,6 +110,8 @@ def train(
             was begun with.
         resume: Go on with the training in `out`; where there is none, begin one.
         device: `cpu`, `cuda`, `cuda:N`, `mps` or `auto`.
+        nproc: Processes that share the work, on CUDA one a device; a step's `train.accumulate` batches are shared out
+            among them. They go on where others stopped, whatever their number.
         checkpoint_every: Steps between checkpoints; None: a tenth of all, but at most 500.
         keep: Checkpoints that stay; 0: all.
         eval_every: Steps between measurements on held-out text; None: a tenth of all, 0: only at the end.
@@ -127,11 +135,13 @@ def train(
     asked = _over(before, (asked or Asked()).located(), source, folder)
     wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
     begins = _settled(source, folder, before, asked, wanted, place, observer)
+    if nproc > 1:
+        check_shared(begins.experiment, place, nproc)
     folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
         if before != (read_record(folder) if (folder / RECORD).exists() else None):
             raise RunError(f"{folder}: another process has trained there meanwhile; give the command again")
-        outcome = _trained(folder, before, begins, observer)
+        outcome = _trained(folder, before, begins, observer, _Source(source, nproc))
         if not outcome.interrupted:
             write_atomic(folder / PICTURE, picture(folder))
     return outcome
@@ -201,14 +211,47 @@ def _settled(
     return Begins(experiment, prepared, wanted, asked, found.tokenizer, device)
 
 
-def _trained(folder: Path, before: Begun | None, begins: Begins, observer: Observer) -> Outcome:
+class _Source(NamedTuple):
+    """What a training was asked for by, and how many processes share it."""
+
+    source: str | Path
+    nproc: int
+
+
+def _trained(folder: Path, before: Begun | None, begins: Begins, observer: Observer, by: _Source) -> Outcome:
     """Trains in a folder that is held: from the beginning, or on from where the training was."""
     remove_stale(folder)
     (folder / snapshots.FOLDER).mkdir(exist_ok=True)
     with memory_kept():
         ready = _begin(folder, begins) if before is None else _go_on(folder, before, begins, observer)
+        if by.nproc > 1:
+            del ready  # every process reads it for itself
+            share = _Share(str(by.source), folder, begins.asked, begins.wanted, code_allowed())
+            return together(share, by.nproc, choose_device(begins.device).type, observer)
         run = LongRun(folder, ready.origin, begins.prepared, begins.wanted, ready.start, observer, begins.device)
         return run.run()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one of several processes does of a training that is recorded in its folder."""
+
+    source: str
+    folder: Path
+    asked: Asked
+    wanted: Wanted
+    code: bool
+
+    def __call__(self, ranks: Ranks, device: str, observer: Observer) -> Outcome:
+        """Goes on from the last checkpoint, or begins, together with the others."""
+        folder, record = self.folder, read_record(self.folder)
+        with allow_code(self.code), threads(record.threads), memory_kept():
+            begins = _settled(self.source, folder, record, self.asked, self.wanted, device, lambda news: None)
+            ready = _ready(folder, record, begins, lambda text: observer(Noted(text)))
+            run = LongRun(
+                folder, ready.origin, begins.prepared, self.wanted, ready.start, observer, device, ranks=ranks
+            )
+            return run.run()
 
 
 def _check_places(folder: Path, experiment: Experiment) -> None:
@@ -305,23 +348,33 @@ def _origin(record: Begun, experiment: Experiment, tokenizer: PieceTokenizer | N
 
 def _go_on(folder: Path, record: Begun, begins: Begins, observer: Observer) -> Ready:
     """The latest sound checkpoint. RunError for another training than that in the folder."""
-    experiment, wanted = begins.experiment, begins.wanted
-    if experiment.train.searches_rate:
-        experiment = experiment.with_train({"lr": begun_with(folder, record).train.lr})
-    check_same(folder, record, experiment, begins.prepared)
-    snapshot = snapshots.latest(folder, record.id, lambda text: observer(Noted(text)))
-    if snapshot is None and snapshots.found(folder):
-        raise RunError(f"{folder}: none of its checkpoints is sound; take them away to begin the training anew")
+    ready = _ready(folder, record, begins, lambda text: observer(Noted(text)))
+    experiment, wanted = ready.origin.experiment, begins.wanted
+    snapshot = ready.start if isinstance(ready.start, Snapshot) else None
     _check_undone(folder, snapshot, experiment, wanted)
     if record.versions != library_versions():
         observer(Noted("begun with other versions of libraries: the same numbers are not promised any more"))
     put_tokenizer(folder, begins.tokenizer)
     paths = record.paths | _places(folder, experiment, begins.asked)
     write_record(folder, record.replace(steps=wanted.steps, paths=paths))
-    origin = _origin(record, experiment, begins.tokenizer)
     if snapshot is not None:
         snapshots.drop_later(folder, snapshot.step)
         observer(Noted(f"goes on from step {snapshot.step}"))
+    return ready
+
+
+def _ready(folder: Path, record: Begun, begins: Begins, say: Callable[[str], None]) -> Ready:
+    """The training in a folder as its last sound checkpoint has it, or as it begins; nothing is written. RunError for
+    another training than that in the folder."""
+    experiment = begins.experiment
+    if experiment.train.searches_rate:
+        experiment = experiment.with_train({"lr": begun_with(folder, record).train.lr})
+    check_same(folder, record, experiment, begins.prepared)
+    snapshot = snapshots.latest(folder, record.id, say)
+    if snapshot is None and snapshots.found(folder):
+        raise RunError(f"{folder}: none of its checkpoints is sound; take them away to begin the training anew")
+    origin = _origin(record, experiment, begins.tokenizer)
+    if snapshot is not None:
         return Ready(origin, snapshot)
     seed = drawn_seed(experiment, "weights")
     if experiment.train.init_checkpoint is None:

@@ -55,6 +55,7 @@ def carry_out(options: "TrainOptions") -> None:
                 asked=options.asked(),
                 resume=options.resume,
                 device=options.device,
+                nproc=options.nproc,
                 checkpoint_every=options.checkpoint_every,
                 keep=options.keep,
                 eval_every=options.eval_every,

@@ -63,6 +63,9 @@ class Averaging:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for place, parameter in enumerate(self._parameters):
-            parameter.data, self.averages[place] = self.averages[place], parameter.data
+        for average, parameter in zip(self.averages, self._parameters, strict=True):
+            weights = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(weights)

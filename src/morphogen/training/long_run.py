@@ -5,10 +5,11 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from morphogen.blueprint.schema import Blueprint
@@ -28,6 +29,7 @@ from morphogen.store.files import canonical_json
 from morphogen.training import snapshots
 from morphogen.training.anchored import NOTHING_KEPT, Anchoring, Remembered
 from morphogen.training.device import out_of_memory
+from morphogen.training.distributed import ALONE, Ranks
 from morphogen.training.ending import Ending
 from morphogen.training.growing import Behind, Growing
 from morphogen.training.interrupts import Interrupt, heard
@@ -114,8 +116,11 @@ class LongRun:
         start: StateDict | Snapshot,
         observer: Observer,
         device: str,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """start: the weights that it begins with, or the checkpoint that it goes on from."""
+        """start: the weights that it begins with, or the checkpoint that it goes on from. ranks: the processes that
+        carry it out together; the first of them writes and tells."""
+        self.ranks = ranks
         self.folder, self.origin, self.prepared, self.wanted, self.observer = folder, origin, prepared, wanted, observer
         self.mixture = Mixture(prepared, self._seed("data"))
         blueprint, state = (start.blueprint, start.state) if isinstance(start, Snapshot) else (origin.blueprint, start)
@@ -128,6 +133,7 @@ class LongRun:
             tokens_per_step=per_step,
             seed=self._seed("dropout"),
             earlier_steps=self.first_step,
+            ranks=ranks,
         )
         self.saved_at = -1
         self.last: StepInfo | None = None
@@ -145,7 +151,9 @@ class LongRun:
             with _understood(start.path):
                 self._restore(start)
                 noted = start.saved.part("journal").plain
-        self.journal = Journal(folder, trainer.step, noted, tensorboard=wanted.tensorboard)
+        self._beside = ExitStack()
+        kept_in = folder if ranks.first else Path(self._beside.enter_context(TemporaryDirectory()))
+        self.journal = Journal(kept_in, trainer.step, noted, tensorboard=wanted.tensorboard and ranks.first)
         self._size = self._measured_size()
 
     def _anchored(self, trainer: Trainer, *, begins: bool) -> Anchoring | None:
@@ -212,7 +220,7 @@ class LongRun:
             DivergedError: Loss or gradient are no numbers any more; the checkpoints are of before.
             RunError: A file cannot be written, or memory is not enough.
         """
-        with closing(self.journal), heard() as interrupt:
+        with self._beside, closing(self.journal), heard() as interrupt:
             for rule in self.wanted.grow:
                 self.growing.ask(rule)
             try:
@@ -224,16 +232,20 @@ class LongRun:
                     f"out of memory on {self.trainer.device} at step {self.step}; lower data.batch_size and raise "
                     f"train.accumulate, or set limits to growth. {self._where_to_go_on()}"
                 ) from None
-            if not interrupt.asked:
+            if not self._asked(interrupt):
                 if not self.journal.evals or self.journal.evals[-1][0] != self.step:
                     self._evaluate()
                     self._save()
                 self._write_model()
-            return self._outcome(interrupted=interrupt.asked)
+            return self._outcome(interrupted=self._asked(interrupt))
+
+    def _asked(self, interrupt: Interrupt) -> bool:
+        """Whether one of the processes was asked to end."""
+        return self.ranks.any(interrupt.asked, self.trainer.device)
 
     def _loop(self, interrupt: Interrupt) -> None:
         wanted, pace = self.wanted, 1
-        while self.step < wanted.steps and self.stop is None and not interrupt.asked:
+        while self.step < wanted.steps and self.stop is None and not self._asked(interrupt):
             begun_at, before = time.monotonic(), self.step
             usage_every = max(1, wanted.steps // USAGE_SAMPLES)
             stops = (self._next(every) for every in (wanted.checkpoint_every, wanted.eval_every, usage_every))
@@ -247,6 +259,7 @@ class LongRun:
                 )
             seconds = (time.monotonic() - begun_at) / max(1, self.step - before)
             pace = int(min(max(HEARD_SECONDS / max(seconds, 1e-9), 1), MOST_STEPS))
+            pace = self.ranks.as_the_first(pace, self.trainer.device)
             if self.step % usage_every == 0:
                 self._note_usage()
             if wanted.eval_every and self.step % wanted.eval_every == 0:
@@ -328,24 +341,18 @@ class LongRun:
         parts = Saved.joined({"growing": self.growing.state(), **{name: Saved({}, of) for name, of in plain.items()}})
         trainer = self.trainer.state()
         saved = Saved({**trainer.tensors, **parts.tensors}, {**trainer.plain, **parts.plain})
-        model, blueprint = self.trainer.model, self.growing.blueprint
-        snapshots.write(
-            self.folder,
-            self.origin.id,
-            self.step,
-            blueprint,
-            model.state_dict(),
-            self.trainer.averages,
-            saved,
-            self._metadata(),
-        )
+        state, averages = self.ranks.state_of(self.trainer.model), self.trainer.averages
         self.saved_at = self.step
-        snapshots.tidy(self.folder, self.wanted.keep)
+        if self.ranks.first:
+            blueprint, told = self.growing.blueprint, self._metadata()
+            snapshots.write(self.folder, self.origin.id, self.step, blueprint, state, averages, saved, told)
+            snapshots.tidy(self.folder, self.wanted.keep)
 
     def _write_model(self) -> None:
         """The finished model, as a candidate's checkpoint is."""
-        model, blueprint = self.trainer.model, self.growing.blueprint
-        save_checkpoint(self.folder / MODEL, model.state_dict(), blueprint, self._metadata(), self.trainer.averages)
+        state, averages = self.ranks.state_of(self.trainer.model), self.trainer.averages
+        if self.ranks.first:
+            save_checkpoint(self.folder / MODEL, state, self.growing.blueprint, self._metadata(), averages)
 
     def _metadata(self) -> Mapping[str, str]:
         """As a candidate's checkpoint has it, and what this training began with and grew by."""

@@ -83,6 +83,11 @@ class Cohort:
         return self.taken >= self.warmup
 
 
+def on_device(parameter: Tensor, moment: Tensor) -> Tensor:
+    """A parameter's moment, where the parameter is."""
+    return moment.to(parameter.device)
+
+
 class Updater:
     """One or two torch optimizers stepped as one. Each parameter group keeps its own rate; a step scales them all.
 
@@ -193,14 +198,14 @@ class Updater:
         hold = {"freeze": held.freeze_steps, "tune": held.tune_steps, "steps": held.steps}
         return Saved(moments | young | new, {"cohorts": numbers, "hold": hold})
 
-    def restore(self, saved: Saved) -> None:
-        """Goes on from what `state` gave."""
+    def restore(self, saved: Saved, cut_like: Callable[[Tensor, Tensor], Tensor] = on_device) -> None:
+        """Goes on from what `state` gave. cut_like: (parameter, all of its moment) to what is kept of that here."""
         self._cohorts = [Cohort(**numbers, masks={}) for numbers in saved.plain["cohorts"]]
         for optimizer in self.optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 name = self._names[parameter]
                 kept = {kind: saved.tensors.get(f"moments/{kind}/{name}") for kind in KINDS[type(optimizer)]}
-                if state := {kind: x.to(parameter.device) for kind, x in kept.items() if x is not None}:
+                if state := {kind: cut_like(parameter, x) for kind, x in kept.items() if x is not None}:
                     optimizer.state[parameter] = state
                 for i, cohort in enumerate(self._cohorts):
                     if (mask := saved.tensors.get(f"{YOUNG}/{i}/{name}")) is not None:
@@ -313,13 +318,13 @@ def make_updater(model: LanguageModel, train: Train) -> Updater:
     rates = {parameter: (table[name][2].rate, carried[name]) for parameter, name in names.items()}
 
     def at_rates(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-        """A group for every rate."""
-        found: dict[tuple[float, float], list[nn.Parameter]] = {}
+        """A group for every rate; scalars apart, which several processes do not cut as they do the rest."""
+        found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for parameter in parameters:
-            found.setdefault(rates[parameter], []).append(parameter)
+            found.setdefault((*rates[parameter], parameter.dim() == 0), []).append(parameter)
         return [
             {"params": of, "weight_decay": decay / factor, "lr": lr * rate * factor}
-            for (rate, factor), of in found.items()
+            for (rate, factor, _), of in found.items()
         ]
 
     def groups(matrices: list[nn.Parameter]) -> list[dict[str, Any]]:

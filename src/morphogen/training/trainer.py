@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from morphogen.candidate import StopReason
 from morphogen.errors import InputError
@@ -23,6 +22,7 @@ from morphogen.network import LanguageModel
 from morphogen.parts.contract.branch import Record
 from morphogen.training.averaging import Averaging
 from morphogen.training.compiling import forward_of
+from morphogen.training.distributed import ALONE, Ranks
 from morphogen.training.guards import CHECK_EVERY, Guards
 from morphogen.training.losses import Forward, Loss, entropy, text_loss, token_ids, usual_loss
 from morphogen.training.memory import PeakMemory
@@ -50,8 +50,8 @@ class Trainer:
     noise. Step k does the same whatever the calls were, because these derive from (seed, k) and its batch from k.
     moments: optimizer state to go on from; then only what is new warms up. loss: what a step descends on; None is
     the `usual_loss`. The losses told and guarded are those of the text, whatever it is. earlier_steps: behind the
-    weights that it begins with, which decides how far back their average reaches. on_record: shown what the branches
-    recorded of each step.
+    weights that it begins with, which decides how far back their average reaches. ranks: the processes that train the
+    model together, of which this is one. on_record: shown what the branches recorded of each step.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Trainer:
         moments: Moments | None = None,
         loss: Loss | None = None,
         earlier_steps: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.train = train = settled(train, model.emb.weight.device)
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
@@ -126,7 +128,8 @@ class Trainer:
         if self._averaging is None:
             return {}
         with self._averaging.in_place():
-            return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+            trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            return {name: self.ranks.whole(p.detach()).clone() for name, p in trained}
 
     def state(self) -> Saved:
         """All that it needs to go on from here bit for bit, but for the weights and their averages."""
@@ -141,14 +144,16 @@ class Trainer:
             "averaging": None if self._averaging is None else self._averaging.state(),
             "memory_bytes": self.memory.bytes,
         }
-        parts = {"updater": self.updater.state(), "trace": Saved(history, {}), "figures": Saved(figures, {})}
+        updater = self.updater.state()
+        updater = Saved({name: self.ranks.whole(x) for name, x in updater.tensors.items()}, updater.plain)
+        parts = {"updater": updater, "trace": Saved(history, {}), "figures": Saved(figures, {})}
         return Saved.joined({**parts, "trainer": Saved({}, plain)})
 
     def restore(self, saved: Saved, averages: Mapping[str, Tensor]) -> None:
         """Goes on from what `state` gave, with a model of the weights that there were then, and their averages."""
         plain, trace, figures = saved.part("trainer").plain, saved.part("trace").tensors, saved.part("figures").tensors
         self.step, self.warmup, self.schedule = plain["step"], plain["warmup"], Schedule(**plain["schedule"])
-        self.updater.restore(saved.part("updater"))
+        self.updater.restore(saved.part("updater"), self.ranks.cut_like)
         self.guards.restore(plain["guards"])
         self.memory.bytes = plain["memory_bytes"]
         self.trace = Trace(
@@ -158,7 +163,9 @@ class Trainer:
         )
         if self._averaging is not None:
             names = {parameter: name for name, parameter in self.model.named_parameters()}
-            self._averaging.restore(plain["averaging"], [averages[names[p]] for p in self.updater.parameters])
+            parameters = self.updater.parameters
+            found = [self.ranks.cut_like(p, averages[names[p]]) for p in parameters]
+            self._averaging.restore(plain["averaging"], found)
 
     def _taken(
         self,
@@ -171,6 +178,7 @@ class Trainer:
         """The model made ready, and an optimizer of its own, which has the moments."""
         model.recompute = self.train.grad_ckpt
         model.train()
+        model = self.ranks.sharded(model)
         self._forward = forward_of(model, self.train.compile)
         updater = make_updater(model, self.train)
         if moments is not None:
@@ -222,29 +230,37 @@ class Trainer:
         if self.step == self._memory_step:
             averages = [] if self._averaging is None else self._averaging.averages
             state = [*self.model.buffers(), *self.beside, *self.updater.state_tensors(), *averages]
-            with self.memory.measure([*self.model.parameters(), *state]):
+            with self.memory.measure(self.ranks.held([*self.model.parameters(), *state])):
                 return self._update(ids_BT1)
         return self._update(ids_BT1)
 
     def _update(self, ids_BT1: Tensor) -> Tensor:
         parts = ids_BT1.chunk(self.train.accumulate)
+        own = self.ranks.own(len(parts))
+        counted = len(ids_BT1) / self.ranks.size  # gradients become the mean over processes
+        passed = []
         with self.model.recording() as record:
-            passed = [self._backward(part_BT1, len(part_BT1) / len(ids_BT1), record) for part_BT1 in parts]
-        nats_B = torch.cat([nats_B for nats_B, _, _ in passed])
-        sampled, balance = (torch.stack([one[place] for one in passed]).mean() for place in (1, 2))
+            for place in own:
+                if place:  # every batch has noise of its own, whoever passes it
+                    torch.manual_seed(_mix(self.seed, self.step, place))
+                passed.append(self._backward(parts[place], len(parts[place]) / counted, record))
+        nats_B = self.ranks.joined(torch.cat([nats_B for nats_B, _, _ in passed]))
+        told = torch.stack([torch.stack([one[place] for one in passed]).mean() for place in (1, 2)])
+        means = record.means()
+        sampled, balance, *figures = self.ranks.mean(torch.stack([*told, *means.values()])).unbind()
+        self.ranks.tallied(record)
         if self.on_record is not None:
             self.on_record(record)
         self.updater.hold_gradients()
-        norm = clip_grad_norm_(self.updater.parameters, self.train.clip)
-        held = self.updater.frozen
+        norm = self.ranks.clip(self.updater.parameters, self.train.clip)
+        frozen = self.updater.frozen
         self.updater.step(self.schedule.scale(self.step))
-        if not held:
+        if not frozen:
             record.give_back()
         if self._averaging is not None:
             self._averaging.update()
-        means = record.means()
         self._figures = tuple(means)
-        return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, balance, *means.values()])
+        return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, balance, *figures])
 
     def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, the
@@ -279,6 +295,6 @@ class Trainer:
         return stop
 
 
-def _mix(seed: int, step: int) -> int:
-    """A seed for one step, unlike its neighbours'."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _mix(seed: int, *place: int) -> int:
+    """A seed for one step, or for one batch of it, unlike its neighbours'."""
+    return int(np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -31,6 +31,9 @@ class TrainOptions:
         None
     )
     device: flags.Device = "cpu"
+    nproc: Annotated[
+        int, typer.Option(min=1, help="processes that share the work, on CUDA one a device; --accumulate a multiple")
+    ] = 1
     lr: Annotated[float | None, typer.Option(help="highest learning rate; default train.lr")] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="sequences of a batch; default data.batch_size")] = None
     seq_len: Annotated[int | None, typer.Option(min=8, help="tokens of a sequence; default data.seq_len")] = None
