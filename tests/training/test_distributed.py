@@ -122,9 +122,9 @@ def test_losses_agree_over_twenty_steps_and_checkpoints_load_at_any_number(hybri
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_begun_anew_from_the_last_checkpoint(hybrid: Path, tmp_path: Path) -> None:
-    expected = trained(hybrid, tmp_path / "whole", 300, 2, 10)
+    expected = trained(hybrid, tmp_path / "whole", 60, 2, 10)
     folder = tmp_path / "killed"
-    running = subprocess.Popen(command(hybrid, folder, 300, 2, 10), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    running = subprocess.Popen(command(hybrid, folder, 60, 2, 10), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         while not snapshots.found(folder):
             assert running.poll() is None
