@@ -8,14 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from morphogen import load
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.network import LanguageModel
 from morphogen.training import snapshots
 from morphogen.training.distributed import ALONE, check_shared
 from morphogen.trainings import train
 
+ROOT = Path(__file__).parent.parent.parent
 #: Attention, a state space, a mixture whose biases count what all processes route, a memory, and a scalar parameter.
 HYBRID = """
 model:
@@ -126,7 +130,7 @@ def test_a_process_that_is_killed_is_begun_anew_from_the_last_checkpoint(hybrid:
     folder = tmp_path / "killed"
     running = subprocess.Popen(command(hybrid, folder, 60, 2, 10), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        while not snapshots.found(folder):
+        while not snapshots.found(folder) or not _ranks(running.pid):
             assert running.poll() is None
             time.sleep(0.02)
         victim = _ranks(running.pid)[-1]
@@ -136,7 +140,6 @@ def test_a_process_that_is_killed_is_begun_anew_from_the_last_checkpoint(hybrid:
         running.kill()
     assert running.returncode == 0, out.decode()
     assert losses(folder) == expected
-    assert victim not in _ranks(os.getpid())
 
 
 def _ranks(parent: int) -> list[int]:
@@ -145,3 +148,15 @@ def _ranks(parent: int) -> list[int]:
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     children = [(int(pid), args) for pid, above, args in rows if int(above) == parent]
     return [pid for pid, args in children if "spawn_main" in args]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("100m_llama", (95, 115)), ("350m_hybrid", (315, 385)), ("1b_moe", (900, 1100))]
+)
+def test_configs_for_several_gpus_are_as_large_as_they_say(name: str, millions: tuple[int, int]) -> None:
+    experiment = load(ROOT / "configs" / f"scale_{name}.yaml")
+    check_shared(experiment, "cpu", 8)
+    with torch.device("meta"):
+        model = LanguageModel(experiment.model)
+    least, most = millions
+    assert least * 10**6 <= sum(parameter.numel() for parameter in model.parameters()) <= most * 10**6
