@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_is_begun_anew_from_the_last_checkpoint(hybrid:
 
 def _ranks(parent: int) -> list[int]:
     """The processes that train, of all that descend from one."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     children = [(int(pid), args) for pid, above, args in rows if int(above) == parent]
     return [pid for pid, args in children if "spawn_main" in args]

@@ -18,10 +18,9 @@ from torch import distributed as dist
 from torch.nn.utils import clip_grad_norm_
 
 from morphogen.errors import InputError
-from morphogen.experiment import Experiment
+from morphogen.experiment import Experiment, Train
 from morphogen.network import LanguageModel
 from morphogen.parts.contract.branch import Record
-from morphogen.sections.anchoring import AnchoringSection
 from morphogen.training.device import choose_device
 
 #: A process that waits so long for the others takes them for lost.
@@ -185,7 +184,7 @@ def check_shared(experiment: Experiment, device: str, nproc: int) -> None:
         "model.growth has rules, and a model that grows is trained by one process": bool(model.growth),
         f"block {foreign[0] if foreign else ''} has layers of another model, which one process trains": bool(foreign),
         "train.anchoring keeps a model beside the one that is trained, which one process does": (
-            train.anchoring != AnchoringSection()
+            train.anchoring != Train().anchoring
         ),
         "train.optimizer.name is muon, which needs whole matrices; expected adamw or lion": (
             train.optimizer.name == "muon"
