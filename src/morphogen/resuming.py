@@ -122,7 +122,10 @@ def begun(
 
 
 def settings(there: Experiment, here: Experiment) -> list[Difference]:
-    """What of two experiments differs that may not; where files lie may, and blocks are told apart by their ids."""
+    """What of two experiments differs that may not; where files lie may, and blocks are told apart by their ids.
+
+    `train.bf16: auto` is what it was settled to there."""
+    there, here = there.in_precision(False), here.in_precision(there.train.in_bf16)
     one, other = (placeless(located(experiment)) for experiment in (there, here))
     plain, given = (it.model_dump(mode="json", exclude={"model"}) for it in (one, other))
     rest = differences(plain, given, MAY_DIFFER)

@@ -162,7 +162,9 @@ def identity(experiment: Experiment, data: Mapping[str, Any], init: str | None) 
 
 
 def settings(there: Experiment, here: Experiment) -> list[Difference]:
-    """What of two trainings' experiments differs that may not; where files lie may."""
+    """What of two trainings' experiments differs that may not; where files lie may, and `train.bf16: auto` is what it
+    was settled to there."""
+    there, here = there.in_precision(False), here.in_precision(there.train.in_bf16)
     one, other = (placeless(located(experiment)) for experiment in (there, here))
     plain, given = (it.model_dump(mode="json", include={"train", "data"}) for it in (one, other))
     rest = differences(plain, given, MAY_DIFFER)
