@@ -310,6 +310,7 @@ class Report(Measured):
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that. losses: of its own
     training, at most 200 points. donors: the layers of other models in it, with the hashes of what they were.
+    micro_batches: parts in which each batch went through the model, more than one where memory was short.
     """
 
     id: CandidateId
@@ -331,6 +332,7 @@ class Report(Measured):
     stop_reason: StopReason = StopReason.FULL_RUN
     nan_seen: bool = False
     loss_spike: bool = False
+    micro_batches: Annotated[Whole, Field(ge=1, exclude_if=lambda parts: parts == 1)] = 1
 
     def value(self, name: str) -> float | None:
         """What the candidate is compared by: the metric (its twin's, or a mean of both, where it has one), timed metric
@@ -382,6 +384,7 @@ class Job(Record):
     `budget_tokens`: what all candidates may spend by the experiment, in tokens of this one; 0 where nobody said.
     `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
     and which leaves no checkpoint.
+    `micro_batches`: parts in which each batch goes through the model, so that it takes less memory.
     """
 
     experiment: dict[str, Any]
@@ -398,3 +401,4 @@ class Job(Record):
     first_token: Whole = 0
     budget_tokens: Whole = 0
     repeat: Whole = 0
+    micro_batches: Annotated[Whole, Field(ge=1)] = 1

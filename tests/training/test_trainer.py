@@ -332,9 +332,9 @@ def test_gradients_of_several_batches_make_the_step_of_one_large_batch(kinds: di
     block = {"attn": {"kind": "MHA", "heads": 2, "head_dim": 16}, "ffn": kinds}
     model = Blueprint.model_validate({"emb": {"dim": 32, "vocab": VOCAB}, "blocks": [block]})
 
-    def trained(accumulate: int, sequences: int) -> Trainer:
+    def trained(accumulate: int, sequences: int, micro: int = 1) -> Trainer:
         train = Train(warmup=2, accumulate=accumulate, router_lb_coeff=0.0)
-        trainer = Trainer(build(model), train, total_steps=12, tokens_per_step=8 * LENGTH, seed=0)
+        trainer = Trainer(build(model), train, total_steps=12, tokens_per_step=8 * LENGTH, seed=0, micro_batches=micro)
         seen: list[int] = []
 
         def batches(step: int) -> NDArray[np.int64]:
@@ -342,11 +342,11 @@ def test_gradients_of_several_batches_make_the_step_of_one_large_batch(kinds: di
 
         trainer.model.blocks[0].register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
         trainer.run(batches, 12)
-        assert seen == [sequences] * accumulate * 12
+        assert seen == [sequences] * accumulate * micro * 12
         return trainer
 
     whole, parts, single = trained(1, 8), trained(4, 2), trained(8, 1)
-    for other in (parts, single):
+    for other in (parts, single, trained(1, 2, micro=4), trained(2, 2, micro=2)):
         assert other.trace.losses == pytest.approx(whole.trace.losses, rel=1e-4)
         assert other.trace.grad_norms == pytest.approx(whole.trace.grad_norms, rel=1e-3)
         for name, values in whole.trace.figures.items():

@@ -51,7 +51,9 @@ class Trainer:
     moments: optimizer state to go on from; then only what is new warms up. loss: what a step descends on; None is
     the `usual_loss`. The losses told and guarded are those of the text, whatever it is. earlier_steps: behind the
     weights that it begins with, which decides how far back their average reaches. ranks: the processes that train the
-    model together, of which this is one. on_record: shown what the branches recorded of each step.
+    model together, of which this is one. micro_batches: in so many parts each batch goes through the model, one after
+    the other; their gradients add up to the batch's, but for rounding, dropout, and what experts are balanced by.
+    on_record: shown what the branches recorded of each step.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Trainer:
         loss: Loss | None = None,
         earlier_steps: int = 0,
         ranks: Ranks = ALONE,
+        micro_batches: int = 1,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.micro_batches = ranks, micro_batches
         self.train = train = settled(train, model.emb.weight.device)
         self.total_steps = total_steps
         self.tokens_per_step = tokens_per_step
@@ -263,6 +266,18 @@ class Trainer:
         return torch.stack([text_loss(nats_B, ids_BT1[:, 1:]), norm, sampled, balance, *figures])
 
     def _backward(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_passed`, in as many parts as the batch is to go through the model in."""
+        parts = ids_BT1.chunk(self.micro_batches)
+        if len(parts) == 1:
+            return self._passed(ids_BT1, share, record)
+        shares = [len(part_BT1) / len(ids_BT1) for part_BT1 in parts]
+        passed = [self._passed(part, share * own, record) for part, own in zip(parts, shares, strict=True)]
+        sampled, balance = (sum(one[k] * own for one, own in zip(passed, shares, strict=True)) for k in (1, 2))
+        assert isinstance(sampled, Tensor)
+        assert isinstance(balance, Tensor)
+        return torch.cat([nats_B for nats_B, _, _ in passed]), sampled, balance
+
+    def _passed(self, ids_BT1: Tensor, share: float, record: Record) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradients of a batch that is this share of its step; the losses of its sequences in nats, the
         entropy or NaN, and what load balancing added to the loss."""
         with self.precision():

@@ -148,6 +148,7 @@ class Trial:
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments,
             earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
+            micro_batches=job.micro_batches,
         )
         per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
         anchors = assignment.experiment.train.anchoring
@@ -297,6 +298,7 @@ class Trial:
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,
+            micro_batches=trainer.micro_batches,
         )
 
     def _grown_by(self) -> tuple[GrowthEvent, ...]:
