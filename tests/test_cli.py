@@ -500,7 +500,7 @@ def test_configs_are_valid_and_of_the_size_they_say() -> None:
     phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
     blueprint = phi.model.with_vocab(32768)
     assert 95e6 < costs(blueprint, phi.data.seq_len)["params"] < 110e6
-    assert phi.train.bf16
+    assert phi.train.bf16 == "auto"
 
 
 def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
