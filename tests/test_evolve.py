@@ -112,7 +112,8 @@ def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experim
 
 
 def test_the_resolved_experiment_is_the_experiment(whole: Path, experiment: Experiment) -> None:
-    assert load(whole / "experiment.yaml") == experiment
+    assert experiment.train.bf16 == "auto"
+    assert load(whole / "experiment.yaml") == experiment.in_precision(False)  # which is settled once, and recorded
     assert experiment.model.emb.vocab == 257
 
 

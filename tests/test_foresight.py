@@ -359,7 +359,8 @@ def test_validate_tells_machines_and_people(place: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     "path", sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("benchmarks/roots/*.yaml")]), ids=lambda path: path.name
 )
-def test_every_shipped_file_is_valid(path: Path) -> None:
+def test_every_shipped_file_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("morphogen.foresight._memory_here", lambda: 2**38)  # some are for larger machines than this
     found = validated(str(path))
     assert found.said.startswith("ok, ")
     assert found.notes == ()
