@@ -43,6 +43,7 @@ from morphogen.network import assemble, build
 from morphogen.training import trial
 from morphogen.training.range_test import RATES, steps_each
 from morphogen.training.trace import StepInfo
+from morphogen.training.trainer import Trainer
 from morphogen.training.trial import Trial, run_surrogate
 from morphogen.variation.operator import edit as make_edit
 
@@ -389,6 +390,38 @@ def test_running_out_of_memory_fails_the_candidate(
     assert report.status is Status.FAILED
     assert report.reason.startswith("out of memory on cpu: ")
     assert report.tokens.own == STEP
+
+
+def test_where_an_accelerators_memory_is_short_batches_go_in_parts(
+    make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("trial", "assignment"):
+        monkeypatch.setattr(f"morphogen.training.{module}.choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr("morphogen.training.trial.answers", lambda name: True)
+    job = make().replace(device="cuda")
+    tried: list[int] = []
+    real = Trainer._passed
+
+    def passed(self: Trainer, ids_BT1: torch.Tensor, *rest: Any) -> Any:
+        if not tried or tried[-1] != len(ids_BT1):
+            tried.append(len(ids_BT1))
+        if len(ids_BT1) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(self, ids_BT1, *rest)
+
+    monkeypatch.setattr(Trainer, "_passed", passed)
+    most = batch = job.experiment["data"]["batch_size"]
+    whole = run_surrogate(job)
+    most = batch // 2
+    parts = run_surrogate(job)
+    assert (whole.micro_batches, parts.micro_batches) == (1, 2)
+    assert tried == [batch, batch // 2]
+    assert parts.metrics["bpb"] == pytest.approx(whole.metrics["bpb"], abs=0.05)  # dropout differs
+    most = 0
+    failed = run_surrogate(job)
+    assert failed.status is Status.FAILED
+    assert failed.reason.startswith("out of memory on cuda: ")
+    assert tried[-1] == 1
 
 
 def test_mistakes_of_the_program_and_interrupts_are_raised(make: Callable[..., Job]) -> None:

@@ -15,7 +15,7 @@ from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
 from morphogen.estimates import known_of
-from morphogen.experiment import RATE_FOUND, Evolution
+from morphogen.experiment import RATE_FOUND, Evolution, Experiment
 from morphogen.inherit.borrowed import donors_of
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint, save_moments
 from morphogen.inherit.provenance import Provenance
@@ -36,6 +36,9 @@ from morphogen.training.trace import Progress, thinned
 from morphogen.training.trainer import Trainer
 from morphogen.training.twin import twin_job
 
+#: How the reason of a training begins that memory was not enough for.
+SHORT_OF_MEMORY = "out of memory"
+
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
     """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it; then
@@ -55,7 +58,25 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
 
 
 def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
-    """One training. keep: whether a checkpoint is left."""
+    """One training; where an accelerator's memory is short, once more with each batch in twice as many parts, down to
+    single sequences. keep: whether a checkpoint is left."""
+    found = _once(job, progress, prepared, keep=keep)
+    while found.status is Status.FAILED and (again := _in_more_parts(job, found)) is not None:
+        job, found = again, _once(again, progress, prepared, keep=keep)
+    return found
+
+
+def _in_more_parts(job: Job, failed: Report) -> Job | None:
+    """What is tried after a training that failed; None where that was not for want of memory, or no part is left."""
+    short = failed.reason.startswith(SHORT_OF_MEMORY)
+    parts = 2 * job.micro_batches
+    if not short or job.device == "cpu" or parts > Experiment.model_validate(job.experiment).data.batch_size:
+        return None
+    return job.replace(micro_batches=parts)
+
+
+def _once(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
+    """One training, in the parts that the job says."""
     trial = None
     try:
         with memory_kept():
@@ -68,7 +89,7 @@ def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None,
         return _failed(job, trial, str(error))
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}")
+            return _failed(job, trial, f"{SHORT_OF_MEMORY} on {job.device}: {_first_line(error)}")
         if not answers(job.device):
             raise DeviceError(f"device {job.device} no longer answers: {_first_line(error)}") from error
         raise
