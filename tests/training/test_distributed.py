@@ -160,3 +160,26 @@ def test_configs_for_several_gpus_are_as_large_as_they_say(name: str, millions: 
         model = LanguageModel(experiment.model)
     least, most = millions
     assert least * 10**6 <= sum(parameter.numel() for parameter in model.parameters()) <= most * 10**6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupt", "nobody reads"])
+def test_processes_that_are_to_end_leave_a_checkpoint(hybrid: Path, tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "ended"
+    with subprocess.Popen(
+        command(hybrid, folder, 3000, 2, 3000), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        while not (folder / "steps.csv").exists() or len(losses(folder)) < 3:
+            assert running.poll() is None
+            time.sleep(0.1)
+        if how == "interrupt":
+            running.send_signal(signal.SIGINT)
+        else:
+            running.stdout.close()
+        said = running.stderr.read()
+        assert running.wait(timeout=120) == {"interrupt": 130, "nobody reads": 2}[how]
+    assert "Traceback" not in said
+    assert "with --resume goes on" in said
+    assert len(snapshots.found(folder)) == 1

@@ -4,6 +4,7 @@ the last checkpoint when one of them dies."""
 import logging
 import os
 import queue
+import signal
 from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from threading import Thread
@@ -41,12 +42,12 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
     Raises:
         MorphogenError: One of them raised it.
         RunError: They died more often than they were begun anew.
-        KeyboardInterrupt: They were ended before there was a checkpoint of where they were.
+        KeyboardInterrupt: They were asked to end; what the observer raises ends them too, and is raised.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would print tracebacks
     with SyncManager() as manager:
         told: queue.Queue[Any] = manager.Queue()
-        failed: list[Failed] = []
+        failed: list[Failed | Exception] = []
         reader = Thread(target=_hand_on, args=(told, observer, failed), daemon=True)
         reader.start()
         config = LaunchConfig(
@@ -65,7 +66,7 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
         try:
             found: dict[int, Outcome | Failed] = elastic_launch(config, _rank)(work, device, told)
         except SignalException:
-            raise KeyboardInterrupt from None
+            raise next((one for one in failed if isinstance(one, Exception)), KeyboardInterrupt()) from None
         except ChildFailedError as error:
             raise RunError(
                 f"a process of the training died more than {RESTARTS} times: {_why(error)}; give the command again "
@@ -76,7 +77,7 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
             reader.join()
     wrong = [*failed, *(one for one in found.values() if isinstance(one, Failed))]
     if wrong:
-        raise wrong[0].kind(wrong[0].text)
+        raise wrong[0].kind(wrong[0].text) if isinstance(wrong[0], Failed) else wrong[0]
     outcome = found[0]
     assert isinstance(outcome, Outcome)
     return outcome
@@ -98,13 +99,20 @@ def _deaf(news: News) -> None:
     """What only the first process tells."""
 
 
-def _hand_on(told: "queue.Queue[Any]", observer: Observer, failed: list[Failed]) -> None:
-    """News as they come, until there is None."""
+def _hand_on(told: "queue.Queue[Any]", observer: Observer, failed: list[Failed | Exception]) -> None:
+    """News as they come, until there is None. What the observer raises is kept, and ends the processes as a signal
+    does, so that there is a checkpoint; it is told of nothing more."""
+    deaf = False
     while (news := told.get()) is not None:
         if isinstance(news, Failed):
             failed.append(news)
-        else:
-            observer(news)
+        elif not deaf:
+            try:
+                observer(news)
+            except Exception as error:
+                deaf = True
+                failed.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _why(error: ChildFailedError) -> str:

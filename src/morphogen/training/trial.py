@@ -36,9 +36,6 @@ from morphogen.training.trace import Progress, thinned
 from morphogen.training.trainer import Trainer
 from morphogen.training.twin import twin_job
 
-#: How the reason of a training begins that memory was not enough for.
-SHORT_OF_MEMORY = "out of memory"
-
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
     """Build the candidate, give it its weights, train it stage by stage, measure it on the eval split, save it; then
@@ -60,36 +57,29 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
 def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
     """One training; where an accelerator's memory is short, once more with each batch in twice as many parts, down to
     single sequences. keep: whether a checkpoint is left."""
-    found = _once(job, progress, prepared, keep=keep)
-    while found.status is Status.FAILED and (again := _in_more_parts(job, found)) is not None:
-        job, found = again, _once(again, progress, prepared, keep=keep)
-    return found
+    most = 1 if job.device == "cpu" else Experiment.model_validate(job.experiment).data.batch_size
+    report, short = _once(job, progress, prepared, keep=keep)
+    while short and 2 * job.micro_batches <= most:
+        job = job.replace(micro_batches=2 * job.micro_batches)
+        report, short = _once(job, progress, prepared, keep=keep)
+    return report
 
 
-def _in_more_parts(job: Job, failed: Report) -> Job | None:
-    """What is tried after a training that failed; None where that was not for want of memory, or no part is left."""
-    short = failed.reason.startswith(SHORT_OF_MEMORY)
-    parts = 2 * job.micro_batches
-    if not short or job.device == "cpu" or parts > Experiment.model_validate(job.experiment).data.batch_size:
-        return None
-    return job.replace(micro_batches=parts)
-
-
-def _once(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
-    """One training, in the parts that the job says."""
+def _once(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> tuple[Report, bool]:
+    """One training, in the parts that the job says; and whether memory was short."""
     trial = None
     try:
         with memory_kept():
             trial = Trial(job, prepared)
             with _its_own():
-                return trial.run(progress, keep=keep)
+                return trial.run(progress, keep=keep), False
     except DivergedError as error:
-        return _failed(job, trial, str(error), StopReason.NOT_FINITE)
+        return _failed(job, trial, str(error), StopReason.NOT_FINITE), False
     except CandidateError as error:
-        return _failed(job, trial, str(error))
+        return _failed(job, trial, str(error)), False
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
-            return _failed(job, trial, f"{SHORT_OF_MEMORY} on {job.device}: {_first_line(error)}")
+            return _failed(job, trial, f"out of memory on {job.device}: {_first_line(error)}"), True
         if not answers(job.device):
             raise DeviceError(f"device {job.device} no longer answers: {_first_line(error)}") from error
         raise
