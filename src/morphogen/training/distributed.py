@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.utils import clip_grad_norm_
 
 from morphogen.errors import InputError
@@ -161,9 +163,14 @@ def joined_up(device: torch.device) -> Iterator[Ranks]:
     """This process as one of those that torchrun started; they speak by NCCL on CUDA, by Gloo elsewhere."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    # the launcher keeps one store for all attempts, in which the addresses of processes that died still stand
+    own_store = PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=own_store, rank=rank, world_size=size, timeout=PATIENCE
+    )
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(rank, size)
     finally:
         dist.destroy_process_group()
 
