@@ -12,13 +12,15 @@ from torch import Tensor
 
 from morphogen.blueprint.growth import GrowthAction
 from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Candidate, Edit, Job, ParentRef
 from morphogen.experiment import Train
 from morphogen.growth.actions import act
 from morphogen.growth.surgery import Operated, operate
-from morphogen.inherit.checkpoint import load_moments, load_optimizer, save_moments
-from morphogen.inherit.descent import Moments
+from morphogen.inherit.checkpoint import load_moments, load_optimizer, save_checkpoint, save_moments
+from morphogen.inherit.descent import Moments, splice_job
 from morphogen.network import LanguageModel, assemble, build
 from morphogen.training.trainer import Trainer
+from morphogen.variation.operator import edit as make_edit
 
 ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
 PARENT = Blueprint.model_validate(
@@ -201,6 +203,71 @@ def test_between_two_jobs_of_a_candidate_what_is_young_keeps_its_rate_and_its_wa
     plain = trainer(optimizer)
     plain.run(batch, 2)
     assert plain.updater.young() == []
+
+
+def saved_parent(folder: Path, name: str, multiplier: float) -> Trainer:
+    """One that grew while it trained, on disk as a candidate's checkpoint is."""
+    here = trainer()
+    here.run(batch, 2)
+    grow(here, WIDEN, warmup=9, multiplier=multiplier)
+    here.run(batch, 4)
+    path = folder / f"{name}.safetensors"
+    save_moments(path, here.updater.moments(), here.updater.young())
+    save_checkpoint(path, here.model.state_dict(), here.model.blueprint, {})
+    return here
+
+
+def child_of(folder: Path, child: Blueprint, edits: tuple[Edit, ...], parents: dict[str, Blueprint]) -> Trainer:
+    candidate = Candidate(id="c", index=1, generation=1, blueprint=child.to_json(), edits=edits)
+    refs = tuple(ParentRef(id=p, blueprint=of.to_json(), checkpoint=f"{p}.safetensors") for p, of in parents.items())
+    where = {"run_dir": str(folder), "device": "cpu"}
+    job = Job(experiment={}, candidate=candidate, parents=refs, ancestors=(), stages=(), seed=0, **where)
+    start = splice_job(job, 0, with_moments=True)
+    train = Train.model_validate({"warmup": 5, "instability_threshold": 1e9, "clip": 1e9})
+    model = assemble(child, start.state)
+    return Trainer(model, train, total_steps=40, tokens_per_step=64, seed=0, moments=start.moments)
+
+
+@pytest.mark.parametrize("operator", ["widen_ffn", "widen_dim", "insert_block", "delete_block"])
+def test_what_grew_in_a_parent_keeps_its_rate_and_its_warm_up_in_a_child(tmp_path: Path, operator: str) -> None:
+    parent = saved_parent(tmp_path, "p", 2.0)
+    before = parent.model.blueprint
+    child, edit = make_edit(before, operator, 0)
+    there = child_of(tmp_path, child, (edit,), {"p": before})
+    (mine,), (theirs, *fresh) = parent.updater._cohorts, there.updater._cohorts
+    assert (theirs.multiplier, theirs.warmup, theirs.taken, theirs.squared) == (2.0, 9, 2, True)
+    old, kept = ({n: int(x.sum()) for n, x in c.masks.items() if x.any()} for c in (mine, theirs))
+    assert sum(kept.values()) == sum(old.values()) or (operator == "delete_block" and kept)
+    assert bool(fresh) == (operator != "delete_block")
+    for other in fresh:
+        assert all(not (mask & theirs.masks[name]).any() for name, mask in other.masks.items() if name in theirs.masks)
+
+
+def test_what_came_in_with_an_edit_goes_on_warming_up_where_a_job_ended_early(tmp_path: Path) -> None:
+    parent = trainer()
+    parent.run(batch, 2)
+    save_moments(tmp_path / "p.safetensors", parent.updater.moments())
+    save_checkpoint(tmp_path / "p.safetensors", parent.model.state_dict(), PARENT, {})
+    child, edit = make_edit(PARENT, "widen_ffn", 0)
+    first = child_of(tmp_path, child, (edit,), {"p": PARENT})
+    first.run(batch, 2)
+    save_moments(tmp_path / "c.safetensors", first.updater.moments(), first.updater.young())
+    of, young = load_optimizer(tmp_path / "c.safetensors", child)
+    moments = Moments(of=of, fresh={}, young=young)
+    second = Trainer(first.model, first.train, total_steps=40, tokens_per_step=64, seed=0, moments=moments)
+    (mine,), (theirs,) = first.updater._cohorts, second.updater._cohorts
+    assert (theirs.warmup, theirs.taken, theirs.factor) == (5, 2, mine.factor)
+    assert all(torch.equal(mask, theirs.masks[name]) for name, mask in mine.masks.items())
+
+
+def test_of_two_parents_what_is_young_keeps_the_rate_that_it_had_in_its_own(tmp_path: Path) -> None:
+    first, second = saved_parent(tmp_path, "p", 2.0), saved_parent(tmp_path, "q", 4.0)
+    before = first.model.blueprint
+    assert second.model.blueprint == before
+    edit = Edit(operator="crossover", target="", changes=(), preserves=False, sources={"b0": 0, "b1": 1})
+    there = child_of(tmp_path, before, (edit,), {"p": before, "q": before})
+    rates = {name: c.multiplier for c in there.updater._cohorts for name, mask in c.masks.items() if mask.any()}
+    assert {name[:8]: rate for name, rate in rates.items()} == {"blocks.0": 2.0, "blocks.1": 4.0}
 
 
 def test_what_is_saved_while_old_entries_are_held_can_be_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
-from morphogen.inherit.checkpoint import Young, load_checkpoint, load_moments
+from morphogen.inherit.checkpoint import YOUNG, Young, load_checkpoint, load_optimizer
 from morphogen.inherit.merging import Model, merged
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
@@ -23,7 +24,7 @@ class Moments:
     """Optimizer state that came along with weights.
 
     of: kind -> parameter -> tensor. fresh: where the entries of a parameter are new ones; parameters that were carried
-    whole are not in it. young: which entries have had a rate of their own, and have it yet.
+    whole are not in it. young: which entries have had a rate of their own, and have it yet, also while they warm up.
     """
 
     of: Mapping[str, StateDict]
@@ -31,10 +32,16 @@ class Moments:
     young: Sequence[Young] = ()
 
     @classmethod
-    def carried(cls, spliced: Spliced) -> "Moments":
-        """Those that a splice has carried along with the weights."""
+    def carried(cls, spliced: Spliced, rates: Sequence[Mapping[str, Any]] = ()) -> "Moments":
+        """Those that a splice has carried along with the weights.
+
+        rates: what is known of the rate of entries that have one of their own, whose places went the way of moments:
+        `YOUNG` and a number.
+        """
         fresh = {name: ~mark.carried for name, mark in spliced.marks.items() if mark.carried is not None}
-        return cls(spliced.moments, fresh)
+        of = dict(spliced.moments)
+        masks = [of.pop(f"{YOUNG}{i}", {}) for i in range(len(rates))]
+        return cls(of, fresh, list(zip(rates, masks, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def splice_job(
     tokenizer: str | None = None,
     base: Callable[[], Model] | None = None,
 ) -> Inherited:
-    """What a candidate starts from, with the optimizer's moments of its parents where these are wanted.
+    """What a candidate starts from; where these are wanted, with its parents' moments, and the rates of what is young.
 
     The recorded edits are made one after another and each is spliced, so that a chain of exact edits is exact.
     tokenizer: the run's, by digest. base: what the run's weights began as. InputError when a parent's checkpoint is
@@ -136,7 +143,7 @@ def splice_job(
         state = initial_state(target, seed)
         fresh = sum(tensor.numel() for tensor in state.values())
         return Inherited(state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",)))
-    loaded = []
+    loaded, rates = [], list[Mapping[str, Any]]()
     begun, memory = NO_TOKENS, ""
     for which, parent in enumerate(job.parents):
         path = Path(job.run_dir) / parent.checkpoint
@@ -147,14 +154,18 @@ def splice_job(
         begun = max(begun, provenance.begun, key=lambda tokens: tokens.lineage)
         if blueprint != Blueprint.model_validate(parent.blueprint):
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
-        moments = load_moments(path, blueprint) if with_moments else None
+        moments, young = load_optimizer(path, blueprint) if with_moments else (None, [])
+        for numbers, masks in young:
+            assert moments is not None
+            moments[f"{YOUNG}{len(rates)}"] = dict(masks)
+            rates.append(numbers)
         loaded.append((blueprint, from_parent(state, which, moments, given=True)))
     try:
         names = [parent.id for parent in job.parents]
         spliced, report = splice_edits(target, loaded, job.candidate.edits, seed, names, base)
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
-    carried = Moments.carried(spliced)
+    carried = Moments.carried(spliced, rates)
     return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh, memory)
 
 

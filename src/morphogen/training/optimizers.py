@@ -126,9 +126,9 @@ class Updater:
         return self.moments() | {f"{YOUNG}{i}": cohort.masks for i, cohort in enumerate(self._cohorts)}
 
     def young(self) -> list[Young]:
-        """Which entries came to be while the model trained and have a rate of their own yet; `adopt` takes them up."""
-        grown = [cohort for cohort in self._cohorts if cohort.squared]
-        return [({name: x for name, x in vars(cohort).items() if name != "masks"}, cohort.masks) for cohort in grown]
+        """Which entries have a rate of their own yet, by growth or as new ones of a child; `adopt` takes them up."""
+        cohorts = self._cohorts
+        return [({name: x for name, x in vars(cohort).items() if name != "masks"}, cohort.masks) for cohort in cohorts]
 
     def adopt(
         self, inherited: Moments, warmup: int, *, multiplier: float = 1.0, earlier: "Updater | None" = None
@@ -152,11 +152,13 @@ class Updater:
                     optimizer.state[parameter] = {kind: x.to(parameter.device) for kind, x in state.items()}
                 else:
                     unmoved[name] = ~fresh[name] if name in fresh else torch.ones_like(parameter, dtype=torch.bool)
-        parameters = {name: parameter for parameter, name in self._names.items()}
+        trained = {self._names[parameter]: parameter for parameter in self.parameters}
         older = [
-            Cohort(**numbers, masks={name: mask.to(parameters[name].device) for name, mask in masks.items()})
+            Cohort(**numbers, masks={name: x.to(trained[name].device) for name, x in masks.items() if name in trained})
             for numbers, masks in inherited.young
         ]
+        for cohort in older:  # what has not had a step yet warms up once
+            unmoved |= {name: unmoved[name] & ~mask for name, mask in cohort.masks.items() if name in unmoved}
         if earlier is not None:
             older = self._still_young(earlier._cohorts, inherited.of, fresh)
         grown = earlier is not None
