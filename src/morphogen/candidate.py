@@ -282,12 +282,14 @@ class GrowthEvent(Record):
 
 
 class DonorLayer(Record):
-    """A layer of another model as it was: the model's folder or name on the hub, which layer, and the SHA-256 of its
-    tensors."""
+    """A layer of another model: the model's folder or name on the hub, which layer, and the SHA-256 of its tensors as
+    they were when they were taken. became: of what training has made of them since, SHA-256 as well; None where they
+    are frozen."""
 
     model: str
     layer: Whole
     sha256: str
+    became: Annotated[str | None, Field(exclude_if=lambda became: became is None)] = None
 
 
 #: Of a training: (step, mean loss of the steps since the point before it, in nats per token of text), thinned out.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from morphogen.beginnings import CHECKPOINT, Asked, beginning_of
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ManualTrigger
+from morphogen.candidate import DonorLayer
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData, tokenizer_of
 from morphogen.data.tokenizers import PieceTokenizer
@@ -291,12 +292,12 @@ def _begin(folder: Path, begins: Begins) -> Ready:
     """Fresh weights, or those of `train.init_checkpoint`, and the record of what begins."""
     experiment, prepared = begins.experiment, begins.prepared
     seed = drawn_seed(experiment, "weights")
-    begun, memory, state = NO_TOKENS, "", None
+    begun, memory, donors = NO_TOKENS, "", tuple[DonorLayer, ...]()
     if experiment.train.init_checkpoint is None:
         state = initial_state(experiment.model, seed)
     else:
         inherited = from_checkpoint(experiment.model, experiment, prepared, seed)
-        state, begun, memory = inherited.state, inherited.begun, inherited.memory
+        state, begun, memory, donors = inherited.state, inherited.begun, inherited.memory, inherited.donors
     if experiment.train.searches_rate:
         rate = find_rate(
             experiment.model,
@@ -326,7 +327,7 @@ def _begin(folder: Path, begins: Begins) -> Ready:
     put_tokenizer(folder, begins.tokenizer)
     write_atomic(folder / RESOLVED, resolved_yaml(plain).encode())
     write_record(folder, record)
-    return Ready(_origin(record, experiment, begins.tokenizer), state)
+    return Ready(_origin(record, experiment, begins.tokenizer)._replace(donors=donors), state)
 
 
 def _places(folder: Path, experiment: Experiment, asked: Asked) -> dict[str, str]:
@@ -379,7 +380,8 @@ def _ready(folder: Path, record: Begun, begins: Begins, say: Callable[[str], Non
     seed = drawn_seed(experiment, "weights")
     if experiment.train.init_checkpoint is None:
         return Ready(origin, initial_state(experiment.model, seed))
-    return Ready(origin, from_checkpoint(experiment.model, experiment, begins.prepared, seed).state)
+    inherited = from_checkpoint(experiment.model, experiment, begins.prepared, seed)
+    return Ready(origin._replace(donors=inherited.donors), inherited.state)
 
 
 def _check_undone(folder: Path, snapshot: Snapshot | None, experiment: Experiment, wanted: Wanted) -> None:

@@ -18,10 +18,11 @@ from morphogen.blueprint.tensors import specs
 from morphogen.cost import Step, costs
 from morphogen.errors import InputError
 from morphogen.experiment import Train
-from morphogen.inherit.borrowed import donors_of
-from morphogen.inherit.checkpoint import DONORS, load_checkpoint, save_checkpoint
+from morphogen.inherit.borrowed import DONORS, donors_of, to_metadata
+from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
+from morphogen.inherit.provenance import Provenance
 from morphogen.network import LanguageModel, assemble, build, initial_state
 from morphogen.parts.foreign.donors.opened import checksum_of, shapes_of
 from morphogen.parts.foreign.foreign import Foreign
@@ -363,6 +364,29 @@ def test_no_checkpoint_says_of_layers_that_changed_that_they_are_what_it_was_mad
     llama(tmp_path / "a")
     assert donors_of(child, state) == told
     save_checkpoint(tmp_path / "c", state, child, {})
+
+
+def test_a_layer_that_was_trained_is_stamped_with_what_was_taken_and_with_what_it_became(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    child, state = inserted(tmp_path, experts="a0 a2", freeze=False)
+    taken = donors_of(child, state)
+    assert [one.sha256 for one in taken] == [checksum_of(str(tmp_path / "a"), layer) for layer in (0, 2)]
+    trained = {name: x + 0.1 if ".layers.0." in name else x for name, x in state.items()}
+    llama(tmp_path / "a", seed=1)  # which matters to nobody any more
+    save_checkpoint(tmp_path / "c.safetensors", trained, child, to_metadata(taken))
+    _, _, metadata = load_checkpoint(tmp_path / "c.safetensors")
+    behind = Provenance.from_metadata(metadata, tmp_path / "c.safetensors")
+    assert [one.sha256 for one in behind.donors] == [one.sha256 for one in taken]
+    assert behind.donors[0].became not in (None, taken[0].became)
+    assert behind.donors[1].became == taken[1].became
+    again = {name: x + 0.1 for name, x in trained.items()}
+    save_checkpoint(tmp_path / "d.safetensors", again, child, behind.to_metadata())
+    assert donors_of(child, again, behind.donors)[1].sha256 == taken[1].sha256
+    assert donors_of(child, again)[1].sha256 != taken[1].sha256
+    both = blueprint(tmp_path, "a0 a2")
+    frozen = donors_of(both, {})
+    assert [one.became for one in frozen] == [None, None]
+    assert "became" not in frozen[0].model_dump()
 
 
 def test_a_relative_folder_that_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

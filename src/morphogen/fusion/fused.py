@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import specs
 from morphogen.blueprint.yaml import dumps
+from morphogen.candidate import DonorLayer
 from morphogen.data.tokenizers import Tokenizer, named
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, unknown
 from morphogen.experiment import Experiment
 from morphogen.fusion.calibrating import Fit, calibrate
 from morphogen.fusion.importing import stem_of
+from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.network import assemble, initial_state
@@ -118,11 +120,17 @@ class FusionModel(nn.Module):
         blueprint = _made({**said, "blocks": blocks})
         state = initial_state(blueprint, seed) | around
         state |= _ways_out(blueprint, state)
-        self._take(blueprint, state, folders, folders[host])
+        self._take(blueprint, state, folders, folders[host], donors_of(blueprint, state))
 
     def _take(
-        self, blueprint: Blueprint, state: Mapping[str, Tensor], models: Mapping[str, str], tokenizer: str
+        self,
+        blueprint: Blueprint,
+        state: Mapping[str, Tensor],
+        models: Mapping[str, str],
+        tokenizer: str,
+        donors: tuple[DonorLayer, ...],
     ) -> None:
+        self._donors = donors
         self.models, self.tokenizer_name, self.tokenizer = dict(models), tokenizer, _tokenizer(tokenizer)
         if (size := self.tokenizer.vocab_size) > (rows := blueprint.context().vocab):
             raise InputError(f"{tokenizer}: its embedding has {rows} rows, but its tokenizer {size} tokens")
@@ -213,7 +221,7 @@ class FusionModel(nn.Module):
         """
         place = user_path(str(folder), "folder")
         vocabulary = Vocabulary(self.tokenizer.pieces, self.tokenizer.eot).pack()
-        behind = Provenance(self.tokenizer.digest, self.tokenizer_name, vocabulary)
+        behind = Provenance(self.tokenizer.digest, self.tokenizer_name, vocabulary, donors=self._donors)
         save_checkpoint(place / WEIGHTS, self.model.state_dict(), self.blueprint, behind.to_metadata())
         seen = {path: _seen_from(place, path) for path in (*self.models.values(), self.tokenizer_name)}
         layout = {**self._layout(), "models": {name: seen[path] for name, path in self.models.items()}}
@@ -256,7 +264,7 @@ class FusionModel(nn.Module):
             if isinstance(told.get("models"), dict):
                 named_there = {str(name): _from(file.parent, str(source)) for name, source in told["models"].items()}
                 told["models"] = models = {name: now.get(source, source) for name, source in named_there.items()}
-        made._take(blueprint, state, models, called)
+        made._take(blueprint, state, models, called, donors_told(file, metadata))
         if told is not None and told != (own := made._layout()):
             odd = next(name for name in {**told, **own} if told.get(name) != own.get(name))
             raise InputError(

@@ -116,6 +116,7 @@ def merge_checkpoints(
         behind[0].name,
         behind[0].vocabulary,
         Tokens(own=0, lineage=tokens.lineage, unique=tokens.unique),
+        donors=tuple(donor for each in behind[: len(files)] for donor in each.donors),
     )
     names = [path.stem for path in files]
     extra = {**said.to_metadata(), "merged": json.dumps({**mixed, "models": names, "base": base and base.stem})}

@@ -4,7 +4,7 @@ So a layer that a hundred candidates have lies on the disk once, where it was.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from morphogen.candidate import DonorLayer
 from morphogen.errors import InputError
 from morphogen.parts.contract.initial import draw
 from morphogen.parts.contract.tensors import Spec
+from morphogen.store.files import canonical_json
 from morphogen.store.places import with_donors
 
 #: In the metadata: the layers of other models that the weights hold or need, as JSON.
@@ -24,15 +25,43 @@ DONORS = "donors"
 _TOLD: TypeAdapter[tuple[DonorLayer, ...]] = TypeAdapter(tuple[DonorLayer, ...])
 
 
-def donors_of(blueprint: Blueprint, state: Mapping[str, Tensor]) -> tuple[DonorLayer, ...]:
-    """The layers of other models in it, trained here or not, as they are now.
+def donors_of(
+    blueprint: Blueprint, state: Mapping[str, Tensor], taken: Sequence[DonorLayer] = ()
+) -> tuple[DonorLayer, ...]:
+    """The layers of other models in it: what was taken, and of those that are trained here what they are in `state`.
 
+    taken: what is known of layers that were trained before; others were taken as their models hold them now.
     InputError where one cannot be read, or one that is frozen in `state` is no longer what its model holds.
     """
-    found = _as_they_are(spec for _, _, spec in specs(blueprint).values() if spec.init.name == "donated")
+    found = _as_they_are(borrowed(blueprint).values())
     if found:
         _still_theirs(blueprint, state)
+    was = {(donor.model, donor.layer): donor.sha256 for donor in reversed(taken)}
+    return (*found, *_as_they_became(_trained(blueprint, state), was))
+
+
+def _trained(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[tuple[str, int, str], dict[str, Tensor]]:
+    """What is trained of other models: model, layer, and which part of which gene it is -> its tensors by the names
+    that they had there."""
+    found: dict[tuple[str, int, str], dict[str, Tensor]] = {}
+    for name, (_, _, spec) in specs(blueprint).items():
+        if spec.init.name == "donated" and spec.trained:
+            model, layer, theirs = (str(arg) for arg in spec.init.args)
+            found.setdefault((model, int(layer), name.removesuffix(theirs)), {})[theirs] = state[name]
     return found
+
+
+def _as_they_became(
+    trained: Mapping[tuple[str, int, str], Mapping[str, Tensor]], was: Mapping[tuple[str, int], str]
+) -> Iterator[DonorLayer]:
+    if not trained:
+        return
+    from morphogen.parts.foreign.donors.donor import digest
+    from morphogen.parts.foreign.donors.opened import checksum_of
+
+    for (model, layer, _), tensors in trained.items():
+        taken = was.get((model, layer)) or checksum_of(model, layer)
+        yield DonorLayer(model=model, layer=layer, sha256=taken, became=digest(tensors))
 
 
 def _still_theirs(blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
@@ -57,15 +86,19 @@ def borrowed(blueprint: Blueprint) -> dict[str, Spec]:
     return {name: spec for name, (_, _, spec) in specs(blueprint).items() if spec.borrowed}
 
 
-def donors_told(path: Path, metadata: Mapping[str, str], now: Mapping[str, str]) -> tuple[DonorLayer, ...]:
+def donors_told(path: Path, metadata: Mapping[str, str], now: Mapping[str, str] = {}) -> tuple[DonorLayer, ...]:
     """What the checkpoint at `path` says of layers of other models. now: where models are that were moved. InputError
     where that cannot be read."""
     try:
-        return _TOLD.validate_json(
-            json.dumps(with_donors({DONORS: json.loads(metadata.get(DONORS, "[]"))}, now)[DONORS])
-        )
+        told = with_donors({DONORS: json.loads(metadata.get(DONORS, "[]"))}, now)[DONORS]
+        return _TOLD.validate_json(json.dumps(told))
     except (ValidationError, ValueError, RecursionError):
         raise InputError(f"{path}: what it says of layers of other models cannot be read") from None
+
+
+def to_metadata(donors: Sequence[DonorLayer]) -> dict[str, str]:
+    """As a checkpoint says it."""
+    return {DONORS: canonical_json([donor.model_dump() for donor in donors])} if donors else {}
 
 
 def read_borrowed(
@@ -77,7 +110,7 @@ def read_borrowed(
     is not as it was when the checkpoint was written.
     """
     wanted = borrowed(blueprint)
-    known = {(donor.model, donor.layer): donor.sha256 for donor in told}
+    known = {(donor.model, donor.layer): donor.sha256 for donor in told if donor.became is None}
     for found in _as_they_are(wanted.values()):
         was = known.get((found.model, found.layer))
         if found.sha256 != was:

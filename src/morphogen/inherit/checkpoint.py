@@ -17,9 +17,9 @@ from morphogen.blueprint.tensors import specs
 from morphogen.candidate import moments_path
 from morphogen.continued import Continued
 from morphogen.errors import InputError, RunError
-from morphogen.inherit.borrowed import DONORS, borrowed, donors_of, donors_told, read_borrowed
+from morphogen.inherit.borrowed import borrowed, donors_of, donors_told, read_borrowed, to_metadata
 from morphogen.inherit.provenance import CONTINUES
-from morphogen.store.files import atomic, canonical_json
+from morphogen.store.files import atomic
 from morphogen.store.places import moved_paths, with_donors
 
 FORMAT = "morphogen-checkpoint-1"
@@ -44,6 +44,8 @@ def save_checkpoint(
 ) -> None:
     """Write weights with their blueprint: to a temporary file in the same folder, synced, renamed.
 
+    extra: may say what layers of other models were when they were taken, as another checkpoint of them does.
+
     averages: of weights, where these were measured in their place; they stand in the same file, marked by `AVERAGE`.
     beside: what a training needs besides to go on, marked by `BESIDE`. Frozen layers of other models are left out, and
     named with their hashes.
@@ -53,8 +55,7 @@ def save_checkpoint(
     marked = {f"{AVERAGE}{name}": tensor for name, tensor in (averages or {}).items()}
     marked |= {f"{BESIDE}{name}": tensor for name, tensor in (beside or {}).items()}
     metadata = {**extra, "blueprint": json.dumps(blueprint.to_json(), sort_keys=True)}
-    if donors := donors_of(blueprint, state):
-        metadata[DONORS] = canonical_json([donor.model_dump() for donor in donors])
+    metadata |= to_metadata(donors_of(blueprint, state, donors_told(path, extra)))
     left_out = borrowed(blueprint)
     own = {name: tensor for name, tensor in state.items() if name not in left_out}
     _write(path, FORMAT, {**own, **marked}, metadata)
@@ -117,7 +118,9 @@ def load_whole(path: Path) -> Whole:
         raise InputError(f"{path}: its blueprint cannot be read: it is not JSON") from None
     wanted = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
     dtype = next((tensor.dtype for tensor in state.values()), torch.float32)
-    state |= read_borrowed(path, blueprint, donors_told(path, metadata, now), dtype)
+    donors = donors_told(path, metadata, now)
+    metadata |= to_metadata(donors)
+    state |= read_borrowed(path, blueprint, donors, dtype)
     if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise InputError(f"{path}: the weights are not those of its blueprint")
     if odd := [f"{name} of {tensor.dtype}" for name, tensor in state.items() if not tensor.is_floating_point()]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Edit, Inheritance, Job, Tokens
+from morphogen.candidate import DonorLayer, Edit, Inheritance, Job, Tokens
 from morphogen.errors import CandidateError, InputError
 from morphogen.inherit.checkpoint import YOUNG, Young, load_checkpoint, load_optimizer
 from morphogen.inherit.merging import Model, merged
@@ -50,7 +50,7 @@ class Inherited:
 
     begun: tokens behind the checkpoint that the lineage began with, from outside of the run. new: where the entries of
     a parameter are new ones, of those that are not carried whole. memory: what the rules of growth of the first parent
-    remember.
+    remember. donors: layers of other models as the parents' checkpoints have them.
     """
 
     state: StateDict
@@ -59,6 +59,7 @@ class Inherited:
     begun: Tokens = NO_TOKENS
     new: Mapping[str, Tensor] = field(default_factory=dict)
     memory: str = ""
+    donors: tuple[DonorLayer, ...] = ()
 
 
 def inherit(
@@ -144,13 +145,14 @@ def splice_job(
         fresh = sum(tensor.numel() for tensor in state.values())
         return Inherited(state, Inheritance(inherited=0, resized=0, fresh=fresh, exact=False, notes=("no parent",)))
     loaded, rates = [], list[Mapping[str, Any]]()
-    begun, memory = NO_TOKENS, ""
+    begun, memory, donors = NO_TOKENS, "", tuple[DonorLayer, ...]()
     for which, parent in enumerate(job.parents):
         path = Path(job.run_dir) / parent.checkpoint
         state, blueprint, metadata = load_checkpoint(path)
         provenance = Provenance.from_metadata(metadata, path)
         check_tokenizers([tokenizer, provenance.tokenizer], ["this run", str(path)])
         memory = memory if which else provenance.remembered(path)
+        donors += provenance.donors
         begun = max(begun, provenance.begun, key=lambda tokens: tokens.lineage)
         if blueprint != Blueprint.model_validate(parent.blueprint):
             raise InputError(f"{path}: holds the weights of another blueprint than candidate {parent.id}")
@@ -166,7 +168,7 @@ def splice_job(
     except InputError as error:
         raise CandidateError(f"candidate {job.candidate.id}: {error}") from None
     carried = Moments.carried(spliced, rates)
-    return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh, memory)
+    return Inherited(spliced.state, report, carried if with_moments else None, begun, carried.fresh, memory, donors)
 
 
 def splice_edits(

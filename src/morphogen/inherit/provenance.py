@@ -7,8 +7,9 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from morphogen.candidate import Tokens
+from morphogen.candidate import DonorLayer, Tokens
 from morphogen.errors import InputError
+from morphogen.inherit.borrowed import donors_told, to_metadata
 from morphogen.inherit.memory import memory_in
 from morphogen.inherit.plan import Plan, PlannedAxis, TensorPlan
 from morphogen.parts.contract.alignment import AxisMap
@@ -27,7 +28,7 @@ class Provenance:
     tokenizer: the digest of its definition; None where the checkpoint does not say. name: what the experiment called
     it. vocabulary: packed, see `data.vocabulary`. tokens: behind these weights. begun: those of them that were behind
     the checkpoint from which the lineage began, counted in its own tokens. growth: what its rules of growth
-    remember, as JSON; empty without rules.
+    remember, as JSON; empty without rules. donors: layers of other models as they were when they were taken.
     """
 
     tokenizer: str | None = None
@@ -36,6 +37,7 @@ class Provenance:
     tokens: Tokens = NO_TOKENS
     begun: Tokens = NO_TOKENS
     growth: str = ""
+    donors: tuple[DonorLayer, ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """Text by name, as safetensors keeps it."""
@@ -46,6 +48,7 @@ class Provenance:
             "tokens": self.tokens.model_dump_json(),
             "begun": self.begun.model_dump_json(),
             **({"growth_memory": self.growth} if self.growth else {}),
+            **to_metadata(self.donors),
         }
 
     @classmethod
@@ -65,6 +68,7 @@ class Provenance:
             tokens,
             begun,
             metadata.get("growth_memory", ""),
+            donors_told(path, metadata),
         )
 
     def remembered(self, path: Path) -> str:

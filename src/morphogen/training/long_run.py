@@ -13,13 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import GrowthEvent, StopReason, Tokens, stream
+from morphogen.candidate import DonorLayer, GrowthEvent, StopReason, Tokens, stream
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import DivergedError, InputError, RunError
 from morphogen.experiment import Experiment, Train
 from morphogen.growth import log
 from morphogen.growth.morphogenesis import experts_of
+from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
@@ -76,7 +77,8 @@ class Wanted:
 
 class Origin(NamedTuple):
     """What a training is, whether it begins or goes on. id: its own. blueprint: that it began with. begun: tokens
-    behind the weights that it began with. tokenizer_json: its tokenizer, where the name does not tell it."""
+    behind the weights that it began with. tokenizer_json: its tokenizer, where the name does not tell it. donors:
+    layers of other models as these weights have them."""
 
     id: str
     experiment: Experiment
@@ -84,6 +86,7 @@ class Origin(NamedTuple):
     begun: Tokens
     tokenizer_json: str = ""
     memory: str = ""
+    donors: tuple[DonorLayer, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -124,6 +127,11 @@ class LongRun:
         self.folder, self.origin, self.prepared, self.wanted, self.observer = folder, origin, prepared, wanted, observer
         self.mixture = Mixture(prepared, self._seed("data"))
         blueprint, state = (start.blueprint, start.state) if isinstance(start, Snapshot) else (origin.blueprint, start)
+        self.taken = (
+            donors_told(start.path, start.metadata)
+            if isinstance(start, Snapshot)
+            else donors_of(blueprint, state, origin.donors)
+        )
         per_step = prepared.tokens_per_step
         self.first_step = origin.begun.lineage // per_step
         trainer = Trainer(
@@ -360,7 +368,13 @@ class LongRun:
         tokens = Tokens(own=own, lineage=begun.lineage + own, unique=self._unique() + begun.unique)
         prepared = self.prepared
         behind = Provenance(
-            prepared.tokenizer_digest, prepared.tokenizer, prepared.vocabulary(), tokens, begun, self.growing.memory()
+            prepared.tokenizer_digest,
+            prepared.tokenizer,
+            prepared.vocabulary(),
+            tokens,
+            begun,
+            self.growing.memory(),
+            self.taken,
         )
         events = [event.model_dump(mode="json") for event in self.growing.events]
         return {

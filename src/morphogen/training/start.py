@@ -59,7 +59,7 @@ def from_checkpoint(blueprint: Blueprint, experiment: Experiment, prepared: Prep
     done = spliced_at_once(drawn, blueprint, [state], [NAME], seed)
     behind = provenance.tokens
     begun = Tokens(own=0, lineage=behind.lineage, unique=behind.unique)
-    return replace(done, begun=begun, memory=provenance.remembered(path))
+    return replace(done, begun=begun, memory=provenance.remembered(path), donors=provenance.donors)
 
 
 def _across(
@@ -108,4 +108,11 @@ def _own_weights(job: Job, before: Report, *, with_moments: bool) -> Inherited:
         of, young = load_optimizer(path, blueprint)
         moments = Moments(of=of, fresh={}, young=young)
     provenance = Provenance.from_metadata(metadata, path)
-    return Inherited(state, before.inheritance, moments, provenance.begun, memory=provenance.remembered(path))
+    return Inherited(
+        state,
+        before.inheritance,
+        moments,
+        provenance.begun,
+        memory=provenance.remembered(path),
+        donors=provenance.donors,
+    )

@@ -143,6 +143,7 @@ class Trial:
         seeds = assignment.seed("weights"), assignment.root_seed
         start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, *seeds)
         self.inheritance, self.begun = start.report, start.begun
+        self.taken = donors_of(assignment.blueprint, start.state, start.donors)
         self.vocabulary = assignment.prepared.vocabulary()
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
@@ -269,7 +270,9 @@ class Trial:
         if self.assignment.experiment.evolution.keeps_moments:  # first: where there are weights, there are moments
             save_moments(Path(job.run_dir) / where, self.trainer.updater.moments(), self.trainer.updater.young())
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
-        behind = Provenance(digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory())
+        behind = Provenance(
+            digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory(), self.taken
+        )
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
         if events := self._grown_by():
             extra[BEGUN_AS] = canonical_json(job.candidate.blueprint)
@@ -305,7 +308,7 @@ class Trial:
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
             growth=self._grown_by(),
             losses=thinned(trainer.trace.losses, before.losses),
-            donors=donors_of(self.blueprint, trainer.model.state_dict()),
+            donors=donors_of(self.blueprint, trainer.model.state_dict(), self.taken),
             stop_reason=stop_reason,
             nan_seen=trainer.guards.nan_seen,
             loss_spike=trainer.guards.loss_spike,
