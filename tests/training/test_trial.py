@@ -41,6 +41,7 @@ from morphogen.inherit.splice import from_parent, splice
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
 from morphogen.training import trial
+from morphogen.training.needed import needed_bytes
 from morphogen.training.range_test import RATES, steps_each
 from morphogen.training.trace import StepInfo
 from morphogen.training.trainer import Trainer
@@ -422,6 +423,22 @@ def test_where_an_accelerators_memory_is_short_batches_go_in_parts(
     assert failed.status is Status.FAILED
     assert failed.reason.startswith("out of memory on cuda: ")
     assert tried[-1] == 1
+
+
+def test_the_memory_that_a_job_needs_is_what_explain_says_of_what_it_becomes(make: Callable[..., Job]) -> None:
+    job = make(train={"bf16": False})
+    data, step = data_of(job), cost.Step(BATCH)
+    model = Blueprint.model_validate(job.candidate.blueprint)
+    now = cost.train_memory_bytes(model, SEQ, step)
+    assert needed_bytes(job, data) == now
+    assert needed_bytes(job.replace(candidate=job.candidate.replace(blueprint={"blocks": []})), data) == 0.0
+    grows = {"when": {"trigger": "step", "every": 4}, "do": {"action": "widen", "target": "ffn", "factor": 2.0}}
+    bounds = {"limits": {"max_params": 10**6}}
+    for rule, steps, wider in ((grows, 3, False), (grows, 9, True), ({**grows, **bounds}, 9, True)):
+        growing = Blueprint.model_validate({**model.to_json(), "growth": [rule]})
+        found = make(steps=(steps,), train={"bf16": False})
+        found = found.replace(candidate=found.candidate.replace(blueprint=growing.to_json()))
+        assert (needed_bytes(found, data) > 1.1 * now) == wider
 
 
 def test_mistakes_of_the_program_and_interrupts_are_raised(make: Callable[..., Job]) -> None:
