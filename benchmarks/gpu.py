@@ -280,7 +280,9 @@ def kinds(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
 
 
 def kernels(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
-    """The recurrences as ops on their path here, against flash-linear-attention's kernels called outright."""
+    """The recurrences as ops on their path here, against flash-linear-attention's kernels called outright; the loss
+    against torch's."""
+    from morphogen.ops.cross_entropy import cross_entropy
     from morphogen.ops.linear_attention import gated_delta, linear_attention
 
     heads, length = scale.dim // scale.head, scale.tokens
@@ -299,6 +301,13 @@ def kernels(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
     for name, ours in ops.items():
         taken = medians({"ours": ours} | ({"peer": fla[name]} if name in fla else {}), device, scale)
         yield _against(f"{name} : fla", str(dtype).removeprefix("torch."), taken)
+    logits = torch.randn(scale.batch * length, scale.vocab, generator=draw).to(device, dtype).requires_grad_()
+    targets = torch.randint(scale.vocab, (len(logits),), generator=draw).to(device)
+    losses: dict[str, Step] = {
+        "ours": lambda: cross_entropy(logits, targets).sum().backward(),
+        "peer": lambda: F.cross_entropy(logits.float(), targets, reduction="sum").backward(),
+    }
+    yield _against("cross_entropy : torch", str(dtype).removeprefix("torch."), medians(losses, device, scale))
 
 
 def _fla(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor) -> dict[str, Step]:

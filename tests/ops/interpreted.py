@@ -37,20 +37,22 @@ def main() -> None:
 
     Autotuner.__init__ = first_only
 
+    import fla.modules.fused_cross_entropy
     import fla.ops.gated_delta_rule
     import fla.ops.simple_gla  # noqa: F401
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("fla.ops"):
+        if name.startswith(("fla.ops", "fla.modules")):
             vars(module).setdefault("range", counted)
 
-    from morphogen.ops import backends
+    from morphogen.ops import backends, cross_entropy
     from morphogen.ops import recurrent_kernels as kernels
 
     for op, backend, sizes in (
         ("linear_attention", kernels.LINEAR, (1, 2, 16, 17)),
         ("gated_delta", kernels.DELTA, (1, 2, 16, 16)),
         ("ssd", kernels.SSD, (2, 16, 16)),
+        ("cross_entropy", cross_entropy.FUSED, (37,)),
     ):
         print(op, backends._tried(backend.trial(sizes), torch.device("cpu"), torch.float32))
 

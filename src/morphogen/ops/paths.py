@@ -5,6 +5,7 @@ from typing import get_args
 
 import torch
 
+from morphogen.ops import cross_entropy
 from morphogen.ops import recurrent_kernels as recurrent
 from morphogen.ops.backends import Backend, Path, Sizes, chosen
 from morphogen.ops.flex import FLEX, USUAL
@@ -18,6 +19,7 @@ BACKENDS: Mapping[OpName, tuple[tuple[Backend, ...], Sizes]] = {
     "gated_delta": ((recurrent.DELTA,), recurrent.USUAL_LINEAR),
     "ssd": ((recurrent.SSD,), recurrent.USUAL_SSD),
     "selective_scan": ((recurrent.SCAN,), recurrent.USUAL_SCAN),
+    "cross_entropy": ((cross_entropy.FUSED,), cross_entropy.USUAL),
 }
 #: The way of their own that ops have everywhere.
 OWN: Mapping[OpName, str] = {
