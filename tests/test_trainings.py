@@ -632,7 +632,7 @@ def test_a_checkpoint_that_says_too_little_is_told(cli: Cli, config: Path, tmp_p
         plain = {name: value for name, value in found.saved.plain.items() if name != part}
         extra = {name: value for name, value in found.metadata.items() if name != snapshots.KEY}
         saved = found.saved._replace(plain=plain)
-        snapshots.write(tmp_path / "run", found.id, 2, found.blueprint, found.state, found.averages, saved, extra)
+        snapshots.write(path, found.id, 2, found.blueprint, found.state, found.averages, saved, extra)
         told = refused(cli, config, "--steps", 4, "--output-dir", tmp_path / "run", "--resume")
         assert f"{path}: what it says of its training cannot be read" in told
 

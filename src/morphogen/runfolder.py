@@ -38,8 +38,10 @@ from morphogen.store.places import ENVIRONMENT
 CHECKPOINTS = "checkpoints"
 #: Where trainings that verification and fidelity finished lie.
 TRIALS = "trials"
+#: Where checkpoints in the middle of candidates lie.
+PARTIAL = "partial"
 #: Folders of a run with more files that it writes.
-FOLDERS = (TRIALS,)
+FOLDERS = (TRIALS, PARTIAL)
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "moocore", "scikit-learn", "safetensors", "tokenizers", "datasets")
 
 
@@ -82,7 +84,7 @@ def check_files(folder: Path, checkpoint_dir: Path | None = None) -> None:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files: of whoever writes now, or of a process that was killed while it wrote."""
-    places = (folder, folder / CHECKPOINTS, folder / TRIALS)
+    places = (folder, folder / CHECKPOINTS, *(folder / name for name in FOLDERS))
     found = {path for place in places for path in place.glob(f".*{TEMPORARY}")}
     return sorted(found | set((folder / CHECKPOINTS).glob(".*.safetensors.*")))
 

@@ -113,9 +113,12 @@ def begun(id, place):
 
 def lose_a_worker(job, progress, prepared):
     """A real evaluation; the worker of candidate 2 is killed the first time, in the middle of training."""
-    mark = Path(job.run_dir) / "killed"
+    mark, steps = Path(job.run_dir) / "killed", Path(job.run_dir) / "steps"
 
     def watch(step):
+        if job.candidate.index == 2:
+            with steps.open("a") as file:
+                file.write(f"{step.step}\n")
         if job.candidate.index == 2 and step.step == 2 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -16,6 +16,7 @@ from morphogen.candidate import Status
 from morphogen.cli.options import execution_of, size_bytes
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, InProcess, Limits, open_executor
+from morphogen.execution.base import NO_LOSSES
 from morphogen.execution.pool import Pool
 from morphogen.plugins import allow_code
 
@@ -316,3 +317,12 @@ def test_what_is_no_size_is_refused_with_what_one_looks_like(text):
     with pytest.raises(InputError) as error:
         size_bytes("--disk-budget", text)
     assert str(error.value).startswith(f"--disk-budget: got {text!r}, expected a size such as 512MiB, 2GB")
+
+
+def test_a_candidate_that_gets_on_between_losses_is_begun_again_as_often_as_it_takes():
+    losses = NO_LOSSES
+    for reached in (-1, 3, 6, 9):
+        losses = losses.another(reached)
+        assert not losses.too_many
+    assert losses.another(9).too_many
+    assert NO_LOSSES.another(-1).another(-1).too_many

@@ -14,6 +14,7 @@ from morphogen.candidate import Status, StopReason
 from morphogen.cli.doctor import examine
 from morphogen.errors import RunError
 from morphogen.execution import Execution, Limits
+from morphogen.execution.base import Checkpointing
 from morphogen.execution.pool import Pool
 from morphogen.notices import Measured, Training
 from morphogen.run import evolve, settle
@@ -53,10 +54,13 @@ def test_a_pool_gives_the_same_lineage_as_one_process(workers, experiment, whole
     assert sum(isinstance(notice, Training) for notice in heard) == 9 * 3
 
 
-def test_a_worker_killed_in_the_middle_of_a_candidate_changes_nothing(experiment, whole, pool, tmp_path):
-    evolve(experiment, tmp_path / "run", executor=pool(runners.lose_a_worker))
-    assert (tmp_path / "run" / "killed").exists()
-    (tmp_path / "run" / "killed").unlink()
+@pytest.mark.parametrize(("tokens", "steps"), [(0, "12123"), (128, "1223")])
+def test_a_worker_killed_in_the_middle_of_a_candidate_changes_nothing(tokens, steps, experiment, whole, pool, tmp_path):
+    workers = pool(runners.lose_a_worker)
+    evolve(experiment, tmp_path / "run", executor=Checkpointing(workers, tokens, "") if tokens else workers)
+    assert (tmp_path / "run" / "steps").read_text().split() == [*steps]
+    for name in ("killed", "steps"):
+        (tmp_path / "run" / name).unlink()
     same_run(tmp_path / "run", whole)
 
 

@@ -111,6 +111,7 @@ def execution_of(
     address: str | None = None,
     gpus_per_candidate: float = 0.0,
     shared: str | None = None,
+    checkpoint_tokens: int | None = None,
 ) -> Execution:
     """How candidates are carried out, as options say it; InputError where one has no meaning."""
     kind = next((name for name in EXECUTORS if name == executor), None)
@@ -119,17 +120,23 @@ def execution_of(
     for flag, given in (("--address", address), ("--gpus-per-candidate", gpus_per_candidate), ("--shared", shared)):
         if given and kind != "ray":
             raise InputError(f"{flag}: only --executor ray has a use for it, got --executor {kind}")
-    for flag, number in (("--workers", workers), ("--timeout", timeout)):
+    for flag, number in (
+        ("--workers", workers),
+        ("--timeout", timeout),
+        ("--checkpoint-tokens", checkpoint_tokens),
+    ):
         if number is not None and not number > 0:
             raise InputError(f"{flag}: got {number:g}, expected more than 0")
     if workers is not None and workers > MOST_WORKERS:
         raise InputError(f"--workers: got {workers}, expected at most {MOST_WORKERS}")
+    if checkpoint_tokens is not None and checkpoint_tokens >= 2**63:
+        raise InputError(f"--checkpoint-tokens: got {checkpoint_tokens}, expected less than 2**63")
     if timeout is not None and timeout > LONGEST_SECONDS:
         raise InputError(f"--timeout: got {timeout:g}, expected at most {LONGEST_SECONDS:g} seconds; without it none")
     if not gpus_per_candidate >= 0.0:
         raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected 0 or more, such as 0.25")
     limits = Limits(timeout, None if memory_limit is None else size_bytes("--memory-limit", memory_limit))
-    return Execution(kind, workers, limits, address, gpus_per_candidate, shared)
+    return Execution(kind, workers, limits, address, gpus_per_candidate, shared, checkpoint_tokens or 0)
 
 
 def size_bytes(flag: str, text: str) -> int:

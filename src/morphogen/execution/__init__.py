@@ -6,15 +6,14 @@ import sys
 
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError
-from morphogen.execution.base import IN_PROCESS, NO_LIMITS, Execution, Executor, Limits
+from morphogen.execution.base import IN_PROCESS, NO_LIMITS, Checkpointing, Execution, Executor, Limits
 from morphogen.execution.local import InProcess
 
 __all__ = ["IN_PROCESS", "Execution", "Executor", "InProcess", "Limits", "open_executor"]
 
 
 def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
-    """Opens the executor asked for: in process unless there are workers or limits, since only a process of its own can
-    be ended.
+    """Opens the executor asked for, in which jobs leave checkpoints in their middle where that is asked for.
 
     Args:
         execution: How candidates are carried out.
@@ -26,6 +25,15 @@ def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
     Raises:
         InputError: Ray is not installed, or its cluster cannot be reached.
     """
+    executor = _opened(execution, prepared)
+    if not execution.checkpoint_tokens:
+        return executor
+    return Checkpointing(executor, execution.checkpoint_tokens, execution.shared or "")
+
+
+def _opened(execution: Execution, prepared: PreparedData) -> Executor:
+    """The executor itself: in process unless there are workers or limits, since only a process of its own can
+    be ended."""
     if execution.executor == "ray":
         if execution.address is None and "ray" not in sys.modules:
             _keep_to_this_machine()

@@ -62,6 +62,7 @@ class Execution:
         address: Of a cluster that runs; None starts one here. For ray.
         gpus_per_candidate: The share of a GPU that a candidate takes. For ray.
         shared: A path or fsspec URL through which nodes without the run folder exchange checkpoints. For ray.
+        checkpoint_tokens: Tokens between two checkpoints in the middle of a candidate; 0: none.
     """
 
     executor: Literal["local", "ray"] = "local"
@@ -70,6 +71,7 @@ class Execution:
     address: str | None = None
     gpus_per_candidate: float = 0.0
     shared: str | None = None
+    checkpoint_tokens: int = 0
 
 
 #: One candidate after the other, without limits.
@@ -101,6 +103,45 @@ class Executor(Protocol):
     def close(self) -> None:
         """Ends its processes, whatever they do."""
         ...
+
+
+class Checkpointing:
+    """Another executor, for jobs that leave checkpoints in their middle every so many tokens and go on from them."""
+
+    def __init__(self, executor: Executor, tokens: int, place: str) -> None:
+        """place: a path or fsspec URL where they lie; empty: in the run's folder."""
+        self.executor, self.tokens, self.place = executor, tokens, place
+
+    def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
+        """As the other's."""
+        changed = (job.replace(checkpoint_tokens=self.tokens, partial_at=self.place) for job in jobs)
+        return self.executor.map(changed, progress)
+
+    def close(self) -> None:
+        """As the other's."""
+        self.executor.close()
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How often what carried a job out was lost, and the step of the checkpoint that it had left by then."""
+
+    times: int = 0
+    reached: int = -1
+
+    def another(self, reached: int) -> "Losses":
+        """After one more. One by which more was trained than by the last counts as the first: whatever loses a
+        candidate again and again at the same place may well be the candidate."""
+        return Losses(1 if reached > self.reached else self.times + 1, reached)
+
+    @property
+    def too_many(self) -> bool:
+        """Whether the job is given up."""
+        return self.times >= ATTEMPTS
+
+
+#: Nothing was lost yet.
+NO_LOSSES = Losses()
 
 
 def failed(job: Job, reason: str) -> Report:

@@ -24,9 +24,10 @@ import torch
 from morphogen.candidate import Candidate, Job, Report
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import DeviceError, MorphogenError, RunError
-from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
+from morphogen.execution.base import ATTEMPTS, NO_LIMITS, NO_LOSSES, Limits, Losses, Progress, Runner, failed
 from morphogen.execution.local import InProcess
 from morphogen.plugins import VARIABLE, code_allowed
+from morphogen.training.midway import Midway
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
 
@@ -49,17 +50,18 @@ class _Began:
 
 @dataclass(frozen=True)
 class _Task:
-    """A job; how often a worker died at it, and how often one before it had begun."""
+    """A job; the workers that died at it, and how often one did before it had begun."""
 
     job: Job
-    deaths: int = 0
+    deaths: Losses = NO_LOSSES
     false_starts: int = 0
 
 
 class Pool:
     """`workers` processes, started when they are needed, each computing with as many threads as the caller does.
 
-    A candidate whose worker dies is begun once more, then recorded as failed. Where it is not the candidate that can
+    A candidate whose worker dies is begun once more (from its last checkpoint, where it leaves such), then recorded as
+    failed. Where it is not the candidate that can
     have killed it (it had not begun, or was ended by a signal from outside), that is a RunError instead. runner: what
     evaluates a candidate; it must be importable. Close it when done.
     """
@@ -143,8 +145,11 @@ class Pool:
         worker, task = self._at_work(place)
         began, code = worker.began, worker.end()
         self._workers[place] = None
-        task = replace(task, deaths=task.deaths + began, false_starts=task.false_starts + (not began))
-        if max(task.deaths, task.false_starts) < ATTEMPTS:
+        if began:
+            task = replace(task, deaths=task.deaths.another(Midway(task.job).reached()))
+        else:
+            task = replace(task, false_starts=task.false_starts + 1)
+        if not task.deaths.too_many and task.false_starts < ATTEMPTS:
             waiting.appendleft(task)
             return None
         how = how or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
@@ -156,6 +161,7 @@ class Pool:
             raise RunError(
                 f"the worker of candidate {task.job.candidate.id} was ended {ATTEMPTS} times from outside ({how})"
             )
+        Midway(task.job).clear()
         return failed(task.job, f"its worker died {ATTEMPTS} times ({how})")
 
     def _over_limit(self) -> Iterator[Report]:

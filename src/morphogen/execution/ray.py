@@ -22,7 +22,19 @@ import torch
 from morphogen.candidate import Job, Report, moments_path
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, MorphogenError, RunError
-from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Execution, Executor, Limits, Progress, Runner, failed, outside
+from morphogen.execution.base import (
+    ATTEMPTS,
+    NO_LIMITS,
+    NO_LOSSES,
+    Execution,
+    Executor,
+    Limits,
+    Losses,
+    Progress,
+    Runner,
+    failed,
+    outside,
+)
 from morphogen.execution.local import InProcess
 from morphogen.execution.pool import Pool
 from morphogen.experiment import Experiment
@@ -30,6 +42,7 @@ from morphogen.plugins import allow_code, code_allowed
 from morphogen.store.files import scratch
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.outputs import OWNER
+from morphogen.training.midway import Midway
 from morphogen.training.trial import run_surrogate
 
 #: Ray's store for large objects. Jobs and reports are small, weights go through files.
@@ -48,7 +61,8 @@ _NOT_ITS_FAULT = (
 
 
 class OnRay:
-    """Runs jobs as Ray tasks; one whose node or worker dies is begun once more, elsewhere. Steps are not told of.
+    """Runs jobs as Ray tasks; one whose node or worker dies is begun once more, elsewhere, from its last checkpoint
+    where it leaves such. Nodes may join and leave. Steps are not told of.
 
     Uses the cluster this process is connected to already, or connects to `execution.address`, or starts one on this
     machine. InputError where the address cannot be reached or the cluster has no GPU of which a share is asked.
@@ -74,15 +88,15 @@ class OnRay:
         """One report per job, as each is finished. An error that concerns the whole run is raised."""
         local = [job.replace(run_dir=str(Path(job.run_dir).resolve())) for job in jobs]
         shared = self._exchange(local)
-        waiting = [(job, 1) for job in reversed(local)]
-        running: dict[Any, tuple[Job, int]] = {}
+        waiting = [(job, NO_LOSSES) for job in reversed(local)]
+        running: dict[Any, tuple[Job, Losses]] = {}
         try:
             while waiting or running:
                 while waiting and (self.execution.workers is None or len(running) < self.execution.workers):
-                    job, attempt = waiting.pop()
-                    running[self._submit(job)] = job, attempt
+                    job, losses = waiting.pop()
+                    running[self._submit(job)] = job, losses
                 (done, *_), _ = ray.wait(list(running))
-                job, attempt = running.pop(done)
+                job, losses = running.pop(done)
                 try:
                     outcome = ray.get(done)
                 except _NOT_ITS_FAULT as error:
@@ -92,9 +106,11 @@ class OnRay:
                 except ray.exceptions.RayError as error:  # its node or its worker is gone
                     outcome = error
                 if isinstance(outcome, ray.exceptions.RayError | DeviceError):
-                    if attempt < ATTEMPTS:
-                        waiting.append((job, attempt + 1))
+                    losses = losses.another(Midway(job).reached())
+                    if not losses.too_many:
+                        waiting.append((job, losses))
                     else:
+                        Midway(job).clear()
                         yield failed(job, f"its worker died {ATTEMPTS} times ({type(outcome).__name__})")
                     continue
                 if isinstance(outcome, MorphogenError):

@@ -41,6 +41,8 @@ from morphogen.training.trainer import Batches, Trainer
 
 #: Share of a window's steps that measuring by removal may take.
 REMOVAL_SHARE = 0.015
+#: A step that no training comes to.
+NEVER = 2**62
 OnEvent = Callable[[GrowthEvent], None]
 #: A splice of weights.
 Carry = Callable[[StateDict], StateDict]
@@ -123,17 +125,19 @@ class Growing:
 
     # -------------------------------------------------------------------------------------------------- training
 
-    def run(self, batches: Batches, until_step: int, progress: Progress | None = None) -> StopReason | None:
+    def run(
+        self, batches: Batches, until_step: int, progress: Progress | None = None, pause_at: int = NEVER
+    ) -> StopReason | None:
         """As `Trainer.run`; between two steps, the last one apart, the model may grow. until_step: as planned, see
-        `ending`."""
+        `ending`. pause_at: a step to come back at before, which is as if it had not paused when it goes on."""
         if self.anchoring is not None:
             batches = self.anchoring.batches(batches)
         if not self.controller.rules:
-            return self.trainer.run(batches, self.ending(until_step), progress)
-        while self.trainer.step < self.ending(until_step):
+            return self.trainer.run(batches, min(pause_at, self.ending(until_step)), progress)
+        while self.trainer.step < min(pause_at, self.ending(until_step)):
             if self.trainer.step >= self._next_look:
                 self._look()
-            stop = self._ticked(batches, self.ending(until_step), progress)
+            stop = self._ticked(batches, min(pause_at, self.ending(until_step)), progress)
             if stop is not None:
                 return stop
         return None

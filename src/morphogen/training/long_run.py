@@ -4,8 +4,8 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -156,7 +156,7 @@ class LongRun:
         )
         noted = None
         if isinstance(start, Snapshot):
-            with _understood(start.path):
+            with snapshots.understood(start.path):
                 self._restore(start)
                 noted = start.saved.part("journal").plain
         self._beside = ExitStack()
@@ -353,7 +353,8 @@ class LongRun:
         self.saved_at = self.step
         if self.ranks.first:
             blueprint, told = self.growing.blueprint, self._metadata()
-            snapshots.write(self.folder, self.origin.id, self.step, blueprint, state, averages, saved, told)
+            path = snapshots.path_at(self.folder, self.step)
+            snapshots.write(path, self.origin.id, self.step, blueprint, state, averages, saved, told)
             snapshots.tidy(self.folder, self.wanted.keep)
 
     def _write_model(self) -> None:
@@ -401,12 +402,3 @@ class LongRun:
             interrupted,
             len(self.growing.events),
         )
-
-
-@contextmanager
-def _understood(path: Path) -> Iterator[None]:
-    """What is missing in a checkpoint that is sound, or is of another kind than expected, as one RunError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise RunError(f"{path}: what it says of its training cannot be read; take it away to go on without") from None

@@ -2,9 +2,14 @@
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from morphogen.candidate import Report, StopReason
 from morphogen.data.mixture import Mixture
+from morphogen.estimates import Estimate
 from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, held_out, sample_bpb
@@ -40,6 +45,20 @@ class Measurement:
         data, bf16 = self._experiment.data, self._experiment.train.in_bf16
         scores = held_out(model, self._mixture, data.eval_tokens, limit_batches=SAMPLE_BATCHES, bf16=bf16)
         return sample_bpb(scores, self._mixture.prepared.eval_weights)
+
+    def state(self) -> list[list[Any]]:
+        """The figures so far, as JSON: name, value, and the influence of every part that it was measured of."""
+        return [
+            [name, repr(float(value)), value.influence_U.tolist() if isinstance(value, Estimate) else None]
+            for name, value in self.metrics.items()
+        ]
+
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
+        """Goes on from what `state` gave."""
+        self.metrics = {
+            name: float(value) if influence is None else Estimate(float(value), np.asarray(influence, np.float64))
+            for name, value, influence in state
+        }
 
     def take(self, trainer: Trainer, first_step: int) -> None:
         """Every figure of the model as it is now, of its averaged weights where there are such.

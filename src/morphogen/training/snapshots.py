@@ -1,8 +1,8 @@
 """Checkpoints of a training that goes on from them bit for bit: one file each, whole or not there at all."""
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ def found(folder: Path) -> list[tuple[int, Path]]:
 
 
 def write(
-    folder: Path,
+    path: Path,
     id: str,
     step: int,
     blueprint: Blueprint,
@@ -53,12 +53,19 @@ def write(
     averages: Mapping[str, Tensor],
     saved: Saved,
     metadata: Mapping[str, str],
-) -> Path:
+) -> None:
     """Writes the checkpoint of a step. RunError where it cannot be; what was there stays as it was."""
     told = canonical_json({"id": id, "step": step, "plain": saved.plain}, sort_keys=False)
-    path = path_at(folder, step)
     save_checkpoint(path, state, blueprint, {**metadata, KEY: told}, averages, saved.tensors)
-    return path
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """What is missing in a checkpoint that is sound, or is of another kind than expected, as one RunError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise RunError(f"{path}: what it says of its training cannot be read; take it away to go on without") from None
 
 
 def read(path: Path) -> Snapshot:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from morphogen import cost
@@ -28,9 +29,12 @@ from morphogen.training.allocator import memory_kept
 from morphogen.training.anchored import Anchoring, Earlier
 from morphogen.training.assignment import Assignment
 from morphogen.training.device import answers, choose_device, out_of_memory
-from morphogen.training.growing import Behind, Growing
+from morphogen.training.growing import NEVER, Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
+from morphogen.training.midway import Midway
 from morphogen.training.range_test import find_rate, rates, steps_each
+from morphogen.training.saved import Saved
+from morphogen.training.snapshots import Snapshot, understood
 from morphogen.training.start import starting_weights
 from morphogen.training.trace import Progress, thinned
 from morphogen.training.trainer import Trainer
@@ -46,12 +50,17 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     that cannot be trained) makes a report with status FAILED and one line of reason; everything else is raised.
     InputError or RunError for what is not its fault: text, weights or a device that cannot be used now.
     """
-    report = _attempt(job, progress, prepared, keep=not job.repeat)
-    if report.status is not Status.TRAINED:
-        return report
-    if not job.with_twin and (job.twin is None or report.blueprint is None):
-        return report.replace(twin=job.twin)
-    return _with_twin(job, report, _attempt(twin_job(job, report), progress, prepared, keep=False))
+    midway = Midway(job)
+    report = midway.finished() or _attempt(job, progress, prepared, keep=not job.repeat)
+    if report.status is Status.TRAINED and (job.with_twin or (job.twin is not None and report.blueprint is not None)):
+        midway.finish(report)
+        beside = twin_job(job, report)
+        report = _with_twin(job, report, _attempt(beside, progress, prepared, keep=False))
+        Midway(beside).clear()
+    elif report.status is Status.TRAINED:
+        report = report.replace(twin=job.twin)
+    midway.clear()
+    return report
 
 
 def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
@@ -141,6 +150,8 @@ class Trial:
         self.assignment = assignment = Assignment.of(job, prepared)
         self.endings = assignment.endings()
         seeds = assignment.seed("weights"), assignment.root_seed
+        self.midway = Midway(job)
+        snapshot = self.midway.latest()
         start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, *seeds)
         self.inheritance, self.begun = start.report, start.begun
         self.taken = donors_of(assignment.blueprint, start.state, start.donors)
@@ -148,8 +159,9 @@ class Trial:
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
         with _its_own():
-            self.rate_tests = self._find_rate(start.state) if assignment.experiment.train.searches_rate else 0
-            model = assemble(assignment.blueprint, start.state).to(self.device)
+            self.rate_tests = self._find_rate(start.state, snapshot) if assignment.experiment.train.searches_rate else 0
+            began = (assignment.blueprint, start.state) if snapshot is None else (snapshot.blueprint, snapshot.state)
+            model = assemble(*began).to(self.device)
         self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
         self.healing_steps = self._healing()
         trainer = Trainer(
@@ -158,31 +170,59 @@ class Trial:
             total_steps=self.endings[-1].step,
             tokens_per_step=assignment.prepared.tokens_per_step,
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
-            moments=start.moments,
+            moments=start.moments if snapshot is None else None,
             earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
             micro_batches=job.micro_batches,
         )
         per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
         anchors = assignment.experiment.train.anchoring
         anchoring = Anchoring.of(anchors, trainer, assignment.prepared, assignment.seed("anchoring"))
-        if anchoring is not None and behind:
+        if anchoring is not None and behind and snapshot is None:
             with _its_own():
                 anchoring.begin(Earlier(assignment.prepared, accounts.runs(assignment)), new=start.new)
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
             seed=assignment.seed("growth"),
-            behind=Behind(behind // per_step, behind, start.memory),
+            behind=Behind(behind // per_step, behind, start.memory if snapshot is None else ""),
             own_steps=assignment.before.tokens.own // per_step,
             budget=assignment.experiment.evolution.budget,
             most_steps=(assignment.experiment.train.max_tokens - assignment.before.tokens.own) // per_step,
             anchoring=anchoring,
         )
-        self.rung = -1
+        self.rung, self.endings_done = -1, 0
+        if snapshot is not None:
+            with understood(snapshot.path):
+                self._restore(snapshot)
 
-    def _find_rate(self, state: StateDict) -> int:
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Goes on from a checkpoint of this job."""
+        saved = snapshot.saved
+        self.trainer.restore(saved, snapshot.averages)
+        self.growing.restore(saved.part("growing"))
+        self.trainer.trace.seconds = saved.part("trial").tensors["seconds"].tolist()
+        plain = saved.part("trial").plain
+        self.measurement.restore(plain["metrics"])
+        self.rung, self.endings_done = plain["rung"], plain["endings_done"]
+
+    def _save_midway(self) -> None:
+        """Leaves a checkpoint of now, from which the same job goes on."""
+        trainer = self.trainer
+        seconds = torch.tensor(trainer.trace.seconds, dtype=torch.float64)
+        plain = {"rung": self.rung, "endings_done": self.endings_done, "metrics": self.measurement.state()}
+        own = Saved.joined({"growing": self.growing.state(), "trial": Saved({"seconds": seconds}, plain)})
+        of = trainer.state()
+        saved = Saved({**of.tensors, **own.tensors}, {**of.plain, **own.plain})
+        self.midway.save(trainer.step, self.blueprint, trainer.model.state_dict(), trainer.averages, saved)
+
+    def _find_rate(self, state: StateDict, snapshot: Snapshot | None) -> int:
         """Takes on the learning rate that suits these weights; how many steps it took to find it."""
         assignment, total_steps = self.assignment, self.endings[-1].step
+        if snapshot is not None:
+            self.measurement.restore(snapshot.saved.part("trial").plain["metrics"])
+            found = float(self.measurement.metrics[RATE_FOUND])
+            self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
+            return steps_each(total_steps) * len(rates(assignment.experiment.train))
         found = find_rate(
             assignment.blueprint,
             state,
@@ -216,10 +256,10 @@ class Trial:
     def run(self, progress: Progress | None, *, keep: bool = True) -> Report:
         """Train and measure, rung by rung. keep: whether a checkpoint is left. DivergedError when a number is not
         finite."""
-        if self.inherits:
+        if self.inherits and self.trainer.step == 0:
             self.measurement.before_training(self.trainer.model)
         stop: StopReason | None = None
-        for rung, until_step in self.endings:
+        for rung, until_step in self.endings[self.endings_done :]:
             stop = self._train(until_step, progress)
             at_gate = rung == 1 and self.assignment.gated
             if at_gate or stop is not None or until_step == self.endings[-1].step:
@@ -230,6 +270,7 @@ class Trial:
                 return self.report(Status.GATED, reason, why)
             if stop is not None:
                 break
+            self.endings_done += 1
         return self.report(
             Status.TRAINED,
             stop_reason=stop or StopReason.FULL_RUN,
@@ -237,11 +278,27 @@ class Trial:
         )
 
     def _train(self, until_step: int, progress: Progress | None) -> StopReason | None:
-        """Up to `until_step`, as planned before growth: healing text first where it is due, on which nothing grows,
-        then the mixture."""
+        """Up to `until_step`, as planned before growth, leaving a checkpoint wherever one is due."""
+        growing, trainer = self.growing, self.trainer
+        stop: StopReason | None = None
+        while stop is None and self.trainer.step < growing.ending(until_step):
+            bounds = {0, self.healing_steps, *(growing.ending(step) for _, step in self.endings[: self.endings_done])}
+            first = max(step for step in bounds if step <= trainer.step)
+            due = self.midway.due(trainer.step, first, trainer.tokens_per_step) if self.midway.on else NEVER
+            stop = self._leg(until_step, due, progress)
+            ends = {self.healing_steps, growing.ending(until_step)} - {growing.ending(self.endings[-1].step)}
+            if self.midway.on and stop is None and trainer.step in {due} | ends:
+                self._save_midway()
+        if stop is StopReason.NOT_FINITE:
+            loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
+            raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
+        return stop
+
+    def _leg(self, until_step: int, due: int, progress: Progress | None) -> StopReason | None:
+        """Some of the steps up to `until_step`, none beyond `due`: healing text first where there is any, on which
+        nothing grows, then the mixture."""
         growing, trainer = self.growing, self.trainer
         healing, mixture = self.healing_steps, self.mixture
-        stop = None
         if trainer.step < healing:
             begins = self.assignment.first_step
 
@@ -250,16 +307,12 @@ class Trial:
 
             anchoring = growing.anchoring
             batches = heals if anchoring is None else anchoring.following(heals)
-            stop = trainer.run(batches, min(healing, until_step), progress)
+            stop = trainer.run(batches, min(healing, until_step, due), progress)
             if trainer.step == healing:
                 trainer.guards.new_text()
-        if stop is None and trainer.step < growing.ending(until_step):
-            first = self.assignment.first_step + self.assignment.before.steps - healing
-            stop = growing.run(lambda step: mixture.batch(first + step), until_step, progress)
-        if stop is StopReason.NOT_FINITE:
-            loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
-            raise DivergedError(f"training diverged at step {trainer.step}: loss {loss}, gradient norm {norm}")
-        return stop
+            return stop
+        first = self.assignment.first_step + self.assignment.before.steps - healing
+        return growing.run(lambda step: mixture.batch(first + step), until_step, progress, pause_at=due)
 
     def _save(self) -> str:
         """Writes the checkpoint; where, below the run's folder."""

@@ -72,6 +72,10 @@ class RunOptions:
     gpus_per_candidate: Annotated[float, typer.Option(help="ray: such as 0.25")] = 0.0
     shared: Annotated[str | None, typer.Option(help="ray: path or fsspec URL that checkpoints travel through")] = None
 
+    checkpoint_tokens: Annotated[
+        int | None, typer.Option(help="tokens between checkpoints in the middle of a candidate; default none")
+    ] = None
+
     def experiment(self) -> "Experiment":
         """The experiment in the file, with the options that change it."""
         read = read_reachable(self.config)
@@ -122,6 +126,7 @@ class RunOptions:
             address=self.address,
             gpus_per_candidate=self.gpus_per_candidate,
             shared=self.shared,
+            checkpoint_tokens=self.checkpoint_tokens,
         )
 
 
