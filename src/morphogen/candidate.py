@@ -388,7 +388,7 @@ class Job(Record):
     and which leaves no checkpoint.
     `micro_batches`: parts in which each batch goes through the model, so that it takes less memory.
     `checkpoint_tokens`: tokens between two checkpoints in the middle of training, from which the same job goes on when
-    it is begun again; 0 leaves none. `partial_at`: a path or fsspec URL where they lie; empty: in the run's folder.
+    it is begun again; 0 leaves none. `partial_at`: a path or fsspec URL where they lie; empty: below the run's folder.
     """
 
     experiment: dict[str, Any]

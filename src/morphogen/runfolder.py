@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -32,14 +33,12 @@ from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import LOCK, Generation
 from morphogen.store.lineage import build_lineage
 from morphogen.store.ordinary import check_own, read_ordinary
-from morphogen.store.outputs import OWNER, RUN_FILES
+from morphogen.store.outputs import OWNER, PARTIAL, RUN_FILES
 from morphogen.store.places import ENVIRONMENT
 
 CHECKPOINTS = "checkpoints"
 #: Where trainings that verification and fidelity finished lie.
 TRIALS = "trials"
-#: Where checkpoints in the middle of candidates lie.
-PARTIAL = "partial"
 #: Folders of a run with more files that it writes.
 FOLDERS = (TRIALS, PARTIAL)
 LIBRARIES = ("torch", "numpy", "pydantic", "pymoo", "moocore", "scikit-learn", "safetensors", "tokenizers", "datasets")
@@ -93,6 +92,12 @@ def remove_leftovers(folder: Path) -> None:
     """Removes temporary files. Call only while holding the ledger, with no candidate in training."""
     for path in leftovers(folder):
         path.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes checkpoints in the middle of candidates. Call only while holding the ledger, when all that were begun are
+    done."""
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
 
 
 def link_checkpoints(folder: Path, elsewhere: Path | None) -> None:

@@ -238,6 +238,7 @@ class Session:
         while not engine.done:
             self._generation(executor)
         self._measure_again(executor)
+        runfolder.remove_partial(self.folder)
         if not self.finished:
             self.ledger.append(Stop(reason=FINISHED))
         self._export(ongoing=False)
@@ -272,6 +273,7 @@ class Session:
         self.ledger.append(generation)
         self.finished = False
         runfolder.remove_leftovers(self.folder)  # of candidates that were ended while they wrote
+        runfolder.remove_partial(self.folder)
         self._export(ongoing=True)
         needed = {*engine.survivors, *engine.frontier_ids, *bases(engine)}
         if self.keep.cleanup:

@@ -57,7 +57,7 @@ def test_a_pool_gives_the_same_lineage_as_one_process(workers, experiment, whole
 @pytest.mark.parametrize(("tokens", "steps"), [(0, "12123"), (128, "1223")])
 def test_a_worker_killed_in_the_middle_of_a_candidate_changes_nothing(tokens, steps, experiment, whole, pool, tmp_path):
     workers = pool(runners.lose_a_worker)
-    evolve(experiment, tmp_path / "run", executor=Checkpointing(workers, tokens, "") if tokens else workers)
+    evolve(experiment, tmp_path / "run", executor=Checkpointing(workers, tokens) if tokens else workers)
     assert (tmp_path / "run" / "steps").read_text().split() == [*steps]
     for name in ("killed", "steps"):
         (tmp_path / "run" / name).unlink()
@@ -69,9 +69,13 @@ def test_an_interrupted_pool_leaves_a_run_that_goes_on(experiment, whole, tmp_pa
         if isinstance(notice, Measured) and notice.candidate.generation == 1:
             raise KeyboardInterrupt
 
+    how = Execution(workers=2, checkpoint_tokens=1)
     with pytest.raises(KeyboardInterrupt):
-        evolve(experiment, tmp_path / "run", execution=Execution(workers=2), observer=stop)
+        evolve(experiment, tmp_path / "run", execution=how, observer=stop)
+    (tmp_path / "run" / "partial").mkdir(exist_ok=True)
+    (tmp_path / "run" / "partial" / "left.00000003.safetensors").touch()
     evolve(experiment, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "partial").exists()
     same_run(tmp_path / "run", whole)
 
 

@@ -5,18 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 
+from bucket import Bucket
 from morphogen.blueprint.diff import changes
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Ancestor, Candidate, Edit, Job, ParentRef, Report, Stage
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import RunError
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_whole
-from morphogen.training.midway import FOLDER, Midway
+from morphogen.store.outputs import PARTIAL
+from morphogen.training.midway import Midway, Place
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
 from tiny import write_corpus
@@ -144,15 +145,20 @@ def test_a_candidate_goes_on_where_it_was_lost(kind: str, text: Path, tmp_path: 
     (tmp_path / "run").mkdir()
     whole = run_surrogate(job.replace(checkpoint_tokens=0), None, prepared)
     found, done = carried_out(job.replace(run_dir=str(tmp_path / "run")), prepared, (2, 5, 4))
+    assert Midway(job).reached() == -1
     assert told(found) == told(whole)
     assert found.checkpoint is not None
     same_weights(tmp_path / "run" / found.checkpoint, tmp_path / "whole" / found.checkpoint)
     assert done - whole.steps <= 2 + 2 + 2  # of each loss fewer than an interval's
-    assert list((tmp_path / "run" / FOLDER).iterdir()) == []
+    assert list((tmp_path / "run" / PARTIAL).iterdir()) == []
 
 
-def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_place(text: Path, tmp_path: Path) -> None:
-    place = "memory://midway"
+@pytest.mark.parametrize("where", ["s3://bucket/run", "mounted"])
+def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_place(
+    where: str, text: Path, tmp_path: Path
+) -> None:
+    Bucket.put_up()
+    place = where if "://" in where else str(tmp_path / where)
     heals = {"healing_shards": [{"source": str(text)}], "healing_tokens": 2 * STEP}
     root = job_of(text, tmp_path, data=heals, evolution={"rank_by": "both"})
     prepared = prepare(Experiment.model_validate(root.experiment).data)
@@ -160,8 +166,8 @@ def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_plac
     job = child_of(root, report)
     whole = run_surrogate(job.replace(checkpoint_tokens=0), None, prepared)
     assert whole.twin is not None
-    done = 0
-    for k, lost_after in enumerate((3, 8, 7, 0)):  # the third in the middle of the twin
+    done, came = 0, []
+    for k, lost_after in enumerate((4, 8, 7, 0)):  # the third in the middle of the twin
         elsewhere = tmp_path / f"node{k}"
         (elsewhere / "checkpoints").mkdir(parents=True)
         for path in (tmp_path / "checkpoints").glob("c-0.*"):
@@ -171,6 +177,7 @@ def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_plac
             with pytest.raises(AssertionError, match="lost"):
                 carried_out_until(there, prepared, lost_after)
             done += lost_after
+            came.append(Midway(there).reached())
         else:
             found, steps = carried_out(there, prepared, ())
             done += steps
@@ -178,7 +185,9 @@ def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_plac
     assert found.checkpoint is not None
     same_weights(elsewhere / found.checkpoint, tmp_path / found.checkpoint)
     assert done - (whole.tokens.own // STEP + whole.twin.steps) <= 6
-    assert fsspec.filesystem("memory").ls("/midway/partial", detail=False) == []
+    assert came == sorted({*came})
+    assert Place(place).names() == []
+    assert not (elsewhere / PARTIAL).exists() or list((elsewhere / PARTIAL).iterdir()) == []
 
 
 def carried_out_until(job: Job, prepared: PreparedData, lost_after: int) -> None:
@@ -196,14 +205,64 @@ def test_a_checkpoint_that_was_cut_or_is_of_another_job_is_not_gone_on_from(text
     job = job_of(text, tmp_path)
     prepared = prepare(Experiment.model_validate(job.experiment).data)
     with pytest.raises(AssertionError, match="lost"):
-        carried_out_until(job, prepared, 8)
-    assert Midway(job).reached() == 7
-    (path,) = (tmp_path / FOLDER).iterdir()
+        carried_out_until(job, prepared, 5)
+    (earlier,) = (tmp_path / PARTIAL).iterdir()
+    sound = earlier.read_bytes()
+    with pytest.raises(AssertionError, match="lost"):
+        carried_out_until(job, prepared, 4)
+    assert Midway(job).reached() == 6
+    (later,) = (tmp_path / PARTIAL).iterdir()
     assert Midway(job.replace(seed=4)).reached() == Midway(job.replace(checkpoint_tokens=0)).reached() == -1
-    assert Midway(job.replace(run_dir=str(tmp_path), device="cpu", checkpoint_tokens=STEP)).reached() == 7
-    path.write_bytes(path.read_bytes()[:-5])
+    assert Midway(job.replace(micro_batches=2, checkpoint_tokens=STEP)).reached() == 6
+    earlier.write_bytes(sound)
+    later.write_bytes(later.read_bytes()[:-5])
+    with pytest.warns(RuntimeWarning, match=rf"passed over, to go on from an earlier one: {later}"):
+        snapshot = Midway(job).latest()
+    assert snapshot is not None
+    assert snapshot.step == 3
+    earlier.write_bytes(b"nothing")
+    with pytest.warns(RuntimeWarning, match="passed over"):
+        assert carried_out(job, prepared, ())[1] == 12
+
+
+def test_batches_that_went_in_parts_go_on_so(text: Path, tmp_path: Path) -> None:
+    job = job_of(text, tmp_path, train={"router_entropy_coeff": 0.0})
+    prepared = prepare(Experiment.model_validate(job.experiment).data)
+    whole = run_surrogate(job.replace(checkpoint_tokens=0, micro_batches=2), None, prepared)
+    with pytest.raises(AssertionError, match="lost"):
+        carried_out_until(job.replace(micro_batches=2), prepared, 5)
+    assert told(run_surrogate(job, None, prepared)) == told(whole)
+    assert whole.micro_batches == 2
+
+
+def test_whoever_is_taken_for_dead_and_goes_on_takes_nothing_from_who_came_after(text: Path, tmp_path: Path) -> None:
+    job = job_of(text, tmp_path)
+    prepared = prepare(Experiment.model_validate(job.experiment).data)
+    with pytest.raises(AssertionError, match="lost"):
+        carried_out_until(job, prepared, 4)
+    late, snapshot = Midway(job), Midway(job).latest()
+    assert snapshot is not None
+    with pytest.raises(AssertionError, match="lost"):
+        carried_out_until(job, prepared, 4)
+    late.save(4, snapshot.blueprint, snapshot.state, snapshot.averages, snapshot.saved)
+    assert late.reached() == 6
+    late.clear()
     assert Midway(job).latest() is None
-    assert carried_out(job, prepared, ())[1] == 12
+
+
+def test_a_place_that_cannot_be_written_is_told(text: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="checkpoints cannot be kept there"):
-        Midway(job.replace(partial_at=str(tmp_path / "file"))).reached()
+    for place, said in ((str(tmp_path / "file" / "below"), "file"), (str(tmp_path / "file"), "file")):
+        job = job_of(text, tmp_path).replace(partial_at=place)
+        with pytest.raises(RunError, match=said):
+            carried_out(job, prepare(Experiment.model_validate(job.experiment).data), ())
+    with pytest.raises(InputError, match="--shared: got 'nowhere://x'"):
+        Midway(job.replace(partial_at="nowhere://x"))
+
+
+def test_on_an_accelerator_checkpoints_are_due_where_losses_are_read_anyway(text: Path, tmp_path: Path) -> None:
+    job = job_of(text, tmp_path)
+    assert [Midway(job).due(step, STEP) for step in (0, 2, 3, 4)] == [3, 3, 6, 6]
+    assert Midway(job).due(0, 100 * STEP) == 1
+    assert Midway(job.replace(device="cuda:1")).due(10, STEP) == 20
+    assert Midway(job.replace(checkpoint_tokens=0)).due(0, STEP) is None

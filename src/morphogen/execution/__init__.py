@@ -28,7 +28,7 @@ def open_executor(execution: Execution, prepared: PreparedData) -> Executor:
     executor = _opened(execution, prepared)
     if not execution.checkpoint_tokens:
         return executor
-    return Checkpointing(executor, execution.checkpoint_tokens, execution.shared or "")
+    return Checkpointing(executor, execution.checkpoint_tokens, execution.shared)
 
 
 def _opened(execution: Execution, prepared: PreparedData) -> Executor:

@@ -7,13 +7,18 @@ there, workers that do not even start) are raised: they say nothing of the candi
 
 import errno
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import RunError
+from morphogen.store.files import write_atomic
+from morphogen.store.outputs import PARTIAL
+from morphogen.training.midway import Place
 from morphogen.training.trace import StepInfo
 
 #: Called after every training step of a candidate.
@@ -30,6 +35,8 @@ _EXHAUSTED = (
         for number in (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
     ),
 )
+#: In a run's folder for checkpoints in the middle of candidates: what the one is called that machines share.
+NOTE = ".place"
 #: More processes than these are taken for a slip.
 MOST_WORKERS = 4096
 
@@ -108,14 +115,27 @@ class Executor(Protocol):
 class Checkpointing:
     """Another executor, for jobs that leave checkpoints in their middle every so many tokens and go on from them."""
 
-    def __init__(self, executor: Executor, tokens: int, place: str) -> None:
-        """place: a path or fsspec URL where they lie; empty: in the run's folder."""
-        self.executor, self.tokens, self.place = executor, tokens, place
+    def __init__(self, executor: Executor, tokens: int, shared: str | None = None) -> None:
+        """shared: a path or fsspec URL where they lie; None: in the run's folder."""
+        self.executor, self.tokens, self.shared = executor, tokens, shared
 
     def map(self, jobs: Iterable[Job], progress: Progress) -> Iterator[Report]:
-        """As the other's."""
-        changed = (job.replace(checkpoint_tokens=self.tokens, partial_at=self.place) for job in jobs)
-        return self.executor.map(changed, progress)
+        """As the other's. What lies at a shared place is gone when all are done."""
+        jobs = list(jobs)
+        place = self._place(Path(jobs[0].run_dir)) if self.shared and jobs else ""
+        yield from self.executor.map(
+            [job.replace(checkpoint_tokens=self.tokens, partial_at=place) for job in jobs], progress
+        )
+        if place:
+            Place(f"{self.shared}/{PARTIAL}").remove_all()
+
+    def _place(self, run_dir: Path) -> str:
+        """Where they lie that this run left: no other, not even one that was in the same folder, goes on from them."""
+        note = run_dir / PARTIAL / NOTE
+        if not note.is_file():
+            note.parent.mkdir(exist_ok=True)
+            write_atomic(note, uuid.uuid4().hex.encode())
+        return f"{self.shared}/{PARTIAL}/{note.read_text()}"
 
     def close(self) -> None:
         """As the other's."""

@@ -61,9 +61,8 @@ class Pool:
     """`workers` processes, started when they are needed, each computing with as many threads as the caller does.
 
     A candidate whose worker dies is begun once more (from its last checkpoint, where it leaves such), then recorded as
-    failed. Where it is not the candidate that can
-    have killed it (it had not begun, or was ended by a signal from outside), that is a RunError instead. runner: what
-    evaluates a candidate; it must be importable. Close it when done.
+    failed. Where it is not the candidate that can have killed it (it had not begun, or was ended by a signal from
+    outside), that is a RunError instead. runner: what evaluates a candidate; it must be importable. Close it when done.
     """
 
     def __init__(
@@ -161,7 +160,6 @@ class Pool:
             raise RunError(
                 f"the worker of candidate {task.job.candidate.id} was ended {ATTEMPTS} times from outside ({how})"
             )
-        Midway(task.job).clear()
         return failed(task.job, f"its worker died {ATTEMPTS} times ({how})")
 
     def _over_limit(self) -> Iterator[Report]:

@@ -110,7 +110,6 @@ class OnRay:
                     if not losses.too_many:
                         waiting.append((job, losses))
                     else:
-                        Midway(job).clear()
                         yield failed(job, f"its worker died {ATTEMPTS} times ({type(outcome).__name__})")
                     continue
                 if isinstance(outcome, MorphogenError):

@@ -34,6 +34,8 @@ Kind = Literal[
 PNG, SIGNATURE = b"\x89PNG\r\n\x1a\n", b"morphogen"
 #: In a folder for checkpoints that is not the run's own: whose it is.
 OWNER: Final = ".run"
+#: A folder in a run's own, or in one that machines share: checkpoints in the middle of candidates.
+PARTIAL: Final = "partial"
 #: All files that are written in a run's folder.
 RUN_FILES: Final = (
     *LEDGER_FILES,

@@ -8,12 +8,14 @@ too. A candidate's own job finds them and no other: their names hold a digest of
 import contextlib
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -22,50 +24,126 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, moments_path
 from morphogen.errors import InputError, RunError
 from morphogen.store.files import canonical_json, remove_stale, write_atomic
+from morphogen.store.outputs import PARTIAL
 from morphogen.training import snapshots
 from morphogen.training.saved import Saved
 from morphogen.training.snapshots import Snapshot
 from morphogen.training.trainer import READ_EVERY
 
-FOLDER = "partial"
 #: What of a job changes where and how it is carried out, and nothing that is reported.
-NOT_OF_REPORTS = ("run_dir", "device", "checkpoint_tokens", "partial_at")
+NOT_OF_REPORTS = ("run_dir", "device", "micro_batches", "checkpoint_tokens", "partial_at")
 _STEP = re.compile(r"\.(\d{8,})\.safetensors")
 
 
-class Midway:
-    """The checkpoints of one job. RunError where their place cannot be used."""
+class Place:
+    """A folder for checkpoints in the middle of candidates, at a path or fsspec URL. RunError where it cannot be
+    used."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.on = job, job.checkpoint_tokens > 0
-        self._here = Path(job.run_dir) / FOLDER
-        self._name = f"{job.candidate.id}-{_digest(job)}" if self.on else ""
-        self._remote = bool(job.partial_at)
-        if not self.on:
-            return
+    def __init__(self, url: str) -> None:
         try:
-            self._files, root = fsspec.core.url_to_fs(job.partial_at or str(Path(job.run_dir).resolve()))
+            self._files, root = fsspec.core.url_to_fs(url) if "://" in url else (fsspec.filesystem("file"), url)
         except (ImportError, ValueError) as error:
-            raise InputError(f"--shared: got {job.partial_at!r}: {error}") from None
-        self._root = f"{root.rstrip('/')}/{FOLDER}"
+            raise InputError(f"--shared: got {url!r}: {error}") from None
+        self.root = root.rstrip("/")
+        #: the folder, where this machine sees it as one
+        self.folder = Path(self.root) if isinstance(self._files, LocalFileSystem) else None
 
-    def due(self, step: int, first: int, tokens_per_step: int) -> int:
-        """The first step after `step` at which a checkpoint is due, in legs that begin at step `first`. On an
-        accelerator guards are heard at steps of their own, which checkpoints do not move."""
+    def names(self) -> list[str]:
+        """Of all files there."""
+        with self._told():
+            self._files.invalidate_cache()  # others write there too
+            try:
+                found: list[str] = self._files.ls(self.root, detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(path.rpartition("/")[2] for path in found)
+
+    def read(self, name: str) -> bytes:
+        """What a file holds. FileNotFoundError where there is none."""
+        with self._told():
+            found: bytes = self._files.cat_file(f"{self.root}/{name}")
+        return found
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file from there. FileNotFoundError where there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._told():
+            self._files.get_file(f"{self.root}/{name}", str(path))
+
+    def send(self, path: Path, name: str) -> None:
+        """Copies a file there."""
+        with self._told():
+            self._files.makedirs(self.root, exist_ok=True)
+            self._files.put_file(str(path), f"{self.root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Removes a file, unless another has by now."""
+        with self._told(), contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(f"{self.root}/{name}")
+
+    def remove_all(self) -> None:
+        """Removes the folder with all that is in it. Call only when no candidate is in training."""
+        with self._told(), contextlib.suppress(FileNotFoundError):
+            self._files.invalidate_cache()
+            self._files.rm(self.root, recursive=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RunError(f"{self.root}: checkpoints cannot be kept there: {error.strerror or error}") from None
+
+
+class Midway:
+    """The checkpoints of one job, or of the twin that belongs to it; none where the job asks for none. RunError where
+    their place cannot be used."""
+
+    def __init__(self, job: Job, suffix: str = "") -> None:
+        """suffix: of their names; empty for the job's own."""
+        self.job, self.on = job, job.checkpoint_tokens > 0
+        if self.on:
+            self._name = f"{job.candidate.id}-{_digest(job)}{suffix}"
+            self._place = Place(job.partial_at or str(Path(job.run_dir) / PARTIAL))
+            self._folder = self._place.folder or Path(job.run_dir) / PARTIAL
+
+    def twin(self) -> Self:
+        """Those of the job's twin, which `reached` and `clear` of the job's own count in."""
+        return type(self)(self.job, ".twin")
+
+    def due(self, step: int, tokens_per_step: int) -> int | None:
+        """The first step after `step` at which a checkpoint is due; None where none ever is.
+
+        On an accelerator it is one at which losses are read back anyway, so that guards are heard where they would be
+        without checkpoints.
+        """
+        if not self.on:
+            return None
         every = max(1, self.job.checkpoint_tokens // tokens_per_step)
         if self.job.device != "cpu":
             every = -(-every // READ_EVERY) * READ_EVERY
-        return first + ((step - first) // every + 1) * every
+        return (step // every + 1) * every
 
     def reached(self) -> int:
-        """The step of the latest checkpoint; -1 where there is none."""
-        return max((step for step, _ in self._found()), default=-1) if self.on else -1
+        """How far the job has come: a number that rises with every checkpoint; -1 where there is none."""
+        if not self.on:
+            return -1
+        noted = f"{self._name}.json" in self._all()
+        own, twins = (max((step for step, _ in midway._found()), default=-1) for midway in (self, self.twin()))
+        return own + noted + twins + 1
 
     def latest(self) -> Snapshot | None:
-        """The latest sound checkpoint; one that was cut when its writer died is passed over."""
-        for _, there in sorted(self._found(), reverse=True) if self.on else ():
-            with self._local(there) as path, contextlib.suppress(InputError):
-                return snapshots.read(path)
+        """The latest sound checkpoint. One that is damaged, such as by a writer that died, is passed over aloud."""
+        for _, name in reversed(self._found()) if self.on else ():
+            try:
+                with self._fetched(name) as path:
+                    return snapshots.read(path)
+            except FileNotFoundError:
+                continue  # another that carries out the same job had no more need of it
+            except InputError as error:
+                warnings.warn(f"passed over, to go on from an earlier one: {error}", RuntimeWarning, stacklevel=2)
         return None
 
     def save(
@@ -77,55 +155,44 @@ class Midway:
         saved: Saved,
     ) -> None:
         """Leaves the checkpoint of a step, and then none of earlier ones. RunError where it cannot be written."""
-        earlier = self._found()
-        path = self._here / f"{self._name}.{step:08}.safetensors"
-        snapshots.write(path, self.job.candidate.id, step, blueprint, state, averages, saved, {})
-        self._move(path)
-        for at, there in earlier:
-            if at != step:
-                with self._told():
-                    self._files.rm_file(there)
+        earlier = [name for at, name in self._found() if at < step]
+        with self._written(f"{self._name}.{step:08}.safetensors") as path:
+            snapshots.write(path, self.job.candidate.id, step, blueprint, state, averages, saved, {})
+        for name in earlier:
+            self._place.remove(name)
 
     def finish(self, report: Report) -> None:
         """Notes what came of the training, of which a twin is yet to be trained."""
         if not self.on:
             return
-        for weights in self._weights(report) if self._remote else ():
+        for weights in self._weights(report) if self.job.partial_at else ():
             if weights.is_file():
-                self._send(weights, f"{self._name}.{weights.name}")
-        path = self._here / f"{self._name}.json"
-        self._here.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, report.model_dump_json().encode())
-        self._move(path)
+                self._place.send(weights, f"{self._name}.{weights.name}")
+        with self._written(f"{self._name}.json") as path:
+            write_atomic(path, report.model_dump_json().encode())
 
     def finished(self) -> Report | None:
         """What `finish` noted, where the weights are there too."""
-        if not self.on:
+        there = self._all() if self.on else []
+        if not self.on or f"{self._name}.json" not in there:
             return None
-        there = f"{self._root}/{self._name}.json"
-        with self._told():
-            raw = self._files.cat_file(there) if self._files.exists(there) else b""
         try:
-            report = Report.model_validate_json(raw)
-        except ValidationError:
+            report = Report.model_validate_json(self._place.read(f"{self._name}.json"))
+            weights = self._weights(report)
+            for path in weights if self.job.partial_at else ():
+                if f"{self._name}.{path.name}" in there:
+                    self._place.fetch(f"{self._name}.{path.name}", path)
+        except (FileNotFoundError, ValidationError):
             return None
-        weights = self._weights(report)
-        for path in weights if self._remote else ():
-            with self._told():
-                kept = f"{self._root}/{self._name}.{path.name}"
-                if self._files.exists(kept):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    self._files.get_file(kept, str(path))
         return report if not weights or weights[-1].is_file() else None
 
     def clear(self) -> None:
-        """Removes all of the job's: it is done."""
+        """Removes all of the job's, its twin's too: it is done, or will be begun from its start."""
         if not self.on:
             return
-        for there in self._all():
-            with self._told():
-                self._files.rm_file(there)
-        remove_stale(self._here)
+        for name in self._all():
+            self._place.remove(name)
+        remove_stale(self._folder)
 
     def _weights(self, report: Report) -> list[Path]:
         """Files of a trained candidate's checkpoint, in the run's folder here; the moments may be missing."""
@@ -135,52 +202,41 @@ class Midway:
         return [moments_path(path), path]
 
     def _all(self) -> list[str]:
-        """Where all files of the job lie."""
-        with self._told():
-            self._files.invalidate_cache()
-            try:
-                names: list[str] = self._files.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return []
-        return [there for there in names if there.rpartition("/")[2].startswith(f"{self._name}.")]
+        """Names of all files of the job."""
+        return [name for name in self._place.names() if name.startswith(f"{self._name}.")]
 
     def _found(self) -> list[tuple[int, str]]:
-        """(step, where) of every checkpoint of the job."""
-        matches = ((_STEP.fullmatch(there.rpartition("/")[2].removeprefix(self._name)), there) for there in self._all())
-        return [(int(match[1]), there) for match, there in matches if match]
-
-    def _move(self, path: Path) -> None:
-        """Brings a file from here to where the checkpoints lie, where that is elsewhere."""
-        if self._remote:
-            self._send(path, path.name)
-            path.unlink()
-
-    def _send(self, path: Path, name: str) -> None:
-        with self._told():
-            self._files.makedirs(self._root, exist_ok=True)
-            self._files.put_file(str(path), f"{self._root}/{name}")
+        """(step, name) of every checkpoint, the latest last."""
+        matches = ((_STEP.fullmatch(name.removeprefix(self._name)), name) for name in self._all())
+        return sorted((int(match[1]), name) for match, name in matches if match)
 
     @contextlib.contextmanager
-    def _local(self, there: str) -> Iterator[Path]:
-        """A file that lies there, as a file here."""
-        path = self._here / there.rpartition("/")[2]
-        if not self._remote:
+    def _written(self, name: str) -> Iterator[Path]:
+        """A path for a file to be written to at once and whole, which then lies among the checkpoints."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self._folder}: cannot be made: {error.strerror or error}") from None
+        path = self._folder / name
+        yield path
+        if self._place.folder is None:
+            try:
+                self._place.send(path, name)
+            finally:
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _fetched(self, name: str) -> Iterator[Path]:
+        """A checkpoint as a file of this machine."""
+        path = self._folder / name
+        if self._place.folder is not None:
             yield path
             return
-        with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._files.get_file(there, str(path))
         try:
+            self._place.fetch(name, path)
             yield path
         finally:
             path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"{self._root}: checkpoints cannot be kept there: {error.strerror or error}") from None
 
 
 def _digest(job: Job) -> str:

@@ -198,7 +198,7 @@ class Trainer:
 
         A negative id −1 − i is token i, which is read but not scored as a target.
 
-        On an accelerator a guard may be heard up to `READ_EVERY` − 1 steps late; those steps are counted like others.
+        On an accelerator guards are heard at every `READ_EVERY`-th step and at the last; the steps until then count.
         """
         cuda = [self.device] if self.device.type == "cuda" else []
         unread: list[Tensor] = []
@@ -213,7 +213,7 @@ class Trainer:
                 self.step += 1
                 # while the device computes, the next batch is made and sent
                 ahead = self._on_device(batches(self.step)) if self._fetches and self.step < until_step else None
-                if len(unread) == self._read_every or self.step == until_step:
+                if self.step % self._read_every == 0 or self.step == until_step:
                     rows = torch.stack(unread).tolist()
                     now = time.perf_counter()
                     stop = self._read(rows, (now - started) / len(rows), progress)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,35 +52,39 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     InputError or RunError for what is not its fault: text, weights or a device that cannot be used now.
     """
     midway = Midway(job)
-    report = midway.finished() or _attempt(job, progress, prepared, keep=not job.repeat)
+    report = midway.finished() or _attempt(job, midway, progress, prepared, keep=not job.repeat)
     if report.status is Status.TRAINED and (job.with_twin or (job.twin is not None and report.blueprint is not None)):
         midway.finish(report)
-        beside = twin_job(job, report)
-        report = _with_twin(job, report, _attempt(beside, progress, prepared, keep=False))
-        Midway(beside).clear()
+        found = _attempt(twin_job(job, report), midway.twin(), progress, prepared, keep=False)
+        report = _with_twin(job, report, found)
     elif report.status is Status.TRAINED:
         report = report.replace(twin=job.twin)
     midway.clear()
     return report
 
 
-def _attempt(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> Report:
+def _attempt(
+    job: Job, midway: Midway, progress: Progress | None, prepared: PreparedData | None, *, keep: bool
+) -> Report:
     """One training; where an accelerator's memory is short, once more with each batch in twice as many parts, down to
-    single sequences. keep: whether a checkpoint is left."""
+    single sequences. midway: what it goes on from where it was begun before. keep: whether a checkpoint is left."""
     most = 1 if job.device == "cpu" else Experiment.model_validate(job.experiment).data.batch_size
-    report, short = _once(job, progress, prepared, keep=keep)
-    while short and 2 * job.micro_batches <= most:
-        job = job.replace(micro_batches=2 * job.micro_batches)
-        report, short = _once(job, progress, prepared, keep=keep)
+    report, short = _once(job, midway, progress, prepared, keep=keep)
+    while short and (parts := 2 * max(job.micro_batches, report.micro_batches)) <= most:
+        midway.clear()
+        job = job.replace(micro_batches=parts)
+        report, short = _once(job, midway, progress, prepared, keep=keep)
     return report
 
 
-def _once(job: Job, progress: Progress | None, prepared: PreparedData | None, *, keep: bool) -> tuple[Report, bool]:
+def _once(
+    job: Job, midway: Midway, progress: Progress | None, prepared: PreparedData | None, *, keep: bool
+) -> tuple[Report, bool]:
     """One training, in the parts that the job says; and whether memory was short."""
     trial = None
     try:
         with memory_kept():
-            trial = Trial(job, prepared)
+            trial = Trial(job, midway, prepared)
             with _its_own():
                 return trial.run(progress, keep=keep), False
     except DivergedError as error:
@@ -141,8 +146,9 @@ class Trial:
     Its architecture may change between two steps of its training, as its rules of growth say.
     """
 
-    def __init__(self, job: Job, prepared: PreparedData | None) -> None:
-        """Built and given its weights. RunError where the device does not answer."""
+    def __init__(self, job: Job, midway: Midway, prepared: PreparedData | None) -> None:
+        """Built and given its weights: those of its last checkpoint, where it has left one. RunError where the device
+        does not answer."""
         self.started = time.perf_counter()
         self.device = choose_device(job.device)
         if not answers(job.device):
@@ -150,8 +156,7 @@ class Trial:
         self.assignment = assignment = Assignment.of(job, prepared)
         self.endings = assignment.endings()
         seeds = assignment.seed("weights"), assignment.root_seed
-        self.midway = Midway(job)
-        snapshot = self.midway.latest()
+        self.midway, snapshot = midway, midway.latest()
         start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, *seeds)
         self.inheritance, self.begun = start.report, start.begun
         self.taken = donors_of(assignment.blueprint, start.state, start.donors)
@@ -172,7 +177,7 @@ class Trial:
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments if snapshot is None else None,
             earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
-            micro_batches=job.micro_batches,
+            micro_batches=job.micro_batches if snapshot is None else _noted(snapshot)["micro_batches"],
         )
         per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
         anchors = assignment.experiment.train.anchoring
@@ -201,15 +206,24 @@ class Trial:
         self.trainer.restore(saved, snapshot.averages)
         self.growing.restore(saved.part("growing"))
         self.trainer.trace.seconds = saved.part("trial").tensors["seconds"].tolist()
-        plain = saved.part("trial").plain
+        plain = _noted(snapshot)
         self.measurement.restore(plain["metrics"])
+        self.measurement.seconds = plain["eval_seconds"]
+        self.started -= plain["seconds"]
         self.rung, self.endings_done = plain["rung"], plain["endings_done"]
 
     def _save_midway(self) -> None:
         """Leaves a checkpoint of now, from which the same job goes on."""
         trainer = self.trainer
         seconds = torch.tensor(trainer.trace.seconds, dtype=torch.float64)
-        plain = {"rung": self.rung, "endings_done": self.endings_done, "metrics": self.measurement.state()}
+        plain = {
+            "rung": self.rung,
+            "endings_done": self.endings_done,
+            "metrics": self.measurement.state(),
+            "eval_seconds": self.measurement.seconds,
+            "seconds": time.perf_counter() - self.started,
+            "micro_batches": trainer.micro_batches,
+        }
         own = Saved.joined({"growing": self.growing.state(), "trial": Saved({"seconds": seconds}, plain)})
         of = trainer.state()
         saved = Saved({**of.tensors, **own.tensors}, {**of.plain, **own.plain})
@@ -219,7 +233,7 @@ class Trial:
         """Takes on the learning rate that suits these weights; how many steps it took to find it."""
         assignment, total_steps = self.assignment, self.endings[-1].step
         if snapshot is not None:
-            self.measurement.restore(snapshot.saved.part("trial").plain["metrics"])
+            self.measurement.restore(_noted(snapshot)["metrics"])
             found = float(self.measurement.metrics[RATE_FOUND])
             self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
             return steps_each(total_steps) * len(rates(assignment.experiment.train))
@@ -281,13 +295,10 @@ class Trial:
         """Up to `until_step`, as planned before growth, leaving a checkpoint wherever one is due."""
         growing, trainer = self.growing, self.trainer
         stop: StopReason | None = None
-        while stop is None and self.trainer.step < growing.ending(until_step):
-            bounds = {0, self.healing_steps, *(growing.ending(step) for _, step in self.endings[: self.endings_done])}
-            first = max(step for step in bounds if step <= trainer.step)
-            due = self.midway.due(trainer.step, first, trainer.tokens_per_step) if self.midway.on else NEVER
-            stop = self._leg(until_step, due, progress)
-            ends = {self.healing_steps, growing.ending(until_step)} - {growing.ending(self.endings[-1].step)}
-            if self.midway.on and stop is None and trainer.step in {due} | ends:
+        while stop is None and trainer.step < growing.ending(until_step):
+            due = self.midway.due(trainer.step, trainer.tokens_per_step)
+            stop = self._leg(until_step, NEVER if due is None else due, progress)
+            if stop is None and trainer.step == due:
                 self._save_midway()
         if stop is StopReason.NOT_FINITE:
             loss, norm = trainer.trace.losses[-1], trainer.trace.grad_norms[-1]
@@ -400,6 +411,12 @@ class Trial:
             spent = accounts.flops(self.assignment, self.growing.segments, self.trainer.step, 0)
             return {"budget_share": spent / (budget * each)}
         return {"budget_share": tokens.own / budget} if budget else {}
+
+
+def _noted(snapshot: Snapshot) -> dict[str, Any]:
+    """What a trial noted of itself in a checkpoint, beside its trainer and its growth."""
+    plain: dict[str, Any] = snapshot.saved.part("trial").plain
+    return plain
 
 
 def _first_line(error: BaseException) -> str:
