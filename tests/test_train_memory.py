@@ -1,8 +1,11 @@
 """`train_memory_bytes` against the measured peak of a training step."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from foreign_models import home
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.cost import Step, costs
 from morphogen.experiment import Data, Experiment, Train
@@ -11,6 +14,7 @@ from morphogen.parts.contract.part import REGISTRY
 from morphogen.training.anchored import Anchoring
 from morphogen.training.trainer import Trainer
 
+__all__ = ["home"]
 #: The estimate is at most so many times too large or too small.
 FACTOR = 1.5
 ATTN = {"kind": "MHA", "heads": 4, "head_dim": 8}
@@ -56,8 +60,8 @@ def both(
     return costs(blueprint, T, Step.of(settings, data.batch_size))["train_memory_bytes"], float(trainer.memory.bytes)
 
 
-#: Kinds of part whose steps are not measured: a case of another, those that scale other branches, any plug-in, and
-#: layers of other models.
+#: Kinds of part whose steps are not measured here: a case of another, those that scale other branches, any plug-in, and
+#: layers of other models, whose test follows.
 UNMEASURED = {"MQA", "layer_scale", "branch_router", "custom", "foreign"}
 
 
@@ -71,6 +75,25 @@ def test_kinds_has_every_kind() -> None:
 def test_the_estimate_is_near_the_measured_peak_for_every_kind(kind: str) -> None:
     estimate, measured = both(KINDS[kind], vocab=256, T=256)
     assert 1 / FACTOR <= estimate / measured <= FACTOR
+
+
+@pytest.mark.parametrize(
+    ("fields", "train"),
+    [
+        ({}, {}),
+        ({}, {"bf16": True}),
+        ({"freeze": False}, {}),
+        ({"lora": 4}, {}),
+        ({"router": "token", "adapter": "bottleneck"}, {}),
+    ],
+)
+def test_the_estimate_is_near_the_measured_peak_for_layers_of_other_models(
+    home: Path, fields: dict[str, object], train: dict[str, object]
+) -> None:
+    layers = [{"model": str(home / "a"), "layer": 0}, {"model": str(home / "b"), "layer": 2}]
+    block = {"attn": ATTN, "extras": [{"kind": "foreign", "experts": layers, **fields}]}
+    estimate, measured = both(block, vocab=256, T=256, **train)
+    assert 1 / (FACTOR if train else 1.2) <= estimate / measured <= 1.2
 
 
 TAUGHT = {"self_distillation": {}}

@@ -122,19 +122,19 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
 
         4 · params · (1 + moments + averaged + taught) + 4 · borrowed + max(batch · Σ kept, 4 · params)
 
-    The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass,
-    when all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an
-    entry with bf16, where the weights have copies too. Every step of a recurrence keeps its own. With `grad_ckpt`
-    blocks keep their input, and one at a time all of it. With a teacher there are its logits, both sides'
-    log-probabilities, and what their divergence is made of. Borrowed are frozen layers of other models, of which there
-    are the weights alone, with a teacher twice.
+    The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass, when
+    all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an entry
+    with bf16, where the weights have copies too, or 4 as `Part.kept_whole` says. Every step of a recurrence keeps its
+    own. With `grad_ckpt` blocks keep their input, and one at a time all of it. With a teacher there are its logits,
+    both sides' log-probabilities, and what their divergence is made of. Borrowed are frozen layers of other models, of
+    which there are the weights alone, with a teacher twice.
     """
     params, size = parameter_count(blueprint), 2.0 if step.bf16 else 4.0
     blocks: dict[str, float] = {}
     outside = inputs = 0.0
     for gene in blueprint.genes(seq_len):
         times = gene.loop.steps(1.0) if gene.loop else 1
-        kept = 8.0 * gene.ctx.dim + size * gene.part.kept(gene.ctx)
+        kept = 8.0 * gene.ctx.dim + size * gene.part.kept(gene.ctx) + 4.0 * gene.part.kept_whole(gene.ctx)
         if not step.grad_ckpt or gene.block is None:
             outside += times * kept
         else:

@@ -21,7 +21,7 @@ from morphogen.parts.foreign.donors import files
 from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
 from morphogen.parts.foreign.donors.files import Files
 from morphogen.parts.foreign.donors.layers import ForeignLayer, LayerCache
-from morphogen.parts.foreign.donors.opened import cost_of
+from morphogen.parts.foreign.donors.opened import cost_of, kept_of
 from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
 from morphogen.parts.foreign.donors.weights import Weights
 
@@ -98,6 +98,7 @@ def test_layers_in_order_behind_their_own_embedding_and_head_are_the_model(name:
         counted = cost_of(str(tmp_path), layer, 20)
         assert counted.flops > 0
         assert counted.kv_bytes + counted.state_bytes > 0
+        assert 0 < kept_of(str(tmp_path), layer, 20, trained=False) <= kept_of(str(tmp_path), layer, 20, trained=True)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert"])

@@ -298,6 +298,14 @@ class Part(Frozen):
         """
         return None
 
+    def kept_whole(self, ctx: Context) -> float:
+        """Likewise entries that are kept in fp32 whatever the precision of the training.
+
+        Args:
+            ctx: The model around it.
+        """
+        return 0.0
+
     def align(self, parent: "Part", ctx: Context, parent_ctx: Context) -> Alignment | None:
         """How this part inherits from a parent's.
 

@@ -244,13 +244,24 @@ class Foreign(Part):
         return whole + Cost(flops=flops, state_bytes=held[self.pooling] if self.router == "simple" else 0.0)
 
     def kept(self, ctx: Context) -> float:
-        """What adapters keep, and what passes through the layers, trained or not."""
+        """What adapters and the router keep."""
         total = 0.0
         for name, spec in self.specs(ctx).items():
-            if len(spec.shape) < 2 or name.startswith((f"{DOWN}.", f"{UP}.")):
+            if len(spec.shape) < 2 or name.startswith((f"{LAYERS}.", f"{DOWN}.", f"{UP}.")):
                 continue
             residual = any(factors == ("dim",) for factors in flat(spec.axes))
             total += math.prod(spec.shape) / ctx.dim if residual else max(spec.shape)
+        return total if self.router == "none" else total + ctx.dim * len(self.lanes())
+
+    def kept_whole(self, ctx: Context) -> float:
+        """What the layers keep as they run, counted of the layers themselves, and the matrices that LoRA makes."""
+        from morphogen.parts.foreign.donors.opened import kept_of
+
+        trained = not self.freeze or self.lora > 0
+        total = sum(kept_of(e.model, e.layer, ctx.seq_len, trained=trained) for e in self.experts)
+        if self.lora:
+            sizes, layers = self.sizes(ctx), range(len(self.experts))
+            total += sum(sizes[str(a)] * sizes[str(b)] for i in layers for _, (a, b) in self._matrices(i)) / ctx.seq_len
         return total
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:

@@ -4,19 +4,17 @@ B batch, T tokens, E width of the model
 """
 
 import functools
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.part import Cost
+from morphogen.parts.foreign.donors.counting import counted, kept
 from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
-from morphogen.parts.foreign.donors.layers import ForeignLayer
 from morphogen.parts.foreign.donors.probing import FAILURES
-from morphogen.parts.foreign.donors.remembered import tensors_of
 from morphogen.paths import user_path
 
 #: What a model's files looked like: name, bytes, time of the last change; the folder first, of which that is not told.
@@ -63,6 +61,12 @@ def cost_of(model: str, layer: int, seq_len: int) -> Cost:
     return _cost(model, layer, seq_len, _signature(model))
 
 
+def kept_of(model: str, layer: int, seq_len: int, *, trained: bool) -> float:
+    """Numbers per token that a layer keeps for the backward pass. trained: whether its own weights are. InputError as
+    `cost_of`."""
+    return _kept(model, layer, seq_len, trained, _signature(model))
+
+
 def has_changed(model: str) -> bool:
     """Whether its files are not, or have not always been, what this process first saw of them."""
     _signature(model)
@@ -105,32 +109,21 @@ def _checksum(model: str, layer: int, signature: Signature) -> str:
 @functools.lru_cache(maxsize=512)
 def _cost(model: str, layer: int, seq_len: int, signature: Signature) -> Cost:
     donor = _opened(model, signature)
+    with _countable(model, layer, seq_len):
+        return counted(donor.layer_to_count(layer), donor.dim, seq_len)
+
+
+@functools.lru_cache(maxsize=512)
+def _kept(model: str, layer: int, seq_len: int, trained: bool, signature: Signature) -> float:
+    donor = _opened(model, signature)
+    with _countable(model, layer, seq_len):
+        return kept(donor.layer_to_count(layer), donor.dim, seq_len, trained=trained)
+
+
+@contextmanager
+def _countable(model: str, layer: int, seq_len: int) -> Iterator[None]:
     try:
-        return _counted(donor.layer_to_count(layer), donor.dim, seq_len)
+        yield
     except FAILURES as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{model}: layer {layer} cannot be counted on {seq_len} tokens: {why}") from None
-
-
-def _counted(module: ForeignLayer, dim: int, seq_len: int) -> Cost:
-    x_BTE = torch.empty(1, seq_len, dim, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(x_BTE, *_places(seq_len))
-    half = max(1, seq_len // 2)
-    fewer, all_of_it = (_held_bytes(module, x_BTE[:, :length]) for length in (half, seq_len))
-    growth = (all_of_it - fewer) / max(1, seq_len - half)
-    return Cost(counter.get_total_flops() / seq_len, growth, all_of_it - growth * seq_len)
-
-
-def _held_bytes(module: ForeignLayer, x_BTE: Tensor) -> float:
-    """What the layer remembers after some tokens, at 2 bytes a number."""
-    cache = module.new_cache()
-    with torch.no_grad():
-        module(x_BTE, *_places(x_BTE.shape[1]), cache=cache)
-    held = tensors_of(cache).values()
-    return float(sum(x.numel() * (2 if x.is_floating_point() else x.element_size()) for x in held))
-
-
-def _places(tokens: int) -> tuple[Tensor, Tensor]:
-    """Where tokens stand, and that all are real: what decides about masks, which has to have numbers."""
-    return torch.arange(tokens)[None], torch.ones(1, tokens, dtype=torch.bool)
