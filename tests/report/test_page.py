@@ -150,6 +150,15 @@ def test_charts_are_such_as_plotly_knows(run):
     one = shown(run, OBJECTIVES, hypervolumes=[0.1, 0.2], survivors=[run[2]])
     for chart in (hypervolume_chart([one, one]), tokens_chart([one, one]), operators_chart(operator_rows(one))):
         assert Figure(chart).to_dict()["data"]
+        assert {trace["type"] for trace in chart["data"]} <= {"scatter", "bar", "pie"}  # all that the page's Plotly has
+
+
+def test_plotly_is_text_until_the_first_chart_is_drawn(run):
+    text = page_of(run)
+    assert text.count('<script type="text/plain" id="plotly">/**\n* plotly.js (basic - minified)') == 1
+    assert len(text) < 1.5e6
+    scripts = Page(text).scripts
+    assert [script.count('$("plotly").textContent') for script in scripts] == [0, 0, 1]
 
 
 def test_loss_against_tokens_has_a_line_for_the_control_where_there_is_one(run):

@@ -13,9 +13,15 @@ function layout(more) {
   };
 }
 
+/** Plotly stands in the page as text, and is read with the first chart: that takes longer than all else. */
+function readPlotly() {
+  if (!globalThis.Plotly) document.head.append(element("script", {}, $("plotly").textContent));
+}
+
 /** Draws into a place, and opens the candidate whose spot is clicked. */
 function draw(place, traces, arranged) {
   const at = typeof place === "string" ? $(place) : place;
+  readPlotly();
   Plotly.react(at, traces, arranged, CONFIG);
   if (at.dataset.heard) return;
   at.dataset.heard = "yes";
@@ -174,8 +180,8 @@ function drawCharts() {
   waiting.set("pareto", drawPareto).set("parallel", drawParallel);
   const best = data.candidates.filter((one) => one.frontier);
   waiting.set("losses", () => drawLosses("losses", best.length ? best.slice(0, 12) : data.candidates.slice(-1)));
-  const seen = new IntersectionObserver((entries) => {  // each when it comes near, so that a large page opens at once
-    for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); waiting.get(entry.target.id)(); }
+  const seen = new IntersectionObserver((entries) => {  // each when it comes near, one at a time, so that a large page opens at once
+    for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); setTimeout(waiting.get(entry.target.id)); }
   }, { rootMargin: "600px" });
   for (const id of waiting.keys()) seen.observe($(id));
 }
