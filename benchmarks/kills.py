@@ -1,7 +1,8 @@
 """A hundred runs, each killed (SIGKILL) once at a random moment and resumed: is the lineage that of a run left alone?
 
-Over five values of PYTHONHASHSEED; every second run is killed and resumed with a pool of two workers. "Identical" means
-lineage.json and frontier.json but for timings, and that the doctor finds nothing wrong.
+Over five values of PYTHONHASHSEED; every second run is killed and resumed with a pool of two workers, whose candidates
+leave checkpoints after every step. "Identical" means lineage.json and frontier.json but for timings, and that the
+doctor finds nothing wrong.
 
     python benchmarks/kills.py [--quick] [--kills N]
 """
@@ -38,10 +39,12 @@ def trials(config: Path, folder: Path, hash_seed: int, kills: int) -> tuple[int,
     struck = identical = 0
     for number in range(kills):
         out, workers = folder / f"run-{number}", None if number % 2 else 2
-        while (code := attempt(experiment, out, f"{rng.random():.4f}", seconds[workers], workers)) == 0:
-            out = out.with_name(f"{out.name}-again")  # it was done before the moment came
+        tokens = 1 if workers else 0
+        moment = f"{rng.random():.4f}"
+        while (code := attempt(experiment, out, moment, seconds[workers], workers, checkpoint_tokens=tokens)) == 0:
+            out, moment = out.with_name(f"{out.name}-again"), f"{rng.random():.4f}"  # it was done before it came
         struck += code == -9
-        code = attempt(experiment, out, None, 0.0, workers)
+        code = attempt(experiment, out, None, 0.0, workers, checkpoint_tokens=tokens)
         same = all(
             untimed(out / name) == untimed(folder / "whole-None" / name) for name in ("lineage.json", "frontier.json")
         )

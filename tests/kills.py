@@ -58,8 +58,10 @@ def attempt(
     whole_seconds: float,
     workers: int | None = None,
     keep: Keep = KEEP_ALL,
+    checkpoint_tokens: int = 0,
 ) -> int:
-    """The exit code of one trial in a process of its own; -9 where it was killed."""
+    """The exit code of one trial in a process of its own; -9 where it was killed. checkpoint_tokens: between two
+    checkpoints in the middle of a candidate, where it leaves such."""
 
     def trial() -> int:
         name, _, count = (moment or "").partition(":")
@@ -75,7 +77,8 @@ def attempt(
                 if steps == 0:
                     die()
 
-        evolve(experiment, out, resume=True, keep=keep, execution=Execution(workers=workers), observer=watch)
+        execution = Execution(workers=workers, checkpoint_tokens=checkpoint_tokens)
+        evolve(experiment, out, resume=True, keep=keep, execution=execution, observer=watch)
         return 0
 
     pid = forked(trial)
@@ -85,10 +88,12 @@ def attempt(
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def killed(experiment: Experiment, out: Path, moments: Sequence[str], *, tidy: bool = False) -> list[int]:
+def killed(
+    experiment: Experiment, out: Path, moments: Sequence[str], *, tidy: bool = False, checkpoint_tokens: int = 0
+) -> list[int]:
     """The exit codes of trials killed at their moments, and of one that is let through.
 
-    tidy: with clean-up and pruning of checkpoints.
+    tidy: with clean-up and pruning of checkpoints. checkpoint_tokens: as `attempt`.
     """
     whole_seconds = 0.0
     if any(":" not in moment for moment in moments):
@@ -97,4 +102,7 @@ def killed(experiment: Experiment, out: Path, moments: Sequence[str], *, tidy: b
             attempt(experiment, Path(folder) / "whole", None, 0.0)
             whole_seconds = time.perf_counter() - began
     keep = Keep(cleanup=tidy, prune=tidy)
-    return [attempt(experiment, out, moment, whole_seconds, keep=keep) for moment in (*moments, None)]
+    return [
+        attempt(experiment, out, moment, whole_seconds, keep=keep, checkpoint_tokens=checkpoint_tokens)
+        for moment in (*moments, None)
+    ]

@@ -159,20 +159,28 @@ def small_files(job, progress, prepared):
     return run_surrogate(job, progress, prepared)
 
 
-def unhurried(job, progress, prepared):
-    """A real evaluation that says on which node it is, and takes a while. After the root's it waits until both nodes
-    have begun something: on a busy machine one may have done everything before the other is up."""
+def lose_a_node(marks, job, progress, prepared):
+    """A real evaluation on a cluster, that says in `marks` which steps it makes on which node. Candidate 2 stands still
+    after its sixth step, the first time; candidate 3 goes on no sooner than 2 does elsewhere."""
     import ray
 
-    node, folder = ray.get_runtime_context().get_node_id(), Path(job.run_dir)
-    with (folder / f"node-{node}").open("a") as file:
-        file.write(f"{job.candidate.id}\n")
-    until = time.monotonic() + 300
-    while job.candidate.generation > 0 and len(list(folder.glob("node-*"))) < 2 and time.monotonic() < until:
+    node, index = ray.get_runtime_context().get_node_id(), job.candidate.index
+    until = time.monotonic() + 120
+    while index == 3 and len({node for node, _ in steps_of(marks, 2)}) < 2 and time.monotonic() < until:
         time.sleep(0.1)
 
-    def pause(step):
-        time.sleep(0.3)
+    def watch(step):
+        with (marks / f"{index}.steps").open("a") as file:
+            file.write(f"{node} {step.step}\n")
+        if index == 2 and step.step == 6 and not (marks / "stands").exists():
+            (marks / "stands").write_text(node)
+            time.sleep(120)
         progress(step)
 
-    return run_surrogate(job, pause, prepared)
+    return run_surrogate(job, watch, prepared)
+
+
+def steps_of(marks, index):
+    """(node, step) of every step that a candidate was trained."""
+    path = marks / f"{index}.steps"
+    return [(node, int(step)) for node, step in map(str.split, path.read_text().splitlines())] if path.exists() else []

@@ -16,7 +16,7 @@ from morphogen.candidate import Status
 from morphogen.cli.options import execution_of, size_bytes
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, InProcess, Limits, open_executor
-from morphogen.execution.base import NO_LOSSES
+from morphogen.execution.base import MACHINES, NO_LOSSES
 from morphogen.execution.pool import Pool
 from morphogen.plugins import allow_code
 
@@ -279,7 +279,8 @@ def test_limits_need_a_process_of_their_own():
         ({"workers": 0}, "--workers: got 0, expected more than 0"),
         ({"timeout": -1.0}, "--timeout: got -1, expected more than 0"),
         ({"address": "auto"}, "--address: only --executor ray has a use for it, got --executor local"),
-        ({"gpus_per_candidate": -0.5, "executor": "ray"}, "--gpus-per-candidate: got -0.5, expected 0 or more"),
+        ({"gpus_per_candidate": -0.5, "executor": "ray"}, "--gpus-per-candidate: got -0.5, expected from 0 to 1"),
+        ({"gpus_per_candidate": 2.0, "executor": "ray"}, "--gpus-per-candidate: got 2, expected from 0 to 1"),
         ({"memory_limit": "much"}, "--memory-limit: got 'much', expected a size such as 512MiB, 2GB, or"),
         ({"memory_limit": "1.2.3GB"}, "--memory-limit: got '1.2.3GB', expected"),
     ],
@@ -323,6 +324,11 @@ def test_a_candidate_that_gets_on_between_losses_is_begun_again_as_often_as_it_t
     losses = NO_LOSSES
     for reached in (-1, 3, 6, 9):
         losses = losses.another(reached)
-        assert not losses.too_many
-    assert losses.another(9).too_many
-    assert NO_LOSSES.another(-1).another(-1).too_many
+        assert not losses.why_no_more
+    assert losses.another(9).why_no_more == "its worker died 2 times"
+    assert NO_LOSSES.another(-1).another(-1).why_no_more
+    for _ in range(MACHINES - 1):
+        losses = losses.another(9, machine=True)
+        assert not losses.why_no_more
+    assert losses.another(9, machine=True).why_no_more == "the machines that it was on were lost 8 times"
+    assert not losses.another(12, machine=True).why_no_more

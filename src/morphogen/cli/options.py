@@ -133,8 +133,8 @@ def execution_of(
         raise InputError(f"--checkpoint-tokens: got {checkpoint_tokens}, expected less than 2**63")
     if timeout is not None and timeout > LONGEST_SECONDS:
         raise InputError(f"--timeout: got {timeout:g}, expected at most {LONGEST_SECONDS:g} seconds; without it none")
-    if not gpus_per_candidate >= 0.0:
-        raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected 0 or more, such as 0.25")
+    if not 0.0 <= gpus_per_candidate <= 1.0:
+        raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected from 0 to 1, such as 0.25")
     limits = Limits(timeout, None if memory_limit is None else size_bytes("--memory-limit", memory_limit))
     return Execution(kind, workers, limits, address, gpus_per_candidate, shared, checkpoint_tokens or 0)
 

@@ -27,6 +27,8 @@ Progress = Callable[[Candidate, StepInfo], None]
 Runner = Callable[[Job, Callable[[StepInfo], None] | None, PreparedData | None], Report]
 #: A job whose worker dies is begun at most so many times: whatever killed it may have had nothing to do with it.
 ATTEMPTS = 2
+#: A machine that is lost was most likely taken away, so that so many may be.
+MACHINES = 8
 #: What libraries that know no OSError say when the system has no more threads, handles or room to give.
 _EXHAUSTED = (
     "can't start new thread",
@@ -144,20 +146,25 @@ class Checkpointing:
 
 @dataclass(frozen=True)
 class Losses:
-    """How often what carried a job out was lost, and the step of the checkpoint that it had left by then."""
+    """How often what carried a job out was lost, a worker or a whole machine, and how far it had come by then
+    (`Midway.reached`)."""
 
     times: int = 0
+    machines: int = 0
     reached: int = -1
 
-    def another(self, reached: int) -> "Losses":
+    def another(self, reached: int, *, machine: bool = False) -> "Losses":
         """After one more. One by which more was trained than by the last counts as the first: whatever loses a
         candidate again and again at the same place may well be the candidate."""
-        return Losses(1 if reached > self.reached else self.times + 1, reached)
+        times, machines = (0, 0) if reached > self.reached else (self.times, self.machines)
+        return Losses(times + (not machine), machines + machine, reached)
 
     @property
-    def too_many(self) -> bool:
-        """Whether the job is given up."""
-        return self.times >= ATTEMPTS
+    def why_no_more(self) -> str:
+        """Why the job is given up; empty where it is begun once more."""
+        if self.machines >= MACHINES:
+            return f"the machines that it was on were lost {self.machines} times"
+        return f"its worker died {self.times} times" if self.times >= ATTEMPTS else ""
 
 
 #: Nothing was lost yet.

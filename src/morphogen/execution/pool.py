@@ -148,7 +148,7 @@ class Pool:
             task = replace(task, deaths=task.deaths.another(Midway(task.job).reached()))
         else:
             task = replace(task, false_starts=task.false_starts + 1)
-        if not task.deaths.too_many and task.false_starts < ATTEMPTS:
+        if not task.deaths.why_no_more and task.false_starts < ATTEMPTS:
             waiting.appendleft(task)
             return None
         how = how or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
@@ -160,7 +160,7 @@ class Pool:
             raise RunError(
                 f"the worker of candidate {task.job.candidate.id} was ended {ATTEMPTS} times from outside ({how})"
             )
-        return failed(task.job, f"its worker died {ATTEMPTS} times ({how})")
+        return failed(task.job, f"{task.deaths.why_no_more} ({how})")
 
     def _over_limit(self) -> Iterator[Report]:
         """Ends workers whose candidate takes more than it may."""

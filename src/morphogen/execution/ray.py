@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from morphogen.candidate import Job, Report, moments_path
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, MorphogenError, RunError
 from morphogen.execution.base import (
-    ATTEMPTS,
     NO_LIMITS,
     NO_LOSSES,
     Execution,
@@ -51,6 +51,10 @@ OBJECT_STORE_BYTES = 100 * 2**20
 CONNECT_SECONDS = 5.0
 
 
+#: After so long without a candidate done it is looked whether any node can take one.
+PATIENCE_SECONDS = 60.0
+#: Errors of a task whose node is gone, or was while its report lay there.
+_NODE_LOST = (ray.exceptions.NodeDiedError, ray.exceptions.LocalRayletDiedError, ray.exceptions.ObjectLostError)
 #: Errors of a task that say nothing of its candidate: the task itself, its surroundings or the cluster are broken.
 _NOT_ITS_FAULT = (
     ray.exceptions.RayTaskError,
@@ -61,11 +65,12 @@ _NOT_ITS_FAULT = (
 
 
 class OnRay:
-    """Runs jobs as Ray tasks; one whose node or worker dies is begun once more, elsewhere, from its last checkpoint
-    where it leaves such. Nodes may join and leave. Steps are not told of.
+    """Runs jobs as Ray tasks; one whose node or worker dies is begun again, elsewhere, from its last checkpoint where
+    it leaves such: once after a worker, more often after a node. Nodes may join and leave; while none has room for a
+    candidate they wait. Steps are not told of.
 
     Uses the cluster this process is connected to already, or connects to `execution.address`, or starts one on this
-    machine. InputError where the address cannot be reached or the cluster has no GPU of which a share is asked.
+    machine. InputError where the address cannot be reached, or this machine has no GPU of which a share is asked.
     """
 
     def __init__(self, prepared: PreparedData, execution: Execution, runner: Runner = run_surrogate) -> None:
@@ -77,9 +82,10 @@ class OnRay:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, heard)  # Ray would exit at once; the run is to end in order
         gpus, found = execution.gpus_per_candidate, ray.cluster_resources().get("GPU", 0.0)
-        if gpus > found:
+        if self._ours and execution.address is None and gpus > found:
             self.close()
-            raise InputError(f"--gpus-per-candidate: got {gpus:g}, but the cluster has {found:g} GPUs")
+            raise InputError(f"--gpus-per-candidate: got {gpus:g}, but this machine has {found:g} GPUs")
+        self._told = False
         self._task: Any = ray.remote(_carry_out).options(
             num_cpus=1, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
@@ -95,7 +101,11 @@ class OnRay:
                 while waiting and (self.execution.workers is None or len(running) < self.execution.workers):
                     job, losses = waiting.pop()
                     running[self._submit(job)] = job, losses
-                (done, *_), _ = ray.wait(list(running))
+                finished, _ = ray.wait(list(running), timeout=None if self._told else PATIENCE_SECONDS)
+                if not finished:
+                    self._tell_of_room()
+                    continue
+                (done,) = finished
                 job, losses = running.pop(done)
                 try:
                     outcome = ray.get(done)
@@ -106,11 +116,11 @@ class OnRay:
                 except ray.exceptions.RayError as error:  # its node or its worker is gone
                     outcome = error
                 if isinstance(outcome, ray.exceptions.RayError | DeviceError):
-                    losses = losses.another(Midway(job).reached())
-                    if not losses.too_many:
-                        waiting.append((job, losses))
+                    losses = losses.another(Midway(job).reached(), machine=isinstance(outcome, _NODE_LOST))
+                    if losses.why_no_more:
+                        yield failed(job, f"{losses.why_no_more} ({type(outcome).__name__})")
                     else:
-                        yield failed(job, f"its worker died {ATTEMPTS} times ({type(outcome).__name__})")
+                        waiting.append((job, losses))
                     continue
                 if isinstance(outcome, MorphogenError):
                     raise outcome
@@ -125,6 +135,15 @@ class OnRay:
         """Leaves the cluster, and ends it where it was started here."""
         if self._ours:
             ray.shutdown()
+
+    def _tell_of_room(self) -> None:
+        """Says, once, that no node can take a candidate, where that is so."""
+        gpus = self.execution.gpus_per_candidate
+        have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0.0) >= 1.0 and node.get("GPU", 0.0) >= gpus for node in have):
+            self._told = True
+            needed = f"a CPU and {gpus:g} of a GPU" if gpus else "a CPU"
+            warnings.warn(f"no node of the cluster has {needed}: candidates wait until one joins", stacklevel=2)
 
     def _submit(self, job: Job) -> Any:
         return self._task.remote(
