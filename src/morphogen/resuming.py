@@ -28,16 +28,17 @@ from morphogen.store.files import canonical_json, parsed_json
 from morphogen.store.ledger import RESOLVED, Event, Start
 from morphogen.store.ordinary import open_ordinary, read_ordinary
 from morphogen.store.places import ENVIRONMENT
+from morphogen.training.device import is_here
 from morphogen.training.kernels import kernels_of
-from morphogen.training.precision import Precision, chosen
+from morphogen.training.precision import Precision, check_settles, chosen
 from morphogen.training.threads import default_threads
 
 #: Settings of the experiment that may differ when a run is resumed: what may be added to its end, and who proposes
 #: candidates, which is recorded with each.
 MAY_DIFFER = frozenset(f"evolution.{name}" for name in ("generations", "repeat", "anneal_tokens", "proposer"))
 MAY_CHANGE = (
-    "--generations, --device, --executor, --workers, --timeout, --memory-limit, --disk-budget, evolution.repeat, "
-    "evolution.anneal_tokens, evolution.proposer, which checkpoints are kept, and where files lie"
+    "--generations, --device, --executor, --workers, --timeout, --memory-limit, --checkpoint-tokens, --disk-budget, "
+    "evolution.repeat, evolution.anneal_tokens, evolution.proposer, which checkpoints are kept, and where files lie"
 )
 #: A message names at most so many differences.
 SHOWN = 3
@@ -59,10 +60,8 @@ def entered(
         seed = experiment.train.seed if seed is None else seed
         told = environment(seed, device, default_threads(), prepared.environment())
         told["read"] = prepared.read()
-        told["kernels"] = {
-            "kinds": kernels_of(experiment.model, torch.device(device)),
-            "ops": paths(torch.device(device)),
-        }
+        if is_here(place := torch.device(device)):
+            told["kernels"] = {"kinds": kernels_of(experiment.model, place), "ops": paths(place)}
         told |= {"paths": places(experiment, folder), "init_checkpoint": checksum(experiment)}
         return seed, told, ()
     if not isinstance(start := events[0], Start):
@@ -80,6 +79,7 @@ def precise(events: Sequence[Event], experiment: Experiment, device: str) -> tup
         bf16 = start.experiment.get("train", {}).get("bf16") is True  # the earliest versions knew no other than fp32
         found = Precision(bf16, "as the run was begun")
     else:
+        check_settles(experiment.train, torch.device(device))
         found = chosen(experiment.train, torch.device(device))
     return experiment.in_precision(found.bf16), {"asked": asked, "bf16": found.bf16, "why": found.why}
 

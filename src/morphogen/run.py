@@ -25,7 +25,7 @@ from morphogen.session import KEEP_ALL, MEND_NOTHING, Hearing, Keep, Mend, Sessi
 from morphogen.store.lineage import Lineage
 from morphogen.store.outputs import Kind, check_output
 from morphogen.training.compiling import check_compiles
-from morphogen.training.device import choose_device
+from morphogen.training.device import device_for
 from morphogen.training.precision import bf16_warning
 from morphogen.training.threads import threads
 from morphogen.variation.template import resolve_templates
@@ -170,7 +170,7 @@ def evolve(
     runfolder.check_usable(folder, resume, keep.checkpoint_dir)
     if mend != MEND_NOTHING and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
-    device = str(choose_device(device))
+    device = str(device_for(device, elsewhere=execution.elsewhere))
     experiment, prepared = _ready(experiment, folder, generations, seed, keep)
     check_compiles(experiment.train, torch.device(device))
     heard = Hearing(observer)

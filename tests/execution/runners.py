@@ -159,6 +159,11 @@ def small_files(job, progress, prepared):
     return run_surrogate(job, progress, prepared)
 
 
+def on_a_processor(job, progress, prepared):
+    """A real evaluation, on a machine that has no GPU after all."""
+    return run_surrogate(job.replace(device="cpu"), progress, prepared)
+
+
 def lose_a_node(marks, job, progress, prepared):
     """A real evaluation on a cluster, that says in `marks` which steps it makes on which node. Candidate 2 stands still
     after its sixth step, the first time; candidate 3 goes on no sooner than 2 does elsewhere."""

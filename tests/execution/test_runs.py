@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import runners
+import torch
 
 from morphogen.candidate import Status, StopReason
 from morphogen.cli.doctor import examine
-from morphogen.errors import RunError
-from morphogen.execution import Execution, Limits
+from morphogen.errors import InputError, RunError
+from morphogen.execution import Execution, InProcess, Limits
 from morphogen.execution.base import Checkpointing
 from morphogen.execution.pool import Pool
 from morphogen.notices import Measured, Training
@@ -159,6 +160,20 @@ def test_a_disk_budget_too_small_for_what_is_needed_is_told_and_can_be_raised(ex
         evolve(experiment, tmp_path / "run", keep=Keep(disk_budget=1000))
     evolve(experiment, tmp_path / "run", resume=True)
     same_run(tmp_path / "run", whole)
+
+
+def test_a_run_on_a_cluster_of_gpus_needs_none_where_it_is_driven(experiment, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    how = {"device": "cuda", "execution": Execution("ray", address="auto")}
+    executor = InProcess(settle(experiment)[1], runners.on_a_processor)
+    with pytest.raises(InputError, match=r"train\.bf16: auto depends on the device, and there is no cuda here"):
+        evolve(experiment, tmp_path / "auto", executor=executor, **how)
+    settled = experiment.model_copy(update={"train": experiment.train.model_copy(update={"bf16": False})})
+    evolve(settled, tmp_path / "run", executor=executor, **how)
+    for name in ("lineage.json", "frontier.json"):
+        assert untimed(tmp_path / "run" / name) == untimed(whole / name)
+    with pytest.raises(InputError, match="device: got 'cuda', but this machine has 0 CUDA devices"):
+        evolve(settled, tmp_path / "here", device="cuda")
 
 
 @pytest.mark.slow

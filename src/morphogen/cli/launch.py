@@ -130,8 +130,13 @@ def carry_out(
                 observer.stop()
 
 
-def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: bool, as_json: bool) -> None:
-    """Checks all that a run would check before its first step, reads its text, and says what it would do."""
+def rehearse(
+    experiment: "Experiment", folder: Path, *, device: str, resume: bool, elsewhere: bool, as_json: bool
+) -> None:
+    """Checks all that a run would check before its first step, reads its text, and says what it would do.
+
+    elsewhere: whether other machines would train, which may have devices that this one lacks.
+    """
     from morphogen import runfolder
     from morphogen.checks import check_possible, examined
     from morphogen.cli import explain
@@ -141,11 +146,12 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
     from morphogen.search.engine import Engine
     from morphogen.training import precision
     from morphogen.training.compiling import check_compiles
-    from morphogen.training.device import choose_device
+    from morphogen.training.device import device_for
 
     runfolder.check_usable(folder, resume)
-    choose_device(device)
-    check_compiles(experiment.train, choose_device(device))
+    place = device_for(device, elsewhere=elsewhere)
+    check_compiles(experiment.train, place)
+    precision.check_settles(experiment.train, place)
     examined(located(experiment))
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
@@ -161,11 +167,11 @@ def rehearse(experiment: "Experiment", folder: Path, *, device: str, resume: boo
         "vocab": prepared.vocab_size,
         "train_tokens": {shard.name: shard.files["train"].tokens for shard in prepared.shards},
     }
-    told["precision"] = f"train.bf16: {precision.told(experiment.train, choose_device(device))}"
+    told["precision"] = f"train.bf16: {precision.told(experiment.train, place)}"
     told["read"] = {source: str(account) for source, account in prepared.accounts().items()}
     if warnings := [
         *prepared.shortfalls(),
-        *filter(None, [precision.bf16_warning(experiment.train, choose_device(device))]),
+        *filter(None, [precision.bf16_warning(experiment.train, place)]),
     ]:
         told["warnings"] = warnings
     show_facts(told, as_json)

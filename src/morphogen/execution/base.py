@@ -82,6 +82,11 @@ class Execution:
     shared: str | None = None
     checkpoint_tokens: int = 0
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether candidates are trained on other machines, which may have devices that this one lacks."""
+        return self.executor == "ray" and self.address is not None
+
 
 #: One candidate after the other, without limits.
 IN_PROCESS = Execution()

@@ -14,6 +14,7 @@ from torch import Tensor
 from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.network import LanguageModel
+from morphogen.training.device import is_here
 
 #: Shapes of one piece of code, and of all that it calls, before the compiler would give up on it.
 MOST_SHAPES, MOST_IN_ALL = 256, 4096
@@ -22,8 +23,9 @@ TALKATIVE = ("torch._dynamo", "torch._subclasses.fake_tensor")
 
 
 def check_compiles(train: Train, device: torch.device) -> None:
-    """InputError where `train.compile` asks for what cannot work on this machine; found out by compiling a little."""
-    if train.compile != "none" and (why := trouble(device)):
+    """InputError where `train.compile` asks for what cannot work on this machine; found out by compiling a little,
+    where it has the device."""
+    if train.compile != "none" and is_here(device) and (why := trouble(device)):
         raise InputError(f"train.compile: got {train.compile!r}, but nothing can be compiled here: {why}")
 
 

@@ -19,6 +19,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_for(name: str, *, elsewhere: bool) -> torch.device:
+    """As `choose_device`; elsewhere: whether other machines compute, so that `cuda` need not be here."""
+    return torch.device(name) if elsewhere and name == "cuda" else choose_device(name)
+
+
+def is_here(device: torch.device) -> bool:
+    """Whether this machine has any of the device's kind."""
+    return device.type != "cuda" or torch.cuda.device_count() > 0
+
+
 def answers(device: str) -> bool:
     """Whether this process can compute on the device. After some errors an accelerator refuses a process for good."""
     if device == "cpu":

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from morphogen.errors import InputError
 from morphogen.experiment import Train
+from morphogen.training.device import is_here
 from morphogen.training.processor import bf16_instructions
 
 #: Width of the matrices that are multiplied to find out: large enough that arithmetic is what takes the time.
@@ -47,6 +49,12 @@ def chosen(train: Train, device: torch.device) -> Precision:
     ratio = bf16_slowdown(device)
     measured = f"this processor has {', '.join(flags)}, and a product in bf16 takes {ratio:.2g} of fp32's time"
     return Precision(ratio <= CLEARLY_FASTER, f"auto: {measured}")
+
+
+def check_settles(train: Train, device: torch.device) -> None:
+    """InputError for `auto` where this machine has no such device to settle it by."""
+    if train.bf16 == "auto" and not is_here(device):
+        raise InputError(f"train.bf16: auto depends on the device, and there is no {device} here; set true or false")
 
 
 def settled(train: Train, device: torch.device) -> Train:

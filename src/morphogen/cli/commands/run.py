@@ -138,7 +138,14 @@ def run(options: RunOptions) -> None:
     keep, execution = options.keep(), options.execution()
     with placed(options.config, experiment):
         if options.dry_run:
-            rehearse(experiment, folder, device=options.device, resume=options.resume, as_json=options.as_json)
+            rehearse(
+                experiment,
+                folder,
+                device=options.device,
+                resume=options.resume,
+                elsewhere=execution.elsewhere,
+                as_json=options.as_json,
+            )
             return
         carry_out(
             experiment,
