@@ -41,6 +41,7 @@ from morphogen.inherit.splice import from_parent, splice
 from morphogen.metrics.perplexity import evaluate
 from morphogen.network import assemble, build
 from morphogen.training import trial
+from morphogen.training.midway import Midway
 from morphogen.training.needed import needed_bytes
 from morphogen.training.range_test import RATES, steps_each
 from morphogen.training.trace import StepInfo
@@ -105,6 +106,10 @@ def make(text: Path, tmp_path: Path) -> Callable[..., Job]:
 
 def data_of(job: Job) -> PreparedData:
     return prepare(Experiment.model_validate(job.experiment).data)
+
+
+def trial_of(job: Job) -> Trial:
+    return Trial(job, Midway(job), None)
 
 
 def seed_of(job: Job) -> int:
@@ -249,7 +254,7 @@ def test_the_teacher_goes_along_while_a_child_heals(
     heals = {"healing_shards": [{"source": str(text / "heal")}], "healing_tokens": 3 * STEP}
     job = make(data=heals, train={"anchoring": {"self_distillation": {"weight": 0.5}}})
     parent = run_surrogate(job)
-    child, at = Trial(child_of(job, parent, activation="gelu"), None), list[int]()
+    child, at = trial_of(child_of(job, parent, activation="gelu")), list[int]()
     assert child.growing.anchoring is not None
     teacher = child.growing.anchoring.teacher
     assert teacher is not None
@@ -545,7 +550,7 @@ def test_a_candidate_that_changes_in_training_is_told_as_what_it_became(
     """Costs, FLOPs, checkpoint and children are those of the architecture that was trained, the first steps' apart."""
     job = make()
     asked = Blueprint.model_validate(job.candidate.blueprint)
-    grown = Trial(job, None)
+    grown = trial_of(job)
     wider, _ = make_edit(asked, "widen_ffn", 0)
 
     def grow(step: StepInfo) -> None:
@@ -602,7 +607,7 @@ ANCHORS: dict[str, Any] = {
 def test_a_child_rehearses_its_lineage_s_text_and_holds_what_it_inherited(make: Callable[..., Job]) -> None:
     parent = make()
     job = child_of(make(train={"anchoring": ANCHORS}), run_surrogate(parent), hidden=48)
-    child = Trial(job, None)
+    child = trial_of(job)
     anchoring = child.growing.anchoring
     assert anchoring is not None
     assert anchoring.rehearsal is not None

@@ -1,7 +1,6 @@
 """Comparing blueprints: digest for identity, changes for explaining and replaying, distance for novelty."""
 
 import copy
-import functools
 import hashlib
 import json
 import math
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from morphogen.blueprint.growth import GrowthRule
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Change
+from morphogen.parts.contract.frozen import remembered
 from morphogen.parts.contract.part import Part
 
 #: Genes whose order counts -> their fields, which a change names one by one; `id` never changes.
@@ -63,19 +63,12 @@ def _canonical_block(block: Block) -> dict[str, Any]:
     }
 
 
+@remembered  # of most parts a search asks again and again
 def _canonical_part(part: Part) -> dict[str, Any]:
-    try:
-        hash(part)
-    except TypeError:  # what it holds may change, as the dicts of plug-ins
-        return _plain_part.__wrapped__(part)
-    return _plain_part(part)
-
-
-@functools.lru_cache(maxsize=1024)  # of most parts a search asks again and again
-def _plain_part(part: Part) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude=part.unsaid() | dict.fromkeys(part.inert(), True))
 
 
+@remembered
 def digest(blueprint: Blueprint) -> str:
     """SHA-256 of the canonical form, in hexadecimal: equal digests mean the same architecture."""
     text = json.dumps(_canonical(blueprint), sort_keys=True, separators=(",", ":"))

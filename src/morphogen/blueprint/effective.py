@@ -1,9 +1,11 @@
 """What of a blueprint shows in sequences of a run's length. Called by variation: an edit of the rest is none."""
 
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.parts.contract.frozen import remembered
 from morphogen.parts.contract.part import Context
 
 
+@remembered
 def effective(blueprint: Blueprint, seq_len: int) -> Blueprint:
     """The plainest blueprint that no sequence of at most `seq_len` tokens tells from this one, for comparing.
 

@@ -3,11 +3,17 @@
 import math
 
 from morphogen.blueprint.schema import Blueprint, Gene
+from morphogen.parts.contract.frozen import remembered
 from morphogen.parts.contract.tensors import Spec
 
 
 def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
     """Every tensor of the model by its name in the state dict: its gene, its name within the part, its spec."""
+    return dict(_specs(blueprint))
+
+
+@remembered
+def _specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
     return {
         gene.tensor(name): (gene, name, spec)
         for gene in blueprint.genes()
@@ -20,6 +26,7 @@ def borrowed_count(blueprint: Blueprint) -> int:
     return sum(math.prod(spec.shape) for _, _, spec in specs(blueprint).values() if spec.borrowed)
 
 
+@remembered
 def parameter_count(blueprint: Blueprint) -> int:
     """Trainable parameters; a tied head counts once."""
     tables = (gene.part.specs(gene.ctx) for gene in blueprint.genes())

@@ -207,7 +207,7 @@ class Trainer:
         self.model.train()
         with torch.random.fork_rng(devices=cuda):
             while self.step < until_step:
-                torch.manual_seed(_mix(self.seed, self.step))
+                self._draw_anew()
                 self.model.set_progress(self.step / self.total_steps)
                 unread.append(self._step(self._on_device(batches(self.step)) if ahead is None else ahead))
                 self.step += 1
@@ -221,6 +221,16 @@ class Trainer:
                         return stop
                     unread, started = [], now
         return None
+
+    def _draw_anew(self, *place: int) -> None:
+        """Seeds the generators that are drawn from. `torch.manual_seed` would seed those of every kind of device, and
+        where one was never used keep the seed for later, with a whole traceback, at every step."""
+        seed = _mix(self.seed, self.step, *place)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
+        if self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def _on_device(self, ids_BT1: NDArray[np.int64]) -> Tensor:
         on_host = torch.from_numpy(ids_BT1)
@@ -245,7 +255,7 @@ class Trainer:
         with self.model.recording() as record:
             for place in own:
                 if place:  # every batch has noise of its own, whoever passes it
-                    torch.manual_seed(_mix(self.seed, self.step, place))
+                    self._draw_anew(place)
                 passed.append(self._backward(parts[place], len(parts[place]) / counted, record))
         nats_B = self.ranks.joined(torch.cat([nats_B for nats_B, _, _ in passed]))
         told = torch.stack([torch.stack([one[place] for one in passed]).mean() for place in (1, 2)])

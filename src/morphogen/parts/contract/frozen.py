@@ -1,6 +1,8 @@
 """Frozen, strict data: what parts, blueprints and experiments are made of."""
 
-from typing import Annotated, Any, ClassVar, Self
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
@@ -12,6 +14,8 @@ from morphogen.errors import unknown
 Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 SCALARS = frozenset({bool, int, float, str, type(None)})
 
@@ -64,3 +68,21 @@ class Frozen(Documented):
         except ValidationError:
             return None
         return None if child == self else child
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of frozen data that remembers what it gave, which nobody may change.
+
+    Of data that cannot be hashed, as the dicts of plug-ins, nothing is remembered: it may change.
+    """
+    kept = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            hash(args)
+        except TypeError:
+            return function(*args, **kwargs)
+        return kept(*args, **kwargs)
+
+    return asked

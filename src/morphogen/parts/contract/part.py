@@ -6,7 +6,6 @@ growth, crossover between sizes and the transfer of optimizer state. Adding a ki
 of its slot (and one for its torch module).
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from morphogen.errors import InputError
 from morphogen.figures import Figure, declare
 from morphogen.ops.names import OpName
 from morphogen.parts.contract.alignment import Alignment
-from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.frozen import Frozen, remembered
 from morphogen.parts.contract.tensors import Axis, Spec, Tensor, flat, shape_of, specified
 from morphogen.parts.contract.widths import Width
 
@@ -275,10 +274,6 @@ class Part(Frozen):
         Args:
             ctx: The model around it.
         """
-        try:
-            hash(self)
-        except TypeError:  # what it holds may change, as the dicts of plug-ins
-            return _specs.__wrapped__(self, ctx)
         return dict(_specs(self, ctx))
 
     def fresh_zero(self, ctx: Context) -> dict[str, tuple[str, ...]]:
@@ -384,7 +379,7 @@ class Part(Frozen):
         return scales
 
 
-@functools.lru_cache(maxsize=1024)  # making, inheriting and costing a model ask for the same again and again
+@remembered  # making, inheriting and costing a model ask for the same again and again
 def _specs(part: Part, ctx: Context) -> dict[str, Spec]:
     return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
 
