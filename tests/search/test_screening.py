@@ -14,7 +14,22 @@ from morphogen.search.screening import Model, rank_correlation
 from morphogen.store.ledger import Asked, Generation
 from morphogen.testing.vectors import Vectors, searched
 
-SETTINGS = {"screening": "model", "screening_draws": 8, "generations": 4, "population": 6}
+SETTINGS = {"screening": "model", "screening_draws": 4, "generations": 4, "population": 6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_trees():
+    """What is asked here few trees answer as many do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "TREES", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def screened(_few_trees):
+    """A search with screening, and its events."""
+    search = engine(**SETTINGS)
+    return search, run(search)
 
 
 def rows(count, seed=0):
@@ -92,9 +107,8 @@ def test_screening_finds_more_and_a_useless_model_costs_nothing_and_is_switched_
     assert not switched_off(closed[:off])
 
 
-def test_a_search_with_screening_replays_to_the_same_state_from_every_event():
-    search = engine(**SETTINGS)
-    events = run(search)
+def test_a_search_with_screening_replays_to_the_same_state_from_every_event(screened):
+    search, events = screened
     asked = [event for event in events if isinstance(event, Asked)]
     assert any(event.predicted and event.screened for event in asked)
     for event in asked:
@@ -111,9 +125,8 @@ def test_a_search_with_screening_replays_to_the_same_state_from_every_event():
         assert list(again.candidates) == list(search.candidates)
 
 
-def test_what_was_predicted_and_how_it_held_stands_in_the_ledger():
-    search = engine(**SETTINGS)
-    closed = [event for event in run(search) if isinstance(event, Generation)]
+def test_what_was_predicted_and_how_it_held_stands_in_the_ledger(screened):
+    closed = [event for event in screened[1] if isinstance(event, Generation)]
     assert closed[0].screening.in_words == "nothing was predicted yet"
     assert "bpb" in closed[-1].screening.correlation  # measured; flops_per_token is known exactly
     assert closed[-1].screening.correlation.keys() == {"bpb"}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, ParamSpec, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, TypeVarTuple
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
@@ -15,7 +15,8 @@ Weight = Annotated[float, Field(ge=0.0, le=1e6)]
 PositiveWeight = Annotated[float, Field(gt=0.0, le=1e6)]
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = TypeVarTuple("P")
+R = TypeVar("R")
 
 SCALARS = frozenset({bool, int, float, str, type(None)})
 
@@ -70,7 +71,7 @@ class Frozen(Documented):
         return None if child == self else child
 
 
-def remembered(function: Callable[P, R]) -> Callable[P, R]:
+def remembered(function: Callable[[*P], R]) -> Callable[[*P], R]:
     """A function of frozen data that remembers what it gave, which nobody may change.
 
     Of data that cannot be hashed, as the dicts of plug-ins, nothing is remembered: it may change.
@@ -78,11 +79,11 @@ def remembered(function: Callable[P, R]) -> Callable[P, R]:
     kept = functools.lru_cache(maxsize=1024)(function)
 
     @functools.wraps(function)
-    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def asked(*args: *P) -> R:
         try:
             hash(args)
         except TypeError:
-            return function(*args, **kwargs)
-        return kept(*args, **kwargs)
+            return function(*args)
+        return kept(*args)
 
     return asked
