@@ -124,15 +124,19 @@ class Ranks(NamedTuple):
         return int(told.item())
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """All of a tensor, of which this process may hold a part; every process has to ask for it."""
+        """All of a tensor, of which this process may hold a part. Every process has to ask for it; where it is cut, the
+        first alone gets it, in the CPU's memory, so that no device has to hold more than one such tensor at a time."""
         if self.size == 1:
             return tensor
         from torch.distributed.tensor import DTensor
 
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if not isinstance(tensor, DTensor):
+            return tensor
+        gathered = tensor.full_tensor()
+        return gathered.cpu() if self.first else tensor.to_local()
 
     def state_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """A state dict of whole tensors; every process has to ask for it."""
+        """A state dict of whole tensors, as `whole` gives them."""
         return {name: self.whole(tensor) for name, tensor in model.state_dict().items()}
 
     def held(self, tensors: Iterable[Tensor]) -> list[Tensor]:
