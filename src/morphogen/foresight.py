@@ -184,6 +184,7 @@ def _no_layer(model: str, layer: int, seq_len: int) -> str:
     try:
         if layer >= (layers := donor_of(model).n_layers):
             return f"got {layer}, but {model} has {layers} layers, expected 0 to {layers - 1}"
+        donor_of(model).check(layer)
         cost_of(model, layer, seq_len)
     except InputError as error:
         return str(error)

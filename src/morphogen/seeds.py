@@ -21,11 +21,13 @@ from morphogen.errors import InputError, RunError, unknown
 from morphogen.escape import visible
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint, load_whole, save_checkpoint
+from morphogen.inherit.excerpts import CARRIED, FOLDER, excerpts, layers_taken
 from morphogen.inherit.provenance import CONTINUES
+from morphogen.reading import with_sources
 from morphogen.report.wording import number
 from morphogen.runfolder import check_files, remove_checkpoints
 from morphogen.search.space import Design
-from morphogen.store.files import write_atomic
+from morphogen.store.files import canonical_json, write_atomic
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import Ledger
@@ -90,12 +92,31 @@ def export_seed(
         if checkpoint.exists() and not force and not _is_seed(checkpoint):
             raise InputError(f"--out-checkpoint: {checkpoint}: is there already, and is no seed; --force overwrites it")
         whole = load_whole(source)
-        metadata = {**whole.metadata, CONTINUES: _continued(run, id).model_dump_json()}
+        carried = excerpts([whole.blueprint], checkpoint.parent)
+        metadata = {**whole.metadata, CONTINUES: _continued(run, id).model_dump_json(), **_told(carried)}
         save_checkpoint(checkpoint, whole.state, whole.blueprint, metadata, whole.averages)
+        design = _carrying(design, carried, checkpoint, config)
+        if carried:
+            notes.append(f"layers of other models go along, in {checkpoint.parent / FOLDER}")
+        if donors := run.experiment.evolution.donors:
+            notes.append(f"evolution.donors names {', '.join(donors)}, which the next search takes layers from")
         if run.experiment.evolution.twin_share:
             notes.append("rank_by is 'inherited': twins would begin with nothing, beside what goes on")
     write_seed(run, id, design, config, checkpoint)
     return Seed(config, checkpoint, tuple(notes))
+
+
+def _told(carried: Mapping[str, str]) -> dict[str, str]:
+    """What a checkpoint says of the models whose excerpts lie beside it."""
+    return {CARRIED: canonical_json(dict(carried))} if carried else {}
+
+
+def _carrying(design: Design, carried: Mapping[str, str], checkpoint: Path, config: Path) -> Design:
+    """The design with excerpts beside the checkpoint in the place of models, as seen from the experiment's file."""
+    here = os.path.relpath(checkpoint.parent.resolve(), config.resolve().parent)
+    seen = {model: os.path.join(".", here, folder) for model, folder in carried.items()}
+    blueprint = with_sources(design.blueprint, lambda _, model: seen.get(model, model))
+    return design._replace(blueprint=blueprint)
 
 
 def design_of(run: Recorded, id: str) -> Design:
@@ -229,12 +250,16 @@ def archive(path: Path, folder: Path, *, checkpoints: Kept = "drop", free: bool 
     frontier = Frontier.read(path if path.is_file() else run.folder / "frontier.json")
     kept, files = dict[str, str](), ["frontier.json"]
     sources = {} if checkpoints == "drop" else {id: checkpoint_of(run, id) for id in run.frontier}
+    carried = excerpts([run.design(id).blueprint for id in sources], folder / "checkpoints") if sources else {}
     for id in run.frontier:
         if id in sources:
             kept[id] = f"checkpoints/{id}{SUFFIX}"
-            _put_away(sources[id], folder / kept[id], checkpoints)
+            _put_away(sources[id], folder / kept[id], checkpoints, carried)
         place = folder / f"{id}.yaml"
-        write_seed(run, id, run.design(id), place, folder / kept[id] if id in kept else None)
+        design = run.design(id)
+        if id in kept:
+            design = _carrying(design, carried, folder / kept[id], place)
+        write_seed(run, id, design, place, folder / kept[id] if id in kept else None)
         files += [place.name, *([kept[id]] if id in kept else [])]
     entries = tuple(entry.replace(checkpoint=kept.get(entry.id)) for entry in frontier.candidates)
     if (lineage := run.folder / "lineage.json").is_file():
@@ -253,7 +278,7 @@ def _is_archive(folder: Path) -> bool:
         return False
     for path in folder.iterdir():
         if path.name == "checkpoints" and path.is_dir():
-            if any(below.suffix != SUFFIX for below in path.iterdir()):
+            if any(below.suffix != SUFFIX and below.name != FOLDER for below in path.iterdir()):
                 return False
         elif path.suffix == ".yaml" and path.is_file():
             with path.open("rb") as file:
@@ -264,14 +289,15 @@ def _is_archive(folder: Path) -> bool:
     return True
 
 
-def _put_away(source: Path, place: Path, how: Kept) -> None:
+def _put_away(source: Path, place: Path, how: Kept, carried: Mapping[str, str]) -> None:
     whole = load_whole(source)
+    metadata = {**whole.metadata, **_told({model: carried[model] for model in layers_taken([whole.blueprint])})}
     if how == "full":
-        save_checkpoint(place, whole.state, whole.blueprint, whole.metadata, whole.averages)
+        save_checkpoint(place, whole.state, whole.blueprint, metadata, whole.averages)
         return
     trained = {name for name, (_, _, spec) in specs(whole.blueprint).items() if spec.trained}
     measured = whole.state | whole.averages
-    save_checkpoint(place, _rounded(measured, trained), whole.blueprint, whole.metadata)
+    save_checkpoint(place, _rounded(measured, trained), whole.blueprint, metadata)
 
 
 def _rounded(state: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:

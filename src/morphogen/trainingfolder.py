@@ -6,6 +6,7 @@ DIR/tokenizer.json      its tokenizer, where that was trained on other text
 DIR/checkpoints/        step-00000500.safetensors, ...: all that it goes on from
 DIR/steps.csv evals.csv usage.csv growth.csv growth.log
 DIR/model.safetensors   the finished model, as a candidate's checkpoint is
+DIR/donors/             of layers of other models, what the finished model needs
 DIR/growth.png          how it went
 """
 
@@ -26,6 +27,7 @@ from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.differences import Difference, differences, words
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
+from morphogen.inherit import excerpts
 from morphogen.inherit.memory import memory_in
 from morphogen.reading import located, placeless
 from morphogen.store.files import canonical_json, parsed_json, write_atomic
@@ -41,7 +43,7 @@ RECORD, FORMAT, LOCK, PICTURE = TRAINING, "morphogen-training-2", "training.lock
 #: What earlier versions wrote; their checkpoints lack what this one goes on from.
 OLDER = ("morphogen-training-1",)
 FILES = (RECORD, RESOLVED, LOCK, MODEL, TOKENIZER, PICTURE, *journal.FILES)
-FOLDERS = (snapshots.FOLDER, journal.BOARD)
+FOLDERS = (snapshots.FOLDER, journal.BOARD, excerpts.FOLDER)
 #: Settings that a training may be gone on with otherwise than it was begun: those that only say when it is stopped.
 MAY_DIFFER = frozenset(f"train.{name}" for name in ("max_tokens", "ppl_stop_threshold", *GUARDS))
 #: A message names at most so many differences.

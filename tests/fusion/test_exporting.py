@@ -1,6 +1,7 @@
 """What is exported is loaded by transformers' Auto classes and gives the same logits and tokens, with a cache."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from tiny_models import MODELS, ids, saved, write_tokenizer
 from torch import Tensor
 
+from foreign_models import VOCAB, llama
+from foreign_models import blueprint as foreign_blueprint
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.data.tokenizers import ByteTokenizer, Tokenizer, named, train_bpe
 from morphogen.data.vocabulary import Vocabulary
@@ -292,6 +295,24 @@ def test_random_blueprints_go_out_with_equal_logits_and_256_equal_tokens(data: s
         assert_same(loaded(Path(name)), blueprint, state, blueprint.context().vocab, 256)
 
 
+def test_layers_of_other_models_are_loaded_where_those_models_are_not(tmp_path: Path) -> None:
+    llama(tmp_path / "a")
+    model = foreign_blueprint(tmp_path, "a0 a2", router="token", lora=2)
+    state = stirred(model, dtype=torch.float32)
+    written(tmp_path / "out", model, state)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert str(tmp_path) not in json.dumps(told)
+    shutil.rmtree(tmp_path / "a")
+    found = loaded(tmp_path / "out")
+    found.save_pretrained(tmp_path / "again")
+    llama(tmp_path / "a")
+    for again in (found, loaded(tmp_path / "again")):
+        assert_same(again, model, state, VOCAB, 12)
+    ids_BT = torch.randint(VOCAB, (2, 7))
+    found.train()(ids_BT, labels=ids_BT).loss.backward()
+    assert sum(p.grad is not None for p in found.parameters()) > 5
+
+
 def test_a_card_names_the_models_whose_layers_are_run() -> None:
     from morphogen.fusion import card
     from morphogen.parts.foreign.foreign import Foreign, ForeignLayerOf
@@ -299,5 +320,5 @@ def test_a_card_names_the_models_whose_layers_are_run() -> None:
     part = Foreign(experts=(ForeignLayerOf(model="/at/x", layer=0), ForeignLayerOf(model="owner/y", layer=1)))
     block = Block(id="b0", extras=(part,))
     said = "\n".join(card._borrowing(Blueprint.model_construct(blocks=(block,))))
-    assert "- `/at/x`\n- `owner/y`" in said
+    assert "- `/at/x`: layers 0\n- `owner/y`: layers 1" in said
     assert card._borrowing(Blueprint.model_construct(blocks=())) == []

@@ -24,7 +24,7 @@ from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
 from morphogen.inherit.provenance import Provenance
 from morphogen.network import LanguageModel, assemble, build, initial_state
-from morphogen.parts.foreign.donors.opened import checksum_of, shapes_of
+from morphogen.parts.foreign.donors.opened import checksum_of, kept_of, shapes_of
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
 from morphogen.testing.contract import CHECKS, Check
@@ -315,8 +315,12 @@ def test_frozen_layers_cost_their_weights_and_no_moments(home: Path) -> None:
         int(torch.tensor(shape).prod()) for layer in (0, 2) for shape in shapes_of(str(home / "a"), layer).values()
     )
     assert trained_too["params"] - frozen["params"] == entries
-    # moments and averages of every trained entry, nothing but the entry itself of a frozen one
-    assert trained_too["train_memory_bytes"] - frozen["train_memory_bytes"] == 4 * 3 * entries
+    # moments and averages of every trained entry, nothing but the entry itself of a frozen one; and what each keeps
+    kept_too, kept = (
+        sum(kept_of(str(home / "a"), layer, 32, trained=trained) for layer in (0, 2)) for trained in (True, False)
+    )
+    more = 4 * 3 * entries + 4 * 32 * 4 * (kept_too - kept)
+    assert trained_too["train_memory_bytes"] - frozen["train_memory_bytes"] == pytest.approx(more)
     assert frozen["flops_per_token"] == trained_too["flops_per_token"] > host["flops_per_token"] + 2 * entries * 0.9
     assert frozen["kv_bytes_per_token"] - host["kv_bytes_per_token"] == 2 * (2 * 8 * 2)  # layers, k and v, 2 bytes
 

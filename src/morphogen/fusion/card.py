@@ -8,8 +8,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.errors import MorphogenError
 from morphogen.figures import known
+from morphogen.inherit.excerpts import layers_taken
 from morphogen.inherit.provenance import Provenance
-from morphogen.parts.foreign.foreign import Foreign
 from morphogen.store.lineage import Lineage, Node
 
 
@@ -81,19 +81,15 @@ def _loading(kind: str) -> list[str]:
 
 
 def _borrowing(blueprint: Blueprint) -> list[str]:
-    """Of layers of other models the weights are here, but their classes are built from those models' configs."""
-    parts = [extra for block in blueprint.blocks for extra in block.extras if isinstance(extra, Foreign)]
-    models = dict.fromkeys(expert.model for part in parts for expert in part.experts)
-    if not models:
+    """Of layers of other models all is here that they need; whose they are is said."""
+    if not (taken := layers_taken([blueprint])):
         return []
     return [
         "",
-        "**It runs layers of other models.** Their weights lie in this folder, but they are built as those models say,",
-        "which have to be where they were when this was written:",
+        "**It runs layers of other models.** Their weights lie in this folder, and their configs in `config.json`; the",
+        "terms of those models hold for them:",
         "",
-        *(f"- `{model}`" for model in models),
-        "",
-        "Where one lies elsewhere, change its path in the `blueprint` of `config.json`.",
+        *(f"- `{model}`: layers {', '.join(map(str, sorted(layers)))}" for model, layers in taken.items()),
     ]
 
 

@@ -26,10 +26,12 @@ from morphogen.errors import InputError, RunError, unknown
 from morphogen.fusion import card
 from morphogen.fusion.native import native
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.inherit.excerpts import layers_taken
 from morphogen.inherit.provenance import Provenance
 from morphogen.paths import user_path
 from morphogen.reading import read_experiment
 from morphogen.store.files import scratch, write_atomic
+from morphogen.store.places import with_donors
 
 #: The file with our class, of this package, and its classes.
 MODELING = "modeling_morphogen.py"
@@ -127,7 +129,7 @@ def model_files(blueprint: Blueprint, state: Mapping[str, Tensor], *, own: bool 
             "model_type": "morphogen",
             "architectures": ["MorphogenForCausalLM"],
             "auto_map": AUTO_MAP,
-            "blueprint": blueprint.model_copy(update={"growth": ()}).to_json(),
+            **_described(blueprint),
             "vocab_size": blueprint.context().vocab,
             "hidden_size": blueprint.emb.dim,
             "num_hidden_layers": len(blueprint.blocks),
@@ -141,6 +143,23 @@ def model_files(blueprint: Blueprint, state: Mapping[str, Tensor], *, own: bool 
     whole = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
     files["model.safetensors"] = save(whole, {"format": "pt"})
     return files
+
+
+def _described(blueprint: Blueprint) -> dict[str, Any]:
+    """The blueprint, and the configs of the models that it has layers of, under names that stand for them."""
+    plain = blueprint.model_copy(update={"growth": ()}).to_json()
+    if not (taken := layers_taken([blueprint])):
+        return {"blueprint": plain}
+    from morphogen.parts.foreign.donors.donor import CONFIG
+    from morphogen.parts.foreign.donors.files import read_json
+    from morphogen.parts.foreign.donors.opened import described_name, donor_of
+
+    configs = {model: read_json(donor_of(model).folder / CONFIG) for model in taken}
+    names = {model: described_name(model, config) for model, config in configs.items()}
+    return {
+        "blueprint": with_donors(plain, names),
+        "donors": {names[model]: config for model, config in configs.items()},
+    }
 
 
 def _native_config(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from morphogen.network import Cache, LanguageModel
 
 
 class MorphogenConfig(PreTrainedConfig):  # type: ignore[misc]
-    """A blueprint as plain data."""
+    """A blueprint as plain data. donors: the configs of other models whose layers it has, by the names that it has for
+    them."""
 
     model_type = "morphogen"
     blueprint: dict[str, Any] | None = None
+    donors: dict[str, Any] | None = None
     vocab_size: int = 1
     hidden_size: int = 1
     num_hidden_layers: int = 1
@@ -62,6 +64,11 @@ class MorphogenForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
 
     def __init__(self, config: MorphogenConfig) -> None:
         super().__init__(config)
+        if config.donors:
+            from morphogen.parts.foreign.donors.opened import describe
+
+            for name, told in config.donors.items():
+                describe(name, told)
         self.model = LanguageModel(Blueprint.model_validate(config.blueprint))
         self.post_init()
 

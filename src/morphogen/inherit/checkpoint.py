@@ -18,6 +18,7 @@ from morphogen.candidate import moments_path
 from morphogen.continued import Continued
 from morphogen.errors import InputError, RunError
 from morphogen.inherit.borrowed import borrowed, donors_of, donors_told, read_borrowed, to_metadata
+from morphogen.inherit.excerpts import CARRIED, carried_now
 from morphogen.inherit.provenance import CONTINUES
 from morphogen.store.files import atomic
 from morphogen.store.places import moved_paths, with_donors
@@ -109,6 +110,8 @@ def load_whole(path: Path) -> Whole:
     if any(name not in state or state[name].shape != tensor.shape for name, tensor in averages.items()):
         raise InputError(f"{path}: its averages are not those of its weights")
     now = moved_paths(path.parent) or moved_paths(path.parent.parent)
+    now |= carried_now(path, metadata)
+    metadata.pop(CARRIED, None)
     try:
         told = metadata.pop("blueprint", "")
         blueprint = Blueprint.model_validate_json(json.dumps(with_donors(json.loads(told), now)) if now else told)

@@ -22,6 +22,7 @@ from morphogen.growth import log
 from morphogen.growth.morphogenesis import experts_of
 from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint
+from morphogen.inherit.excerpts import CARRIED, excerpts
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
 from morphogen.metrics.perplexity import evaluate
@@ -358,10 +359,13 @@ class LongRun:
             snapshots.tidy(self.folder, self.wanted.keep)
 
     def _write_model(self) -> None:
-        """The finished model, as a candidate's checkpoint is."""
+        """The finished model, as a candidate's checkpoint is, and beside it what it needs of other models."""
         state, averages = self.ranks.state_of(self.trainer.model), self.trainer.averages
         if self.ranks.first:
-            save_checkpoint(self.folder / MODEL, state, self.growing.blueprint, self._metadata(), averages)
+            blueprint, metadata = self.growing.blueprint, dict(self._metadata())
+            if carried := excerpts([blueprint], self.folder):
+                metadata[CARRIED] = canonical_json(carried)
+            save_checkpoint(self.folder / MODEL, state, blueprint, metadata, averages)
 
     def _metadata(self) -> Mapping[str, str]:
         """As a candidate's checkpoint has it, and what this training began with and grew by."""

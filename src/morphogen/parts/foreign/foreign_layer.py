@@ -50,8 +50,9 @@ class ForeignBranch(Branch):
         self.pool = Linear(dim, 1) if looks else None
         self.router = None if part.router == "none" else Linear(dim, len(self.lanes))
         self.layers = nn.ModuleList(donor_of(e.model).layer_module(e.layer) for e in part.experts)
+        self._added: list[dict[str, tuple[int, ...]]] = []
         if part.lora:
-            matrices = [self._matrices(i) for i in range(len(part.experts))]
+            matrices = self._added = [self._matrices(i) for i in range(len(part.experts))]
             empty = [{flat_name(name): torch.empty(shape) for name, shape in of.items()} for of in matrices]
             downs = [{key: x.new_empty(part.lora, x.shape[1]) for key, x in of.items()} for of in empty]
             ups = [{key: x.new_empty(x.shape[0], part.lora) for key, x in of.items()} for of in empty]
@@ -163,7 +164,7 @@ class ForeignBranch(Branch):
             weights = {name: x.to(x_BTE.device, non_blocking=True) for name, x in layer.named_parameters()}
         if self.part.lora:
             own = weights or dict(layer.named_parameters())
-            for name in self._matrices(i):
+            for name in self._added[i]:
                 up, down = (self.get_parameter(f"{group}.{i}.{flat_name(name)}") for group in (UP, DOWN))
                 weights[name] = own[name] + up @ down
         return weights

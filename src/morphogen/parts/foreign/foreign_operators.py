@@ -20,9 +20,11 @@ def insert_foreign(block: BlockT, ctx: Context, rng: np.random.Generator) -> Blo
         return None
     model = pick(rng, ctx.donors)
     assert model is not None
-    last = _layers(model) - 1
-    first, more = int(rng.integers(last + 1)), int(rng.integers(2))
-    layers = range(first, min(first + more, last) + 1)
+    there = _layers(model)
+    if not there:
+        return None
+    at, more = int(rng.integers(len(there))), int(rng.integers(2))
+    layers = there[at : at + 1 + (more and there[at + 1 : at + 2] == (there[at] + 1,))]
     new = Foreign(
         experts=tuple(ForeignLayerOf(model=model, layer=layer) for layer in layers),
         adapter="linear" if rng.random() < 0.5 else "bottleneck",
@@ -37,7 +39,7 @@ def change_foreign_source(part: Foreign, ctx: Context, rng: np.random.Generator)
     model = pick(rng, ctx.donors or (part.experts[at].model,))
     assert model is not None
     taken = {expert.layer for expert in part.experts if expert.model == model}
-    layer = pick(rng, [n for n in range(_layers(model)) if n not in taken])
+    layer = pick(rng, [n for n in _layers(model) if n not in taken])
     if layer is None:
         return None
     new = ForeignLayerOf(model=model, layer=layer)
@@ -93,7 +95,8 @@ def drop_foreign(block: BlockT, ctx: Context, rng: np.random.Generator) -> Block
     return block.evolve(extras=kept) if len(kept) < len(block.extras) else None
 
 
-def _layers(model: str) -> int:
+def _layers(model: str) -> tuple[int, ...]:
+    """Those of a model whose weights are there."""
     from morphogen.parts.foreign.donors.opened import donor_of
 
-    return donor_of(model).n_layers
+    return donor_of(model).available

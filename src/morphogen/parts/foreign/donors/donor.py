@@ -4,6 +4,7 @@ Only safetensors are read, and of them only what is asked for; code that comes w
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -24,9 +25,12 @@ from morphogen.parts.foreign.donors.names import Names
 from morphogen.parts.foreign.donors.probing import FAILURES, list_of_layers, probe, seated
 from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
 from morphogen.parts.foreign.donors.weights import Weights
+from morphogen.store.files import scratch, write_atomic
 
 #: How a layer's tensors are called here, before transformers' name.
 PREFIX = "layer."
+#: The file that says what a model is.
+CONFIG = "config.json"
 #: How layers with many experts in one tensor are run to be counted: each token by those that it chose, which needs
 #: neither numbers nor types that the meta device has not.
 COUNTED = "batched_mm"
@@ -39,13 +43,16 @@ class Donor:
     vocab: rows of its embedding. bidirectional: whether its own layers see the future; here they don't.
     """
 
-    def __init__(self, source: str, files: Files) -> None:
-        """Reads its config and the headers of its files. InputError where its layers cannot be had."""
+    def __init__(self, source: str, files: Files, *, weights: bool = True) -> None:
+        """Reads its config and the headers of its files. InputError where its layers cannot be had.
+
+        weights: whether there are any; a model without can be built, and read by others.
+        """
         self.source = source
         self.folder: Path = files.folder
         config = read_config(files)
         self.architecture: str = config.model_type
-        self._weights = Weights(files)
+        self._weights = Weights(files) if weights else None
         self.dim, self.n_layers, self.vocab = (
             int(config.hidden_size),
             int(config.num_hidden_layers),
@@ -55,12 +62,23 @@ class Donor:
             self._model, path = built(config)
             self.bidirectional, self._frame = framed(config, self.dim)
         self._path = f"{path}."
-        self._names = Names(self._weights, self._model, source)
+        self._named = None if self._weights is None else Names(self._weights, self._model, source)
+
+    @property
+    def _names(self) -> Names:
+        if self._named is None:
+            raise InputError(f"{self.source}: of this model there is the config alone, and no weights")
+        return self._named
 
     @property
     def bytes_read(self) -> int:
         """Of its tensors, so far."""
-        return self._weights.bytes_read
+        return 0 if self._weights is None else self._weights.bytes_read
+
+    @property
+    def available(self) -> tuple[int, ...]:
+        """The layers whose weights are there, by the headers of its files: all of them, but for an excerpt."""
+        return tuple(layer for layer in range(self.n_layers) if self._names.has(self._tensors(layer)))
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -78,9 +96,26 @@ class Donor:
 
     def read(self, layer: int) -> dict[str, Tensor]:
         """A layer's tensors, as stored. InputError for one that is missing, of another shape, or unreadable."""
+        self.check(layer)
+        start, names = f"{self._path}{self._index(layer)}.", self._tensors(layer)
+        return {PREFIX + name.removeprefix(start): tensor for name, tensor in self._names.read(names).items()}
+
+    def check(self, layer: int) -> None:
+        """InputError where, by the headers of its files, weights of a layer are missing."""
+        names = self._tensors(layer)
+        if not any(self._names.has([name]) for name in names) and (available := self.available):
+            listed = ", ".join(str(one) for one in available)
+            raise InputError(f"{self.source}: has no weights of layer {layer}, expected one of {listed}")
+        self._names.check(names)
+
+    def _tensors(self, layer: int) -> list[str]:
+        """What the model calls a layer's tensors."""
         start = f"{self._path}{self._index(layer)}."
-        found = self._names.read([start + name.removeprefix(PREFIX) for name in self.shapes(layer)])
-        return {PREFIX + name.removeprefix(start): tensor for name, tensor in found.items()}
+        return [start + name.removeprefix(PREFIX) for name in self.shapes(layer)]
+
+    def stored(self, layers: list[int]) -> dict[str, Tensor]:
+        """All that its files hold of some layers, as it is there. InputError as `read`."""
+        return {key: tensor for layer in layers for key, tensor in self._names.stored(self._tensors(layer)).items()}
 
     def checksum(self, layer: int) -> str:
         """A digest of a layer's tensors: names, types, shapes, numbers. InputError as `read`."""
@@ -159,9 +194,17 @@ def open_donor(source: str) -> Donor:
     return Donor(source, model_files(source))
 
 
+def described_donor(source: str, config: Mapping[str, Any]) -> Donor:
+    """A model of which there is the config alone, so that its layers can be built, and filled by others. InputError as
+    `open_donor`."""
+    with scratch("morphogen-config-") as folder:
+        write_atomic(folder / CONFIG, json.dumps(config).encode())
+        return Donor(source, Files(folder), weights=False)
+
+
 def read_config(files: Files) -> Any:
     """The config of a language model. InputError for none, or one that transformers does not know."""
-    path = files.path("config.json")
+    path = files.path(CONFIG)
     raw = read_json(path)
     kind = raw.get("model_type")
     if not isinstance(kind, str):

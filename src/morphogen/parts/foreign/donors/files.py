@@ -113,7 +113,12 @@ def _listed(model: str, revision: str) -> frozenset[str] | None:
 
 def hub_name(model: str) -> bool:
     """Whether it could be the name of a model on the hub."""
-    return model.count("/") <= 1 and not model.startswith((".", "/", "~")) and not model.endswith((".json", ".yaml"))
+    return (
+        model.count("/") <= 1
+        and "@" not in model
+        and not model.startswith((".", "/", "~"))
+        and not model.endswith((".json", ".yaml"))
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

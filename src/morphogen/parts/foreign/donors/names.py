@@ -74,10 +74,25 @@ class Names:
     def _converter(self, pattern: str) -> WeightConverter:
         return next(each for each in self._converters if pattern in each.source_patterns)
 
-    def read(self, names: list[str]) -> dict[str, Tensor]:
-        """Tensors by the model's names. InputError for one that is missing, or of another shape than wanted."""
+    def has(self, names: list[str]) -> bool:
+        """Whether the checkpoint has all of these."""
+        return all(name in self._homes for name in names)
+
+    def stored(self, names: list[str]) -> dict[str, Tensor]:
+        """What the checkpoint holds of tensors, by its own names. InputError as `read`."""
+        self.check(names)
+        homes = dict.fromkeys(self._homes[name] for name in names)
+        keys = [key for home in homes for _, key in self._made.get(home, [("", home)])]
+        return {key: self._weights[key] for key in keys}
+
+    def check(self, names: list[str]) -> None:
+        """InputError where the checkpoint lacks some of these."""
         if lacking := [name for name in names if name not in self._homes]:
             raise InputError(f"{self._source}: lacks {len(lacking)} tensors, the first of them {lacking[0]}")
+
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """Tensors by the model's names. InputError for one that is missing, or of another shape than wanted."""
+        self.check(names)
         found: dict[str, Tensor] = {}
         for name in names:
             if name in found:

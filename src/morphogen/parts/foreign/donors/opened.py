@@ -4,8 +4,12 @@ B batch, T tokens, E width of the model
 """
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +17,7 @@ from torch import Tensor
 from morphogen.errors import InputError, unknown
 from morphogen.parts.contract.part import Cost
 from morphogen.parts.foreign.donors.counting import counted, kept
-from morphogen.parts.foreign.donors.donor import Donor, digest, open_donor
+from morphogen.parts.foreign.donors.donor import Donor, described_donor, digest, open_donor
 from morphogen.parts.foreign.donors.probing import FAILURES
 from morphogen.paths import user_path
 
@@ -21,6 +25,22 @@ from morphogen.paths import user_path
 Signature = tuple[tuple[str, int, int], ...]
 #: Model -> all that its files looked like to this process.
 _SEEN: dict[str, set[Signature]] = {}
+
+
+#: What is known of models by their config alone: name -> config.
+_DESCRIBED: dict[str, Mapping[str, Any]] = {}
+
+
+def describe(model: str, config: Mapping[str, Any]) -> None:
+    """Makes a model known by its config alone, under a name that says what it is (`described_name`): layers of it can
+    be built from then on, and are filled by others."""
+    _DESCRIBED[model] = config
+
+
+def described_name(model: str, config: Mapping[str, Any]) -> str:
+    """What a model is called that is known by its config alone: no name of a folder or of the hub."""
+    told = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    return f"{Path(model).name}@{told[:8]}"
 
 
 def donor_of(model: str) -> Donor:
@@ -87,7 +107,7 @@ def _signature(model: str) -> Signature:
 @functools.lru_cache(maxsize=16)
 def _opened(model: str, signature: Signature) -> Donor:
     with torch.device("cpu"):  # also where who asks is building a model on the meta device
-        return open_donor(model)
+        return described_donor(model, _DESCRIBED[model]) if model in _DESCRIBED else open_donor(model)
 
 
 @functools.lru_cache(maxsize=512)
