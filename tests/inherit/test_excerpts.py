@@ -51,6 +51,7 @@ def test_a_checkpoint_is_whole_with_what_lies_beside_it(tmp_path: Path, fields: 
     llama(tmp_path / "a")
     model = blueprint(tmp_path, "a0 a2", **fields)
     state, there = initial_state(model, 0), tmp_path / "one"
+    assert excerpts([blueprint()], there) == {}
     with torch.no_grad():
         logits = assemble(model, state)(ids_of())
     carried = excerpts([model], there)
@@ -63,5 +64,6 @@ def test_a_checkpoint_is_whole_with_what_lies_beside_it(tmp_path: Path, fields: 
     with torch.no_grad():
         assert torch.equal(assemble(found, again)(ids_of()), logits)
     assert [one.sha256 for one in donors_of(found, again)] == stamps
+    assert [*excerpts([found], tmp_path / "two").values()] == [*carried.values()]  # called as before
     save_checkpoint(tmp_path / "two" / "d.safetensors", again, found, metadata)
     assert load_checkpoint(tmp_path / "two" / "d.safetensors")[1] == found

@@ -52,7 +52,8 @@ def _excerpt(model: str, layers: list[int], folder: Path) -> str:
     donor = donor_of(model)
     config = (donor.folder / CONFIG).read_bytes()
     told = [config, *(checksum_of(model, layer).encode() for layer in layers)]
-    called = f"{FOLDER}/{Path(model).name}-{hashlib.sha256(b''.join(told)).hexdigest()[:8]}"
+    ending = f"-{hashlib.sha256(b''.join(told)).hexdigest()[:8]}"
+    called = f"{FOLDER}/{Path(model).name.removesuffix(ending)}{ending}"
     place = folder / called
     if not all((place / name).is_file() for name in (CONFIG, WEIGHTS)):
         try:
