@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from morphogen.parts.foreign.donors.names import Names
 from morphogen.parts.foreign.donors.probing import FAILURES, list_of_layers, probe, seated
 from morphogen.parts.foreign.donors.stems import DonorEmbedding, DonorHead
 from morphogen.parts.foreign.donors.weights import Weights
-from morphogen.store.files import scratch, write_atomic
 
 #: How a layer's tensors are called here, before transformers' name.
 PREFIX = "layer."
@@ -197,9 +197,9 @@ def open_donor(source: str) -> Donor:
 def described_donor(source: str, config: Mapping[str, Any]) -> Donor:
     """A model of which there is the config alone, so that its layers can be built, and filled by others. InputError as
     `open_donor`."""
-    with scratch("morphogen-config-") as folder:
-        write_atomic(folder / CONFIG, json.dumps(config).encode())
-        return Donor(source, Files(folder), weights=False)
+    with TemporaryDirectory(prefix="morphogen-config-") as folder:  # transformers reads configs from files
+        (Path(folder) / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        return Donor(source, Files(Path(folder)), weights=False)
 
 
 def read_config(files: Files) -> Any:
