@@ -115,6 +115,7 @@ HOMES = {
     "rich": {"cli/console.py", "cli/launch.py", "cli/live.py", "cli/training.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
     "jinja2": {"report/html.py"},
+    "plotly": {"report/html.py"},
     "graphviz": {"report/outlines.py"},
     "matplotlib": {"report/growth.py", "report/pictures.py", "report/routing.py"},
     "resvg_py": {"report/png.py"},

@@ -57,7 +57,6 @@ def test_a_run_that_grew_has_a_table_of_it_and_charts_that_plotly_knows() -> Non
     ]
     for chart in charts.values():
         go.Figure(chart)
-        assert {trace["type"] for trace in chart["data"]} == {"scatter"}
     assert charts["layers of those that grew"]["data"][0]["y"] == [2, 4, 6, 6]
     page = report_html([shown((candidates, reports, finalists), OBJECTIVES, hypervolumes=[0.1])])
     assert "<h2>Growth</h2>" in page

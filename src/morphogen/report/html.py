@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 #: The page's own scripts, in order: they are one.
 SCRIPTS = ("data.js", "charts.js", "table.js", "candidate.js", "page.js")
-#: Plotly as its makers build it for lines, spots and bars: npm's `plotly.js-basic-dist-min`, unchanged. It is a quarter
-#: of the whole, which is all that Python's package has, and is read in a fifth of the time.
-PLOTLY = "plotly-basic.min.js"
 
 
 class Shown(NamedTuple):
@@ -195,10 +192,11 @@ def _assets() -> dict[str, Any]:
     Plotly's stands in the page as text, which takes a browser no time until the page's own script has it run.
     """
     from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
     page = resources.files("morphogen.report") / "page"
     own = "\n".join((page / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    plotly = (page / PLOTLY).read_text(encoding="utf-8")
+    plotly = get_plotlyjs()
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (plotly, own)]
     return {
         "style": Markup((page / "style.css").read_text(encoding="utf-8")),
