@@ -13,11 +13,13 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.checks import validated
 from morphogen.errors import InputError
 from morphogen.experiment import Evolution
+from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.foreign.donors.opened import cost_of
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.reading import read_experiment
+from morphogen.testing.models import stirred
 from morphogen.testing.operators import changes_and_is_exact_as_declared, jump, new_weights_train
 from morphogen.variation.act import Surroundings, apply_operator
 from morphogen.variation.foreign import NAMES
@@ -60,6 +62,8 @@ def test_layers_of_every_donor_are_put_in(home: Path) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "change_foreign_source": {"router": "token", "top_k": 2},
     "change_foreign_adapter": {"experts": "b1"},
+    "add_foreign_expert": {"experts": "a0 a2", "router": "token", "top_k": 2},
+    "drop_foreign_expert": {"experts": "a0 b1 a2", "router": "simple"},
     "grow_foreign_adapter": {"adapter": "bottleneck", "bottleneck": 3},
     "change_foreign_router": {"experts": "a0 b1"},
     "unfreeze_foreign": {"router": "simple", "pooling": "attention"},
@@ -93,6 +97,24 @@ def test_a_layer_is_changed_for_one_that_is_not_there_yet(home: Path) -> None:
         assert isinstance(new, Foreign)
         assert len({expert.layer for expert in new.experts}) == 2
         assert digest(made[0]) != digest(parent)
+
+
+def test_lanes_are_carried_wherever_they_stand_with_their_rows_of_the_router(home: Path) -> None:
+    """Another layer in front, one gone from the middle: what stays is bit for bit what it was."""
+    fields = {"router": "token", "top_k": 2, "lora": 2, "adapter": "bottleneck"}
+    parent = blueprint(home, experts="a0 b1 a2", **fields)
+    state = stirred(parent, dtype=torch.float32)
+    prefix = "blocks.0.extras.0."
+    for experts, stays in (("a0 a2", {0: 0, 1: 2}), ("a1 a2 b1 a0", {1: 2, 2: 1, 3: 0}), ("a2 b1 a0", {0: 2, 2: 0})):
+        child = blueprint(home, experts=experts, **fields)
+        made, _ = inherit(child, [(parent, state)])
+        for name, tensor in made.items():
+            group, _, rest = name.removeprefix(prefix).partition(".")
+            number, _, own = rest.partition(".")
+            if name.startswith(prefix) and number.isdigit() and int(number) in stays:
+                assert torch.equal(tensor, state[f"{prefix}{group}.{stays[int(number)]}.{own}"]), name
+        for mine, its in stays.items():
+            assert torch.equal(made[f"{prefix}router.weight"][mine], state[f"{prefix}router.weight"][its])
 
 
 # ------------------------------------------------------------------------------------------------------ experiments

@@ -6,12 +6,12 @@ B batch, T tokens, D model dim, E width of another model, N lanes, K choices, b 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from morphogen.figures import Figure
-from morphogen.parts.contract.alignment import Alignment
+from morphogen.parts.contract.alignment import Alignment, AxisMap
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Context, Cost, NormKind, Part
 from morphogen.parts.contract.tensors import ZEROS, Axes, Axis, Init, Tensor, donated, flat
@@ -266,26 +266,71 @@ class Foreign(Part):
 
     def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
         """Beyond the default: a layer is carried where it is the same one of the same model, and else read anew, and
-        so is one that is no longer trained; a lane that reads something else learns to read anew."""
+        so is one that is no longer trained; a lane that reads something else learns to read anew. Lanes beside each
+        other are found wherever they stand now, with their rows of the router."""
         plain = super().align(parent, ctx, parent_ctx)
         if plain is None or not isinstance(parent, Foreign):
             return plain
+        if self._beside and parent._beside and self.experts != parent.experts:
+            plain = replace(plain, **self._found(parent, ctx, parent_ctx))
         given_up = self.freeze and not parent.freeze
-        other = {i for i, expert in enumerate(self.experts) if given_up or parent.experts[i : i + 1] != (expert,)}
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
-        sources = {
-            name: None if _layer(name) in other or specs[name].axes != theirs[source].axes else source
-            for name, source in plain.sources.items()
-            if source is not None
-        }
-        sources = {**dict.fromkeys(specs), **sources}
+        sources = dict[str, str | None]()
+        for name, source in plain.sources.items():
+            mine, its = _layer(name), None if source is None else _layer(source)
+            other = mine is not None and its is not None and self.experts[mine] != parent.experts[its]
+            axes = None if source is None else plain.parent_axes.get(name, theirs[source].axes)
+            anew = other or (given_up and mine is not None) or specs[name].axes != axes
+            sources[name] = None if anew else source
         aligned = replace(plain, sources=sources)
         return aligned.lossy("what the layers had learned is given up") if given_up else aligned
+
+    @property
+    def _beside(self) -> bool:
+        """Whether every layer is a lane of its own that reads the branch's input."""
+        return all(lane.after is None and lane.end == lane.first + 1 for lane in self.lanes())
+
+    def _found(self, parent: "Foreign", ctx: Context, parent_ctx: Context) -> dict[str, Any]:
+        """Of an alignment with a parent whose layers stand elsewhere: sources, axes and maps."""
+        partners = _partners(self.experts, parent.experts)
+        specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
+        sizes, their_sizes = self.sizes(ctx), parent.sizes(parent_ctx)
+        sources, axes = dict[str, str | None](), dict[str, Axes]()
+        rows = tuple(-1 if partner is None else partner for partner in partners)
+        maps = {"lane": AxisMap(how="index", size=len(rows), parent_size=len(parent.experts), index=rows)}
+        for name, spec in specs.items():
+            group, _, rest = name.partition(".")
+            number, _, own = rest.partition(".")
+            if not number.isdigit():
+                sources[name] = name if name in theirs else None
+                continue
+            partner = partners[int(number)]
+            source = f"{group}.{partner}.{own}"
+            if partner is None or source not in theirs or len(theirs[source].axes) != len(spec.axes):
+                sources[name] = None
+                continue
+            sources[name], axes[name] = source, spec.axes
+            for axis, its in zip(spec.axes, theirs[source].axes, strict=True):
+                if isinstance(axis, str) and isinstance(its, str) and axis != its:
+                    size, parent_size = sizes[axis], their_sizes[its]
+                    how: Literal["first", "largest"] = "first" if size >= parent_size else "largest"
+                    maps[axis] = AxisMap(how=how, size=size, parent_size=parent_size)
+        return {"sources": sources, "parent_axes": axes, "maps": maps}
 
 
 def flat_name(name: str) -> str:
     """A tensor's name without dots."""
     return name.replace(".", "__")
+
+
+def _partners(mine: tuple[ForeignLayerOf, ...], theirs: tuple[ForeignLayerOf, ...]) -> list[int | None]:
+    """For each of the child's layers the parent's lane that it goes on from: that of the same layer, else the one in
+    its place, where no other layer of the child goes on from that."""
+    found: list[int | None] = [i if theirs[i : i + 1] == (layer,) else None for i, layer in enumerate(mine)]
+    for i, layer in enumerate(mine):
+        if found[i] is None:
+            found[i] = next((j for j, one in enumerate(theirs) if one == layer and j not in found), None)
+    return [i if j is None and i < len(theirs) and i not in found else j for i, j in enumerate(found)]
 
 
 def _layer(name: str) -> int | None:

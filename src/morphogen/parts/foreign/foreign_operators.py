@@ -47,6 +47,33 @@ def change_foreign_source(part: Foreign, ctx: Context, rng: np.random.Generator)
 
 
 @operator(Foreign, preserves=False, weight=0.0)
+def add_foreign_expert(part: Foreign, ctx: Context, rng: np.random.Generator) -> Foreign | None:
+    """One more layer among those that a router chooses from or weighs: of a donor, or where there is none of the same
+    models. It writes zero at first, but takes its share of the gates."""
+    if part.router == "none":
+        return None
+    model = pick(rng, ctx.donors or tuple(dict.fromkeys(expert.model for expert in part.experts)))
+    assert model is not None
+    taken = {expert.layer for expert in part.experts if expert.model == model}
+    layer = pick(rng, [n for n in _layers(model) if n not in taken])
+    if layer is None:
+        return None
+    return part.evolve(experts=(*part.experts, ForeignLayerOf(model=model, layer=layer)))
+
+
+@operator(Foreign, preserves=False, weight=0.0)
+def drop_foreign_expert(part: Foreign, ctx: Context, rng: np.random.Generator) -> Foreign | None:
+    """One layer fewer among those that a router chooses from or weighs; of two the other stays, without a router."""
+    if part.router == "none" or len(part.experts) < 2:
+        return None
+    gone = int(rng.integers(len(part.experts)))
+    left = (*part.experts[:gone], *part.experts[gone + 1 :])
+    if len(left) == 1:
+        return part.evolve(experts=left, router="none")
+    return part.evolve(experts=left, top_k=min(part.top_k, len(left)))
+
+
+@operator(Foreign, preserves=False, weight=0.0)
 def change_foreign_adapter(part: Foreign, ctx: Context, rng: np.random.Generator) -> Foreign | None:
     """By a matrix or by a bottleneck, whichever it is not; or a bottleneck of half the units."""
     if part.adapter == "linear":
