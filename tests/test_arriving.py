@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: Starter -> the configuration that it is but for the comments at its head.
-SAME = {"smoke": "live_smoke", "phi": "live_phi_tiny", "growth": "growth_morph_small"}
+SAME = {"smoke": "live_smoke", "phi": "live_phi_gpu", "growth": "growth_morph_small"}
 
 
 @pytest.mark.parametrize("name", STARTERS)

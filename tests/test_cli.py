@@ -497,14 +497,16 @@ def test_configs_are_valid_and_of_the_size_they_say() -> None:
     evolution = smoke.evolution
     assert evolution.generations >= 3
     assert sum(evolution.sizes) >= 18
-    phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
+    phi, gpu = (read(ROOT / "configs" / f"live_phi_{name}.yaml").parse(Experiment) for name in ("tiny", "gpu"))
     blueprint = phi.model.with_vocab(32768)
     assert 95e6 < costs(blueprint, phi.data.seq_len)["params"] < 110e6
-    assert phi.train.bf16 == "auto"
+    assert phi.train.bf16 == gpu.train.bf16 == "auto"
+    assert phi.model == gpu.model
+    assert phi.data.seq_len * phi.data.batch_size == 512  # seconds on a CPU, not minutes
 
 
 def test_the_gpu_experiment_builds_on_the_meta_device() -> None:
-    phi = read(ROOT / "configs" / "live_phi_tiny.yaml").parse(Experiment)
+    phi = read(ROOT / "configs" / "live_phi_gpu.yaml").parse(Experiment)
     blueprint: Blueprint = phi.model.with_vocab(32768)
     with torch.device("meta"):
         model = LanguageModel(blueprint)

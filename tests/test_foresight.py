@@ -309,7 +309,7 @@ def test_means_against_forgetting_that_mean_nothing_are_refused(anchoring: str, 
 
 
 def test_defaults_and_our_own_files_are_not_told_of(place: Path) -> None:
-    for name in ("live_smoke.yaml", "live_phi_tiny.yaml"):
+    for name in ("live_smoke.yaml", "live_phi_tiny.yaml", "live_phi_gpu.yaml"):
         experiment = read_experiment(ROOT / "configs" / name)
         resolved = Experiment.model_validate(experiment.model_dump(mode="json"))
         assert list(knobs(resolved)) == []

@@ -67,6 +67,24 @@ def test_a_run_asks_before_it_imports_what_takes_long(endpoint: str, cli: Cli, t
         assert f"{path}:" in err
 
 
+@pytest.mark.parametrize("named", ["in the experiment", "in other text", "in another experiment"])
+def test_a_training_asks_before_it_imports_what_takes_long(endpoint: str, named: str, cli: Cli, tmp_path: Path) -> None:
+    here = write_config(tmp_path)
+    elsewhere = tmp_path / "hub.yaml"
+    elsewhere.write_text(here.read_text().replace(f"source: {tmp_path / 'corpus'}", "source: hf:owner/set"))
+    asked = {
+        "in the experiment": [elsewhere],
+        "in other text": [here, "--data", "hf:owner/set"],
+        "in another experiment": [here, "--data", elsewhere],
+    }[named]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "morphogen.cli.training", None)
+        patch.setitem(sys.modules, "morphogen.beginnings", None)
+        code, _, err = cli("train", *asked, "--steps", 1, "--output-dir", tmp_path / "run")
+    assert (code, f"{endpoint} cannot be reached (" in err, err.count("\n")) == (2, True, 1)
+    assert (f"{elsewhere}:" in err) == (named != "in other text")
+
+
 def test_whoever_answers_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"401 Unauthorized": None, "404 Not Found": None, "200 OK": None, "503 Unavailable": "HTTP Error 503"}
     for status, said in answers.items():

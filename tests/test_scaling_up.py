@@ -135,7 +135,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
 
 
 def test_the_scale_hop_among_the_configs_is_what_scale_makes_of_its_seed(tmp_path: Path) -> None:
-    seed = CONFIGS / "live_phi_tiny.yaml"
+    seed = CONFIGS / "live_phi_gpu.yaml"
     made = scale(read_experiment(seed), Wish(400_000_000, dim=1536, seq_len=2048))
     write_scaled(made, seed, tmp_path / "hop.yaml")
     assert (tmp_path / "hop.yaml").read_bytes() == (CONFIGS / "scalehop_phi_400m.yaml").read_bytes()

@@ -47,6 +47,19 @@ def read_reachable(file: str) -> "Experiment":
     return experiment
 
 
+def check_text(source: str, asked: str) -> None:
+    """InputError where the hub does not answer that has the text of an experiment's file, or the data set that `source`
+    is; anything else is not looked at. asked: what on the command line names it."""
+    if source.endswith((".yaml", ".yml")):
+        user_path(source, asked)
+        read_reachable(source)
+    elif source.startswith("hf:"):
+        from morphogen.data.prepare import check_reachable
+        from morphogen.experiment import Data, Shard
+
+        check_reachable(Data(shards=(Shard(source=source),)))
+
+
 def run_folder(folder: str) -> Path:
     """The folder of a run that exists; InputError with the nearest name where it does not."""
     path = user_path(folder, "RUN")

@@ -75,6 +75,9 @@ class TrainOptions:
 @takes(TrainOptions)
 def train(options: TrainOptions) -> None:
     """Train one model, which grows by the rules in its blueprint, on an experiment's text."""
+    from morphogen.cli.launch import check_text
+
+    check_text(*((options.source, "EXPERIMENT") if options.data is None else (options.data, "--data")))
     from morphogen.cli.training import carry_out
 
     carry_out(options)
