@@ -543,6 +543,11 @@ CASES: dict[str, Case] = {
     "no memory": (nothing, f"{RUN} --memory-limit 0", "--memory-limit: got '0'"),
     "a budget in words": (nothing, f"{RUN} --disk-budget some", "--disk-budget: got 'some'"),
     "an infinite budget": (nothing, f"{RUN} --disk-budget inf", "--disk-budget: got 'inf'"),
+    "a share of a GPU in words": (
+        nothing,
+        f"{RUN} --executor ray --gpus-per-candidate some",
+        "--gpus-per-candidate: got 'some', expected from 0 to 1, such as 0.25, or auto",
+    ),
     "a share of a GPU that is no number": (
         nothing,
         f"{RUN} --executor ray --gpus-per-candidate nan",

@@ -387,6 +387,8 @@ class Job(Record):
     `repeat`: from 1 on, one more training from the same start, whose batches and dropout depend on this number alone
     and which leaves no checkpoint.
     `micro_batches`: parts in which each batch goes through the model, so that it takes less memory.
+    `shares`: whether others may compute on its device at the same time, so that with too little memory it is better
+    begun again alone than trained in parts.
     `checkpoint_tokens`: tokens between two checkpoints in the middle of training, from which the same job goes on when
     it is begun again; 0 leaves none. `partial_at`: a path or fsspec URL where they lie; empty: below the run's folder.
     """
@@ -406,5 +408,6 @@ class Job(Record):
     budget_tokens: Whole = 0
     repeat: Whole = 0
     micro_batches: Annotated[Whole, Field(ge=1)] = 1
+    shares: bool = False
     checkpoint_tokens: Annotated[Whole, Field(ge=0)] = 0
     partial_at: str = ""

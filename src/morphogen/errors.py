@@ -30,6 +30,10 @@ class DeviceError(RunError):
     """An accelerator that no longer answers this process: another one may still use it, or it is gone."""
 
 
+class MemoryShortError(RunError):
+    """Too little memory on a device that others use at the same time: alone on one a candidate may have enough."""
+
+
 class DivergedError(MorphogenError):
     """Training produced numbers that are not finite."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from morphogen.candidate import Candidate, Job, Report, Status
-from morphogen.errors import DeviceError, RunError
+from morphogen.errors import DeviceError, MemoryShortError, RunError
 from morphogen.plugins import code_allowed
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
@@ -165,11 +165,18 @@ def on_a_processor(job, progress, prepared):
 
 
 def lose_a_node(marks, job, progress, prepared):
-    """A real evaluation on a cluster, that says in `marks` which steps it makes on which node. Candidate 2 stands still
-    after its sixth step, the first time; candidate 3 goes on no sooner than 2 does elsewhere."""
+    """A real evaluation on a cluster, that says in `marks` which steps it makes on which node, and how much of a GPU it
+    has there. Candidate 2 stands still after its sixth step, the first time; candidate 3 goes on no sooner than 2 does
+    elsewhere; candidate 4 finds too little memory, the first time."""
     import ray
 
-    node, index = ray.get_runtime_context().get_node_id(), job.candidate.index
+    context, index = ray.get_runtime_context(), job.candidate.index
+    node = context.get_node_id()
+    with (marks / f"{index}.gpus").open("a") as file:
+        file.write(f"{context.get_assigned_resources()['GPU']}\n")
+    if index == 4 and not (marks / "short").exists():
+        (marks / "short").touch()
+        raise MemoryShortError("others are there")
     until = time.monotonic() + 120
     while index == 3 and len({node for node, _ in steps_of(marks, 2)}) < 2 and time.monotonic() < until:
         time.sleep(0.1)

@@ -280,6 +280,7 @@ def test_limits_need_a_process_of_their_own():
         ({"timeout": -1.0}, "--timeout: got -1, expected more than 0"),
         ({"address": "auto"}, "--address: only --executor ray has a use for it, got --executor local"),
         ({"gpus_per_candidate": -0.5, "executor": "ray"}, "--gpus-per-candidate: got -0.5, expected from 0 to 1"),
+        ({"gpus_per_candidate": None}, "--gpus-per-candidate: only --executor ray has a use for it"),
         ({"gpus_per_candidate": 2.0, "executor": "ray"}, "--gpus-per-candidate: got 2, expected from 0 to 1"),
         ({"memory_limit": "much"}, "--memory-limit: got 'much', expected a size such as 512MiB, 2GB, or"),
         ({"memory_limit": "1.2.3GB"}, "--memory-limit: got '1.2.3GB', expected"),

@@ -1,13 +1,17 @@
 """Ray: refusals that cost no cluster, checkpoints through a shared place; slow: the lineage, also when a node dies."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import runners
+import yaml
 
 from morphogen.candidate import moments_path
 from morphogen.cli.doctor import examine
@@ -40,6 +44,16 @@ def test_a_cluster_that_cannot_be_reached_is_named(address):
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=f"--address: no Ray cluster can be reached at '{address}': "):
         open_executor(Execution("ray", address=address), None)
+
+
+def test_the_cluster_to_copy_is_one_by_rays_own_schema():
+    ray, jsonschema = pytest.importorskip("ray"), pytest.importorskip("jsonschema")
+    text = (Path(__file__).parents[2] / "docs" / "execution.md").read_text()
+    (block,) = re.findall(r"```yaml\n# cluster.yaml\n(.*?)```", text, re.DOTALL)
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    config = yaml.safe_load(block)
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
 
 
 def test_checkpoints_travel_whole(tmp_path):
@@ -113,8 +127,8 @@ def test_nodes_may_join_late_and_be_lost_in_the_middle_of_a_candidate(cluster, t
     experiment, marks, interval = load(write_config(tmp_path, **longer)), tmp_path / "marks", 4
     evolve(experiment, tmp_path / "whole")
     marks.mkdir()
-    how = Execution("ray", address=cluster.address, gpus_per_candidate=0.25, shared=str(tmp_path / "shared"))
-    executor = OnRay(settle(experiment)[1], how, partial(runners.lose_a_node, marks))
+    how = Execution("ray", address=cluster.address, gpus_per_candidate=None, shared=str(tmp_path / "shared"))
+    executor = OnRay(settle(experiment)[1], how, partial(runners.lose_a_node, marks), memory=lambda: 2 * 2**30)
     late = []
 
     def watch(notice):
@@ -137,6 +151,8 @@ def test_nodes_may_join_late_and_be_lost_in_the_middle_of_a_candidate(cluster, t
     once = {(index, step) for index in range(5) for _, step in runners.steps_of(marks, index)}
     assert [step for _, step in runners.steps_of(marks, 2)] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10, 11, 12]
     assert {(marks / "stands").read_text(), late[0].node_id} < {node for node, _ in trained}
+    shares = [[float(line) for line in (marks / f"{k}.gpus").read_text().split()] for k in range(5)]
+    assert shares == [[0.32], [0.32], [0.32, 0.32], [0.32], [0.32, 1.0]]
     with capsys.disabled():
         print(f"\ntokens trained twice: {(len(trained) - len(once)) * 128}, between checkpoints: {interval * 128}")
     assert 0 < len(trained) - len(once) < interval

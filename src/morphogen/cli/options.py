@@ -109,7 +109,7 @@ def execution_of(
     timeout: float | None = None,
     memory_limit: str | None = None,
     address: str | None = None,
-    gpus_per_candidate: float = 0.0,
+    gpus_per_candidate: float | None = 0.0,
     shared: str | None = None,
     checkpoint_tokens: int | None = None,
 ) -> Execution:
@@ -117,7 +117,8 @@ def execution_of(
     kind = next((name for name in EXECUTORS if name == executor), None)
     if kind is None:
         raise InputError(unknown("--executor", executor, EXECUTORS))
-    for flag, given in (("--address", address), ("--gpus-per-candidate", gpus_per_candidate), ("--shared", shared)):
+    share = ("--gpus-per-candidate", gpus_per_candidate != 0.0)
+    for flag, given in (("--address", address), share, ("--shared", shared)):
         if given and kind != "ray":
             raise InputError(f"{flag}: only --executor ray has a use for it, got --executor {kind}")
     for flag, number in (
@@ -133,10 +134,22 @@ def execution_of(
         raise InputError(f"--checkpoint-tokens: got {checkpoint_tokens}, expected less than 2**63")
     if timeout is not None and timeout > LONGEST_SECONDS:
         raise InputError(f"--timeout: got {timeout:g}, expected at most {LONGEST_SECONDS:g} seconds; without it none")
-    if not 0.0 <= gpus_per_candidate <= 1.0:
-        raise InputError(f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected from 0 to 1, such as 0.25")
+    if gpus_per_candidate is not None and not 0.0 <= gpus_per_candidate <= 1.0:
+        raise InputError(
+            f"--gpus-per-candidate: got {gpus_per_candidate:g}, expected from 0 to 1, such as 0.25, or auto"
+        )
     limits = Limits(timeout, None if memory_limit is None else size_bytes("--memory-limit", memory_limit))
     return Execution(kind, workers, limits, address, gpus_per_candidate, shared, checkpoint_tokens or 0)
+
+
+def share_of_gpu(text: str) -> float | None:
+    """A number as a share of a GPU; None for `auto`."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--gpus-per-candidate: got {text!r}, expected from 0 to 1, such as 0.25, or auto") from None
 
 
 def size_bytes(flag: str, text: str) -> int:

@@ -69,7 +69,8 @@ class Execution:
             for.
         limits: Of each candidate.
         address: Of a cluster that runs; None starts one here. For ray.
-        gpus_per_candidate: The share of a GPU that a candidate takes. For ray.
+        gpus_per_candidate: The share of a GPU that a candidate takes; None: what its memory is predicted to need. For
+            ray.
         shared: A path or fsspec URL through which nodes without the run folder exchange checkpoints. For ray.
         checkpoint_tokens: Tokens between two checkpoints in the middle of a candidate; 0: none.
     """
@@ -78,7 +79,7 @@ class Execution:
     workers: int | None = None
     limits: Limits = NO_LIMITS
     address: str | None = None
-    gpus_per_candidate: float = 0.0
+    gpus_per_candidate: float | None = 0.0
     shared: str | None = None
     checkpoint_tokens: int = 0
 

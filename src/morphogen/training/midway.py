@@ -31,7 +31,7 @@ from morphogen.training.snapshots import Snapshot
 from morphogen.training.trainer import READ_EVERY
 
 #: What of a job changes where and how it is carried out, and nothing that is reported.
-NOT_OF_REPORTS = ("run_dir", "device", "micro_batches", "checkpoint_tokens", "partial_at")
+NOT_OF_REPORTS = ("run_dir", "device", "micro_batches", "shares", "checkpoint_tokens", "partial_at")
 _STEP = re.compile(r"\.(\d{8,})\.safetensors")
 
 

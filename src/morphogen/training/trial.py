@@ -15,7 +15,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import GrowthEvent, Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
-from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, RunError
+from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, MemoryShortError
 from morphogen.estimates import known_of
 from morphogen.experiment import RATE_FOUND, Evolution, Experiment
 from morphogen.inherit.borrowed import donors_of
@@ -67,9 +67,12 @@ def _attempt(
     job: Job, midway: Midway, progress: Progress | None, prepared: PreparedData | None, *, keep: bool
 ) -> Report:
     """One training; where an accelerator's memory is short, once more with each batch in twice as many parts, down to
-    single sequences. midway: what it goes on from where it was begun before. keep: whether a checkpoint is left."""
+    single sequences. midway: what it goes on from where it was begun before. keep: whether a checkpoint is left.
+    MemoryShortError instead where others may use the device too."""
     most = 1 if job.device == "cpu" else Experiment.model_validate(job.experiment).data.batch_size
     report, short = _once(job, midway, progress, prepared, keep=keep)
+    if short and job.shares:
+        raise MemoryShortError(f"candidate {job.candidate.id}: {report.reason}")
     while short and (parts := 2 * max(job.micro_batches, report.micro_batches)) <= most:
         midway.clear()
         job = job.replace(micro_batches=parts)
@@ -152,7 +155,7 @@ class Trial:
         self.started = time.perf_counter()
         self.device = choose_device(job.device)
         if not answers(job.device):
-            raise RunError(f"device {job.device} does not answer")
+            raise DeviceError(f"device {job.device} does not answer")
         self.assignment = assignment = Assignment.of(job, prepared)
         self.endings = assignment.endings()
         seeds = assignment.seed("weights"), assignment.root_seed

@@ -69,9 +69,8 @@ class RunOptions:
     timeout: Annotated[float | None, typer.Option(help="seconds that a candidate may take")] = None
     memory_limit: Annotated[str | None, typer.Option(help="memory of a candidate's process, such as 4GB")] = None
     address: Annotated[str | None, typer.Option(help="ray: of a running cluster; default: one started here")] = None
-    gpus_per_candidate: Annotated[float, typer.Option(help="ray: such as 0.25")] = 0.0
+    gpus_per_candidate: Annotated[str, typer.Option(help="ray: such as 0.25; auto: by predicted memory")] = "0"
     shared: Annotated[str | None, typer.Option(help="ray: path or fsspec URL that checkpoints travel through")] = None
-
     checkpoint_tokens: Annotated[
         int | None, typer.Option(help="tokens between checkpoints in the middle of a candidate; default none")
     ] = None
@@ -116,7 +115,7 @@ class RunOptions:
 
     def execution(self) -> "Execution":
         """By what, and within which limits, candidates are trained."""
-        from morphogen.cli.options import execution_of
+        from morphogen.cli.options import execution_of, share_of_gpu
 
         return execution_of(
             executor=self.executor,
@@ -124,7 +123,7 @@ class RunOptions:
             timeout=self.timeout,
             memory_limit=self.memory_limit,
             address=self.address,
-            gpus_per_candidate=self.gpus_per_candidate,
+            gpus_per_candidate=share_of_gpu(self.gpus_per_candidate),
             shared=self.shared,
             checkpoint_tokens=self.checkpoint_tokens,
         )
