@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from morphogen.candidate import moments_path
 from morphogen.cli.doctor import examine
 from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, Limits, open_executor
-from morphogen.notices import Measured
+from morphogen.execution.base import Checkpointing
 from morphogen.run import evolve, load, settle
 from tiny import untimed, write_config
 
 #: Of Ray, as small as it allows.
 STORE = 80 * 2**20
+#: A node of one processor and one GPU in name.
+NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE}
 
 
 def same_run(a, b):
@@ -99,7 +102,7 @@ def test_a_shared_place_that_does_not_work_is_told(tmp_path):
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head that runs nothing and two nodes of one CPU and one (nominal) GPU."""
+    """A head that runs nothing."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -109,16 +112,21 @@ def cluster(monkeypatch):
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE},
     )
-    made.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
-    made.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE)
     yield made
     made.shutdown()
+
+
+def comes_true(condition, what):
+    """Waits for it."""
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_nodes_may_join_late_and_be_lost_in_the_middle_of_a_candidate(cluster, tmp_path, monkeypatch, capsys):
-    from morphogen.execution.base import Checkpointing
     from morphogen.execution.ray import OnRay
 
     monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
@@ -129,28 +137,25 @@ def test_nodes_may_join_late_and_be_lost_in_the_middle_of_a_candidate(cluster, t
     marks.mkdir()
     how = Execution("ray", address=cluster.address, gpus_per_candidate=None, shared=str(tmp_path / "shared"))
     executor = OnRay(settle(experiment)[1], how, partial(runners.lose_a_node, marks), memory=lambda: 2 * 2**30)
-    late = []
-
-    def watch(notice):
-        """After the first of the root's children: a node more, then without that on which candidate 2 stands."""
-        if not isinstance(notice, Measured) or notice.candidate.generation == 0 or late:
-            return
-        until = time.monotonic() + 120
-        while not (marks / "stands").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        late.append(cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=STORE))
+    checkpointing = Checkpointing(executor, interval * 128, str(tmp_path / "shared"))
+    with ThreadPoolExecutor(1) as beside:
+        run = beside.submit(evolve, experiment, tmp_path / "run", executor=checkpointing)
+        comes_true(lambda: executor._told or run.done(), "there is nobody to train")
+        assert list(marks.iterdir()) == []
+        for _ in range(2):
+            cluster.add_node(**NODE)
+        comes_true(lambda: (marks / "stands").exists() or run.done(), "candidate 2 is trained")
+        late = cluster.add_node(**NODE)
         gone = (marks / "stands").read_text()
         (node,) = (node for node in cluster.list_all_nodes() if node.node_id == gone)
         cluster.remove_node(node, allow_graceful=False)
-
-    checkpointing = Checkpointing(executor, interval * 128, str(tmp_path / "shared"))
-    evolve(experiment, tmp_path / "run", executor=checkpointing, observer=watch)
+        run.result(120)
     executor.close()
     same_run(tmp_path / "run", tmp_path / "whole")
     trained = [step for index in range(5) for step in runners.steps_of(marks, index)]
     once = {(index, step) for index in range(5) for _, step in runners.steps_of(marks, index)}
     assert [step for _, step in runners.steps_of(marks, 2)] == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9, 10, 11, 12]
-    assert {(marks / "stands").read_text(), late[0].node_id} < {node for node, _ in trained}
+    assert {(marks / "stands").read_text(), late.node_id} < {node for node, _ in trained}
     shares = [[float(line) for line in (marks / f"{k}.gpus").read_text().split()] for k in range(5)]
     assert shares == [[0.32], [0.32], [0.32, 0.32], [0.32], [0.32, 1.0]]
     with capsys.disabled():
