@@ -51,8 +51,7 @@ class Averaging:
         """Takes in the parameters after a step."""
         self._taken += 1
         share = 1.0 / min(self._taken, window(self._earlier + self._taken))
-        for average, parameter in zip(self.averages, self._parameters, strict=True):
-            average.lerp_(parameter, share)
+        torch._foreach_lerp_(self.averages, self._parameters, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
