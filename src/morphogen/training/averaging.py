@@ -30,7 +30,7 @@ class Averaging:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], earlier: int) -> None:
-        self._parameters = list(parameters)
+        self._parameters: list[Tensor] = list(parameters)
         self._earlier = earlier
         self._taken = 0
         self.averages: list[Tensor] = [parameter.detach().clone() for parameter in parameters]
