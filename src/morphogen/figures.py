@@ -37,6 +37,7 @@ NEEDS: Mapping[str, str] = {
     "recurrence": "a recurrence in the model",
     "moe": "a mixture of experts in the model, an ffn of kind moe",
     "foreign": "layers of other models in the model, an extra of kind foreign, with a router",
+    "gpus": "candidates that are placed on GPUs, by --device cuda and --workers",
 }
 
 

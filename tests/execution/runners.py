@@ -14,6 +14,7 @@ import torch
 
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.errors import DeviceError, MemoryShortError, RunError
+from morphogen.execution.placement import Device
 from morphogen.plugins import code_allowed
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
@@ -103,6 +104,33 @@ def act(job, progress, prepared):
 def permitted(job, progress, prepared):
     """Says whether it may import what data names as module:Class."""
     return Report(id=job.candidate.id, status=Status.TRAINED, metrics={"allowed": code_allowed()})
+
+
+def gpus(place, *kinds):
+    """Pretended devices of a gigabyte, each with a file as its name for workers; of kind `cuda` are those that are gone
+    already."""
+    return tuple(Device(f"cuda:{k}", str(place / f"gpu{k}"), kind, GIB, GIB) for k, kind in enumerate(kinds))
+
+
+def hears(kind):
+    """Whether a pretended device answers: the file it is known by says when it is gone."""
+    return kind == "cpu" and not Path(os.environ["CUDA_VISIBLE_DEVICES"]).exists()
+
+
+def placed(job, progress, prepared):
+    """Says where it is; then does what the first word of the candidate's id says."""
+    here = Path(os.environ["CUDA_VISIBLE_DEVICES"])
+    with (Path(job.run_dir) / f"{job.candidate.id}.placed").open("a") as file:
+        file.write(f"{here.name} {job.device} {'shares' if job.shares else 'alone'}\n")
+    match job.candidate.id.split("-")[0]:
+        case "large" if job.shares:
+            raise MemoryShortError("out of memory")
+        case "loses" if here.name == "gpu1":  # the device, for good
+            here.touch()
+            raise DeviceError("device cuda no longer answers")
+        case "loses":
+            time.sleep(0.1)
+    return act(job, progress, prepared)
 
 
 def begun(id, place):

@@ -323,6 +323,9 @@ def test_a_worker_sees_the_device_that_this_process_sees_under_a_number(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    devices = found([(70 * GIB, 80 * GIB), (80 * GIB, 80 * GIB)])
+    memory = [(70 * GIB, 80 * GIB), (80 * GIB, 80 * GIB)]
+    devices = found("cuda", memory)
     assert [(each.name, each.pinned) for each in devices] == [("cuda:0", want[0]), ("cuda:1", want[1])]
+    assert found("cuda:1", memory) == devices[1:]
+    assert found("cuda", [None, memory[1]]) == devices[1:]
     assert devices[0].room_bytes == 70 * GIB - int(SLACK * 80 * GIB)

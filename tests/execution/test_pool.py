@@ -14,10 +14,11 @@ import torch
 
 from morphogen.candidate import Status
 from morphogen.cli.options import execution_of, size_bytes
-from morphogen.errors import InputError, RunError
+from morphogen.errors import InputError, MemoryShortError, RunError
 from morphogen.execution import Execution, InProcess, Limits, open_executor
 from morphogen.execution.base import MACHINES, NO_LOSSES
-from morphogen.execution.pool import Pool
+from morphogen.execution.placement import boundless
+from morphogen.execution.pool import Pool, devices_of
 from morphogen.plugins import allow_code
 
 
@@ -237,10 +238,88 @@ def test_pages_of_mapped_files_are_not_a_candidates_memory(pool, tmp_path):
     assert found["mapped-0"].status is Status.TRAINED, found["mapped-0"].reason
 
 
+@pytest.fixture
+def on_gpus(tmp_path):
+    made = []
+
+    def make(*kinds, workers=2):
+        devices = runners.gpus(tmp_path, *kinds)
+        made.append(Pool(None, workers, Limits(), runners.placed, lambda name: devices, runners.hears))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def places(id, place):
+    return (place / f"{id}.placed").read_text().splitlines()
+
+
+def test_every_worker_sees_one_device_alone_and_candidates_are_spread(on_gpus, tmp_path):
+    ids = [f"slow-{i}" for i in range(6)]
+    found = carry_out(on_gpus("cpu", "cpu"), ids, tmp_path)
+    assert {report.timed["gpu"] for report in found.values()} == {0.0, 1.0}
+    assert {report.timed["placed_memory_bytes"] for report in found.values()} == {0.0}  # of which nothing can be told
+    for id, report in found.items():
+        assert places(id, tmp_path) == [f"gpu{report.timed['gpu']:.0f} cpu shares"]
+    seen = {pid: {found[id].timed["gpu"] for id in ids if runners.begun(id, tmp_path)[0][0] == pid}
+            for id in ids for pid, _ in runners.begun(id, tmp_path)}  # fmt: skip
+    assert len(seen) == 2
+    assert all(len(devices) == 1 for devices in seen.values())
+
+
+def test_a_candidate_for_which_memory_is_short_is_begun_again_alone(on_gpus, tmp_path):
+    found = carry_out(on_gpus("cpu"), ["slow-0", "large-1", "well-2"], tmp_path)
+    assert {report.status for report in found.values()} == {Status.TRAINED}
+    assert places("large-1", tmp_path) == ["gpu0 cpu shares", "gpu0 cpu alone"]
+    assert [len(runners.begun(id, tmp_path)) for id in found] == [1, 1, 1]
+    carry_out(on_gpus("cpu", workers=1), ["large-3"], tmp_path)  # alone from the first
+    assert places("large-3", tmp_path) == ["gpu0 cpu alone"]
+    outer = runners.job("large-4", 4, tmp_path).replace(shares=True)  # with others that this pool knows nothing of
+    with pytest.raises(MemoryShortError):
+        list(on_gpus("cpu", workers=1).map([outer], print))
+
+
+def test_a_device_that_is_gone_at_first_is_taken_out(on_gpus, tmp_path):
+    with pytest.warns(RuntimeWarning, match="device cuda:0 does not answer; the run goes on on cuda:1"):
+        found = carry_out(on_gpus("cuda", "cpu"), [f"well-{i}" for i in range(4)], tmp_path)
+    assert {(report.status, report.timed["gpu"]) for report in found.values()} == {(Status.TRAINED, 1.0)}
+
+
+def test_what_computes_on_a_device_that_is_lost_goes_elsewhere_and_is_not_blamed(on_gpus, tmp_path):
+    ids = [f"loses-{i}" for i in range(6)]
+    with pytest.warns(RuntimeWarning, match="device cuda:1 does not answer; the run goes on on cuda:0, cuda:2"):
+        found = carry_out(on_gpus("cpu", "cpu", "cpu", workers=3), ids, tmp_path)
+    assert {report.status for report in found.values()} == {Status.TRAINED}
+    assert {report.timed["gpu"] for report in found.values()} <= {0.0, 2.0}
+    lost = [id for id in ids if any(place.startswith("gpu1") for place in places(id, tmp_path))]
+    assert lost
+    assert all(len(places(id, tmp_path)) == 2 for id in lost)
+
+
+def test_without_a_device_left_the_run_stops_and_candidates_can_be_trained_later(on_gpus, tmp_path):
+    with pytest.raises(RunError, match="device cuda:0 does not answer"):
+        carry_out(on_gpus("cuda"), ["well-0"], tmp_path)
+    with pytest.raises(RunError, match="device cpu does not answer"):
+        carry_out(on_gpus(), ["well-0"], tmp_path)
+
+
+def test_a_candidate_that_breaks_devices_which_answer_again_has_failed(on_gpus, tmp_path):
+    found = carry_out(on_gpus("cpu", "cpu"), ["device-0", "well-1"], tmp_path)
+    assert found["device-0"].reason == "its worker died 2 times (device cuda:0 no longer answers)"
+    assert found["well-1"].status is Status.TRAINED
+
+
+def test_devices_are_those_of_this_machine():
+    assert devices_of("cpu") == (boundless("cpu"),)
+    assert len(devices_of("cuda")) == torch.cuda.device_count()
+
+
 ORPHANS = """
 import sys, runners
-from morphogen.execution import pool
-pool.PRELOADED = pool.PRELOADED[:1]  # without what only training needs
+from morphogen.execution import pool, worker
+worker.PRELOADED = worker.PRELOADED[:1]  # without what only training needs
 two = pool.Pool(None, 2, runner=runners.act)
 list(two.map([runners.job(id, 0, sys.argv[1]) for id in ("hang-0", "hang-1")], print))
 """

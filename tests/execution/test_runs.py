@@ -57,8 +57,13 @@ def test_a_pool_gives_the_same_lineage_as_one_process(workers, experiment, whole
 
 @pytest.mark.parametrize(("tokens", "steps"), [(0, "12123"), (128, "1223")])
 def test_a_worker_killed_in_the_middle_of_a_candidate_changes_nothing(tokens, steps, experiment, whole, pool, tmp_path):
-    workers = pool(runners.lose_a_worker)
-    evolve(experiment, tmp_path / "run", executor=Checkpointing(workers, tokens) if tokens else workers)
+    workers, devices = pool(runners.lose_a_worker), runners.gpus(tmp_path, "cpu", "cpu", "cpu")
+    if not tokens:  # on pretended devices, which makes no difference either
+        workers._devices = lambda name: devices
+    run = evolve(experiment, tmp_path / "run", executor=Checkpointing(workers, tokens) if tokens else workers)
+    told = [node.timed for node in run.lineage.nodes if node.timed]
+    assert {timed.get("gpu") for timed in told} <= ({None} if tokens else {0.0, 1.0, 2.0})
+    assert tokens or all(timed["placed_memory_bytes"] > timed["peak_memory_bytes"] for timed in told)
     assert (tmp_path / "run" / "steps").read_text().split() == [*steps]
     for name in ("killed", "steps"):
         (tmp_path / "run" / name).unlink()

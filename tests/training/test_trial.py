@@ -31,7 +31,7 @@ from morphogen.candidate import (
 )
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData, prepare
-from morphogen.errors import DeviceError, InputError, RunError
+from morphogen.errors import DeviceError, InputError, MemoryShortError
 from morphogen.experiment import Experiment
 from morphogen.figures import find, known
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
@@ -153,7 +153,9 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     of_family = {name for name in report.metrics if (figure := find(name)) and figure.name != name and not figure.needs}
     assert set(report.metrics) == {name for name in always if "<" not in name} | of_family
     assert of_family >= {f"{name}_{data_of(job).shards[0].name}" for name in ("ppl", "bpb")}
-    assert set(report.timed) == {name for name, figure in known().items() if figure.sort == "timed"}
+    assert set(report.timed) == {
+        name for name, figure in known().items() if figure.sort == "timed" and not figure.needs
+    }
     assert all(value > 0 for value in report.timed.values())
     blueprint = Blueprint.model_validate(job.candidate.blueprint)
     settings = Experiment.model_validate(job.experiment)
@@ -345,7 +347,7 @@ def test_what_is_wrong_around_a_candidate_is_raised_and_no_failure_of_its_own(
     with pytest.raises(InputError, match="cannot be read where it is to be trained"):
         run_surrogate(job.replace(candidate=job.candidate.replace(blueprint=gone)))
     monkeypatch.setattr(trial, "answers", lambda device: False)
-    with pytest.raises(RunError, match="device cpu does not answer"):
+    with pytest.raises(DeviceError, match="device cpu does not answer"):
         run_surrogate(job)
 
 
@@ -423,6 +425,9 @@ def test_where_an_accelerators_memory_is_short_batches_go_in_parts(
     assert (whole.micro_batches, parts.micro_batches) == (1, 2)
     assert tried == [batch, batch // 2]
     assert parts.metrics["bpb"] == pytest.approx(whole.metrics["bpb"], abs=0.05)  # dropout differs
+    with pytest.raises(MemoryShortError, match="candidate c-0: out of memory on cuda: CUDA out of memory"):
+        run_surrogate(job.replace(shares=True))
+    assert tried[-1] == batch
     most = 0
     failed = run_surrogate(job)
     assert failed.status is Status.FAILED

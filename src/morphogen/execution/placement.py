@@ -127,6 +127,8 @@ class Floor:
     """
 
     def __init__(self, devices: Sequence[Device]) -> None:
+        #: whether there is memory to place by
+        self.by_memory = any(device.pinned is not None for device in devices)
         self.devices = tuple(devices)
         self._waiting: deque[_Waiting] = deque()
         self._at_work: dict[int, tuple[_Waiting, Device, Need]] = {}
@@ -136,6 +138,11 @@ class Floor:
         """One more that waits, behind all others. predicted_bytes: as its architecture tells; 0 where that is nothing
         to place it by."""
         self._waiting.append(_Waiting(key, predicted_bytes))
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
 
     def clear(self) -> None:
         """Nobody waits or computes any more; what was seen stays known."""
@@ -208,10 +215,17 @@ def pins(visible: str | None, count: int) -> list[str]:
     return [name.strip() for name in visible.split(",")][:count]
 
 
-def found(memory: Sequence[tuple[int, int]]) -> tuple[Device, ...]:
-    """The CUDA devices that this process sees. memory: of each, what is free and what there is, in bytes."""
+def found(name: str, memory: Sequence[tuple[int, int] | None]) -> tuple[Device, ...]:
+    """The CUDA devices that candidates are placed on.
+
+    Args:
+        name: `cuda` for all that this process sees, `cuda:N` for one of them.
+        memory: Of each that it sees, what is free and what there is, in bytes; None where it does not answer.
+    """
     names = pins(os.environ.get("CUDA_VISIBLE_DEVICES"), len(memory))
-    return tuple(
-        Device(f"cuda:{k}", pinned, "cuda", free, whole)
-        for k, (pinned, (free, whole)) in enumerate(zip(names, memory, strict=True))
-    )
+    devices = [
+        Device(f"cuda:{k}", pinned, "cuda", *sizes)
+        for k, (pinned, sizes) in enumerate(zip(names, memory, strict=True))
+        if sizes is not None
+    ]
+    return tuple(device for device in devices if name in ("cuda", device.name))

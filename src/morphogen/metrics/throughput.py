@@ -28,6 +28,23 @@ declare(
         summary="The most bytes of tensors alive at once during one training step, weights and moments included.",
     ),
     Figure(
+        "gpu",
+        unit="number",
+        better="none",
+        sort="timed",
+        summary="The GPU of its machine that it was placed on.",
+        needs=("gpus",),
+    ),
+    Figure(
+        "placed_memory_bytes",
+        unit="bytes",
+        better="none",
+        sort="timed",
+        summary="Memory of its GPU that it was placed by: `train_memory_bytes`, corrected by what others before it "
+        "took, and what a process takes besides.",
+        needs=("gpus",),
+    ),
+    Figure(
         "budget_share",
         unit="share",
         better="none",

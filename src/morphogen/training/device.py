@@ -39,6 +39,18 @@ def answers(device: str) -> bool:
         return out_of_memory(error)
 
 
+def cuda_memory() -> list[tuple[int, int] | None]:
+    """Of every CUDA device of this process the memory that is free and that there is, in bytes; None where it does not
+    answer. Asking takes some of it, for as long as the process lives."""
+    found: list[tuple[int, int] | None] = []
+    for k in range(torch.cuda.device_count()):
+        try:
+            found.append(torch.cuda.mem_get_info(k))
+        except RuntimeError:
+            found.append(None)
+    return found
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Python's, an accelerator's, or the CPU allocator's, which torch raises as a plain RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -150,8 +150,8 @@ class Trial:
     """
 
     def __init__(self, job: Job, midway: Midway, prepared: PreparedData | None) -> None:
-        """Built and given its weights: those of its last checkpoint, where it has left one. RunError where the device
-        does not answer."""
+        """Built and given its weights: those of its last checkpoint, where it has left one. DeviceError where the
+        device does not answer."""
         self.started = time.perf_counter()
         self.device = choose_device(job.device)
         if not answers(job.device):
