@@ -235,6 +235,29 @@ def test_probes_stand_beside_chance(run):
     assert "<h2>Probes</h2>" not in page_of(run)
 
 
+def test_probes_of_a_large_frontier_are_drawn_of_the_root_and_the_youngest_with_short_names():
+    candidates, reports, _ = make_run(5, 8, 5)
+    front = [id for id, report in reports.items() if report.status is Status.TRAINED][1:]
+    probed = {"bpb": 1.0, "long_recall": 0.9, "recall_chance": 0.1}
+    reports = {id: report.replace(metrics=probed) for id, report in reports.items()}
+    root, names = "seed-0-9c1e", {id: f"{'x' * 40}-{id}" for id in front}
+    candidates = {
+        names.get(id, id): one.replace(
+            id=names.get(id, id), parents=tuple(names.get(parent, parent) for parent in one.parents)
+        )
+        for id, one in candidates.items()
+    }
+    reports = {names.get(id, id): report.replace(id=names.get(id, id)) for id, report in reports.items()}
+    one = shown((candidates, reports, list(names.values())), OBJECTIVES)
+    assert len(probe_rows(one)) == 1 + len(front) > 20
+    chart = probes_chart(one)
+    places = [f"long_recall · {id}" for id in (root, *list(names.values())[-7:])]
+    assert chart["data"][0]["y"] == chart["layout"]["yaxis"]["tickvals"] == places
+    shorter = chart["layout"]["yaxis"]["ticktext"]
+    assert len(set(shorter)) == len(shorter)
+    assert max(map(len, shorter)) <= 34
+
+
 def test_probes_by_depth_and_length_are_lines_beside_chance(run):
     candidates, reports, finalists = run
     deep = {f"acc_passkey_len_{n}_depth_{d}": n / 3000 + d / 1000 for n in (512, 2048) for d in (0, 20, 40, 60, 80)}

@@ -15,6 +15,8 @@ from morphogen.report.wording import finite, number
 _Z = 1.96
 #: Of one probe in sequences of a length, where what has to be known stands at a depth, in per cent.
 _DEEP = re.compile(r"acc_(.+)_len_([0-9]+)_depth_([0-9]+)")
+#: So many of the frontier have their probes drawn; all stand in the table.
+_DRAWN = 7
 #: Colours of lengths.
 _LENGTHS = COLOURS
 
@@ -55,8 +57,10 @@ def _at_chance(value: float, error: float | None, chance: float | None, meaning:
 
 
 def probes_chart(run: RunShown) -> Figure | None:
-    """Every probe of the root and of the frontier with a standard error each way, and chance."""
-    rows = [row for row in probe_rows(run) if abs(row["value"]) < DRAWABLE]
+    """Every probe of the root and of the youngest of the frontier with a standard error each way, and chance."""
+    ids = [report.id for report in _shown(run)]
+    drawn_ids = {*ids[:1], *ids[-_DRAWN:]}
+    rows = [row for row in probe_rows(run) if abs(row["value"]) < DRAWABLE and row["candidate"] in drawn_ids]
     if not rows:
         return None
     places = [f"{row['figure']} · {row['candidate']}" for row in rows]
@@ -66,9 +70,15 @@ def probes_chart(run: RunShown) -> Figure | None:
     known = [(place, row["chance"]) for place, row in zip(places, rows, strict=True) if row["chance"] is not None]
     chance = _points("chance", [place for place, _ in known], [value for _, value in known], GREY, "line-ns-open")
     chart = figure([spots, chance], "", "")
-    chart["layout"]["yaxis"] |= {"type": "category", "autorange": "reversed"}
+    chart["layout"]["yaxis"] |= {"type": "category", "autorange": "reversed", "tickvals": [text(it) for it in places]}
+    chart["layout"]["yaxis"]["ticktext"] = [text(_short(place)) for place in places]
     chart["layout"]["height"] = 120 + 19 * len(rows)
     return chart
+
+
+def _short(place: str) -> str:
+    """Its two ends, by which candidates are told apart, where it would leave a chart no room."""
+    return place if len(place) <= 34 else f"{place[:21]}…{place[-12:]}"
 
 
 def _points(name: str, places: Sequence[str], values: Sequence[float], colour: str, symbol: str) -> Figure:

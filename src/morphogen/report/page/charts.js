@@ -160,8 +160,9 @@ function drawLosses(place, chosen) {
   }).filter((trace) => trace.y.some((loss) => loss !== null));
   const at = typeof place === "string" ? $(place) : place;
   if (!traces.length) { at.textContent = "no curve was kept"; return; }
-  draw(at, traces, layout({ height: 340, showlegend: true, legend: { orientation: "h", x: 0, y: -0.25, yanchor: "top", font: { size: 10 } },
-    margin: { l: 56, r: 16, t: 12, b: 48 },
+  const below = 20 + 17 * traces.length;  // the names, one a line
+  draw(at, traces, layout({ height: 310 + below, showlegend: true, margin: { l: 56, r: 16, t: 12, b: 48 + below },
+    legend: { orientation: "v", x: 0, yref: "container", y: 0, yanchor: "bottom", font: { size: 10 }, maxheight: below },
     xaxis: { ...AXIS, title: { text: "training tokens of the lineage" } }, yaxis: { ...AXIS, title: { text: "nats per token" } } }));
 }
 
