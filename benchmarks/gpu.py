@@ -31,8 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.cli.explain import nominal_vocab
 from morphogen.cost import TRAIN_FACTOR, costs
+from morphogen.execution.pool import Pool, devices_of
 from morphogen.experiment import Train
 from morphogen.network import build
 from morphogen.ops.paths import paths
@@ -423,8 +425,42 @@ def gaps(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
     yield {"what": f"{steps} steps", "waits": waits, "waits_per_step": sum(waits.values()) / steps, "idle": idle}
 
 
+def seen(job: Job, progress: object, prepared: object) -> Report:
+    """What a worker that is to train a candidate finds: how many CUDA devices, and whether its own computes."""
+    works = float((torch.ones(64, 64, device=choose_device(job.device)) @ torch.ones(64, 64, device=job.device)).sum())
+    found = {"devices": float(torch.cuda.device_count()), "works": float(works == 64.0**3)}
+    return Report(id=job.candidate.id, status=Status.TRAINED, metrics=found)
+
+
+def placement(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
+    """Two workers for each of the machine's devices: a worker on CUDA has to see just the one that it is placed on."""
+    name = device.type
+    devices = devices_of(name)
+    for each in devices if name == "cuda" else ():
+        yield {"what": each.name, "pinned": each.pinned, "room_gib": each.room_bytes / 2**30}
+    jobs = [
+        Job(
+            experiment={},
+            candidate=Candidate(id=f"c-{k}", index=k, generation=0, blueprint={}),
+            parents=(),
+            ancestors=(),
+            stages=(),
+            seed=0,
+            run_dir=".",
+            device=name,
+        )
+        for k in range(2 * len(devices))
+    ]
+    with contextlib.closing(Pool(None, len(jobs), runner=seen)) as pool:
+        for report in pool.map(jobs, lambda candidate, step: None):
+            if report.metrics != {"devices": float(name == "cuda"), "works": 1.0}:
+                raise RuntimeError(f"a worker finds {report.metrics}, {report.reason}")
+            yield {"what": f"worker of {report.id}", "gpu": report.timed.get("gpu"), **report.metrics}
+
+
 PARTS: Mapping[str, Callable[[torch.device, Scale, bool], Iterator[Row]]] = {
-    "numerics": numerics, "whole": whole, "gaps": gaps, "candidates": candidates, "kinds": kinds, "kernels": kernels
+    "numerics": numerics, "whole": whole, "gaps": gaps, "placement": placement, "candidates": candidates,
+    "kinds": kinds, "kernels": kernels,
 }  # fmt: skip
 
 

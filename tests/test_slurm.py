@@ -126,7 +126,7 @@ def test_a_ray_cluster_of_all_nodes_carries_a_search_and_ends_with_it(slurm: Slu
         f"a1:ray start --head --node-ip-address=10.0.0.7 --port=30123 --include-dashboard=false {size}",
         f"a2:ray start --address={address} {size}",
         f"a3:ray start --address={address} {size}",
-        f"morphogen run a.yaml --out runs/x --device cuda --executor ray --address {address} --gpus-per-candidate 1 "
+        f"morphogen run a.yaml --out runs/x --device cuda --executor ray --address {address} --gpus-per-candidate auto "
         "--resume --gpus-per-candidate 0.25",
     ]
     assert slurm.said[0].startswith("a1:ray start --head")
