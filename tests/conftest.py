@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.internal.conjecture import engine
 
-from examples import PROFILES
+from examples import PROFILES, up_to
 from morphogen.cli import main
 from morphogen.metrics import decoding
-from morphogen.training import processor
+from morphogen.training import processor, trial
 from tiny import Cli
+from trained_before import Remembering
 
 # Timings are not what these tests are about, and the machine may be shared; the same examples every time.
 for name, count in PROFILES.items():
@@ -45,6 +46,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+#: All that was trained by this process where tests asked for that.
+REMEMBERED = Remembering(trial._attempt)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """In the fast suite, what was trained before is not trained again below a mark `trained_before`, except where that
+    is marked `anew`."""
+    marked = item.get_closest_marker("trained_before") and not item.get_closest_marker("anew")
+    trial._attempt = REMEMBERED if marked and up_to(1, fast=0) == 0 else REMEMBERED.attempt
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.run import evolve, load
 from tiny import Cli, write_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 
 @pytest.fixture(scope="module")

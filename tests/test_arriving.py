@@ -12,7 +12,7 @@ from morphogen.reading import read_experiment
 from morphogen.starters import STARTERS, starter
 from tiny import Cli, write_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: Starter -> the configuration that it is but for the comments at its head.

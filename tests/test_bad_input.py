@@ -26,7 +26,7 @@ from tiny import CONFIG, events, run_live, write_config, write_corpus
 Failure = Callable[..., str]
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 
 @pytest.fixture(scope="module")

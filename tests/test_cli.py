@@ -45,7 +45,7 @@ from tiny import Cli, run_live, untimed, write_config
 ROOT = Path(__file__).parent.parent
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from morphogen.session import Keep
 from morphogen.store.ledger import Generation, Ledger
 from tiny import write_config
 
+pytestmark = pytest.mark.trained_before
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -33,6 +33,8 @@ from morphogen.training.trial import run_surrogate
 from processes import Command, forked
 from tiny import events, untimed, write_config
 
+pytestmark = pytest.mark.trained_before
+
 FILES = {
     "checkpoints",
     "environment.json",
@@ -95,6 +97,7 @@ def test_inherit_is_a_function_and_the_package_it_stands_in() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(forked(look), 0)[1]) == 0
 
 
+@pytest.mark.anew
 def test_a_run_leaves_every_file_and_trains_every_candidate(whole: Path, experiment: Experiment) -> None:
     assert {path.name for path in whole.iterdir()} == FILES
     lineage = mg.evolve(experiment, whole, resume=True).lineage
@@ -303,6 +306,7 @@ MORE_TIDYING = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "expo
     [(AWKWARD, AWKWARD_TIDYING), pytest.param(MORE, MORE_TIDYING, marks=pytest.mark.slow)],
     ids=["some", "more"],
 )
+@pytest.mark.anew
 def test_runs_killed_at_awkward_places_go_on_as_if_they_had_not_been(
     moments: list[str], tidying: list[str], experiment: Experiment, whole: Path, tmp_path: Path
 ) -> None:

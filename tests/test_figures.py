@@ -20,6 +20,8 @@ from morphogen.selection.objectives import weighted_scores
 from morphogen.selection.parents import Pool, Rules, select_parent
 from tiny import write_config
 
+pytestmark = pytest.mark.trained_before
+
 EVERY = dict(known())
 COMPARED = sorted(name for name, figure in EVERY.items() if figure.better != "none")
 

@@ -18,6 +18,8 @@ from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Repeated, Reported
 from tiny import events, untimed, write_config
 
+pytestmark = pytest.mark.trained_before
+
 RULES = [
     {"when": {"trigger": "step", "at": 2}, "do": {"action": "widen", "target": "ffn", "factor": 1.5}},
     {
@@ -92,6 +94,7 @@ MORE = ["append:1", "step:2", "rename:7", "tell:3", "export:1", "checkpoint:2", 
 
 
 @pytest.mark.parametrize("moments", [SOME, pytest.param(MORE, marks=pytest.mark.slow)], ids=["some", "more"])
+@pytest.mark.anew
 def test_a_sweep_that_is_killed_and_resumed_has_the_same_lineage(
     moments: list[str], config: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from morphogen.run import evolve, load
 from morphogen.store.ledger import _digest
 from tiny import Cli, write_config
 
-pytestmark = pytest.mark.usefixtures("own_cache", "no_code")
+pytestmark = [pytest.mark.usefixtures("own_cache", "no_code"), pytest.mark.trained_before]
 
 #: Changes the folder of a test, which holds `tiny.yaml`, its corpus, a finished `run`, and a folder `outside`.
 Prepare = Callable[[Path], object]

@@ -21,6 +21,8 @@ from morphogen.store.outputs import check_output
 from processes import forked
 from tiny import Cli, run_live, write_config
 
+pytestmark = pytest.mark.trained_before
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from morphogen.store.lineage import Lineage
 from morphogen.store.proposals import Answer, Refused, State
 from tiny import Cli, events, untimed, write_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 BANDIT = Path(__file__).parent.parent / "examples" / "proposer"
 
 #: Counts its calls in a file beside it, and proposes an edit of the first parent.

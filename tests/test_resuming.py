@@ -22,6 +22,8 @@ from morphogen.run import evolve, load
 from morphogen.store.ledger import Ledger, Start
 from tiny import Cli, write_config
 
+pytestmark = pytest.mark.trained_before
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -36,7 +36,7 @@ from tiny import Cli, write_config
 SMALL: dict[str, Any] = {"seeds": 2, "random": 2, "finalists": 2, "times": (1,)}
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,7 @@ def trials(run: Path) -> list[Trial]:
 # ------------------------------------------------------------------------------------------------------- trials
 
 
+@pytest.mark.anew
 def test_a_trial_is_a_training_from_scratch_on_all_its_tokens(run: Path) -> None:
     (report, *_) = run_trials(workshop(run), trials(run))
     assert report.status is Status.TRAINED

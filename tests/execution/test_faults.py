@@ -26,6 +26,8 @@ from morphogen.store.ledger import Ledger
 from processes import Command, forked
 from tiny import events, untimed
 
+pytestmark = pytest.mark.trained_before
+
 #: SIGINT may be ignored where the tests run in the background.
 #: A command of its own, whatever signals whoever runs these tests has it ignore (nohup does).
 MAIN = (
@@ -59,6 +61,7 @@ BROKEN, MINE = BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("mine")
         pytest.param(BROKEN, IN_POOL, id="os in a pool", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.anew
 def test_an_observer_s_error_is_raised_as_it_is_and_leaves_a_run_that_goes_on(
     error, execution, experiment, whole, tmp_path
 ):
@@ -87,6 +90,7 @@ def after_a_generation(number, act):
 
 
 @pytest.mark.parametrize("execution", [IN_PROCESS, pytest.param(IN_POOL, id="pool", marks=pytest.mark.slow)])
+@pytest.mark.anew
 def test_a_cache_that_is_deleted_in_mid_run_ends_it_and_is_made_again(
     execution, experiment, whole, tmp_path, monkeypatch
 ):
@@ -209,7 +213,7 @@ def failing(call, n):
     return wrapped
 
 
-@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("call", [pytest.param("replace", marks=pytest.mark.anew), "fsync"])
 def test_a_disk_that_is_full_at_any_write_stops_the_run_whole(call, experiment, whole, tmp_path, monkeypatch):
     """Of checkpoints, exports, the experiment, the environment: at the 2nd write, then, resumed, at the 5th, ..."""
     settle(experiment)  # the cache is there

@@ -15,6 +15,8 @@ from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import Ledger, Repeated
 from tiny import untimed
 
+pytestmark = pytest.mark.trained_before
+
 
 def repeats(folder):
     """What is on record of repeats, without what the clock says."""

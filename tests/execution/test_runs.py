@@ -23,6 +23,8 @@ from morphogen.session import Keep
 from morphogen.store import ledger
 from tiny import untimed
 
+pytestmark = pytest.mark.trained_before
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

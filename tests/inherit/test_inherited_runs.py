@@ -14,6 +14,8 @@ from morphogen.run import evolve
 from morphogen.session import Keep
 from tiny import untimed, write_config
 
+pytestmark = pytest.mark.trained_before
+
 #: Enough breeders, of several blocks each, that some pair of them gives a new child.
 CHANGES = {
     "ffn: {kind: dense, hidden: 32}": "\n    - ".join(["ffn: {kind: dense, hidden: 32}"] * 3),

@@ -17,7 +17,7 @@ from morphogen.run import evolve, load
 from morphogen.training import trial
 from tiny import events, write_config
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = [pytest.mark.usefixtures("own_cache"), pytest.mark.trained_before]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_both_is_the_mean_and_has_its_error() -> None:
     assert both.without_influence.influence_of("bpb") is None
 
 
+@pytest.mark.anew
 def test_a_blueprint_that_cannot_be_trained_from_scratch_has_failed(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
