@@ -113,8 +113,8 @@ RARE = 5
 
 
 @functools.cache
-def ground() -> list[Blueprint]:
-    """Drawn ones, and at last those that rare operators apply to."""
+def drawn() -> list[Blueprint]:
+    """Blueprints of the strategy that all draw from."""
     found: list[Blueprint] = []
 
     @settings(max_examples=40)
@@ -123,7 +123,12 @@ def ground() -> list[Blueprint]:
         found.append(blueprint)
 
     draw()
-    return [*found, GROUPED, RULED, *EVERY_PART[:3]]
+    return found
+
+
+def ground() -> list[Blueprint]:
+    """Drawn ones, and at last those that rare operators apply to."""
+    return [*drawn(), GROUPED, RULED, *EVERY_PART[:3]]
 
 
 def grounds(name: str) -> Iterator[tuple[Blueprint, int]]:

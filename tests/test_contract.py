@@ -1,6 +1,5 @@
 """The part contract (DESIGN section 4): the shipped suite over every registered kind and operator."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -46,7 +45,7 @@ def _plugin() -> Iterator[None]:
         yield
 
 
-test_contract = contract_tests(*KINDS, examples=up_to(12, fast=4))
+test_contract = contract_tests(*KINDS, examples=up_to(12, fast=3))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +112,8 @@ def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.
 
 @pytest.mark.parametrize("name", sorted(OPERATORS.keys() - NAMES))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str) -> None:
-    tried = list(itertools.islice(grounds(name), 2))
-    assert tried
-    for blueprint, seed in tried:
-        changes_and_is_exact_as_declared(name, blueprint, seed)
+    blueprint, seed = next(grounds(name))
+    changes_and_is_exact_as_declared(name, blueprint, seed)
 
 
 @pytest.mark.slow
@@ -127,10 +124,10 @@ def test_an_operator_is_as_declared_on_any_blueprint(name: str, blueprint: Bluep
     changes_and_is_exact_as_declared(name, blueprint, seed)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False))
+@pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False and n not in NAMES))
 def test_new_weights_train(name: str) -> None:
-    for blueprint, seed in itertools.islice(grounds(name), 2):
-        new_weights_train(name, blueprint, seed)
+    blueprint, seed = next(grounds(name))
+    new_weights_train(name, blueprint, seed)
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def assert_close(want: list[Tensor], got: list[Tensor], rtol: float) -> None:
 @pytest.mark.parametrize("bent", [False, True])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_outputs_loss_and_all_gradients_equal_the_reference(width: int, bent: bool) -> None:
-    for length, heads in [*itertools.product(LENGTHS[:-1], HEADS), (LENGTHS[-1], HEADS[0])]:  # long is slow
+    long = [(LENGTHS[2], HEADS[1]), (LENGTHS[3], HEADS[0])]  # which is slow
+    for length, heads in [*itertools.product(LENGTHS[:2], HEADS), *long]:
         options = {"softcap": 2.0, "slopes_H": slopes(heads[0])} if bent else {}
         scoring = Scoring(heads[2] ** -0.5, **options)
         for dtype, rtol in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
