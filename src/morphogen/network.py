@@ -177,7 +177,7 @@ class LanguageModel(nn.Module):
         that is not finite.
         """
         _check_sampling(prompt_ids_BT, tokens, temperature, top_k)
-        _check_ids(prompt_ids_BT, self.emb.num_embeddings)
+        check_ids(prompt_ids_BT, self.emb.num_embeddings)
         noise, mode = torch.Generator(prompt_ids_BT.device).manual_seed(seed), self.training
         cache = {} if cache is None else cache
         ids_BT, new_BT = prompt_ids_BT, prompt_ids_BT
@@ -316,10 +316,11 @@ def _check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_
         raise InputError(f"generate: got top_k {top_k}, expected at least 1")
 
 
-def _check_ids(ids_BT: Tensor, vocab: int) -> None:
+def check_ids(ids_BT: Tensor, vocab: int, place: str = "generate") -> None:
+    """InputError for tokens that a model has not, named by the `place` where they were given."""
     least, most = (int(x) for x in ids_BT.aminmax()) if ids_BT.numel() else (0, 0)
     if least < 0 or most >= vocab:
-        raise InputError(f"generate: got tokens from {least} to {most}, expected 0 to {vocab - 1}")
+        raise InputError(f"{place}: got tokens from {least} to {most}, expected 0 to {vocab - 1}")
 
 
 def _not_finite(state: Mapping[str, Tensor]) -> str:

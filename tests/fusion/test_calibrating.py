@@ -97,6 +97,18 @@ def test_what_cannot_be_fitted_is_told_or_stays(place: Path) -> None:
     assert calibrating._explained(zeros_ND + 1, zeros_ND) == 0.0
 
 
+def test_text_for_which_a_model_has_no_places_is_taken_in_parts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = FusionModel([str(place / "a")], [("a", 1)])
+    whole = fused.calibrate(TEXT, tokens=300)[0]
+    stream = calibrating._stream
+    monkeypatch.setattr(calibrating, "_stream", lambda e, b, ids: None if len(ids) > 9 else stream(e, b, ids))
+    fit = fused.calibrate(TEXT, tokens=300)[0]
+    assert abs(fit.tokens - whole.tokens) < 20
+    monkeypatch.setattr(calibrating, "_stream", lambda e, b, ids: None)
+    with pytest.raises(InputError, match="has no places for 1 tokens"):
+        fused.calibrate(TEXT)
+
+
 def test_text_of_no_token_is_passed_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fused = FusionModel([str(place / "a")], [("a", 0)])
     spelled, none = calibrating._spelled, ([], np.zeros(0, dtype=np.int64))

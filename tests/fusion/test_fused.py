@@ -175,17 +175,31 @@ def test_lanes_of_several_widths_in_order_are_each_written_back_to_the_stream(
         ({"layers": [[("a", 0, 1)]]}, r"layers\[0\]: got \('a', 0, 1\), expected a pair"),
         ({"host": "c"}, "host"),
         ({"host": "b"}, "has no tokenizer"),
-        ({"models": "a"}, "models: got the text 'a'"),
+        ({"models": "a"}, "models: got 'a', expected a list"),
+        ({"models": None}, "models: got None, expected a list"),
+        ({"layers": None}, "layers: got None, expected a list"),
+        ({"layers": [("a", True)]}, r"layers\[0\]: got 'a', expected a pair"),
+        ({"layers": [[("a", 0), ("b", -1)]]}, r"^layers\[0\]\[1\]: Input should be greater than or equal to 0"),
+        ({"layers": [("a", 0), []]}, r"^layers\[1\]: .*at least 1 item"),
+        ({"router": "token", "top_k": 3}, r"^layers\[0\]: top_k is 3, but there are 2 experts"),
+        ({"adapter": None}, "^adapter: Input should be"),
         ({"models": {}}, "models: got none"),
         ({"models": {"a": "nowhere/at/all"}}, "nowhere/at/all: no such folder"),
         ({"router": "tokens"}, "router"),
-        ({"bottlenecks": 3}, "bottlenecks"),
+        ({"bottlenecks": 3}, "^bottlenecks: Extra inputs"),
     ],
 )
 def test_what_cannot_be_is_told(change: dict[str, object], said: str, folders: dict[str, str]) -> None:
     given = {"models": folders, "layers": [[("a", 0), ("b", 1)]], **change}
     with pytest.raises(InputError, match=said):
         FusionModel(**given)  # type: ignore[arg-type]
+
+
+def test_ids_that_are_none_are_told(folders: dict[str, str]) -> None:
+    fused = FusionModel(folders, [[("a", 0), ("b", 1)]], router="simple")
+    for given, said in ((ids()[:, :0], "at least one"), (ids()[0], "expected"), (ids() + 10**6, "routing: got tokens")):
+        with pytest.raises(InputError, match=said):
+            fused.routing(given)
 
 
 @pytest.mark.slow

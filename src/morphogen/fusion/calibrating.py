@@ -17,7 +17,9 @@ from morphogen.data.tokenizers import Tokenizer, named
 from morphogen.errors import InputError
 from morphogen.network import LanguageModel
 from morphogen.parts.foreign.donors.donor import Donor
+from morphogen.parts.foreign.donors.layers import ForeignLayer
 from morphogen.parts.foreign.donors.opened import donor_of
+from morphogen.parts.foreign.donors.stems import DonorEmbedding
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
 
 #: Characters of one sequence: hardly a model has no places for so few.
@@ -141,14 +143,24 @@ def _set(layer: nn.Module, weight: Tensor) -> None:
 def _pairs(
     model: LanguageModel, read: nn.Module, tokenizer: Tokenizer, donor: Donor, layer: int, pieces: Sequence[str]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(what read is given, the other model's stream before the layer), a row for each token, of every piece of text."""
+    """(what read is given, the other model's stream before the layer), a row for each token, of every piece of text;
+    of pieces for which a model has no places, of their halves."""
     theirs, embedding = named(str(donor.folder)), donor.embedding()
     before = [donor.layer(i) for i in range(layer)]
-    device = model.emb.weight.device
-    for piece in pieces:
+    device, places = model.emb.weight.device, model.blueprint.emb.positions
+    waiting = [*reversed(pieces)]
+    while waiting:
+        piece = waiting.pop()
         ids, ends = _spelled(tokenizer, piece)
         their_ids, their_ends = _spelled(theirs, piece)
         if not ids or not their_ids:
+            continue
+        h_BTE = None if places and len(ids) > places else _stream(embedding, before, their_ids)
+        if h_BTE is None:
+            if len(piece) == 1:
+                raise InputError(f"calibrate: {donor.source} has no places for {len(their_ids)} tokens")
+            half = len(piece) // 2
+            waiting += [piece[half:], piece[:half]]
             continue
         last = np.searchsorted(their_ends, ends, side="right") - 1
         rows = np.flatnonzero(last >= 0)
@@ -158,13 +170,18 @@ def _pairs(
             model.hidden(torch.tensor(ids, device=device)[None])
         finally:
             hook.remove()
-        try:
-            h_BTE = embedding(torch.tensor(their_ids)[None])
-        except (IndexError, RuntimeError):
-            raise InputError(f"calibrate: {donor.source} has no places for {len(their_ids)} tokens") from None
+        yield given[0][0, rows].float(), h_BTE[0, last[rows]].to(device)
+
+
+def _stream(embedding: DonorEmbedding, before: Sequence[ForeignLayer], ids: list[int]) -> Tensor | None:
+    """A model's stream behind some layers, (1, T, E); None where it has no places for so many tokens."""
+    try:
+        h_BTE: Tensor = embedding(torch.tensor(ids)[None])
         for each in before:
             h_BTE = each(h_BTE)
-        yield given[0][0, rows].float(), h_BTE[0, last[rows]].to(device)
+    except (IndexError, RuntimeError, InputError):
+        return None
+    return h_BTE
 
 
 def _spelled(tokenizer: Tokenizer, text: str) -> tuple[list[int], Ids]:

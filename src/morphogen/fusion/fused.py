@@ -30,7 +30,7 @@ from morphogen.fusion.importing import stem_of
 from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
-from morphogen.network import assemble, initial_state
+from morphogen.network import assemble, check_ids, initial_state
 from morphogen.parts.foreign.donors.files import WHOLE, model_files, read_json
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
@@ -102,6 +102,8 @@ class FusionModel(nn.Module):
             InputError: A model cannot be read, a layer does not exist, or an option is not what it can be.
         """
         super().__init__()
+        if not isinstance(layers, Sequence) or isinstance(layers, str):
+            raise InputError(f"layers: got {layers!r}, expected a list of layers")
         folders = _folders(models)
         host = next(iter(folders)) if host is None else host
         if host not in folders:
@@ -171,6 +173,11 @@ class FusionModel(nn.Module):
     def routing(self, text: str | Tensor) -> list[Routed]:
         """Who is routed where on a text, or on ids (B, T): of every block that has a router."""
         ids_BT = text if isinstance(text, Tensor) else self._ids(text)
+        if ids_BT.dim() != 2 or not ids_BT.numel():
+            raise InputError(
+                f"routing: got ids of shape {tuple(ids_BT.shape)}, expected (B, T) with at least one token"
+            )
+        check_ids(ids_BT, self.blueprint.context().vocab, "routing")
         names = {folder: name for name, folder in self.models.items()}
         seen: dict[int, Tensor] = {}
         handles = []
@@ -304,8 +311,8 @@ def _foreign(blueprint: Blueprint) -> list[Foreign]:
 
 def _folders(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     """Name -> where the model is; local folders absolute."""
-    if isinstance(models, str):
-        raise InputError(f"models: got the text {models!r}, expected a list of models or names to models")
+    if isinstance(models, str) or not isinstance(models, Mapping | Sequence):
+        raise InputError(f"models: got {models!r}, expected a list of models or names to models")
     given = dict(models) if isinstance(models, Mapping) else dict(zip(_names(models), models, strict=True))
     if not given:
         raise InputError("models: got none, expected at least one")
@@ -329,7 +336,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 def _stage(place: str, stage: Any) -> list[Any]:
     """The layers of one block, which may be one alone."""
     match stage:
-        case (str(), int()):
+        case (str(), int(number)) if not isinstance(number, bool):
             return [stage]
         case [*several]:
             return several
@@ -341,6 +348,8 @@ def _layer(place: str, named: Any, folders: Mapping[str, str]) -> dict[str, Any]
         name, number = named
     except (TypeError, ValueError):
         raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number") from None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number")
     if str(name) not in folders:
         raise InputError(unknown(f"{place}: model", str(name), folders))
     return {"model": folders[str(name)], "layer": number}
@@ -351,8 +360,19 @@ def _made(data: Mapping[str, Any]) -> Blueprint:
         return Blueprint.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"] if step not in ("blocks", "extras", "foreign"))
-        raise InputError(f"layers: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise InputError(f"{_place(first['loc'])}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """A place in the blueprint as the caller knows it: a layer by its place in `layers`, an option by its name."""
+    match loc:
+        case ["blocks", stage, "extras", _, _, "experts", int(place), *_]:
+            return f"layers[{stage}][{place}]"
+        case ["blocks", stage, "extras", _, _, "experts"] | ["blocks", stage, "extras", _, _]:
+            return f"layers[{stage}]"
+        case ["blocks", _, "extras", _, _, *field]:
+            return ".".join(str(step) for step in field)
+    return "layers"
 
 
 def _ways_out(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
