@@ -296,9 +296,20 @@ def no_leftovers(folder: Path) -> None:
 
 #: Where runs are killed, one after the other.
 AWKWARD = ["append:2", "step:2", "rename:7", "tell:3"]
-AWKWARD_TIDYING = ["export:1", "unlink:1", "apply:4", "unlink:2"]
+AWKWARD_TIDYING = ["step:2", "export:1", "unlink:1", "apply:4", "unlink:2"]
 MORE = ["append:1", "append:2", "step:2", "rename:7", "export:1", "tell:3", "checkpoint:2"]
-MORE_TIDYING = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "export:1", "unlink:1", "apply:9"]
+MORE_TIDYING = [
+    "step:2",
+    "rename:3",
+    "export:1",
+    "unlink:1",
+    "apply:4",
+    "unlink:2",
+    "rename:7",
+    "export:1",
+    "unlink:1",
+    "apply:9",
+]
 
 
 @pytest.mark.parametrize(
@@ -310,10 +321,11 @@ MORE_TIDYING = ["export:1", "unlink:1", "apply:4", "unlink:2", "rename:7", "expo
 def test_runs_killed_at_awkward_places_go_on_as_if_they_had_not_been(
     moments: list[str], tidying: list[str], experiment: Experiment, whole: Path, tmp_path: Path
 ) -> None:
-    """Also in clean-up, pruning, export and resuming, which leave what an undisturbed run leaves."""
+    """Also in clean-up, pruning, export and resuming, which leave what an undisturbed run leaves, and with checkpoints
+    in the middle of candidates."""
     plain, tidy = tmp_path / "plain", tmp_path / "tidy"
     assert killed(experiment, plain, moments) == [-9] * len(moments) + [0]
-    assert killed(experiment, tidy, tidying, tidy=True) == [-9] * len(tidying) + [0]
+    assert killed(experiment, tidy, tidying, tidy=True, checkpoint_tokens=1) == [-9] * len(tidying) + [0]
     evolve(experiment, tmp_path / "undisturbed", keep=Keep(cleanup=True, prune=True))
     for run in (plain, tidy):
         no_leftovers(run)
