@@ -49,6 +49,8 @@ PHI = ROOT / "configs" / "live_phi_tiny.yaml"
 BOUNDS = {"fp32": 1e-3, "bf16": 6e-2}
 #: Waits of the host for the device, as the profiler calls them.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+#: Of them a step may have so many: losses are read back every ten steps.
+MOST_WAITS = 0.5
 Row = dict[str, Any]
 Step = Callable[[], object]
 
@@ -423,6 +425,9 @@ def gaps(device: torch.device, scale: Scale, dry: bool) -> Iterator[Row]:
     busy = sum(event.self_device_time_total for event in events) / 1e6
     idle = max(0.0, 1 - busy / wall) if device.type == "cuda" else None
     yield {"what": f"{steps} steps", "waits": waits, "waits_per_step": sum(waits.values()) / steps, "idle": idle}
+    each = sum(count for name, count in waits.items() if name.startswith("cuda")) / steps
+    if each > MOST_WAITS:
+        raise RuntimeError(f"the host waits for the device {each:g} times a step, expected at most {MOST_WAITS:g}")
 
 
 def seen(job: Job, progress: object, prepared: object) -> Report:

@@ -84,7 +84,7 @@ class Shop:
             else:
                 _, taken, parts = held.pop(what)
                 self.trained[names[what]] = parts
-                floor.done(what, taken * GIB if parts == 1 else None)
+                floor.done(what, taken * GIB - CONTEXT_BYTES if parts == 1 else None)
                 self.told.append(f"{names[what]} trained" + ("" if parts == 1 else f" in {parts} parts"))
 
     def _begins(self, floor, key, name, sham, where, held, ends, now) -> None:
@@ -136,19 +136,19 @@ CASES: dict[str, tuple[Sequence[float], Mapping[str, Sham], Mapping[int, int], s
         (4, 8),
         {"a": Sham(20, 7, 3), "b": Sham(1, 1), "c": Sham(6, 6)},
         {},
-        "a on cuda:1, b on cuda:0, b trained, a trained, c on cuda:1, c trained",
+        "a on cuda:1 alone, b on cuda:0, b trained, a trained, c on cuda:1, c trained",
     ),
     "too big, goes in parts": (
         (8,),
         {"a": Sham(20, 20, fixed=2), "b": Sham(1, 1)},
         {},
-        "a on cuda:0, a out of memory, a on cuda:0 alone, a trained in 4 parts, b on cuda:0, b trained",
+        "a on cuda:0 alone, a trained in 4 parts, b on cuda:0, b trained",
     ),
     "too big in single sequences": (
         (8,),
         {"a": Sham(20, 20, fixed=9), "b": Sham(1, 1)},
         {},
-        "a on cuda:0, a out of memory, a on cuda:0 alone, a failed, b on cuda:0, b trained",
+        "a on cuda:0 alone, a failed, b on cuda:0, b trained",
     ),
     "out of memory once, beside another": (
         (8,),

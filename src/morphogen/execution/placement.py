@@ -155,7 +155,9 @@ class Floor:
         begun = place(self.devices, self._held(), needs, most)
         waiting = list(self._waiting)
         for position, device in begun:
-            self._at_work[waiting[position].key] = waiting[position], device, needs[position]
+            need = needs[position]
+            need = replace(need, alone=need.alone or need.bytes > device.room_bytes)  # by itself it is so anyway
+            self._at_work[waiting[position].key] = waiting[position], device, need
         gone = {position for position, _ in begun}
         self._waiting = deque(one for position, one in enumerate(waiting) if position not in gone)
         return [(waiting[position].key, device) for position, device in begun]
