@@ -8,7 +8,7 @@ import pytest
 from morphogen.errors import InputError
 from morphogen.experiment import Experiment, Shard
 from morphogen.paths import absolute_path
-from morphogen.reading import local_paths, located, moved, read_experiment
+from morphogen.reading import local_paths, located, moved, placed, read_experiment
 
 TEXT = """\
 model:
@@ -124,3 +124,11 @@ def test_what_leads_up_from_a_linked_folder_leads_up_from_where_it_lies(tmp_path
     (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
     assert absolute_path("../a.txt", "x", tmp_path / "link") == tmp_path.resolve() / "real" / "a.txt"
     assert absolute_path("/a/../b", "x") == Path("/b")
+
+
+def test_a_mistake_is_told_with_its_place_in_a_file_whose_name_has_spaces(tmp_path: Path) -> None:
+    file = tmp_path / "a b.yaml"
+    file.write_text("model:\n  emb: {dim: 8}\n")
+    with pytest.raises(InputError) as error, placed(file):
+        raise InputError("model.emb.dim: got 8")
+    assert str(error.value) == f"{file}:2:9 model.emb.dim: got 8"

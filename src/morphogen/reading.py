@@ -74,7 +74,7 @@ def placed(file: str | os.PathLike[str]) -> Iterator[None]:
             raise
         document = read(file)
         told = [
-            line if found is None else f"{document.at(_steps(found[1]), '').partition(' ')[0]} {line}"
+            line if found is None else f"{document.spot(_steps(found[1]))} {line}"
             for line, found in zip(lines, places, strict=True)
         ]
         raise InputError("\n".join(told)) from None

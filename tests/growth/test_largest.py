@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from test_rules_possible import ATTN, DENSE, MIXED, USAGE, blueprint, rule
 
 from morphogen.blueprint.schema import Blueprint
@@ -60,6 +61,18 @@ def test_what_no_limit_ends_is_followed_for_a_while() -> None:
     assert (layers, dim, bounded) == (2, 16, False)
     assert growths < MOST_GROWTHS
     assert time.process_time() - began < 5.0
+
+
+def test_one_step_that_goes_too_far_is_seen() -> None:
+    layers, _, growths, bounded = sizes(blueprint(rule({"action": "deepen", "layers": 256}, EVERY)), 10**6)
+    assert not bounded
+    assert layers == 2 + growths * 256 > 2048
+    grows = rule({"action": "to_moe", "n_experts": 10**12}, EVERY)
+    found = largest(blueprint(grows), 32, 64, 100)
+    assert not found.bounded
+    assert parameter_count(found.blueprint) > 10**12
+    with pytest.raises(ValidationError, match="less than or equal to 256"):
+        blueprint(rule({"action": "deepen", "layers": 10**9}, EVERY))
 
 
 def test_the_largest_is_held_against_the_thresholds_of_rung_0() -> None:

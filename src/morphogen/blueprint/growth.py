@@ -68,7 +68,7 @@ class Deepen(Action):
     """More blocks, copies of those before them. Exact unless `how` is stack."""
 
     action: Literal["deepen"] = "deepen"
-    layers: PositiveInt = 1
+    layers: Annotated[int, Field(ge=1, le=256)] = 1
     """How many."""
     where: Literal["middle", "end", "alternate"] = "middle"
     """In the middle, after the last, or one after every so-many-th."""

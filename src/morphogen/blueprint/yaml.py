@@ -47,8 +47,12 @@ class Document:
 
     def at(self, loc: Loc, said: str) -> str:
         """One line for a mistake at `loc`: `file:line:column path: said`."""
-        line, column, path = place(self.tree, loc)
-        return f"{self.file}:{line}:{column} {path}: {said}"
+        return f"{self.spot(loc)} {place(self.tree, loc)[2]}: {said}"
+
+    def spot(self, loc: Loc) -> str:
+        """Where `loc` stands: `file:line:column`."""
+        line, column, _ = place(self.tree, loc)
+        return f"{self.file}:{line}:{column}"
 
     def check(self) -> None:
         """InputError, with a line for each, where keys are no names or numbers none."""

@@ -12,8 +12,8 @@ from morphogen.blueprint.tensors import parameter_count
 from morphogen.growth.rules import first_step
 from morphogen.variation.possible import acted
 
-#: Growth is followed so far; a model that comes to more is told as one that no rule holds back.
-MOST_GROWTHS, MOST_PARAMS = 64, 10**12
+#: Growth is followed so far, or to the first model beyond; that is told as one that no rule holds back.
+MOST_GROWTHS, MOST_PARAMS, MOST_BLOCKS = 64, 10**12, 2048
 #: Triggers that wait as long again after each growth: for a count, or for a window of steps, which is forgotten then.
 AGAIN = (
     triggers.StepTrigger
@@ -50,8 +50,10 @@ def largest(blueprint: Blueprint, seq_len: int, tokens_per_step: int, steps: int
             made = acted(now, i, seq_len)
             if not isinstance(made, Blueprint):
                 continue
-            if growths == MOST_GROWTHS or parameter_count(made) > MOST_PARAMS:
+            if growths == MOST_GROWTHS:
                 return Largest(now, growths, bounded=False)
+            if len(made.blocks) > MOST_BLOCKS or parameter_count(made) > MOST_PARAMS:
+                return Largest(made, growths + 1, bounded=False)
             now, growths, acting = made, growths + 1, True
             left[i] -= 1
     return Largest(now, growths, bounded=True)
