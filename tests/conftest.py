@@ -1,5 +1,6 @@
 """Settings for every test."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,7 @@ from morphogen.training import processor, trial
 from tiny import Cli
 from trained_before import Remembering
 
+gc.disable()  # until tests are collected, which stay
 # Timings are not what these tests are about, and the machine may be shared; the same examples every time.
 for name, count in PROFILES.items():
     settings.register_profile(
@@ -50,6 +52,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 #: All that was trained by this process where tests asked for that.
 REMEMBERED = Remembering(trial._attempt)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests, a million objects, are not looked through again whenever garbage is collected."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

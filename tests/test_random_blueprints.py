@@ -1,6 +1,6 @@
 """Models of random blueprints over every kind: sound numbers, no leaks, decoding, and costs that are the real ones.
 
-Ten blueprints in the fast suite, 1,000 in the slow one. B batch, T tokens, V vocabulary
+Six blueprints in the fast suite, 1,000 in the slow one. B batch, T tokens, V vocabulary
 """
 
 import itertools
@@ -220,8 +220,8 @@ def checked(count: int) -> Counter[str]:
 
 
 def test_random_blueprints_do_all_that_a_model_must() -> None:
-    found = checked(10)
-    assert found.total() >= 10
+    found = checked(6)
+    assert found.total() >= 6
     assert found["fp32"] >= 0.95 * found.total()
 
 
