@@ -48,8 +48,9 @@ def change_foreign_source(part: Foreign, ctx: Context, rng: np.random.Generator)
 
 @operator(Foreign, preserves=False, weight=0.0)
 def add_foreign_expert(part: Foreign, ctx: Context, rng: np.random.Generator) -> Foreign | None:
-    """One more layer among those that a router chooses from or weighs: of a donor, or where there is none of the same
-    models. It writes zero at first, but takes its share of the gates."""
+    """One more layer, of a donor if there is one, among those that a router chooses from or weighs.
+
+    Without donors it is of the same models. It writes zero at first, but takes its share of the gates."""
     if part.router == "none":
         return None
     model = pick(rng, ctx.donors or tuple(dict.fromkeys(expert.model for expert in part.experts)))
