@@ -1,6 +1,7 @@
 """What growth promises of the moment it happens and of the steps after it, over architectures and chains of actions."""
 
 import copy
+import functools
 import importlib.util
 import pickle
 from pathlib import Path
@@ -80,6 +81,7 @@ LEARNT, STEPS = 60, 20
 CHAIN_P = np.random.default_rng(0).dirichlet(np.full(VOCAB, 0.2), size=VOCAB).cumsum(1)
 
 
+@functools.cache  # trainings of the same steps read it again and again, and change nothing
 def text(step: int, batch: int = 16, length: int = 33) -> Any:
     """Sequences of a Markov chain."""
     rng = np.random.default_rng(step)
