@@ -358,6 +358,7 @@ def _go_on(folder: Path, record: Begun, begins: Begins, observer: Observer) -> R
     put_tokenizer(folder, begins.tokenizer)
     paths = record.paths | _places(folder, experiment, begins.asked)
     write_record(folder, record.replace(steps=wanted.steps, paths=paths))
+    write_atomic(folder / RESOLVED, resolved_yaml(record.experiment).encode())  # as it was, also where it was damaged
     if snapshot is not None:
         snapshots.drop_later(folder, snapshot.step)
         observer(Noted(f"goes on from step {snapshot.step}"))
