@@ -24,7 +24,7 @@ from morphogen.inherit.splice import StateDict
 from morphogen.network import initial_state
 from morphogen.paths import user_path
 from morphogen.plugins import allow_code, code_allowed
-from morphogen.reading import dotted, found_again, local_paths, placed, said_of
+from morphogen.reading import dotted, found_again, local_paths, placed, read_experiment, said_of
 from morphogen.report.growth import picture
 from morphogen.resuming import checksum, places
 from morphogen.run import settle
@@ -358,7 +358,10 @@ def _go_on(folder: Path, record: Begun, begins: Begins, observer: Observer) -> R
     put_tokenizer(folder, begins.tokenizer)
     paths = record.paths | _places(folder, experiment, begins.asked)
     write_record(folder, record.replace(steps=wanted.steps, paths=paths))
-    write_atomic(folder / RESOLVED, resolved_yaml(record.experiment).encode())  # as it was, also where it was damaged
+    try:
+        read_experiment(folder / RESOLVED)  # in which guards may have been changed since
+    except InputError:
+        write_atomic(folder / RESOLVED, resolved_yaml(record.experiment).encode())
     if snapshot is not None:
         snapshots.drop_later(folder, snapshot.step)
         observer(Noted(f"goes on from step {snapshot.step}"))
