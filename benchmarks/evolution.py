@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--generations", type=int)
     parser.add_argument("--steps", type=int, help="training steps per candidate")
-    parser.add_argument("--repeats", type=int, default=5, help="trainings of the root for the noise floor")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="trainings of the root for the noise floor; below 2 none"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="stops after the candidate during which they end")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evolution")
     parser.add_argument("--quick", action="store_true", help="two seeds, few steps, in a folder of its own")
@@ -142,7 +144,8 @@ def main() -> None:
                     curves[name].append(long_training(experiment, folder, seed))
                 else:
                     curves[name].append(run(arm(experiment, name), folder, seed, deadline))
-        noise_floor(experiment, options.out, options.repeats, deadline)
+        if options.repeats > 1:
+            noise_floor(experiment, options.out, options.repeats, deadline)
     except TimeOverError:
         print(f"{options.minutes:g} minutes are over; start again to go on", flush=True)
     report(curves)
