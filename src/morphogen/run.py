@@ -182,8 +182,7 @@ def evolve(
         )
         undo.enter_context(threads(session.threads))
         remarks = prepared.remarks()
-        read = {f"text of {source!r}: {account}" for source, account in prepared.accounts().items()}
-        session.note(read - {*remarks})
+        session.note({f"text of {source!r}: {account}" for source, account in prepared.accounts().items()} - {*remarks})
         session.loop(executor, [*remarks, bf16_warning(session.experiment.train, torch.device(device))])
     return Run(folder, session.experiment, session.engine.seed, device)
 

@@ -175,8 +175,6 @@ class Session:
                     engine.apply(event)
             log = undo.enter_context(_open_log(folder))
             runfolder.link_log(folder, keep.frontier_out)
-            devices = device if device == told["device"] else f"{told['device']}, later {device}"
-            finished = last_stop(events) == FINISHED
             undo.pop_all()
         return cls(
             folder,
@@ -186,9 +184,9 @@ class Session:
             keep,
             observer,
             told,
-            devices,
+            device if device == told["device"] else f"{told['device']}, later {device}",
             log,
-            finished,
+            last_stop(events) == FINISHED,
             threads=told["threads"],
             begun_on=told["device"],
             mend=mend,

@@ -136,18 +136,11 @@ def ablate(
     from morphogen.analysis.recorded import run_of
     from morphogen.cli.console import show_measured
     from morphogen.cli.facts import aside
-    from morphogen.store.outputs import check_output, check_own_report
     from morphogen.training.threads import default_threads, threads
 
     path = user_path(frontier, "FRONTIER")
     folder = run_of(path)
-    report = folder.resolve().parent / "ablation_report.json" if out is None else user_path(out, "--out")
-    if report.suffix != ".json":
-        raise InputError(f"--out: {report}: expected a name that ends in .json; the picture comes to lie beside it")
-    check_output(report, "ablation.json", folder, "--out")
-    check_output(report.with_suffix(".png"), "ablation.png", folder, "--out")
-    if out is None:
-        check_own_report(report, folder)
+    report = _ablation_report(folder, out)
     if checkpoint_dir is not None:
         aside("note: --checkpoint-dir: ablated models leave no weights, so that nothing is put there")
     with threads(default_threads()):
@@ -170,6 +163,20 @@ def ablate(
     show_measured(found, told, as_json, wide)
     _write_ablations(found, folder, report)
     aside(f"wrote {report} and {report.with_suffix('.png')}")
+
+
+def _ablation_report(folder: Path, out: str | None) -> Path:
+    """Where the report on a run is written; InputError where that may not be."""
+    from morphogen.store.outputs import check_output, check_own_report
+
+    report = folder.resolve().parent / "ablation_report.json" if out is None else user_path(out, "--out")
+    if report.suffix != ".json":
+        raise InputError(f"--out: {report}: expected a name that ends in .json; the picture comes to lie beside it")
+    check_output(report, "ablation.json", folder, "--out")
+    check_output(report.with_suffix(".png"), "ablation.png", folder, "--out")
+    if out is None:
+        check_own_report(report, folder)
+    return report
 
 
 def _write_ablations(found: "Ablations", folder: Path, report: Path) -> None:

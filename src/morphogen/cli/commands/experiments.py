@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from morphogen.cli.launch import read_experiment
 from morphogen.errors import InputError, MorphogenError
 from morphogen.escape import visible
 from morphogen.plugins import looking
+
+if TYPE_CHECKING:
+    from morphogen.cli.explain import Forecast, Probe
 
 
 @app.command()
@@ -65,7 +68,6 @@ def explain(
     from morphogen.cli import explain as explaining
     from morphogen.cli.facts import show_facts
     from morphogen.figures import known
-    from morphogen.report.wording import duration
     from morphogen.training.device import choose_device
     from morphogen.training.kernels import kernels_of
 
@@ -102,20 +104,24 @@ def explain(
         told["measured"] = None if as_json else f"not, for {why}"
         told |= {"not_measured": why} if as_json else {}
     elif measure:
-        probe = explaining.probe(experiment, device)
-        seconds = forecast.seconds(probe.tokens_per_second)
-        told["measured"] = {
-            "sequences": probe.sequences,
-            "sequence_tokens": probe.sequence_tokens,
-            "tokens_per_second": round(probe.tokens_per_second, 1),
-            "peak_memory_bytes": probe.peak_memory_bytes,
-        }
-        told["estimated_seconds"] = round(seconds, 1)
-        if not as_json:
-            told["estimated_seconds"] = (
-                f"{told['estimated_seconds']} ({duration(seconds)}; an estimate from those steps)"
-            )
+        told |= _measured(explaining.probe(experiment, device), forecast, as_json)
     show_facts(told, as_json)
+
+
+def _measured(probe: "Probe", forecast: "Forecast", as_json: bool) -> dict[str, Any]:
+    """What a few steps took, and how long the search is to take at that speed."""
+    from morphogen.report.wording import duration
+
+    seconds = forecast.seconds(probe.tokens_per_second)
+    measured = {
+        "sequences": probe.sequences,
+        "sequence_tokens": probe.sequence_tokens,
+        "tokens_per_second": round(probe.tokens_per_second, 1),
+        "peak_memory_bytes": probe.peak_memory_bytes,
+    }
+    rounded = round(seconds, 1)
+    estimated = rounded if as_json else f"{rounded} ({duration(seconds)}; an estimate from those steps)"
+    return {"measured": measured, "estimated_seconds": estimated}
 
 
 @app.command()
