@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Drawn blueprints name the plug-in of tests/plugins.py as code; tests of what is refused take this away.
@@ -21,6 +22,8 @@ from morphogen.training import processor, trial
 from tiny import Cli
 from trained_before import Remembering
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in a shell's background have it; runs keep to that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # until tests are collected, which stay
 # Timings are not what these tests are about, and the machine may be shared; the same examples every time.
 for name, count in PROFILES.items():
