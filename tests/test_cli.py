@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -77,6 +78,15 @@ def finished(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_is_written_again_while_a_generation_is_open(finished: Path) -> None:
     assert sorted(set(PAGES)) == PAGES
     assert len(PAGES) >= 2
+
+
+def test_python_runs_the_package_as_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["morphogen", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("morphogen", run_name="__main__")
+    assert capsys.readouterr().out == f"morphogen {__version__}\n"
 
 
 def test_alone_it_prints_help_and_with_version_its_version(cli: Cli) -> None:

@@ -95,6 +95,7 @@ JOINING = [
     "trainings",
     "finetuning",
     "cli",
+    "__main__",
 ]
 for position, name in enumerate(JOINING):
     ALLOWED[name] = {unit for unit in list(ALLOWED) if unit not in JOINING} | set(JOINING[:position])
