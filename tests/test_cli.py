@@ -106,7 +106,7 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == registered
     for name in registered:
         assert re.search(rf"^  {name} +\w", out, re.M)
-        assert f"morphogen {name}" in (ROOT / "README.md").read_text(), "its commands name every one"
+        assert f"morphogen {name}" in (ROOT / "docs" / "commands.md").read_text(), "its commands name every one"
 
 
 def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config: Path, tmp_path: Path) -> None:
