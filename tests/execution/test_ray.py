@@ -1,4 +1,4 @@
-"""Ray: refusals that cost no cluster, checkpoints through a shared place; slow: the lineage, also when a node dies."""
+"""Ray: refusals that cost no cluster; slow: the lineage, also through a shared place, and when a node dies."""
 
 import json
 import os
@@ -14,9 +14,8 @@ import pytest
 import runners
 import yaml
 
-from morphogen.candidate import moments_path
 from morphogen.cli.doctor import examine
-from morphogen.errors import InputError, RunError
+from morphogen.errors import InputError
 from morphogen.execution import Execution, Limits, open_executor
 from morphogen.execution.base import Checkpointing
 from morphogen.run import evolve, load, settle
@@ -57,47 +56,6 @@ def test_the_cluster_to_copy_is_one_by_rays_own_schema():
     config = yaml.safe_load(block)
     jsonschema.validate(config, schema)
     assert config["head_node_type"] in config["available_node_types"]
-
-
-def test_checkpoints_travel_whole(tmp_path):
-    pytest.importorskip("ray")
-    from morphogen.execution.ray import Exchange
-
-    here, there = tmp_path / "here", tmp_path / "there"
-    (here / "checkpoints").mkdir(parents=True)
-    names = [f"checkpoints/{letter}.safetensors" for letter in "ab"]
-    for name in (*names, "checkpoints/a.optimizer.safetensors"):
-        (here / name).write_text(f"weights of {name}")
-        moments_path(here / name).write_text(f"moments of {name}")
-    for url in (str(tmp_path / "shared"), "memory://weights"):
-        shared = Exchange(url)
-        for name in names:
-            shared.leave(name, here)
-        if url.startswith("/"):
-            (tmp_path / "shared" / names[0]).write_text("cut")  # by a node that died over it
-            shared.leave(names[0], here)
-        shared.keep_only({names[0]})
-        for name in names:
-            (there / name).unlink(missing_ok=True)
-            moments_path(there / name).unlink(missing_ok=True)
-            shared.fetch(name, there)
-        assert (there / names[0]).read_text() == f"weights of {names[0]}"
-        assert sorted(path.name for path in (there / "checkpoints").iterdir()) == [
-            "a.optimizer.safetensors",
-            "a.safetensors",
-        ]
-
-
-def test_a_shared_place_that_does_not_work_is_told(tmp_path):
-    pytest.importorskip("ray")
-    from morphogen.execution.ray import Exchange
-
-    with pytest.raises(InputError, match="--shared: got 'nowhere://x'"):
-        Exchange("nowhere://x")
-    (tmp_path / "file").touch()
-    (tmp_path / "a").touch()
-    with pytest.raises(RunError, match="a cannot be exchanged"):
-        Exchange(str(tmp_path / "file")).leave("a", tmp_path)
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_whole
+from morphogen.store.exchange import Exchange
 from morphogen.store.outputs import PARTIAL
-from morphogen.training.midway import Midway, Place
+from morphogen.training.midway import Midway
 from morphogen.training.trace import StepInfo
 from morphogen.training.trial import run_surrogate
 from tiny import write_corpus
@@ -186,7 +187,7 @@ def test_a_child_with_healing_and_a_twin_goes_on_elsewhere_through_a_shared_plac
     same_weights(elsewhere / found.checkpoint, tmp_path / found.checkpoint)
     assert done - (whole.tokens.own // STEP + whole.twin.steps) <= 6
     assert came == sorted({*came})
-    assert Place(place).names() == []
+    assert Exchange(place).names() == []
     assert not (elsewhere / PARTIAL).exists() or list((elsewhere / PARTIAL).iterdir()) == []
 
 

@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import RunError
+from morphogen.store.exchange import Exchange
 from morphogen.store.files import write_atomic
 from morphogen.store.outputs import PARTIAL
-from morphogen.training.midway import Place
 from morphogen.training.trace import StepInfo
 
 #: Called after every training step of a candidate.
@@ -135,7 +135,7 @@ class Checkpointing:
             [job.replace(checkpoint_tokens=self.tokens, partial_at=place) for job in jobs], progress
         )
         if place:
-            Place(f"{self.shared}/{PARTIAL}").remove_all()
+            Exchange(f"{self.shared}/{PARTIAL}").remove_all()
 
     def _place(self, run_dir: Path) -> str:
         """Where they lie that this run left: no other, not even one that was in the same folder, goes on from them."""

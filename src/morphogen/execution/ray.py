@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
 import ray
 import ray.util.scheduling_strategies
 import torch
 
-from morphogen.candidate import Job, Report, moments_path
+from morphogen.candidate import Job, Report
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.errors import DeviceError, InputError, MemoryShortError, MorphogenError, RunError
 from morphogen.execution.base import (
@@ -43,9 +42,8 @@ from morphogen.execution.pool import Pool
 from morphogen.execution.shares import Shares
 from morphogen.experiment import Experiment
 from morphogen.plugins import allow_code, code_allowed
+from morphogen.store.exchange import Exchange
 from morphogen.store.files import scratch
-from morphogen.store.ledger import FILE as LEDGER
-from morphogen.store.outputs import OWNER
 from morphogen.training.midway import Midway
 from morphogen.training.needed import needed_bytes
 from morphogen.training.trial import run_surrogate
@@ -140,7 +138,7 @@ class OnRay:
                 outcome = self._outcome(finished[0], task)
                 if isinstance(outcome, Report):
                     if shared is not None and outcome.checkpoint is not None:
-                        shared.fetch(outcome.checkpoint, Path(task.job.run_dir))
+                        shared.collect(outcome.checkpoint, Path(task.job.run_dir))
                     yield outcome
                 elif isinstance(outcome, MemoryShortError):
                     waiting.append(replace(task, alone=True))
@@ -221,7 +219,7 @@ class OnRay:
             if shares.gpu_bytes:
                 return
 
-    def _exchange(self, jobs: list[Job]) -> "Exchange | None":
+    def _exchange(self, jobs: list[Job]) -> Exchange | None:
         """The place that checkpoints travel through, holding just those that these jobs inherit from."""
         if self.execution.shared is None:
             return None
@@ -234,70 +232,6 @@ class OnRay:
             if (Path(folder) / name).is_file():
                 shared.leave(name, Path(folder))
         return shared
-
-
-class Exchange:
-    """Checkpoints at a path or an fsspec URL, named as below the run folder. RunError where it cannot be used."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"--shared: got {url!r}: {error}") from None
-
-    def claim(self, run_dir: str) -> None:
-        """Leaves a note that the place is for this run. RunError where it is another's, or a run's own folder: what
-        its next generation does not need is removed there."""
-        mine, note = str(Path(run_dir).resolve()), self._at(OWNER)
-        with self._told(OWNER):
-            found = self._files.cat_file(note).decode(errors="replace") if self._files.exists(note) else None
-            foreign = self._files.exists(self._at(LEDGER)) or self._files.glob(self._at("checkpoints/*.safetensors"))
-            if found is None and not foreign:
-                self._files.makedirs(self._root, exist_ok=True)
-                self._files.pipe_file(note, mine.encode())
-            elif found != mine:
-                held = f"the checkpoints of {found}" if found else "something else"
-                raise RunError(f"{self.url}: holds {held}; give each run a --shared of its own")
-
-    def leave(self, name: str, folder: Path) -> None:
-        """Puts a checkpoint of `folder` there, unless it is there whole; and the moments beside it, where there are."""
-        files, moments = self._files, str(moments_path(Path(name)))
-        for part in (moments, name) if (folder / moments).is_file() else (name,):
-            with self._told(part):
-                there, here = self._at(part), folder / part
-                if not files.exists(there) or files.size(there) != here.stat().st_size:
-                    files.makedirs(os.path.dirname(there), exist_ok=True)
-                    files.put_file(str(here), there)
-
-    def fetch(self, name: str, folder: Path) -> None:
-        """Puts a checkpoint from there into `folder`, whole or not at all; what is missing there stays missing."""
-        for part in (str(moments_path(Path(name))), name):
-            target = folder / part
-            temporary = target.with_name(f".{target.name}.fetched")
-            with self._told(part):
-                if self._files.exists(self._at(part)):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    self._files.get_file(self._at(part), str(temporary))
-                    os.replace(temporary, target)
-
-    def keep_only(self, names: set[str]) -> None:
-        """Removes the checkpoints that nobody will fetch any more."""
-        kept = {part for name in names for part in (name, str(moments_path(Path(name))))}
-        with self._told("checkpoints"):
-            for path in self._files.glob(self._at("checkpoints/*.safetensors")):
-                if f"checkpoints/{os.path.basename(path)}" not in kept:
-                    self._files.rm_file(path)
-
-    def _at(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
-
-    @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(f"{self.url}: {name} cannot be exchanged: {error.strerror or error}") from None
 
 
 def _connect(execution: Execution) -> None:
@@ -333,7 +267,7 @@ def _carry_out(
             if exchange is not None:
                 folder = stack.enter_context(scratch("morphogen-task-"))
                 for parent in job.parents:
-                    exchange.fetch(parent.checkpoint, folder)
+                    exchange.collect(parent.checkpoint, folder)
                 job = job.replace(run_dir=str(folder))
             elif not Path(job.run_dir).is_dir():
                 raise RunError(

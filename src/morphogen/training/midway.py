@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Report, moments_path
 from morphogen.errors import InputError, RunError
+from morphogen.store.exchange import Exchange
 from morphogen.store.files import canonical_json, remove_stale, write_atomic
 from morphogen.store.outputs import PARTIAL
 from morphogen.training import snapshots
@@ -35,68 +34,6 @@ NOT_OF_REPORTS = ("run_dir", "device", "micro_batches", "shares", "checkpoint_to
 _STEP = re.compile(r"\.(\d{8,})\.safetensors")
 
 
-class Place:
-    """A folder for checkpoints in the middle of candidates, at a path or fsspec URL. RunError where it cannot be
-    used."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            self._files, root = fsspec.core.url_to_fs(url) if "://" in url else (fsspec.filesystem("file"), url)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"--shared: got {url!r}: {error}") from None
-        self.root = root.rstrip("/")
-        #: the folder, where this machine sees it as one
-        self.folder = Path(self.root) if isinstance(self._files, LocalFileSystem) else None
-
-    def names(self) -> list[str]:
-        """Of all files there."""
-        with self._told():
-            self._files.invalidate_cache()  # others write there too
-            try:
-                found: list[str] = self._files.ls(self.root, detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(path.rpartition("/")[2] for path in found)
-
-    def read(self, name: str) -> bytes:
-        """What a file holds. FileNotFoundError where there is none."""
-        with self._told():
-            found: bytes = self._files.cat_file(f"{self.root}/{name}")
-        return found
-
-    def fetch(self, name: str, path: Path) -> None:
-        """Copies a file from there. FileNotFoundError where there is none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._told():
-            self._files.get_file(f"{self.root}/{name}", str(path))
-
-    def send(self, path: Path, name: str) -> None:
-        """Copies a file there."""
-        with self._told():
-            self._files.makedirs(self.root, exist_ok=True)
-            self._files.put_file(str(path), f"{self.root}/{name}")
-
-    def remove(self, name: str) -> None:
-        """Removes a file, unless another has by now."""
-        with self._told(), contextlib.suppress(FileNotFoundError):
-            self._files.rm_file(f"{self.root}/{name}")
-
-    def remove_all(self) -> None:
-        """Removes the folder with all that is in it. Call only when no candidate is in training."""
-        with self._told(), contextlib.suppress(FileNotFoundError):
-            self._files.invalidate_cache()
-            self._files.rm(self.root, recursive=True)
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise RunError(f"{self.root}: checkpoints cannot be kept there: {error.strerror or error}") from None
-
-
 class Midway:
     """The checkpoints of one job, or of the twin that belongs to it; none where the job asks for none. RunError where
     their place cannot be used."""
@@ -106,7 +43,7 @@ class Midway:
         self.job, self.on = job, job.checkpoint_tokens > 0
         if self.on:
             self._name = f"{job.candidate.id}-{_digest(job)}{suffix}"
-            self._place = Place(job.partial_at or str(Path(job.run_dir) / PARTIAL))
+            self._place = Exchange(job.partial_at or str(Path(job.run_dir) / PARTIAL))
             self._folder = self._place.folder or Path(job.run_dir) / PARTIAL
 
     def twin(self) -> Self:
