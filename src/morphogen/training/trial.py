@@ -1,7 +1,7 @@
 """Evaluating one candidate: a Job in, a Report out. Executors call `run_surrogate`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import GrowthEvent, Job, Measured, Report, Status, StopReason, Tokens, Twin, moments_path
+from morphogen.candidate import Job, Report, Status, StopReason
 from morphogen.data.mixture import Mixture
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import CandidateError, DeviceError, DivergedError, InputError, MemoryShortError
-from morphogen.estimates import known_of
-from morphogen.experiment import RATE_FOUND, Evolution, Experiment
+from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.inherit.borrowed import donors_of
 from morphogen.inherit.checkpoint import BEGUN_AS, GREW_BY, save_checkpoint, save_moments
 from morphogen.inherit.provenance import Provenance
 from morphogen.inherit.splice import StateDict
-from morphogen.metrics.throughput import tokens_per_second
 from morphogen.network import assemble
 from morphogen.store.files import canonical_json
 from morphogen.training import accounts
@@ -30,6 +28,7 @@ from morphogen.training.allocator import memory_kept
 from morphogen.training.anchored import Anchoring, Earlier
 from morphogen.training.assignment import Assignment
 from morphogen.training.device import answers, choose_device, out_of_memory
+from morphogen.training.findings import Findings
 from morphogen.training.growing import NEVER, Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
 from morphogen.training.midway import Midway
@@ -37,9 +36,9 @@ from morphogen.training.range_test import find_rate, rates, steps_each
 from morphogen.training.saved import Saved
 from morphogen.training.snapshots import Snapshot, understood
 from morphogen.training.start import starting_weights
-from morphogen.training.trace import Progress, thinned
+from morphogen.training.trace import Progress
 from morphogen.training.trainer import Trainer
-from morphogen.training.twin import twin_job
+from morphogen.training.twin import twin_job, with_twin
 
 
 def run_surrogate(job: Job, progress: Progress | None = None, prepared: PreparedData | None = None) -> Report:
@@ -56,7 +55,7 @@ def run_surrogate(job: Job, progress: Progress | None = None, prepared: Prepared
     if report.status is Status.TRAINED and (job.with_twin or (job.twin is not None and report.blueprint is not None)):
         midway.finish(report)
         found = _attempt(twin_job(job, report), midway.twin(), progress, prepared, keep=False)
-        report = _with_twin(job, report, found)
+        report = with_twin(job, report, found)
     elif report.status is Status.TRAINED:
         report = report.replace(twin=job.twin)
     midway.clear()
@@ -111,32 +110,6 @@ def _its_own() -> Iterator[None]:
         raise CandidateError(str(error)) from error
 
 
-def _with_twin(job: Job, report: Report, found: Report) -> Report:
-    """The report of a trained candidate with what its twin found; without a sound twin it has failed."""
-    timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed.get("seconds", 0.0)}
-    report = report.replace(timed=timed, flops=report.flops + found.flops)
-    if found.status is not Status.TRAINED:
-        assert report.checkpoint is not None
-        weights = Path(job.run_dir) / report.checkpoint
-        for path in (weights, moments_path(weights)):
-            path.unlink(missing_ok=True)
-        return report.replace(
-            status=Status.FAILED,
-            reason=f"its twin from fresh weights: {found.reason}",
-            stop_reason=found.stop_reason,
-            nan_seen=report.nan_seen or found.nan_seen,
-            checkpoint=None,
-        )
-    twin = Twin(
-        **{name: dict(found)[name] for name in Measured.model_fields},
-        share=Evolution.model_validate(job.experiment["evolution"]).twin_share,
-        tokens=found.tokens.own,
-        steps=found.steps,
-        flops=found.flops,
-    )
-    return report.replace(twin=twin)
-
-
 def _failed(job: Job, trial: "Trial | None", reason: str, stop_reason: StopReason = StopReason.FULL_RUN) -> Report:
     known = Report(id=job.candidate.id, status=Status.FAILED) if trial is None else trial.report(Status.FAILED)
     diverged = stop_reason is StopReason.NOT_FINITE
@@ -161,33 +134,27 @@ class Trial:
         seeds = assignment.seed("weights"), assignment.root_seed
         self.midway, snapshot = midway, midway.latest()
         start = starting_weights(assignment.job, assignment.experiment, assignment.prepared, *seeds)
-        self.inheritance, self.begun = start.report, start.begun
-        self.taken = donors_of(assignment.blueprint, start.state, start.donors)
+        inheritance, taken = start.report, donors_of(assignment.blueprint, start.state, start.donors)
         self.vocabulary = assignment.prepared.vocabulary()
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
         with _its_own():
-            self.rate_tests = self._find_rate(start.state, snapshot) if assignment.experiment.train.searches_rate else 0
+            rate_tests = self._find_rate(start.state, snapshot) if assignment.experiment.train.searches_rate else 0
             began = (assignment.blueprint, start.state) if snapshot is None else (snapshot.blueprint, snapshot.state)
             model = assemble(*began).to(self.device)
-        self.inherits = job.before is None and self.inheritance.inherited + self.inheritance.resized > 0
-        self.healing_steps = self._healing()
+        self.inherits = job.before is None and inheritance.inherited + inheritance.resized > 0
+        self.healing_steps = self._healing() if self.inherits and not inheritance.exact else 0
+        per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, start.begun)
         trainer = Trainer(
             model,
             self.assignment.experiment.train,
             total_steps=self.endings[-1].step,
-            tokens_per_step=assignment.prepared.tokens_per_step,
+            tokens_per_step=per_step,
             seed=assignment.seed("dropout" if job.before is None else f"dropout/{self.endings[0].rung}"),
             moments=start.moments if snapshot is None else None,
-            earlier_steps=accounts.behind(assignment, self.begun) // assignment.prepared.tokens_per_step,
+            earlier_steps=behind // per_step,
             micro_batches=job.micro_batches if snapshot is None else _noted(snapshot)["micro_batches"],
         )
-        per_step, behind = assignment.prepared.tokens_per_step, accounts.behind(assignment, self.begun)
-        anchors = assignment.experiment.train.anchoring
-        anchoring = Anchoring.of(anchors, trainer, assignment.prepared, assignment.seed("anchoring"))
-        if anchoring is not None and behind and snapshot is None:
-            with _its_own():
-                anchoring.begin(Earlier(assignment.prepared, accounts.runs(assignment)), new=start.new)
         self.growing = Growing(
             trainer,
             held_BT1=self.mixture.held(),
@@ -196,12 +163,33 @@ class Trial:
             own_steps=assignment.before.tokens.own // per_step,
             budget=assignment.experiment.evolution.budget,
             most_steps=(assignment.experiment.train.max_tokens - assignment.before.tokens.own) // per_step,
-            anchoring=anchoring,
+            anchoring=self._anchored(trainer, start.new if behind and snapshot is None else None),
+        )
+        self.findings = Findings(
+            self.assignment,
+            self.growing,
+            self.measurement,
+            inheritance,
+            start.begun,
+            taken,
+            self.healing_steps,
+            rate_tests,
         )
         self.rung, self.endings_done = -1, 0
         if snapshot is not None:
             with understood(snapshot.path):
                 self._restore(snapshot)
+
+    def _anchored(self, trainer: Trainer, new: Mapping[str, Tensor] | None) -> Anchoring | None:
+        """What keeps it from forgetting. new: the entries of its weights that are, where it begins with those of
+        others; None where there is nothing to look back at, or it goes on from a checkpoint of its own."""
+        assignment = self.assignment
+        anchors = assignment.experiment.train.anchoring
+        anchoring = Anchoring.of(anchors, trainer, assignment.prepared, assignment.seed("anchoring"))
+        if anchoring is not None and new is not None:
+            with _its_own():
+                anchoring.begin(Earlier(assignment.prepared, accounts.runs(assignment)), new=new)
+        return anchoring
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Goes on from a checkpoint of this job."""
@@ -237,26 +225,22 @@ class Trial:
         assignment, total_steps = self.assignment, self.endings[-1].step
         if snapshot is not None:
             self.measurement.restore(_noted(snapshot)["metrics"])
-            found = float(self.measurement.metrics[RATE_FOUND])
-            self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
-            return steps_each(total_steps) * len(rates(assignment.experiment.train))
-        found = find_rate(
-            assignment.blueprint,
-            state,
-            assignment.experiment.train,
-            self.mixture,
-            total_steps=total_steps,
-            seed=assignment.seed("rate"),
-            device=self.device,
-        )
-        self.measurement.metrics[RATE_FOUND] = found
+        else:
+            self.measurement.metrics[RATE_FOUND] = find_rate(
+                assignment.blueprint,
+                state,
+                assignment.experiment.train,
+                self.mixture,
+                total_steps=total_steps,
+                seed=assignment.seed("rate"),
+                device=self.device,
+            )
+        found = float(self.measurement.metrics[RATE_FOUND])
         self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
         return steps_each(total_steps) * len(rates(assignment.experiment.train))
 
     def _healing(self) -> int:
         """Steps on healing text that a child begins with whose splice was not exact."""
-        if not self.inherits or self.inheritance.exact:
-            return 0
         data, per_step = self.assignment.experiment.data, self.assignment.prepared.tokens_per_step
         return min(data.healing_tokens // per_step, self.endings[-1].step)
 
@@ -330,7 +314,7 @@ class Trial:
 
     def _save(self) -> str:
         """Writes the checkpoint; where, below the run's folder."""
-        job, prepared = self.assignment.job, self.assignment.prepared
+        job, prepared, known = self.assignment.job, self.assignment.prepared, self.findings
         # of a job that goes on from a checkpoint the result lies beside it, so that the job can be done again
         name = job.candidate.id + ("" if job.before is None else f"-rung{self.rung}")
         where = f"checkpoints/{name}.safetensors"
@@ -338,10 +322,10 @@ class Trial:
             save_moments(Path(job.run_dir) / where, self.trainer.updater.moments(), self.trainer.updater.young())
         digest, called = prepared.tokenizer_digest, prepared.tokenizer
         behind = Provenance(
-            digest, called, self.vocabulary, self._tokens(), self.begun, self.growing.memory(), self.taken
+            digest, called, self.vocabulary, known.tokens(), known.begun, self.growing.memory(), known.taken
         )
         extra = {"candidate": job.candidate.id, "steps": str(self.trainer.step), **behind.to_metadata()}
-        if events := self._grown_by():
+        if events := known.grown_by():
             extra[BEGUN_AS] = canonical_json(job.candidate.blueprint)
             extra[GREW_BY] = canonical_json([event.model_dump(mode="json") for event in events])
         state = self.trainer.model.state_dict()
@@ -355,65 +339,9 @@ class Trial:
         stop_reason: StopReason = StopReason.FULL_RUN,
         checkpoint: str | None = None,
     ) -> Report:
-        """What is known of the candidate. `steps` are those on the training shards, healing left out."""
-        trainer, job, before = self.trainer, self.assignment.job, self.assignment.before
-        experiment, seq_len = self.assignment.experiment, self.assignment.prepared.seq_len
-        tokens, as_trained = self._tokens(), self.blueprint.to_json()
-        return Report(
-            id=job.candidate.id,
-            status=status,
-            reason=reason,
-            rung=self.rung,
-            **known_of(self.measurement.metrics | self._share(tokens)),
-            timed=self._timed(),
-            costs=cost.costs(self.blueprint, seq_len, cost.Step.of(experiment.train, experiment.data.batch_size)),
-            tokens=tokens,
-            steps=before.steps + max(0, trainer.step - self.healing_steps),
-            flops=self._flops(),
-            inheritance=self.inheritance,
-            checkpoint=checkpoint,
-            blueprint=None if as_trained == job.candidate.blueprint else as_trained,
-            growth=self._grown_by(),
-            losses=thinned(trainer.trace.losses, before.losses),
-            donors=donors_of(self.blueprint, trainer.model.state_dict(), self.taken),
-            stop_reason=stop_reason,
-            nan_seen=trainer.guards.nan_seen,
-            loss_spike=trainer.guards.loss_spike,
-            micro_batches=trainer.micro_batches,
-        )
-
-    def _grown_by(self) -> tuple[GrowthEvent, ...]:
-        """How it has grown so far, in earlier jobs too."""
-        return (*self.assignment.before.growth, *self.growing.events)
-
-    def _timed(self) -> dict[str, float]:
-        """What the clock and the memory say."""
-        trainer, measurement = self.trainer, self.measurement
-        taken = {"train_seconds": sum(trainer.trace.seconds), "eval_seconds": measurement.seconds}
-        if trainer.trace.seconds:
-            taken["throughput"] = tokens_per_second(trainer.tokens_per_step, trainer.trace.seconds)
-        if trainer.memory.bytes:
-            taken["peak_memory_bytes"] = float(trainer.memory.bytes)
-        return {**measurement.timed, **taken, "seconds": time.perf_counter() - self.started}
-
-    def _flops(self) -> float:
-        """Of its training, what keeps it from forgetting included."""
-        growing = self.growing
-        trained = accounts.flops(self.assignment, growing.segments, self.trainer.step, self.rate_tests)
-        return trained + (0.0 if growing.anchoring is None else growing.anchoring.flops)
-
-    def _tokens(self) -> Tokens:
-        steps = self.trainer.step
-        return accounts.tokens(self.assignment, steps, min(self.healing_steps, steps), self.begun)
-
-    def _share(self, tokens: Tokens) -> dict[str, float]:
-        """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""
-        budget, grown = self.assignment.job.budget_tokens, len(self.growing.segments) > 1
-        if budget and grown and self.growing.budget == "flops":
-            each = cost.train_flops(self.assignment.blueprint, self.assignment.prepared.seq_len, 1)
-            spent = accounts.flops(self.assignment, self.growing.segments, self.trainer.step, 0)
-            return {"budget_share": spent / (budget * each)}
-        return {"budget_share": tokens.own / budget} if budget else {}
+        """What is known of the candidate."""
+        known = self.findings.report(status, time.perf_counter() - self.started)
+        return known.replace(reason=reason, rung=self.rung, stop_reason=stop_reason, checkpoint=checkpoint)
 
 
 def _noted(snapshot: Snapshot) -> dict[str, Any]:

@@ -9,10 +9,12 @@ A candidate that grew has the twin of what it grew into, which does not grow: it
 """
 
 import math
+from pathlib import Path
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import Job, Report, Stage
+from morphogen.candidate import Job, Measured, Report, Stage, Status, Twin, moments_path
 from morphogen.cost import train_flops
+from morphogen.experiment import Evolution
 
 #: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
 ALONE = {
@@ -47,6 +49,32 @@ def twin_job(job: Job, report: Report) -> Job:
         first_token=0,
         stages=(Stage(rung=job.stages[-1].rung, budget_tokens=_tokens(job, report)),),
     )
+
+
+def with_twin(job: Job, report: Report, found: Report) -> Report:
+    """The report of a trained candidate with what its twin found; without a sound twin it has failed."""
+    timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed.get("seconds", 0.0)}
+    report = report.replace(timed=timed, flops=report.flops + found.flops)
+    if found.status is not Status.TRAINED:
+        assert report.checkpoint is not None
+        weights = Path(job.run_dir) / report.checkpoint
+        for path in (weights, moments_path(weights)):
+            path.unlink(missing_ok=True)
+        return report.replace(
+            status=Status.FAILED,
+            reason=f"its twin from fresh weights: {found.reason}",
+            stop_reason=found.stop_reason,
+            nan_seen=report.nan_seen or found.nan_seen,
+            checkpoint=None,
+        )
+    twin = Twin(
+        **{name: dict(found)[name] for name in Measured.model_fields},
+        share=Evolution.model_validate(job.experiment["evolution"]).twin_share,
+        tokens=found.tokens.own,
+        steps=found.steps,
+        flops=found.flops,
+    )
+    return report.replace(twin=twin)
 
 
 def _tokens(job: Job, report: Report) -> int:
