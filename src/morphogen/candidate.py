@@ -4,12 +4,15 @@ A blueprint stands in these as validated JSON, so that ledgers, frontiers and li
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from morphogen.edits import Change as Change
+from morphogen.edits import Edit as Edit
+from morphogen.edits import Merging as Merging
 from morphogen.plain import ANNEALED as ANNEALED
 from morphogen.plain import MOMENTS_SUFFIX as MOMENTS_SUFFIX
 from morphogen.plain import CandidateId as CandidateId
@@ -57,52 +60,6 @@ def stream(seed: int, index: int, purpose: str) -> "np.random.Generator":
     import numpy as np
 
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index, zlib.crc32(purpose.encode()))))
-
-
-class Change(Record):
-    """One place in a blueprint that differs. `path` names blocks by gene id: `blocks.b1.ffn.hidden`."""
-
-    path: str
-    before: Any = None
-    after: Any = None
-
-
-class Merging(Record):
-    """How the weights of two parents became one: the method, the parents' weights, and what the method draws with."""
-
-    method: str
-    weights: tuple[float, ...]
-    density: float = 1.0
-    epsilon: float = 0.0
-    seed: Whole = 0
-
-
-class Edit(Record):
-    """What one operator did: enough to explain and to replay.
-
-    `preserves` says whether the operator claims to leave the function of an inherited model unchanged.
-    Changes at `train.<field>` are of the candidate's training, all others of its blueprint.
-    `sources` is filled by crossovers: gene id of a block -> position of the parent it came from.
-    `steps`: the edits that a compound edit consists of, in order; `changes` sums them up. `template`: the template that
-    was applied, as it was. `repair`: made to satisfy a structural gate, not drawn. `merging`: of two parents' weights.
-    """
-
-    operator: str
-    target: str
-    preserves: bool
-    changes: tuple[Change, ...] = ()
-    sources: dict[str, int] = {}
-    steps: tuple["Edit", ...] = ()
-    template: dict[str, Any] | None = None
-    repair: bool = False
-    merging: Annotated[Merging | None, Field(exclude_if=lambda merging: merging is None)] = None
-
-    def single(self) -> Iterator["Edit"]:
-        """The edits to make one after another: the steps of a compound edit, else the edit itself."""
-        if not self.steps:
-            yield self
-        for step in self.steps:
-            yield from step.single()
 
 
 class Tokens(Record):
