@@ -18,12 +18,11 @@ MORE = {
     "morphogen.parts.contract.operator": [
         *("Operator", "operator", "block_operator", "model_operator", "train_operator", "pick"),
     ],
+    "morphogen.parts.contract.context": ["Context"],
+    "morphogen.parts.contract.cost": ["Cost"],
     "morphogen.parts.contract.part": [
-        *("Context", "Cost"),
-        *(
-            f"Part.{name}"
-            for name in ("anew", "tensors", "norms", "sizes", "build", "cost", "kept", "specs", "align", "resized")
-        ),
+        f"Part.{name}"
+        for name in ("anew", "tensors", "norms", "sizes", "build", "cost", "kept", "specs", "align", "resized")
     ],
     "morphogen.run": ["Run.resume"],
     "morphogen.search.engine": ["Engine.replay", "Engine.job", "Engine.job_in"],

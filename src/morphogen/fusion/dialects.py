@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from morphogen.parts.contract.part import NormKind
+from morphogen.parts.contract.context import NormKind
 
 #: Their names of activations -> ours; those of a gate, too.
 PLAIN: Mapping[str, str] = {

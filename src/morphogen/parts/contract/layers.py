@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from morphogen.ops.elementwise import WholeRope, layer_norm, rms_norm, rope_rotations
-from morphogen.parts.contract.part import NormKind
+from morphogen.parts.contract.context import NormKind
 
 
 class Layer(nn.Module):

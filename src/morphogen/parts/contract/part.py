@@ -8,7 +8,7 @@ of its slot (and one for its torch module).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,14 +17,15 @@ from morphogen.errors import InputError
 from morphogen.figures import Figure, declare
 from morphogen.ops.names import OpName
 from morphogen.parts.contract.alignment import Alignment
+from morphogen.parts.contract.context import Context as Context
+from morphogen.parts.contract.context import NormKind as NormKind
+from morphogen.parts.contract.cost import Cost as Cost
 from morphogen.parts.contract.frozen import Frozen, remembered
 from morphogen.parts.contract.tensors import Axis, Spec, Tensor, flat, shape_of, specified
 from morphogen.parts.contract.widths import Width
 
 if TYPE_CHECKING:
     from torch import nn
-
-NormKind = Literal["rmsnorm", "layernorm"]
 
 #: What structural gates and the conditions of templates ask for: mixtures of experts, selectors, memories.
 COUNTED = ("moe", "selector", "memory")
@@ -33,68 +34,6 @@ COUNTED = ("moe", "selector", "memory")
 OWN = ("tensors", "sizes", "build", "cost")
 #: The stable name of a block or a recurrence within a lineage.
 GeneId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a part may know of the model around it.
-
-    Attributes:
-        dim: Residual width.
-        norm: The kind of norm before each branch.
-        vocab: Tokens in the embedding.
-        init_std: Of the embedding at the start.
-        branches: Residual branches in the whole model.
-        seq_len: Tokens of a sequence, for costs, edits, and what a part comes to at that length.
-        donors: Models of others whose layers operators may put in: folders, or names on the hub.
-    """
-
-    dim: int
-    norm: NormKind
-    vocab: int
-    init_std: float
-    branches: int
-    seq_len: int = 256
-    donors: tuple[str, ...] = ()
-
-    @property
-    def output_gain(self) -> float:
-        """The gain of fresh output projections: init_std / √(2·branches), the root as in GPT-2.
-
-        What branches add is then of the embedding's size at most. Were it larger, tokens would drown in what the first
-        branch writes, and training would take that much longer to begin.
-        """
-        return self.init_std / math.sqrt(2 * max(1, self.branches))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Costs of one part, per token of a sequence of `ctx.seq_len`, forward only.
-
-    Attributes:
-        flops: Floating-point operations, a multiply-add counting 2, of what is computed: whole chunks where it works in
-            chunks. Norms, activations, biases and sums of branches count nothing.
-        kv_bytes: Cache that grows with the sequence, in bytes per token at 2 bytes an entry.
-        state_bytes: Cache of fixed size, in bytes per sequence, each entry at the bytes it is held in: 4 in fp32.
-        elementwise: Of the FLOPs those that are no matrix product and that no counter of these sees: taps of
-            convolutions, products channel by channel.
-    """
-
-    flops: float = 0.0
-    kv_bytes: float = 0.0
-    state_bytes: float = 0.0
-    elementwise: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.flops + other.flops,
-            self.kv_bytes + other.kv_bytes,
-            self.state_bytes + other.state_bytes,
-            self.elementwise + other.elementwise,
-        )
-
-    def __mul__(self, times: float) -> "Cost":
-        return Cost(self.flops * times, self.kv_bytes * times, self.state_bytes * times, self.elementwise * times)
 
 
 class Part(Frozen):
