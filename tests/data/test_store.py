@@ -12,9 +12,10 @@ import pytest
 
 from kills import deadly
 from morphogen.data import corpora, store
+from morphogen.data.cache import cache_folder, cached, read_checked, write_checked
 from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.prepare import prepare
-from morphogen.data.store import SPLITS, cache_folder, cached, distinct, read_checked, split_of, survey, write_checked
+from morphogen.data.store import SPLITS, distinct, split_of, survey
 from morphogen.data.tokenizers import ByteTokenizer
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Data, Shard, Split

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from morphogen.data import store, tokenizers
+from morphogen.data.cache import cache_folder, cached, read_checked, shard_folder, write_checked
 from morphogen.data.document import Account
 from morphogen.data.probes import Probe
 from morphogen.data.records import TEXT_COLUMN
@@ -212,8 +213,8 @@ def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = Non
     into a sequence, or a cache that cannot be written.
     """
     for folder in {
-        store.cache_folder(),
-        *map(store.shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
+        cache_folder(),
+        *map(shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
     }:
         remove_stale(folder)
     tokenizer = tokenizer_of(data) if tokenizer is None else tokenizer
@@ -339,11 +340,11 @@ def _bpe(data: "Data", spec: "BPE") -> Tokenizer:
     decides = [spec.vocab, SAMPLE_BYTES_PER_ID, data.split.train, [corpus.digest for corpus in corpora]]
     weights = [shard.weight for shard in data.text_shards]
     key = hashlib.blake2b(json.dumps([decides, weights]).encode(), digest_size=16).hexdigest()
-    path = store.cache_folder() / f"bpe-{store.FORMAT}-{key}.json"
-    if (known := store.read_checked(path)) is not None:
+    path = cache_folder() / f"bpe-{store.FORMAT}-{key}.json"
+    if (known := read_checked(path)) is not None:
         return tokenizers.from_json(known["tokenizer"])
     trained = tokenizers.train_bpe(_training_sample(data, corpora, spec.vocab * SAMPLE_BYTES_PER_ID), spec.vocab)
-    store.write_checked(path, {"tokenizer": trained.to_json()})
+    write_checked(path, {"tokenizer": trained.to_json()})
     return trained
 
 
@@ -361,9 +362,9 @@ def _training_sample(data: "Data", corpora: list[Corpus], sample_bytes: int) -> 
 def _vocabulary_path(tokenizer: Tokenizer) -> str:
     """The file of the packed vocabulary, written unless it is there and right."""
     packed = Vocabulary(tokenizer.pieces, tokenizer.eot).pack().encode()
-    path = store.cache_folder() / f"vocabulary-{store.FORMAT}-{tokenizer.digest}.txt"
+    path = cache_folder() / f"vocabulary-{store.FORMAT}-{tokenizer.digest}.txt"
     if not _holds(path, packed):
-        with store.cached(path) as file:
+        with cached(path) as file:
             file.write(packed)
     return str(path.absolute())
 
