@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "knobs": {"experiment", "sections", "blueprint", "parts", "selection"},
     "reading": {"experiment", "blueprint", "parts", "store", "knobs"},
     "differences": set(),
-    "network": {"blueprint", "parts"},
+    "network": {"blueprint", "parts", "ops"},
     "cost": {"experiment", "network", "blueprint", "parts"},
     "inherit": ARCHITECTURE | {"store"},
     "variation": ARCHITECTURE | {"inherit"},

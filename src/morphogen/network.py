@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.blueprint.tensors import specs
 from morphogen.errors import DivergedError, InputError
+from morphogen.ops.sampling import check_sampling, sampled
 from morphogen.parts.contract.branch import Branch, Modulation, Record, State
 from morphogen.parts.contract.initial import draw, stream
 from morphogen.parts.contract.layers import Layer, Linear, make_norm
@@ -176,7 +177,7 @@ class LanguageModel(nn.Module):
         Raises InputError for an empty prompt or a number out of range, DivergedError where the model gives a number
         that is not finite.
         """
-        _check_sampling(prompt_ids_BT, tokens, temperature, top_k)
+        check_sampling(prompt_ids_BT, tokens, temperature, top_k)
         check_ids(prompt_ids_BT, self.emb.num_embeddings)
         noise, mode = torch.Generator(prompt_ids_BT.device).manual_seed(seed), self.training
         cache = {} if cache is None else cache
@@ -187,7 +188,7 @@ class LanguageModel(nn.Module):
                 logits_BV = self._logits(self._hidden_on(new_BT, cache)[:, -1]).float()
                 if not torch.isfinite(logits_BV).all():
                     raise DivergedError(_not_finite(self.state_dict()))
-                new_BT = _sampled(logits_BV, temperature, top_k, noise)
+                new_BT = sampled(logits_BV, temperature, top_k, noise)
                 ids_BT = torch.cat([ids_BT, new_BT], 1)
         finally:
             self.train(mode)
@@ -305,17 +306,6 @@ def cache_bytes(cache: Cache) -> int:
     return sum(tensor.numel() * tensor.element_size() for state in cache.values() for tensor in state.values())
 
 
-def _check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_k: int | None) -> None:
-    if prompt_ids_BT.dim() != 2 or prompt_ids_BT.shape[1] < 1:
-        raise InputError(f"generate: got a prompt of shape {tuple(prompt_ids_BT.shape)}, expected (B, T) with T ≥ 1")
-    if tokens < 0:
-        raise InputError(f"generate: got tokens {tokens}, expected at least 0")
-    if not 0.0 <= temperature < float("inf"):
-        raise InputError(f"generate: got temperature {temperature}, expected a finite number of at least 0")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"generate: got top_k {top_k}, expected at least 1")
-
-
 def check_ids(ids_BT: Tensor, vocab: int, place: str = "generate") -> None:
     """InputError for tokens that a model has not, named by the `place` where they were given."""
     least, most = (int(x) for x in ids_BT.aminmax()) if ids_BT.numel() else (0, 0)
@@ -329,19 +319,6 @@ def _not_finite(state: Mapping[str, Tensor]) -> str:
         if not torch.isfinite(tensor).all():
             return f"the model's logits are not finite: its weights are not, the first of them in {name}"
     return "the model's logits are not finite, though its weights are"
-
-
-def _sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: torch.Generator) -> Tensor:
-    """One token per row, (B, 1)."""
-    if temperature == 0.0:
-        return logits_BV.argmax(-1, keepdim=True)
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        least_B1 = logits_BV.topk(top_k).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
-    # the likeliest is at 0 and stays there, however small the temperature
-    logits_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
-    scaled_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
-    return torch.multinomial(scaled_BV.softmax(-1), 1, generator=noise)
 
 
 def fresh(gene: Gene, name: str, spec: Spec, seed: int) -> Tensor:
