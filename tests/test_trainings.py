@@ -18,8 +18,8 @@ from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.report.growth import picture
 from morphogen.store.files import TEMPORARY
 from morphogen.training import snapshots
-from morphogen.training.long_run import Outcome
 from morphogen.training.news import Evaluated, News, Noted, Stepped
+from morphogen.training.terms import Outcome
 from morphogen.trainings import train
 from tiny import Cli, write_config, write_corpus
 

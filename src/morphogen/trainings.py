@@ -39,12 +39,13 @@ from morphogen.training.device import choose_device
 from morphogen.training.distributed import Ranks, check_shared
 from morphogen.training.ending import Ending
 from morphogen.training.launching import together
-from morphogen.training.long_run import MODEL, LongRun, Origin, Outcome, Wanted, drawn_seed
+from morphogen.training.long_run import MODEL, LongRun
 from morphogen.training.news import Noted, Observer
 from morphogen.training.precision import bf16_warning, chosen
 from morphogen.training.range_test import find_rate
 from morphogen.training.snapshots import Snapshot
 from morphogen.training.start import from_checkpoint
+from morphogen.training.terms import Origin, Outcome, Wanted, drawn_seed
 from morphogen.training.threads import default_threads, threads
 from morphogen.trainingfolder import (
     FORMAT,

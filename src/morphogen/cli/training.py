@@ -22,8 +22,9 @@ from morphogen.escape import json_shown, visible
 from morphogen.growth.log import line
 from morphogen.paths import user_path
 from morphogen.report.wording import duration, number
-from morphogen.training.long_run import MODEL, Outcome
+from morphogen.training.long_run import MODEL
 from morphogen.training.news import Evaluated, Grew, News, Noted, Observer, Stepped
+from morphogen.training.terms import Outcome
 from morphogen.trainingfolder import PICTURE
 from morphogen.trainings import train
 

@@ -16,8 +16,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from morphogen.errors import MorphogenError, RunError
 from morphogen.training.distributed import Ranks, joined_up, own_device
-from morphogen.training.long_run import Outcome
 from morphogen.training.news import News, Observer
+from morphogen.training.terms import Outcome
 
 #: How often all processes are begun anew after one of them has died.
 RESTARTS = 3

@@ -6,18 +6,17 @@ What trains and grows is `Growing`, as in a trial; here is what a training of ho
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
-from morphogen.blueprint.schema import Blueprint
-from morphogen.candidate import DonorLayer, GrowthEvent, StopReason, Tokens, stream
+from morphogen.candidate import GrowthEvent, StopReason, Tokens
 from morphogen.data.mixture import Mixture, Trained, unique_tokens
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import DivergedError, InputError, RunError
-from morphogen.experiment import Experiment, Train
+from morphogen.experiment import Train
 from morphogen.growth import log
 from morphogen.growth.morphogenesis import experts_of
 from morphogen.inherit.borrowed import donors_of, donors_told
@@ -40,6 +39,7 @@ from morphogen.training.news import Evaluated, Grew, Noted, Observer, Stepped
 from morphogen.training.saved import Saved
 from morphogen.training.schedule import Schedule
 from morphogen.training.snapshots import Snapshot
+from morphogen.training.terms import Origin, Outcome, Wanted, drawn_seed
 from morphogen.training.trace import StepInfo
 from morphogen.training.trainer import Trainer
 
@@ -51,61 +51,6 @@ HEARD_SECONDS, MOST_STEPS = 1.0, 100
 USAGE_SAMPLES = 100
 #: Guards that nothing trips: a training that is asked for so many steps takes them.
 UNGUARDED = {"entropy_threshold": 0.0, "instability_threshold": 1e300, "no_improve_patience": 2**62}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How far a training goes, and what it does on its way.
-
-    Attributes:
-        steps: Of the optimizer, in all.
-        checkpoint_every: Steps between two checkpoints.
-        keep: Checkpoints that stay; 0: all.
-        eval_every: Steps between two measurements on held-out text; 0: at the end alone.
-        grow: Rules of growth with the trigger `manual` that act before the next step.
-        early_stop: Whether the guards of `train` end it as they end a candidate's training.
-        tensorboard: Whether TensorBoard's events are written.
-    """
-
-    steps: int
-    checkpoint_every: int
-    keep: int
-    eval_every: int
-    grow: tuple[str, ...] = ()
-    early_stop: bool = False
-    tensorboard: bool = False
-
-
-class Origin(NamedTuple):
-    """What a training is, whether it begins or goes on. id: its own. blueprint: that it began with. begun: tokens
-    behind the weights that it began with. tokenizer_json: its tokenizer, where the name does not tell it. donors:
-    layers of other models as these weights have them."""
-
-    id: str
-    experiment: Experiment
-    blueprint: Blueprint
-    begun: Tokens
-    tokenizer_json: str = ""
-    memory: str = ""
-    donors: tuple[DonorLayer, ...] = ()
-
-
-class Outcome(NamedTuple):
-    """How a training ended. stop: why a guard ended it. interrupted: whether it was asked to end before its time."""
-
-    step: int
-    tokens: int
-    bpb: float | None
-    blueprint: Blueprint
-    stop: StopReason | None
-    interrupted: bool
-    events: int
-
-
-def drawn_seed(experiment: Experiment, purpose: str) -> int:
-    """Of what a training draws for one purpose."""
-    seed = experiment.train.seed
-    return int(stream(seed, 0, f"{purpose}/{seed}").integers(2**31))
 
 
 class LongRun:
