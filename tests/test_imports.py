@@ -94,6 +94,7 @@ JOINING = [
     "run",
     "beginnings",
     "trainingfolder",
+    "trainingstart",
     "trainings",
     "finetuning",
     "cli",

@@ -1,7 +1,5 @@
-"""One training in a folder of its own: what it begins with, and going on with it. What `morphogen train` calls."""
+"""One training in a folder of its own, from what is asked for to its model. What `morphogen train` calls."""
 
-import os
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +8,16 @@ from typing import NamedTuple
 from morphogen.beginnings import CHECKPOINT, Asked, beginning_of
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.triggers import ManualTrigger
-from morphogen.candidate import DonorLayer
-from morphogen.data.mixture import Mixture
-from morphogen.data.prepare import PreparedData, tokenizer_of
-from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.experiment import Experiment
 from morphogen.foresight import foreseen
 from morphogen.growth.rules import unheard
 from morphogen.growth.triggers import parts
-from morphogen.inherit.provenance import NO_TOKENS
-from morphogen.inherit.splice import StateDict
-from morphogen.network import initial_state
 from morphogen.paths import user_path
 from morphogen.plugins import allow_code, code_allowed
-from morphogen.reading import dotted, found_again, local_paths, placed, read_experiment, said_of
+from morphogen.reading import dotted, found_again, local_paths, placed, said_of
 from morphogen.report.growth import picture
-from morphogen.resuming import checksum, places
 from morphogen.run import settle
-from morphogen.runfolder import library_versions, resolved_yaml
 from morphogen.store.files import remove_stale, write_atomic
 from morphogen.store.holding import hold
 from morphogen.store.ledger import RESOLVED
@@ -37,49 +26,14 @@ from morphogen.training.allocator import memory_kept
 from morphogen.training.compiling import check_compiles
 from morphogen.training.device import choose_device
 from morphogen.training.distributed import Ranks, check_shared
-from morphogen.training.ending import Ending
 from morphogen.training.launching import together
-from morphogen.training.long_run import MODEL, LongRun
+from morphogen.training.long_run import LongRun
 from morphogen.training.news import Noted, Observer
 from morphogen.training.precision import bf16_warning, chosen
-from morphogen.training.range_test import find_rate
-from morphogen.training.snapshots import Snapshot
-from morphogen.training.start import from_checkpoint
-from morphogen.training.terms import Origin, Outcome, Wanted, drawn_seed
+from morphogen.training.terms import Outcome, Wanted
 from morphogen.training.threads import default_threads, threads
-from morphogen.trainingfolder import (
-    FORMAT,
-    LOCK,
-    PICTURE,
-    RECORD,
-    Begun,
-    begun_with,
-    check_same,
-    check_usable,
-    identity,
-    put_tokenizer,
-    read_record,
-    text_record,
-    write_record,
-)
-
-
-class Begins(NamedTuple):
-    """All that a training begins with, or goes on with. tokenizer: as `Beginning`."""
-
-    experiment: Experiment
-    prepared: PreparedData
-    wanted: Wanted
-    asked: Asked
-    tokenizer: PieceTokenizer | None
-    device: str
-
-
-class Ready(NamedTuple):
-    """A training that can go on. start: weights to begin with, or a checkpoint."""
-
-    origin: Origin
-    start: StateDict | Snapshot
+from morphogen.trainingfolder import LOCK, PICTURE, RECORD, Begun, begun_with, check_usable, read_record
+from morphogen.trainingstart import Begins, as_left, begin, go_on
 
 
 def train(
@@ -133,17 +87,28 @@ def train(
     folder = user_path(out, "output_dir")
     check_usable(folder, resume)
     place = str(choose_device(device))
-    before = read_record(folder) if (folder / RECORD).exists() else None
+    before = _recorded(folder)
     asked = _over(before, (asked or Asked()).located(), source, folder)
     wanted = _wanted(steps, checkpoint_every, keep, eval_every, grow, early_stop, tensorboard)
     begins = _settled(source, folder, before, asked, wanted, place, observer)
     if nproc > 1:
         check_shared(begins.experiment, place, nproc)
+    return _in_folder(folder, before, begins, observer, _Source(source, nproc))
+
+
+def _recorded(folder: Path) -> Begun | None:
+    """The training that was begun in a folder; None where none was."""
+    return read_record(folder) if (folder / RECORD).exists() else None
+
+
+def _in_folder(folder: Path, before: Begun | None, begins: Begins, observer: Observer, by: "_Source") -> Outcome:
+    """Holds the folder, trains in it, and draws how it went. RunError where another process has trained there since
+    `before` was read."""
     folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
-        if before != (read_record(folder) if (folder / RECORD).exists() else None):
+        if before != _recorded(folder):
             raise RunError(f"{folder}: another process has trained there meanwhile; give the command again")
-        outcome = _trained(folder, before, begins, observer, _Source(source, nproc))
+        outcome = _trained(folder, before, begins, observer, by)
         if not outcome.interrupted:
             write_atomic(folder / PICTURE, picture(folder))
     return outcome
@@ -225,7 +190,7 @@ def _trained(folder: Path, before: Begun | None, begins: Begins, observer: Obser
     remove_stale(folder)
     (folder / snapshots.FOLDER).mkdir(exist_ok=True)
     with memory_kept():
-        ready = _begin(folder, begins) if before is None else _go_on(folder, before, begins, observer)
+        ready = begin(folder, begins) if before is None else go_on(folder, before, begins, observer)
         if by.nproc > 1:
             del ready  # every process reads it for itself
             share = _Share(str(by.source), folder, begins.asked, begins.wanted, code_allowed())
@@ -249,7 +214,7 @@ class _Share:
         folder, record = self.folder, read_record(self.folder)
         with allow_code(self.code), threads(record.threads), memory_kept():
             begins = _settled(self.source, folder, record, self.asked, self.wanted, device, lambda news: None)
-            ready = _ready(folder, record, begins, lambda text: observer(Noted(text)))
+            ready = as_left(folder, record, begins, lambda text: observer(Noted(text)))
             run = LongRun(
                 folder, ready.origin, begins.prepared, self.wanted, ready.start, observer, device, ranks=ranks
             )
@@ -287,118 +252,3 @@ def _remarks(experiment: Experiment, steps: int, file: str | Path | None, *, has
         if wrong := [f"{dotted(it.loc)}: {it.said}" for it in found if it.refused]:
             raise InputError("\n".join(wrong))
     return [f"{dotted(it.loc)}: {it.said}" for it in found] if file is None else said_of(file, found)
-
-
-def _begin(folder: Path, begins: Begins) -> Ready:
-    """Fresh weights, or those of `train.init_checkpoint`, and the record of what begins."""
-    experiment, prepared = begins.experiment, begins.prepared
-    seed = drawn_seed(experiment, "weights")
-    begun, memory, donors = NO_TOKENS, "", tuple[DonorLayer, ...]()
-    if experiment.train.init_checkpoint is None:
-        state = initial_state(experiment.model, seed)
-    else:
-        inherited = from_checkpoint(experiment.model, experiment, prepared, seed)
-        state, begun, memory, donors = inherited.state, inherited.begun, inherited.memory, inherited.donors
-    if experiment.train.searches_rate:
-        rate = find_rate(
-            experiment.model,
-            state,
-            experiment.train,
-            Mixture(prepared, seed),
-            total_steps=begins.wanted.steps,
-            seed=seed,
-            device=choose_device(begins.device),
-        )
-        experiment = experiment.with_train({"lr": rate})
-    plain, data, init = experiment.model_dump(mode="json"), text_record(prepared), checksum(experiment)
-    record = Begun(
-        format=FORMAT,
-        id=identity(experiment, data, init),
-        steps=begins.wanted.steps,
-        asked=begins.asked,
-        experiment=plain,
-        data=data,
-        begun=begun,
-        memory=memory,
-        init_checkpoint=init,
-        threads=default_threads(),
-        paths=_places(folder, experiment, begins.asked),
-        versions=library_versions(),
-    )
-    put_tokenizer(folder, begins.tokenizer)
-    write_atomic(folder / RESOLVED, resolved_yaml(plain).encode())
-    write_record(folder, record)
-    return Ready(_origin(record, experiment, begins.tokenizer)._replace(donors=donors), state)
-
-
-def _places(folder: Path, experiment: Experiment, asked: Asked) -> dict[str, str]:
-    """Where the training's files lie, that which --data names too, and how that is seen from its folder."""
-    lie = places(experiment, folder)
-    if asked.data is not None and os.path.isabs(asked.data):
-        lie[asked.data] = os.path.relpath(asked.data, folder.resolve())
-    return lie
-
-
-def _origin(record: Begun, experiment: Experiment, tokenizer: PieceTokenizer | None) -> Origin:
-    data, found = experiment.data, tokenizer
-    if tokenizer is None and (not isinstance(data.tokenizer, str) or Path(data.tokenizer).is_file()):
-        known = tokenizer_of(data)
-        found = known if isinstance(known, PieceTokenizer) else None
-    text = "" if found is None else found.to_json()
-    return Origin(record.id, experiment, experiment.model, record.begun, text, record.memory)
-
-
-def _go_on(folder: Path, record: Begun, begins: Begins, observer: Observer) -> Ready:
-    """The latest sound checkpoint. RunError for another training than that in the folder."""
-    ready = _ready(folder, record, begins, lambda text: observer(Noted(text)))
-    experiment, wanted = ready.origin.experiment, begins.wanted
-    snapshot = ready.start if isinstance(ready.start, Snapshot) else None
-    _check_undone(folder, snapshot, experiment, wanted)
-    if record.versions != library_versions():
-        observer(Noted("begun with other versions of libraries: the same numbers are not promised any more"))
-    put_tokenizer(folder, begins.tokenizer)
-    paths = record.paths | _places(folder, experiment, begins.asked)
-    write_record(folder, record.replace(steps=wanted.steps, paths=paths))
-    try:
-        read_experiment(folder / RESOLVED)  # in which guards may have been changed since
-    except InputError:
-        write_atomic(folder / RESOLVED, resolved_yaml(record.experiment).encode())
-    if snapshot is not None:
-        snapshots.drop_later(folder, snapshot.step)
-        observer(Noted(f"goes on from step {snapshot.step}"))
-    return ready
-
-
-def _ready(folder: Path, record: Begun, begins: Begins, say: Callable[[str], None]) -> Ready:
-    """The training in a folder as its last sound checkpoint has it, or as it begins; nothing is written. RunError for
-    another training than that in the folder."""
-    experiment = begins.experiment
-    if experiment.train.searches_rate:
-        experiment = experiment.with_train({"lr": begun_with(folder, record).train.lr})
-    check_same(folder, record, experiment, begins.prepared)
-    snapshot = snapshots.latest(folder, record.id, say)
-    if snapshot is None and snapshots.found(folder):
-        raise RunError(f"{folder}: none of its checkpoints is sound; take them away to begin the training anew")
-    origin = _origin(record, experiment, begins.tokenizer)
-    if snapshot is not None:
-        return Ready(origin, snapshot)
-    seed = drawn_seed(experiment, "weights")
-    if experiment.train.init_checkpoint is None:
-        return Ready(origin, initial_state(experiment.model, seed))
-    inherited = from_checkpoint(experiment.model, experiment, begins.prepared, seed)
-    return Ready(origin._replace(donors=inherited.donors), inherited.state)
-
-
-def _check_undone(folder: Path, snapshot: Snapshot | None, experiment: Experiment, wanted: Wanted) -> None:
-    """InputError where nothing is left to do: so many steps are done, or the guards have ended it already."""
-    if snapshot is None:
-        return
-    done, whole = snapshot.step, all((folder / name).exists() for name in (MODEL, PICTURE))
-    if done > wanted.steps or (done == wanted.steps and whole):
-        raise InputError(f"--steps: got {wanted.steps}, but the training in {folder} has done {done} already")
-    ending = Ending.told(snapshot.metadata, snapshot.path)
-    if whole and wanted.early_stop and ending is not None and ending.holds(experiment.train):
-        raise InputError(
-            f"--early-stop: the training in {folder} ended early already, at step {done} ({ending.reason}); leave it "
-            "to go on, or set the guards in train otherwise"
-        )
