@@ -1,6 +1,7 @@
 """Programs outside that drive a run: `ask`, `tell` and `evolution.proposer`, in runs that train."""
 
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -69,6 +70,33 @@ def test_the_bandit_of_the_example_proposes_in_a_run(experiment: Experiment, tmp
     assert code == 0
     assert ", proposed by bandit" in said
     assert cli("doctor", run.folder)[0] == 0
+
+
+def test_the_bandit_credits_operators_by_what_selection_reads_beside_the_parent_that_trained_on() -> None:
+    def past(id: str, generation: int, parents: list[str], bpb: float, *operators: str, twin: float = 0.0) -> dict:
+        edits = [{"operator": operator} for operator in operators]
+        made = {"share": 0.5, "metrics": {"bpb": twin}} if twin else None
+        told = {
+            "id": id,
+            "generation": generation,
+            "parents": parents,
+            "edits": edits,
+            "status": "trained",
+            "twin": made,
+        }
+        return {**told, "metrics": {"bpb": bpb}, "costs": {}, "timed": {}}
+
+    history = [
+        past("root", 0, [], 4.0),
+        past("root-on", 1, ["root"], 3.0),
+        past("better", 1, ["root"], 2.5, "widen_ffn"),
+        past("worse", 1, ["root"], 3.5, "swap_blocks"),
+        past("judged", 1, ["root"], 1.0, "add_heads", twin=4.0),
+        past("alone", 2, ["better"], 2.0, "widen_ffn"),
+    ]
+    gains = runpy.run_path(str(BANDIT / "bandit.py"))["gains"]
+    found = gains({"objectives": {"bpb": "min"}, "history": history})
+    assert found == {"widen_ffn": [0.5, 0.5], "swap_blocks": [-0.5], "add_heads": [0.5]}
 
 
 def test_the_example_is_a_valid_experiment(cli: Cli) -> None:

@@ -1,9 +1,9 @@
 """A bandit over operators that proposes candidates: `evolution.proposer` runs it, or `ask | bandit.py | tell`.
 
 It reads the state of a run on standard input and answers on standard output. Every operator is credited with the gain
-of its children over their parents in the first objective, shrunk towards the mean of all operators, with a bonus while
-it has been tried little (UCB1); the best one that applies to a parent is proposed. It has no memory of its own and
-draws nothing: the same state gives the same answer. Only the standard library is used.
+of its children over their parents in the first objective (as these are trained on beside them), shrunk towards the mean
+of all operators, with a bonus while it has been tried little (UCB1); the best one that applies to a parent is proposed.
+It has no memory of its own and draws nothing: the same state gives the same answer. Only the standard library is used.
 """
 
 import hashlib
@@ -17,21 +17,34 @@ CURIOSITY = 1.0
 
 
 def value(one: dict, name: str) -> float | None:
-    """A candidate's figure; infinities and NaNs stand as text, and count as nothing."""
+    """A candidate's figure, as selection reads it; infinities and NaNs stand as text, and count as nothing."""
     found = next((one[table][name] for table in ("metrics", "costs", "timed") if name in one[table]), None)
+    if (twin := one["twin"]) and name in one["metrics"] and name in twin["metrics"]:
+        pair = found, twin["metrics"][name]
+        if not all(isinstance(each, int | float) for each in pair):
+            return None
+        return (1.0 - twin["share"]) * pair[0] + twin["share"] * pair[1]
     return found if isinstance(found, int | float) else None
 
 
 def gains(state: dict) -> dict[str, list[float]]:
-    """Operator -> by how much each of its trained children is better than its first parent."""
+    """Operator -> by how much each of its trained children is better than its first parent, which trained as long:
+    without edits in the same generation, where survivors train on."""
     objective, direction = next(iter(state["objectives"].items()))
     sign = 1.0 if direction == "max" else -1.0
     past = {one["id"]: one for one in state["history"]}
+    went_on = {
+        (one["parents"][0], one["generation"]): one
+        for one in state["history"]
+        if one["status"] == "trained" and len(one["parents"]) == 1 and not one["edits"]
+    }
     found = defaultdict(list)
     for child in state["history"]:
         if child["status"] != "trained" or not child["parents"]:
             continue
-        after, before = value(child, objective), value(past[child["parents"][0]], objective)
+        parent = child["parents"][0]
+        beside = went_on.get((parent, child["generation"]), past[parent])
+        after, before = value(child, objective), value(beside, objective)
         if after is not None and before is not None:
             for edit in child["edits"]:
                 found[edit["operator"]].append(sign * (after - before))

@@ -91,11 +91,13 @@ def test_a_trial_is_a_training_from_scratch_on_all_its_tokens(run: Path) -> None
     assert report.checkpoint is None
 
 
-def test_guards_and_caps_of_the_run_end_no_trial(run: Path) -> None:
+def test_guards_caps_and_crossovers_of_the_run_end_no_trial(run: Path) -> None:
     shop = workshop(run)
     strict = {"max_tokens": 128, "instability_threshold": 1e-6, "ppl_stop_threshold": 1.0}
     train = shop.experiment.train.model_copy(update=strict)
-    shop = Workshop(run, shop.experiment.model_copy(update={"train": train}), shop.prepared)
+    evolution = shop.experiment.evolution.model_copy(update={"crossover": {"merge_ties": 1.0}, "crossover_prob": 1.0})
+    changed = shop.experiment.model_copy(update={"train": train, "evolution": evolution})
+    shop = Workshop(run, changed, shop.prepared)
     assert [report.tokens.own for report in run_trials(shop, trials(run))] == [256] * 4
 
 

@@ -1,11 +1,16 @@
 """Survivors that train on: who is compared has had the same training."""
 
+from typing import get_args
+
 import pytest
 from simulated import as_text, engine, measure, run, start
 
 from morphogen.candidate import Status
+from morphogen.experiment import Experiment
 from morphogen.search.engine import Engine
+from morphogen.sections.evolution import Crossing
 from morphogen.store.ledger import Asked, Generation
+from morphogen.training.twin import twin_job
 
 
 def trained_longer(search):
@@ -142,3 +147,14 @@ def test_the_control_of_a_root_that_lacks_what_children_are_mended_to_have_is_re
     search = Engine.replay([start(engine(**settings)), *events], run_dir="run", device="cpu")
     assert search.done
     assert not any(report.status is Status.REJECTED for report in search.reports.values())
+
+
+def test_twins_can_be_trained_whatever_crosses_candidates():
+    for way in get_args(Crossing):
+        search = engine(rank_by="scratch", crossover={way: 1.0}, crossover_prob=1.0)
+        run(search, generations=1)
+        child = search.ask().candidates[0]
+        job = search.job(child)
+        assert job.with_twin
+        alone = Experiment.model_validate(twin_job(job, measure(child)).experiment)
+        assert alone.evolution.weight_inheritance == "scratch"

@@ -4,7 +4,7 @@ import pytest
 from simulated import engine, measure, run, start
 
 from morphogen.analysis.repeated import against_root
-from morphogen.candidate import Status, Tokens
+from morphogen.candidate import Status, Tokens, Twin
 from morphogen.errors import RunError
 from morphogen.report.wording import differs, verdict
 from morphogen.search.engine import Engine
@@ -71,6 +71,26 @@ def test_every_finalist_is_repeated_beside_a_control_of_as_many_tokens(over):
     assert len({job.candidate.index for job in firsts}) == len(firsts)
     assert all(job.candidate.index >= FIRST_CONTROL for job in firsts)
     assert len({tuple(stage.budget_tokens for stage in job.stages) for job in firsts}) <= 1
+
+
+@pytest.mark.parametrize(("rank_by", "difference"), [("scratch", -0.3), ("both", -0.1), ("inherited", 0.1)])
+def test_what_selection_reads_is_compared_that_of_twins_where_there_are_any(rank_by, difference):
+    search = engine(repeat=2, seed=1, rank_by=rank_by)
+    twin = Twin(metrics={}, share=search.evolution.twin_share or 1.0, tokens=96, steps=3, flops=1.0)
+
+    def twinned(candidate, with_twin=True):
+        edited = candidate.index < FIRST_CONTROL and candidate.parents != ()
+        report = same_tokens(candidate, bpb=2.1 if edited else 2.0)
+        return report.replace(twin=twin.replace(metrics={"bpb": 2.7 if edited else 3.0}) if with_twin else None)
+
+    run(search, evaluate=lambda candidate: twinned(candidate, rank_by != "inherited"))
+    while jobs := due(search):
+        for job in jobs:
+            assert job.with_twin == (rank_by != "inherited" and job.repeat > 0)
+            search.apply(Repeated(candidate=job.candidate, report=twinned(job.candidate, job.with_twin)))
+    found = against_root(search)
+    assert set(found) == set(finalists(search)) != set()
+    assert {round(one.difference, 6) for (one,) in found.values()} == {difference}
 
 
 def test_a_root_that_went_on_without_edits_is_the_control():

@@ -31,7 +31,8 @@ def against_root(engine: Engine) -> dict[str, tuple[Difference, ...]]:
 def _difference(engine: Engine, id: str, name: str, better: Direction) -> Difference | None:
     from morphogen.analysis.statistics import over_seeds_and_texts  # brings scipy
 
-    known = {key: one.report for key, one in engine.again.items() if _has(one.report, name)}
+    twins = engine.evolution.twin_share > 0.0
+    known = {key: one.report for key, one in engine.again.items() if _has(one.report, name, twins)}
     measured = [
         (known[one], known[other])
         for one, other in pairs(engine, id, len(engine.again))
@@ -39,7 +40,7 @@ def _difference(engine: Engine, id: str, name: str, better: Direction) -> Differ
     ]
     if not measured:
         return None
-    values = [(one.metrics[name], other.metrics[name]) for one, other in measured]
+    values = [(_value(one, name), _value(other, name)) for one, other in measured]
     mean, low, high = over_seeds_and_texts([one - other for one, other in values], text_influence(measured, name))
     assert mean is not None
     sign = 1.0 if better == "min" else -1.0
@@ -63,6 +64,13 @@ def text_influence(measured: Sequence[tuple[Report, Report]], name: str) -> Floa
     return np.mean(moved, axis=0) if moved and len(moved) == len(found) else None
 
 
-def _has(report: Report, name: str) -> bool:
-    """Whether there is a number to compare."""
-    return report.status is Status.TRAINED and math.isfinite(report.metrics.get(name, math.nan))
+def _has(report: Report, name: str, twins: bool) -> bool:
+    """Whether there is a number to compare, with a twin behind it where selection reads those."""
+    alike = (report.twin is not None) == twins
+    return alike and report.status is Status.TRAINED and math.isfinite(_value(report, name))
+
+
+def _value(report: Report, name: str) -> float:
+    """What selection would read; NaN for what is no metric of it."""
+    value = report.value(name) if name in report.metrics else None
+    return math.nan if value is None else value

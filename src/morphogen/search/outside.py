@@ -5,12 +5,13 @@ What a program answers may be anything: whatever cannot be a candidate is refuse
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import ByteSize
 
 from morphogen.blueprint.diff import distance
+from morphogen.blueprint.mistakes import show
 from morphogen.blueprint.record import recorded
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
@@ -20,6 +21,7 @@ from morphogen.parts.contract.operator import OPERATORS, Operator, find_operator
 from morphogen.search.space import Architectures, Bred, Design, Placed
 from morphogen.store.proposals import Proposal, Proposed, Refused, Step
 from morphogen.variation.act import Aim, Surroundings, apply_operator, targets, trained
+from morphogen.variation.fields import check_fields
 from morphogen.variation.whole import replaced
 
 
@@ -97,13 +99,25 @@ class Outside:
             place = self._place(blueprint, op, step)
             made = apply_operator(blueprint, op.name, np.random.default_rng(step.seed), around, place)
             if made is None:
-                at = f" at {step.target}" if step.target else " anywhere"
-                fields = f" with {', '.join(step.set)} so" if step.set else ""
-                raise InputError(f"edits[{i}]: {op.name} does not apply{at}{fields}")
+                raise InputError(f"edits[{i}]: {self._why_not(blueprint, op, step, around, place)}")
             blueprint, edit = made
             edits.append(edit)
             around = around._replace(train=trained(around.train, (edit,)))
         return Design(blueprint, around.train), tuple(edits)
+
+    def _why_not(self, blueprint: Blueprint, op: Operator, step: Step, around: Surroundings, place: Aim) -> str:
+        """Why an edit makes no child: the operator does not apply there, or not with such fields."""
+        said = f"{op.name} does not apply{f' at {step.target}' if step.target else ' anywhere'}"
+        without = replace(place, set=None)
+        plain = apply_operator(blueprint, op.name, np.random.default_rng(step.seed), around, without)
+        if not step.set or plain is None:
+            return said
+        try:
+            check_fields(blueprint, plain[0], step.set)
+        except InputError as error:
+            return f"{op.name}: {error}"
+        fields = ", ".join(f"{name} {show(value)}" for name, value in step.set.items())
+        return f"{said} with {fields}: that is the parent again, or does not fit the rest of it"
 
     def _place(self, blueprint: Blueprint, op: Operator, step: Step) -> Aim:
         """Where an edit is asked for. InputError for an operator that is switched off, and for what it has not."""

@@ -4,7 +4,7 @@ carries out once a run's generations are closed.
 A *repeat* trains a finalist once more from where its training began, on other batches and with other dropout. Its
 *control* is the root without edits, trained on as many tokens in as many parts as the finalist's weights have behind
 them (the longer way, where parents were crossed), the last part on the batches of that repeat. What is left between the
-two is what the edits did.
+two is what the edits did. Where selection reads twins, both have one, from the same fresh weights on those batches.
 """
 
 import hashlib
@@ -75,8 +75,9 @@ def _due_for(engine: Engine, id: str) -> Iterator[Job]:
         parent = (name,)
     own, of_root = _whole(engine, id), _whole(engine, id, of_root=True)
     for number, (one, other) in enumerate(pairs(engine, id, engine.evolution.repeat), start=1):
-        yield engine.job_of(engine.candidates[id].replace(id=one), (own,), repeat=number)
-        yield _control(engine, other, len(line), parent, of_root, number)
+        twins = engine.evolution.twin_share > 0.0
+        yield engine.job_of(engine.candidates[id].replace(id=one), (own,), repeat=number).replace(with_twin=twins)
+        yield _control(engine, other, len(line), parent, of_root, number).replace(with_twin=twins)
 
 
 def _control(engine: Engine, name: str, number: int, parents: Iterable[str], stage: Stage, repeat: int = 0) -> Job:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 import morphogen.variation.growth
 import morphogen.variation.recurrence
@@ -21,6 +21,7 @@ from morphogen.experiment import Train
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import Operator, find_operator
 from morphogen.parts.contract.part import Context, Part
+from morphogen.variation.fields import with_block, with_fields, with_part
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ def _in_order(
         for _ in range(DRAWS):
             child = _child(blueprint, op, target, subject, rng)
             if child is not None and aim.set:
-                child = _with_fields(blueprint, child, aim.set)
+                child = with_fields(blueprint, child, aim.set)
             if child is not None and around.differs(child, blueprint):
                 # fields of one's own choice may make an exact edit lossy, so that the plan is asked
                 exact = plan(child.nominal, [blueprint.nominal]).exact if aim.set else op.exact(*subject)
@@ -252,53 +253,5 @@ def _child(
         block = _made_by(op, Block, *subject, rng)
     else:
         part = _made_by(op, Part, *subject, rng)
-        block = None if part is None else _with_part(blueprint.blocks[target.position], target.path, part)
-    return None if block is None else _with_block(blueprint, target.position, block)
-
-
-def _with_block(blueprint: Blueprint, position: int, block: Block) -> Blueprint | None:
-    blocks = list(blueprint.blocks)
-    blocks[position] = block
-    return blueprint.evolve(blocks=tuple(blocks))
-
-
-def _with_part(block: Block, path: str, part: Part) -> Block | None:
-    slot, _, number = path.partition(".")
-    if not number:
-        return block.evolve(**{slot: part})
-    extras = list(block.extras)
-    extras[int(number)] = part
-    return block.evolve(extras=tuple(extras))
-
-
-def _with_fields(before: Blueprint, child: Blueprint, fields: Mapping[str, JsonValue]) -> Blueprint | None:
-    """The child with `fields` in the one part or recurrence that it has and `before` has not; None where that fails."""
-    old_parts = {(block.id, path): part for block in before.blocks for _, path, part in block.parts()}
-    loops = [i for i, loop in enumerate(child.recurrences) if loop not in before.recurrences]
-    found: list[tuple[int, str, Part]] = [
-        (i, path, part)
-        for i, block in enumerate(child.blocks)
-        for _, path, part in block.parts()
-        if old_parts.get((block.id, path)) != part
-    ]
-    if len(found) + len(loops) != 1:
-        return None
-    if loops:
-        loop = _with(child.recurrences[loops[0]], fields)
-        changed = tuple(loop if i == loops[0] else other for i, other in enumerate(child.recurrences))
-        return None if loop is None else child if changed == child.recurrences else child.evolve(recurrences=changed)
-    position, path, part = found[0]
-    made = _with(part, fields)
-    if made is None or made == part:
-        return None if made is None else child
-    block = _with_part(child.blocks[position], path, made)
-    return None if block is None else _with_block(child, position, block)
-
-
-def _with(part: Part, fields: Mapping[str, JsonValue]) -> Part | None:
-    """The part with `fields`; None where it has none of such a name or value."""
-    own = type(part).names()
-    try:
-        return type(part).model_validate({**dict(part), **{own.get(name, name): x for name, x in fields.items()}})
-    except ValidationError:
-        return None
+        block = None if part is None else with_part(blueprint.blocks[target.position], target.path, part)
+    return None if block is None else with_block(blueprint, target.position, block)
