@@ -11,7 +11,8 @@ from tiny_models import ids, saved, write_tokenizer
 
 from foreign_models import llama
 from morphogen.errors import InputError
-from morphogen.fusion.fused import EXPERIMENT, WEIGHTS, FusionModel, _names
+from morphogen.fusion.fused import EXPERIMENT, WEIGHTS, FusionModel
+from morphogen.fusion.stacking import model_names
 from morphogen.parts.foreign.donors.opened import donor_of
 from morphogen.reading import read_experiment
 from morphogen.store.places import LAYOUT
@@ -132,9 +133,9 @@ def test_building_and_saving_reads_a_layer_once(folders: dict[str, str], tmp_pat
 
 
 def test_models_without_names_have_each_its_own() -> None:
-    assert _names(["p/x", "q/x", "r/x_0"]) == ["x_1", "x_2", "x_0"]
-    assert _names(["x_1", "p/x", "q/x"]) == ["x_1", "x_2", "x_3"]
-    assert _names(["p/x", "q/x", "y"]) == ["x_0", "x_1", "y"]
+    assert model_names(["p/x", "q/x", "r/x_0"]) == ["x_1", "x_2", "x_0"]
+    assert model_names(["x_1", "p/x", "q/x"]) == ["x_1", "x_2", "x_3"]
+    assert model_names(["p/x", "q/x", "y"]) == ["x_0", "x_1", "y"]
 
 
 def test_widths_may_differ_and_bottlenecks_start_without_effect(folders: dict[str, str], tmp_path: Path) -> None:

@@ -7,18 +7,15 @@ B batch, T tokens, V vocabulary, N lanes
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from morphogen.blueprint.schema import Blueprint
-from morphogen.blueprint.tensors import specs
 from morphogen.blueprint.yaml import dumps
 from morphogen.candidate import DonorLayer
 from morphogen.data.tokenizers import Tokenizer, named
@@ -27,6 +24,7 @@ from morphogen.errors import InputError, unknown
 from morphogen.experiment import Experiment
 from morphogen.fusion.calibrating import Fit, calibrate
 from morphogen.fusion.importing import stem_of
+from morphogen.fusion.stacking import Named, model_folders, model_names, stacked, stages, ways_out
 from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
@@ -46,9 +44,6 @@ HEAD = (
     "# Layers of several models, fused. `morphogen train experiment.yaml` trains what is not frozen; text is\n"
     "# the standard library's source until data.shards, or --data, names your own.\n"
 )
-
-#: A layer by the name of its model and its number there.
-Named = tuple[str, int]
 
 
 class Routed(NamedTuple):
@@ -104,24 +99,17 @@ class FusionModel(nn.Module):
         super().__init__()
         if not isinstance(layers, Sequence) or isinstance(layers, str):
             raise InputError(f"layers: got {layers!r}, expected a list of layers")
-        folders = _folders(models)
+        folders = model_folders(models)
         host = next(iter(folders)) if host is None else host
         if host not in folders:
             raise InputError(unknown("host", host, folders))
         emb, norm, head, around = stem_of(model_files(folders[host], WHOLE).folder)
-        blocks = []
-        for place, stage in enumerate(layers):
-            experts = [_layer(f"layers[{place}]", one, folders) for one in _stage(f"layers[{place}]", stage)]
-            routed = router if len(experts) > 1 else "none"
-            part = {"kind": "foreign", "experts": experts, "adapter": adapter, "router": routed, "normed": False}
-            blocks.append({"extras": [part | options]})
-        if not blocks:
-            raise InputError("layers: got none, expected at least one block of layers")
+        blocks = stages(layers, folders, {"adapter": adapter, "router": router, **options})
         frozen = {**head, **({} if head["tie_embeddings"] else {"freeze": freeze_head})}
         said = {"name": "fused", "emb": {**emb, "freeze": freeze_embedding}, "norm": norm, "head": frozen}
-        blueprint = _made({**said, "blocks": blocks})
+        blueprint = stacked({**said, "blocks": blocks})
         state = initial_state(blueprint, seed) | around
-        state |= _ways_out(blueprint, state)
+        state |= ways_out(blueprint, state)
         self._take(blueprint, state, folders, folders[host], donors_of(blueprint, state))
 
     def _take(
@@ -263,7 +251,7 @@ class FusionModel(nn.Module):
         called = now.get(called, called)
         made = cls.__new__(cls)
         nn.Module.__init__(made)
-        models = dict(zip(_names(sources), sources, strict=True))
+        models = dict(zip(model_names(sources), sources, strict=True))
         layout = file.parent / LAYOUT
         told = read_json(layout) if layout.is_file() else None
         if told is not None:
@@ -307,88 +295,6 @@ class FusionModel(nn.Module):
 
 def _foreign(blueprint: Blueprint) -> list[Foreign]:
     return [extra for block in blueprint.blocks for extra in block.extras if isinstance(extra, Foreign)]
-
-
-def _folders(models: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    """Name -> where the model is; local folders absolute."""
-    if isinstance(models, str) or not isinstance(models, Mapping | Sequence):
-        raise InputError(f"models: got {models!r}, expected a list of models or names to models")
-    given = dict(models) if isinstance(models, Mapping) else dict(zip(_names(models), models, strict=True))
-    if not given:
-        raise InputError("models: got none, expected at least one")
-    found = {}
-    for name, source in given.items():
-        path = user_path(str(source), f"models: {name}")
-        found[str(name)] = str(path.absolute()) if path.is_dir() else str(source)
-    return found
-
-
-def _names(sources: Sequence[str]) -> list[str]:
-    """What models are called that have no names: as their folders, or numbered where those are alike."""
-    names, found = [Path(str(source)).name for source in sources], list[str]()
-    for i, name in enumerate(names):
-        numbered = (f"{name}_{n}" for n in range(i, i + 2 * len(names)))
-        free = (each for each in numbered if each not in names and each not in found)
-        found.append(name if names.count(name) == 1 else next(free))
-    return found
-
-
-def _stage(place: str, stage: Any) -> list[Any]:
-    """The layers of one block, which may be one alone."""
-    match stage:
-        case (str(), int(number)) if not isinstance(number, bool):
-            return [stage]
-        case [*several]:
-            return several
-    raise InputError(f"{place}: got {stage!r}, expected layers, each a pair of a model's name and a layer's number")
-
-
-def _layer(place: str, named: Any, folders: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        name, number = named
-    except (TypeError, ValueError):
-        raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number") from None
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise InputError(f"{place}: got {named!r}, expected a pair of a model's name and a layer's number")
-    if str(name) not in folders:
-        raise InputError(unknown(f"{place}: model", str(name), folders))
-    return {"model": folders[str(name)], "layer": number}
-
-
-def _made(data: Mapping[str, Any]) -> Blueprint:
-    try:
-        return Blueprint.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InputError(f"{_place(first['loc'])}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-def _place(loc: Sequence[str | int]) -> str:
-    """A place in the blueprint as the caller knows it: a layer by its place in `layers`, an option by its name."""
-    match loc:
-        case ["blocks", stage, "extras", _, _, "experts", int(place), *_]:
-            return f"layers[{stage}][{place}]"
-        case ["blocks", stage, "extras", _, _, "experts"] | ["blocks", stage, "extras", _, _]:
-            return f"layers[{stage}]"
-        case ["blocks", _, "extras", _, _, *field]:
-            return ".".join(str(step) for step in field)
-    return "layers"
-
-
-def _ways_out(blueprint: Blueprint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices that undo the ways in, so that what a layer changes arrives whole: √E times the transpose. Bottlenecks,
-    which cannot, are silent."""
-    found = {}
-    for name, (gene, own, _) in specs(blueprint).items():
-        if isinstance(gene.part, Foreign) and own.startswith("write."):
-            lanes, place = gene.part.lanes(), int(own.split(".")[1])
-            way_ED = state[gene.tensor(f"read.{place}.weight")]
-            while (before := lanes[place].after) is not None:  # down to the stream, through the lanes that it reads
-                way_ED, place = way_ED @ state[gene.tensor(f"read.{before}.weight")], before
-            found[name] = way_ED.t().contiguous() * math.sqrt(way_ED.shape[0])
-        elif isinstance(gene.part, Foreign) and own.startswith("write_up."):
-            found[name] = torch.zeros_like(state[name])
-    return found
 
 
 def _tokenizer(source: str) -> Tokenizer:
