@@ -1,14 +1,14 @@
 """Who runs against whom in `speed.py`: every kind of part, and what is nearest to it in transformers or torch.
 
 A maker gives, for so many sequences of so many tokens, in fp32 or under bf16 autocast, a forward and a backward pass as
-one call. `layer` makers run
-whole branches without their norm, projections included; `op` makers run attention alone on given q, k and v.
+one call. `layer` makers run whole branches without their norm, projections included; `op` makers run attention alone on
+given q, k and v.
 
 B batch, H heads, T tokens, E head width, D model dim
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -317,14 +317,26 @@ def memory(function: Callable[..., tuple[Tensor, Tensor]]) -> Maker:
 # ---------------------------------------------------------------------------------------------------- the card
 
 
+#: Of a long sequence, alone in its batch.
+FAR = {"at": 4096, "batch": 1}
+
+
 def matches() -> list[Match]:
     """All of them."""
-    far = {"at": 4096, "batch": 1}
-    dense, attention = llama(), branch(Attention(kind="MHA", **SIZES))
-    card = [
+    dense = llama()
+    return [
         Match("training step, 6 layers", "Llama", trained(True), trained(False), 256, 8, lengths=()),
-        Match("attn, dense", "Llama attention", layer(attention), dense, growth=False),
+        *attentions(dense),
+        *linear_attentions(),
+        *ssms(),
+        *mixtures(),
+        *memories(dense),
     ]
+
+
+def attentions(dense: Maker) -> Iterator[Match]:
+    """Softmax attention: dense, by pattern, over latents, and by a selector."""
+    yield Match("attn, dense", "Llama attention", layer(branch(Attention(kind="MHA", **SIZES))), dense, growth=False)
     patterns = {
         "sliding": (Pattern("sliding", window=SIZE), 12.0),
         "block": (Pattern("block", block_size=SIZE), 12.0),
@@ -334,61 +346,56 @@ def matches() -> list[Match]:
     }
     for name, (pattern, least) in patterns.items():
         ours = op(functools.partial(attend, pattern=pattern))
-        card.append(Match(f"{name}, op", "masked SDPA", ours, masked(pattern), least=least, **far))
-    retaining = LinearAttention(**SIZES, decay="retention")
+        yield Match(f"{name}, op", "masked SDPA", ours, masked(pattern), least=least, **FAR)
     latent = {"heads": HEADS, "head_dim": 32, "kv_latent_dim": 64, "rope_head_dim": 16}
-    card += [
-        Match("MLA", "DeepSeek V3 attention", layer(branch(LatentAttention(**latent))), deepseek(), growth=False),
-        Match(
-            "MLA, selector dsa, 64",
-            "DeepSeek V3.2 attention",
-            layer(branch(LatentAttention(**latent, selector="dsa", selector_topk=64))),
-            deepseek_sparse(64),
-            growth=False,
-        ),
-        Match(
-            "MHA, selector dsa, 64",
-            "Llama attention",
-            layer(branch(Attention(kind="MHA", **SIZES, selector="dsa", selector_topk=64))),
-            dense,
-            growth=False,
-            **far,
-        ),
-        Match("LINEAR none, op", "SDPA", op(normalised), op(fused), **far),
-        Match("LINEAR retention, op", "SDPA", op(retention), op(fused), **far),
-        Match(
-            "LINEAR retention",
-            "MiniMax lightning",
-            layer(branch(retaining)),
-            lightning(),
-        ),
-        Match("LINEAR gated, op", "SDPA", op(gated, 4), op(fused), **far),
-        Match("LINEAR delta, op", "Qwen3-Next delta rule", op(delta, 5), op(delta_of_transformers, 5)),
-    ]
+    yield Match("MLA", "DeepSeek V3 attention", layer(branch(LatentAttention(**latent))), deepseek(), growth=False)
+    sparse = layer(branch(LatentAttention(**latent, selector="dsa", selector_topk=64)))
+    yield Match("MLA, selector dsa, 64", "DeepSeek V3.2 attention", sparse, deepseek_sparse(64), growth=False)
+    chosen = layer(branch(Attention(kind="MHA", **SIZES, selector="dsa", selector_topk=64)))
+    yield Match("MHA, selector dsa, 64", "Llama attention", chosen, dense, growth=False, **FAR)
+
+
+def linear_attentions() -> Iterator[Match]:
+    """Attention without a softmax, by its decay."""
+    yield Match("LINEAR none, op", "SDPA", op(normalised), op(fused), **FAR)
+    yield Match("LINEAR retention, op", "SDPA", op(retention), op(fused), **FAR)
+    retaining = LinearAttention(**SIZES, decay="retention")
+    yield Match("LINEAR retention", "MiniMax lightning", layer(branch(retaining)), lightning())
+    yield Match("LINEAR gated, op", "SDPA", op(gated, 4), op(fused), **FAR)
+    yield Match("LINEAR delta, op", "Qwen3-Next delta rule", op(delta, 5), op(delta_of_transformers, 5))
+
+
+def ssms() -> Iterator[Match]:
+    """State-space mixers, and their scans alone."""
     for ssm, least in ((Mamba(d_state=16), 50.0), (Mamba2(d_state=16, head_dim=64), 3.5),
                        (Mamba2(d_state=64, head_dim=64), 3.5)):  # fmt: skip
         mixer, rounds = mamba_mixer(ssm), 1 if ssm.label == "mamba" else None
         ours, peer = layer(branch(ssm)), layer(mixer, mixer)
         for at, lengths in ((512, {"lengths": ()}), (1024, {})):
             name = f"{ssm.label}, state {ssm.d_state}"
-            card.append(Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds, **lengths))
+            yield Match(name, f"{ssm.label} mixer", ours, peer, at, 1, least, rounds=rounds, **lengths)
         name, theirs = f"{ssm.label} scan, state {ssm.d_state}", f"{ssm.label} mixer's"
-        card += [Match(name, theirs, *scans(ssm), at, 1, least, rounds=rounds, lengths=()) for at in (512, 1024)]
-    loop, wide = naive_memory.delta_memory, layer(branch(MLP(hidden=1024)))
+        for at in (512, 1024):
+            yield Match(name, theirs, *scans(ssm), at, 1, least, rounds=rounds, lengths=())
+
+
+def mixtures() -> Iterator[Match]:
+    """Mixtures of experts, with even routers and skewed ones."""
+    wide = layer(branch(MLP(hidden=1024)))
     for n_experts in (8, 32):
         for skewed in (False, True):
             module = skewed_module(n_experts, skewed)
             name = f"moe, {n_experts} experts" + (", skewed" if skewed else "")
-            card += [
-                Match(name, "Mixtral, grouped", layer(module), mixtral(module), 256, 8, lengths=()),
-                Match(name, "dense, same FLOPs", layer(module), wide, 256, 8, 1 / 1.15, lengths=()),
-            ]
-    card += [
-        Match("retro, 64 of 32", "Llama attention", layer(branch(Retro(**SIZES))), dense, **far),
-        Match("chunk_memory, 64 by 32", "Llama attention", layer(branch(ChunkMemory(**SIZES))), dense, **far),
-        Match("memory_tokens, 64", "Llama attention", layer(branch(MemoryTokens(tokens=64, **SIZES))), dense, **far),
-        Match("assoc_memory", "Llama attention", layer(branch(AssocMemory(**SIZES))), dense, **far),
-        Match("assoc_memory, op", "loop over tokens", memory(delta_memory), memory(loop), 512, rounds=1),
-        Match("short_conv, 4", "Lfm2 short conv", layer(branch(ShortConv())), conv_of_lfm2()),
-    ]
-    return card
+            yield Match(name, "Mixtral, grouped", layer(module), mixtral(module), 256, 8, lengths=())
+            yield Match(name, "dense, same FLOPs", layer(module), wide, 256, 8, 1 / 1.15, lengths=())
+
+
+def memories(dense: Maker) -> Iterator[Match]:
+    """What remembers, and short convolutions."""
+    loop = naive_memory.delta_memory
+    yield Match("retro, 64 of 32", "Llama attention", layer(branch(Retro(**SIZES))), dense, **FAR)
+    yield Match("chunk_memory, 64 by 32", "Llama attention", layer(branch(ChunkMemory(**SIZES))), dense, **FAR)
+    yield Match("memory_tokens, 64", "Llama attention", layer(branch(MemoryTokens(tokens=64, **SIZES))), dense, **FAR)
+    yield Match("assoc_memory", "Llama attention", layer(branch(AssocMemory(**SIZES))), dense, **FAR)
+    yield Match("assoc_memory, op", "loop over tokens", memory(delta_memory), memory(loop), 512, rounds=1)
+    yield Match("short_conv, 4", "Lfm2 short conv", layer(branch(ShortConv())), conv_of_lfm2())

@@ -99,6 +99,63 @@ def searches(genome, generations, population, novelty):
     return lambda: Engine(made, seed=0, run_dir="run", device="cpu"), made.model_dump(mode="json"), costs
 
 
+def grown(search, costs, ledger, clock, generations):
+    """Runs the search to its end; a row for every tenth of it, then the growth of the engine's time."""
+    columns = ("variation", "ask", "tell", "close", "engine", "ledger")
+    print(f"{'candidates':>10} " + " ".join(f"{c + ' ms':>12}" for c in columns) + f" {'MiB':>8} {'frontier':>8}")
+    process, path, last, seen = psutil.Process(os.getpid()), [], {}, 0
+    while not search.done:
+        clock.time("ledger", ledger.append, clock.time("ask", search.ask))
+        for report in [measured(candidate, costs(search, candidate)) for candidate in search.pending()]:
+            clock.time("ledger", ledger.append, Reported(report=report))
+            clock.time("tell", search.tell, report)
+        clock.time("ledger", ledger.append, clock.time("close", search.close_generation))
+        count = len(search.candidates)
+        if len(search.generations) % max(1, generations // 10) == 0 or search.done:
+            spent = dict(clock.seconds)
+            spent["ask"] -= spent["variation"]
+            spent["engine"] = sum(spent[name] for name in ("ask", "tell", "close"))
+            each = [1e3 * (spent[name] - last.get(name, 0.0)) / (count - seen) for name in columns]
+            memory = process.memory_info().rss / MIB
+            row = " ".join(f"{value:12.3f}" for value in each)
+            print(f"{count:10} {row} {memory:8.0f} {len(search.frontier_ids):8}", flush=True)
+            path.append((count, spent["engine"]))
+            last, seen = spent, count
+    half = min(path, key=lambda point: abs(point[0] - path[-1][0] / 2))
+    slope = math.log(path[-1][1] / half[1]) / math.log(path[-1][0] / half[0])
+    print(f"engine: {1e3 * path[-1][1] / path[-1][0]:.3f} ms per candidate, growth exponent {slope:.3f}")
+
+
+def replayed(again, search, ledger, clock, folder):
+    """Replays the ledger into a search that has done nothing yet."""
+
+    def replay():
+        events = ledger.events()
+        next(events)
+        for event in events:
+            again.apply(event)
+
+    clock.time("replay", replay)
+    assert (again.generations, again.survivors) == (search.generations, search.survivors)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    count = len(search.candidates)
+    print(f"replay: {1e3 * clock.seconds['replay'] / count:.3f} ms per candidate; ledger {size / MIB:.1f} MiB")
+
+
+def exported(search, clock):
+    """Writes what a run's folder shows, to nowhere."""
+    frontier, volume = search.frontier_ids, search.generations[-1].hypervolume
+    known, objectives = (search.candidates, search.reports), search.evolution.objectives
+    exports = {
+        "lineage.json": lambda: build_lineage("scale", *known, frontier).to_json(),
+        "frontier.json": lambda: build_frontier("scale", objectives, volume, *known, frontier).to_json(),
+        "events.csv": lambda: events_csv(*known),
+    }
+    for name, export in exports.items():
+        text = clock.time(name, export)
+        print(f"{name}: {len(text) / MIB:.1f} MiB in {clock.seconds[name]:.1f} s")
+
+
 def main():
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,59 +168,13 @@ def main():
     wanted, population = (2_000 if options.quick else options.candidates), options.population
     generations = wanted // population
     make, plain, costs = searches(options.genome, generations, population, options.novelty)
-    search, clock, process = make(), Clock(), psutil.Process(os.getpid())
+    search, clock = make(), Clock()
     timed(type(search.space), clock)
-    columns = ("variation", "ask", "tell", "close", "engine", "ledger")
-    print(f"{'candidates':>10} " + " ".join(f"{c + ' ms':>12}" for c in columns) + f" {'MiB':>8} {'frontier':>8}")
-    path: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder), create=True) as ledger:
         ledger.append(Start(run="scale", seed=0, experiment=plain))
-        last, seen = {}, 0
-        while not search.done:
-            clock.time("ledger", ledger.append, clock.time("ask", search.ask))
-            for report in [measured(candidate, costs(search, candidate)) for candidate in search.pending()]:
-                clock.time("ledger", ledger.append, Reported(report=report))
-                clock.time("tell", search.tell, report)
-            clock.time("ledger", ledger.append, clock.time("close", search.close_generation))
-            count = len(search.candidates)
-            if len(search.generations) % max(1, generations // 10) == 0 or search.done:
-                spent = dict(clock.seconds)
-                spent["ask"] -= spent["variation"]
-                spent["engine"] = sum(spent[name] for name in ("ask", "tell", "close"))
-                each = [1e3 * (spent[name] - last.get(name, 0.0)) / (count - seen) for name in columns]
-                memory = process.memory_info().rss / MIB
-                row = " ".join(f"{value:12.3f}" for value in each)
-                print(f"{count:10} {row} {memory:8.0f} {len(search.frontier_ids):8}", flush=True)
-                path.append((count, spent["engine"]))
-                last, seen = spent, count
-        half = min(path, key=lambda point: abs(point[0] - path[-1][0] / 2))
-        slope = math.log(path[-1][1] / half[1]) / math.log(path[-1][0] / half[0])
-        print(f"engine: {1e3 * path[-1][1] / path[-1][0]:.3f} ms per candidate, growth exponent {slope:.3f}")
-        again = make()
-
-        def replay():
-            events = ledger.events()
-            next(events)
-            for event in events:
-                again.apply(event)
-
-        clock.time("replay", replay)
-        assert (again.generations, again.survivors) == (search.generations, search.survivors)
-        size = sum(path.stat().st_size for path in Path(folder).iterdir())
-        count = len(search.candidates)
-        print(f"replay: {1e3 * clock.seconds['replay'] / count:.3f} ms per candidate; ledger {size / MIB:.1f} MiB")
-        frontier, volume = search.frontier_ids, search.generations[-1].hypervolume
-        known = search.candidates, search.reports
-        exports = {
-            "lineage.json": lambda: build_lineage("scale", *known, frontier).to_json(),
-            "frontier.json": lambda: build_frontier(
-                "scale", search.evolution.objectives, volume, *known, frontier
-            ).to_json(),
-            "events.csv": lambda: events_csv(*known),
-        }
-        for name, export in exports.items():
-            text = clock.time(name, export)
-            print(f"{name}: {len(text) / MIB:.1f} MiB in {clock.seconds[name]:.1f} s")
+        grown(search, costs, ledger, clock, generations)
+        replayed(make(), search, ledger, clock, Path(folder))
+        exported(search, clock)
 
 
 if __name__ == "__main__":
