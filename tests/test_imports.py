@@ -1,4 +1,5 @@
-"""The import rule: downwards only, heavy libraries only where they belong, and a package that is cheap to import."""
+"""The import rule: downwards only, heavy libraries only where they belong, and a package that is cheap to import. Files
+and functions of a size that one reads."""
 
 import ast
 import functools
@@ -151,6 +152,10 @@ NO_TORCH = {
 }
 
 
+#: Lines that a file and a function may have.
+MOST_LINES, MOST_OF_A_FUNCTION = 400, 60
+
+
 @functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -193,6 +198,14 @@ def top_level(path: Path) -> Iterator[str]:
             pending += node.body
 
 
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Functions and methods of a file, with their lines."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{path.relative_to(SRC)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
 def internal(names: frozenset[str]) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("morphogen.")}
 
@@ -212,6 +225,13 @@ def test_a_file_imports_only_what_lies_below_it() -> None:
 def test_a_module_says_in_its_first_line_what_it_is_for() -> None:
     said = {str(path.relative_to(SRC)): ast.get_docstring(parsed(path)) or "" for path in FILES}
     assert [name for name, words in said.items() if not words.split("\n")[0]] == []
+
+
+def test_no_file_and_no_function_is_too_long_to_be_read() -> None:
+    """Whatever grows beyond is two things: the second one has a name, and a file or a function of its own."""
+    lengths = {str(path.relative_to(SRC)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+    assert {name: lines for path in FILES for name, lines in functions(path) if lines > MOST_OF_A_FUNCTION} == {}
 
 
 def test_the_rule_notices_an_upward_import() -> None:
