@@ -243,7 +243,7 @@ def _alone(experiment: Experiment, trial: Trial) -> dict[str, Any]:
     plain = experiment.model_dump(mode="json")
     plain["train"] = {**trial.design.train.model_dump(mode="json"), **UNGUARDED, "max_tokens": trial.tokens}
     how = "scratch" if trial.heritage is None else "parent"
-    plain["evolution"] |= {"weight_inheritance": how, "inherit_optimizer": False}
+    plain["evolution"] |= {"weight_inheritance": how, "inherit_optimizer": False, "crossover_prob": 0.0}
     plain["data"] |= {"healing_tokens": 0}
     return plain
 

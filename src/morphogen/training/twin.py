@@ -16,11 +16,12 @@ from morphogen.candidate import Job, Measured, Report, Stage, Status, Twin, mome
 from morphogen.cost import train_flops
 from morphogen.experiment import Evolution
 
-#: Of the experiment, so that the twin has no weights to inherit, no gates to pass, and no twin of its own.
+#: Of the experiment, so that the twin has no weights to inherit or merge, no gates to pass, and no twin of its own.
 ALONE = {
     "rank_by": "inherited",
     "weight_inheritance": "scratch",
     "inherit_optimizer": False,
+    "crossover_prob": 0.0,
     "rung1_gates": {},
 }
 
