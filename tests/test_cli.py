@@ -21,6 +21,7 @@ from morphogen import __version__
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.yaml import read
 from morphogen.cli import commands
+from morphogen.cli.app import app
 from morphogen.cli.commands import FAMILIES, app_with, name_of
 from morphogen.cli.commands.known import SCHEMAS
 from morphogen.cli.console import Lines, observer_for
@@ -101,12 +102,28 @@ def test_help_names_every_command(cli: Cli) -> None:
     code, out, _ = cli("--help")
     assert code == 0
     registered = [name_of(command) for command in app_with().registered_commands]
-    assert registered == [name for names in FAMILIES.values() for name in names]
-    assert set(FAMILIES) == {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert registered[:5] == ["run", "train", "generate", "validate", "explain"]
+    files = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert set(FAMILIES) == files, "a new file of commands is entered in FAMILIES of cli/commands/__init__.py"
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == registered
     for name in registered:
         assert re.search(rf"^  {name} +\w", out, re.M)
-        assert f"morphogen {name}" in (ROOT / "docs" / "commands.md").read_text(), "its commands name every one"
+        told = f"morphogen {name}" in (ROOT / "docs" / "commands.md").read_text()
+        assert told, f"add a line for `morphogen {name}` to docs/commands.md"
+
+
+def test_a_command_is_known_by_being_written(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "registered_commands", list(app_with().registered_commands))
+
+    def another() -> None:
+        """Says hello."""
+        print("hello")
+
+    another.__module__ = f"{commands.__name__}.runs"
+    app.command()(another)
+    assert cli("another") == (0, "hello\n", "")
+    names = [name_of(command) for command in app_with().registered_commands]
+    assert names[names.index("another") + 1] == "ask"  # behind those of its file
 
 
 def test_validate_tells_of_good_files_and_fails_on_any_bad_one(cli: Cli, config: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def takes(options: type[Options]) -> Callable[[Callable[[Options], None]], Calla
         def called(**given: object) -> None:
             command(options(**given))
 
-        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__name__, called.__doc__, called.__module__ = command.__name__, command.__doc__, command.__module__
         called.__annotations__ = get_type_hints(options, include_extras=True)
         called.__dict__["__signature__"] = inspect.signature(options)  # which is what typer reads
         return called

@@ -7,9 +7,6 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from pydantic import JsonValue
 
-import morphogen.variation.growth
-import morphogen.variation.recurrence
-import morphogen.variation.structure  # noqa: F401  (these three register the operators on blocks and models)
 from morphogen.blueprint.diff import changes, digest
 from morphogen.blueprint.effective import effective
 from morphogen.blueprint.schema import Block, Blueprint

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-import morphogen.variation.training  # noqa: F401  (registers the operators on training)
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.parts.contract.operator import OPERATORS, compound_operator

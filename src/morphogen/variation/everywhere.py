@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 from pydantic import JsonValue
 
+import morphogen.variation.structure  # noqa: F401  (registers those that are made everywhere of blocks)
 from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.candidate import Edit
 from morphogen.parts.contract.operator import OPERATORS, compound_operator

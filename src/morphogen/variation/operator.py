@@ -8,8 +8,6 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-import morphogen.variation.compound
-import morphogen.variation.everywhere  # noqa: F401  (these two register the operators that work through others)
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError, unknown
