@@ -12,16 +12,21 @@ from hypothesis import strategies as st
 from examples import up_to
 from grounds import EVERY_PART, grounds
 from morphogen.blueprint.schema import Blueprint
+from morphogen.parts.contract.branch import State
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.parts.contract.part import REGISTRY, Context, Cost
 from morphogen.parts.memory.memory_tokens import MemoryTokens
 from morphogen.parts.mixing.short_conv import ShortConv
+from morphogen.parts.mixing.short_conv_layer import ShortConvBranch
 from morphogen.testing import contract_tests
 from morphogen.testing.contract import (
     TOLERATED,
     Check,
+    a_sequence_fed_in_pieces_gives_the_same_output,
     caches_hold_the_bytes_that_cost_says,
+    decoding_in_chunks_gives_the_logits_of_the_whole,
     flops_are_those_counted,
+    output_shape_no_future_and_no_neighbour,
     without_dead_units,
 )
 from morphogen.testing.fields import parts_of
@@ -75,6 +80,47 @@ def test_a_cost_that_is_not_what_is_counted_fails(
         assert_holds(check, blueprint)
 
 
+def future(branch: ShortConvBranch, x_BTD: torch.Tensor, state: State) -> torch.Tensor:
+    return x_BTD.flip(1)
+
+
+def forgetful(branch: ShortConvBranch, x_BTD: torch.Tensor, state: State) -> torch.Tensor:
+    return CONVOLVED(branch, x_BTD, {})
+
+
+def rounding(branch: ShortConvBranch, x_BTD: torch.Tensor, state: State) -> torch.Tensor:
+    y_BTD = CONVOLVED(branch, x_BTD, state)
+    state["past"] = state["past"].float()
+    return y_BTD
+
+
+CONVOLVED = ShortConvBranch.mix_on
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "message"),
+    [
+        (output_shape_no_future_and_no_neighbour, future, r"moves the logits of those before it by .*: a branch sees"),
+        (decoding_in_chunks_gives_the_logits_of_the_whole, forgetful, "logits are .* from the whole's; does `state`"),
+        (
+            a_sequence_fed_in_pieces_gives_the_same_output,
+            forgetful,
+            r"extras.0, fed in pieces of \[.*\] tokens",
+        ),
+        (a_sequence_fed_in_pieces_gives_the_same_output, rounding, "in no narrower a type than they are computed in"),
+    ],
+)
+def test_a_branch_that_breaks_the_contract_is_told_what_is_wrong(
+    check: Check, wrong: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = {"extras": [{"kind": "short_conv", "kernel": 13, "width": 16}]}
+    monkeypatch.setattr(ShortConvBranch, "mix_on", wrong)
+    with pytest.raises(AssertionError, match=message):
+        assert_holds(
+            check, Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": [block]}), examples=9
+        )
+
+
 def test_memory_tokens_serve_as_an_expert_that_no_token_chooses() -> None:
     part, ctx = MemoryTokens(heads=1, head_dim=3, tokens=2), Context(8, "rmsnorm", VOCAB, 0.02, 1)
     assert part.build(ctx)(torch.zeros(1, 0, 8)).shape == (1, 0, 8)
@@ -92,10 +138,10 @@ def test_no_unit_is_left_that_may_be_dead_by_nature() -> None:
     assert written.count('"feature_map":"elu"') == 3
 
 
-def assert_holds(check: Check, blueprint: Blueprint) -> None:
+def assert_holds(check: Check, blueprint: Blueprint, examples: int = 1) -> None:
     """One check of one blueprint."""
 
-    @settings(max_examples=1)
+    @settings(max_examples=examples, deadline=None)
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         check(blueprint, data)

@@ -19,7 +19,7 @@ from morphogen.plugins import looking
 from morphogen.reading import read_experiment
 from morphogen.selection.parents import Pool, Rules, select_parent
 from morphogen.selection.survival import front, survive
-from tiny import write_corpus
+from tiny import Cli, write_corpus
 
 OFFERS = """
 from morphogen.data.document import Document
@@ -215,6 +215,33 @@ def test_a_probe_of_a_package_is_asked_like_our_own(tmp_path: Path) -> None:
     assert set(scored.tolist()) == {3, 33}
     with pytest.raises(InputError, match="expected a class that inherits from"):
         prepare(Data.model_validate({**plain, "shards": [text, {"source": "probe:odd"}]}))
+
+
+@pytest.fixture
+def _broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution of which nothing can be imported."""
+    info = tmp_path / "more" / "lost-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lost\nVersion: 1.0\n")
+    groups = ("figures", "operators", "parts")
+    (info / "entry_points.txt").write_text("".join(f"[morphogen.{group}]\nlost = lost.{group}\n" for group in groups))
+    monkeypatch.syspath_prepend(info.parent)
+
+
+@pytest.mark.usefixtures("_broken")
+def test_what_cannot_be_imported_is_told_where_it_is_missed(cli: Cli, tmp_path: Path) -> None:
+    why = "plug-in lost: cannot import lost.{} (No module named 'lost')"
+    for command, groups in (("figures", ["figures"]), ("operators", ["parts", "operators"])):
+        code, out, err = cli(command, "--json")
+        assert (code, out[0]) == (0, "[")
+        assert err.splitlines() == [f"note: left out: {why.format(group)}" for group in groups]
+    for setting, groups in (("objectives: {lost: min}", ["figures"]), ("mutation_weights: {lost: 1}", ["operators"])):
+        file = tmp_path / "experiment.yaml"
+        file.write_text(f"{PLAIN.replace(', vocab: 11', '')}evolution: {{{setting}}}\n")
+        code, _, err = cli("validate", file)
+        assert code == 2
+        assert "got 'lost', expected one of" in err
+        assert all(why.format(group) in err for group in groups)
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:

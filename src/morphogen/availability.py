@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from morphogen import plugins
 from morphogen.blueprint.schema import Blueprint
 from morphogen.data.probes import DEPTHS, kind_of
 from morphogen.errors import InputError, unknown
@@ -63,7 +64,7 @@ class Available:
         if lacking:
             need = " and ".join(NEEDS.get(need, f"a part that records it, {need}") for need in lacking)
             raise InputError(f"{unknown(place, name, allowed)} (the root has no such figure: it needs {need})")
-        raise InputError(unknown(place, name, allowed))
+        raise InputError(plugins.missing(unknown(place, name, allowed), plugins.FIGURES))
 
 
 #: What marks in a figure's name stand for together.

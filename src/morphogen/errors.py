@@ -57,3 +57,17 @@ def unknown(place: str, got: object, allowed: Iterable[str]) -> str:
         close = difflib.get_close_matches(str(got), names, n=8, cutoff=0.0)
         return f"{place}: got {got!r}, expected one of {len(names)} names, the closest are {', '.join(close)}{tail}"
     return f"{place}: got {got!r}, expected one of {', '.join(names)}{tail}"
+
+
+def raised(error: BaseException) -> str:
+    """`ValueError: its first line (function:line)`, of an error that nobody raised on purpose."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno})" if trace is not None else ""
+    return f"{type(error).__name__}: {first_line(error)}{where}"
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says."""
+    return (str(error) or "no message").splitlines()[0]

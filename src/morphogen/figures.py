@@ -100,7 +100,7 @@ def declare(*figures: Figure) -> None:
     """
     for figure in figures:
         if _DECLARED.setdefault(figure.name, figure) != figure:
-            raise RuntimeError(f"two figures are called {figure.name}")
+            raise RuntimeError(f"two figures are called {figure.name}; give yours another name")
 
 
 def known() -> Mapping[str, Figure]:

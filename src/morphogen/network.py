@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.blueprint.tensors import specs
-from morphogen.errors import DivergedError, InputError
+from morphogen.errors import CandidateError, DivergedError, InputError
 from morphogen.ops.sampling import check_sampling, sampled
 from morphogen.parts.contract.branch import Branch, Modulation, Record, State
 from morphogen.parts.contract.initial import draw, stream
@@ -343,6 +343,16 @@ def check_state(blueprint: Blueprint, state: Mapping[str, Tensor]) -> None:
         raise InputError(f"the weights are not those of blueprint {blueprint.name!r}: {text}")
 
 
+def check_modules(blueprint: Blueprint, model: nn.Module) -> None:
+    """CandidateError where modules have other tensors than their parts declare."""
+    declared = {name: spec.shape for name, (_, _, spec) in specs(blueprint).items()}
+    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted(declared.keys() | built.keys()):
+        if declared.get(name) != built.get(name):
+            said, made = (str(table.get(name, "nothing")) for table in (declared, built))
+            raise CandidateError(f"{name}: {said} in the part's `tensors`, {made} in the module that its `build` makes")
+
+
 def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel:
     """The model holding exactly the tensors of `state`, not copies. InputError where names or shapes differ.
 
@@ -351,7 +361,11 @@ def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel
     check_state(blueprint, state)
     with torch.device("meta"):
         model = LanguageModel(blueprint)
-    model.load_state_dict(dict(state), strict=True, assign=True)
+    try:
+        model.load_state_dict(dict(state), strict=True, assign=True)
+    except RuntimeError:
+        check_modules(blueprint, model)
+        raise
     table = specs(blueprint)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(table[name][2].trained)

@@ -101,6 +101,23 @@ def choose(group: str, own: Mapping[str, Callable[..., T]], name: object) -> Cal
     return found
 
 
+def broken(*groups: str) -> list[str]:
+    """Of all that installed packages offer in some groups, why it cannot be imported, where it cannot."""
+    found = []
+    for group in groups:
+        for name in names(group):
+            try:
+                find(group, name)
+            except InputError as error:
+                found.append(str(error))
+    return found
+
+
+def missing(message: str, *groups: str) -> str:
+    """What is said of a name that nobody has; with what is `broken`, as that may be where it stands."""
+    return "; ".join([message, *broken(*groups)])
+
+
 def version(group: str, name: str) -> str:
     """What tells one version of the code behind an entry point from another: where it is, and its package's version."""
     point = _points(group)[name]

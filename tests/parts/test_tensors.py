@@ -13,7 +13,7 @@ from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
-from morphogen.network import assemble, initial_state
+from morphogen.network import assemble, build, initial_state
 from morphogen.parts.contract.initial import draw, stream
 from morphogen.parts.contract.part import Context
 from morphogen.parts.contract.tensors import Tensor, stored
@@ -35,6 +35,33 @@ class Borrowed(Bottleneck):
     def tensors(self, ctx: Context) -> dict[str, Tensor]:
         way_in = Tensor(("width", "dim"), stored(self.file, "layer.weight"), trained=False)
         return {"up.weight": way_in, "down.weight": super().tensors(ctx)["down.weight"]}
+
+
+class Unsized(Bottleneck):
+    """It has an axis that it gives no length."""
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        return {"widht": self.width, "dim": ctx.dim}
+
+
+class Misnamed(Bottleneck):
+    """It declares a tensor that its module has under another name."""
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        return {"in.weight": Tensor(("width", "dim")), "down.weight": super().tensors(ctx)["down.weight"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unsized", r"Custom: axis without a size: got 'width', expected one of dim, widht; did you mean 'widht'\?"),
+        ("Misnamed", r"blocks.0.extras.0.in.weight: \(8, 12\) in the part's `tensors`, nothing in the module"),
+    ],
+)
+def test_what_a_part_declares_wrongly_is_named(name: str, message: str) -> None:
+    part = {"kind": "custom", "name": f"test_tensors:{name}", "params": {}}
+    with allow_code(), pytest.raises(InputError, match=message):
+        build(Blueprint.model_validate({"emb": {"dim": 12, "vocab": 9}, "blocks": [{"extras": [part]}]}))
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 import contextlib
 import itertools
+import pkgutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,12 +13,13 @@ from hypothesis import strategies as st
 
 from examples import up_to
 from grounds import drawn, grounds
+from morphogen import variation
 from morphogen.blueprint.diff import apply, digest
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.errors import InputError, OperatorError
+from morphogen.errors import InputError, OperatorError, RunError
 from morphogen.inherit.plan import plan
 from morphogen.parts.attention.attention import Attention
-from morphogen.parts.contract.operator import OPERATORS, find_operator
+from morphogen.parts.contract.operator import OPERATORS, Operator, find_operator, model_operator
 from morphogen.parts.ffn.mlp import MLP
 from morphogen.parts.mixing.layer_scale import LayerScale
 from morphogen.variation.foreign import NAMES
@@ -237,3 +241,29 @@ def test_operators_are_described_without_a_tokenizer(blueprint):
     assert table["widen_head_dim"]["preserves"] is None
     assert table["delete_block"]["applies"] == (len(blueprint.blocks) > 1)
     assert table["untie_head"]["applies"] == blueprint.head.tie_embeddings
+
+
+def test_every_file_of_operators_is_imported():
+    """A new one need not be named anywhere."""
+    names = {f"{variation.__name__}.{module.name}" for module in pkgutil.iter_modules(variation.__path__)}
+    code = "import sys, morphogen.variation.policy; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert names <= set(done.stdout.split())
+
+
+def test_an_operator_that_fails_ends_the_run_with_its_name(monkeypatch):
+    def broken(blueprint, rng):
+        return small().evolve(nmae="x")
+
+    act = Operator("broken", "Fails.", "model", broken, preserves=False)
+    monkeypatch.setitem(OPERATORS, "broken", act)
+    with pytest.raises(RunError, match=r"operator broken: TypeError: .* did you mean 'name'\? \(.*evolve:\d+\)"):
+        apply_operator(small(), "broken", np.random.default_rng(0))
+
+
+def test_two_operators_cannot_share_a_name():
+    def widen_ffn(blueprint, rng):
+        """Another."""
+
+    with pytest.raises(RuntimeError, match=rf"two operators are called widen_ffn, that of .* and that of {__name__}"):
+        model_operator(preserves=False)(widen_ffn)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from morphogen.candidate import Candidate, Job, Report, Status
 from morphogen.data.prepare import PreparedData
-from morphogen.errors import RunError
+from morphogen.errors import RunError, first_line, raised
 from morphogen.store.exchange import Exchange
 from morphogen.store.files import write_atomic
 from morphogen.store.outputs import PARTIAL
@@ -197,18 +197,10 @@ def outside(job: Job, error: BaseException) -> RunError:
     """A fault from outside, in one line that says which candidate met it."""
     found = error.__cause__ if error.__cause__ is not None else error
     where = f"{found.filename}: " if isinstance(found, OSError) and found.filename is not None else ""
-    text = (found.strerror if isinstance(found, OSError) else None) or _first_line(found)
+    text = (found.strerror if isinstance(found, OSError) else None) or first_line(found)
     return RunError(f"{where}{text} (while candidate {job.candidate.id} was trained)")
 
 
 def failure(job: Job, error: BaseException) -> Report:
     """The report of a candidate that raised: the error's kind, its first line, and where it came from."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno})" if trace is not None else ""
-    return failed(job, f"{type(error).__name__}: {_first_line(error)}{where}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or "no message").splitlines()[0]
+    return failed(job, raised(error))

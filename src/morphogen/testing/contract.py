@@ -37,6 +37,8 @@ BATCH = 8
 ALONE = 16
 #: How far predicted and counted FLOPs of a part may lie apart.
 FLOPS = 0.05
+#: What to look for where a branch decodes otherwise than it trains.
+STATE = "does `state` hold all that `mix_on` needs of earlier tokens, in no narrower a type than they are computed in?"
 #: Of Hypothesis's health checks those that the size of a model, and fields that may not go together, would fail.
 TOLERATED = (HealthCheck.too_slow, HealthCheck.filter_too_much)
 #: How many blueprints with a kind are drawn for one example of its checks, that these do not all try the same.
@@ -92,12 +94,15 @@ def axes_cover_exactly_the_parameters_and_give_their_shapes(blueprint: Blueprint
             module = gene.part.build(gene.ctx)
         specs = gene.part.specs(gene.ctx)
         real = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        assert real == {name: spec.shape for name, spec in specs.items()}
+        declared = {name: spec.shape for name, spec in specs.items()}
+        said, made = dict(declared.items() - real.items()), dict(real.items() - declared.items())
+        assert real == declared, f"{gene.part.label}: `tensors` and `sizes` say {said}, but the module has {made}"
         sizes = gene.part.sizes(gene.ctx)
         for name, spec in specs.items():
             assert spec.shape == tuple(math.prod(sizes[a] for a in factors) for factors in flat(spec.axes)), name
         trained = {name for name, spec in specs.items() if spec.trained}
-        assert trained <= {name for name, _ in module.named_parameters()}
+        parameters = {name for name, _ in module.named_parameters()}
+        assert trained <= parameters, f"{gene.part.label}: {sorted(trained - parameters)} are no parameters"
         for name, spec in specs.items():
             assert set(spec.fresh_zero) <= {axis for factors in flat(spec.axes) for axis in factors}, name
             assert "dim" in spec.axes or not spec.writes, name
@@ -117,7 +122,10 @@ def fresh_branches_do_not_drown_the_embedding(blueprint: Blueprint, data: st.Dat
     with torch.no_grad():
         model(ids_of(1))
         emb_BTD = model.emb(ids_of(1))
-    assert float((seen[0] - emb_BTD).norm()) <= 1.5 * float(emb_BTD.norm())
+    added, size = float((seen[0] - emb_BTD).norm()), float(emb_BTD.norm())
+    assert added <= 1.5 * size, (
+        f"fresh branches add {added / size:.1f} times the embedding: does the tensor that is added to it say `writes`?"
+    )
 
 
 def output_shape_no_future_and_no_neighbour(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -130,9 +138,11 @@ def output_shape_no_future_and_no_neighbour(blueprint: Blueprint, data: st.DataO
     changed_BT = ids_BT.clone()
     changed_BT[0, at] = (changed_BT[0, at] + 1) % VOCAB
     moved_BT = (logits(blueprint, state, changed_BT) - base_BTV).abs().amax(-1)
-    assert float(moved_BT[0, :at].max()) <= 1e-5 if at else True
-    assert float(moved_BT[1].max()) <= 1e-5
-    assert float(moved_BT[0, at]) > 0.0
+    early = float(moved_BT[0, :at].max()) if at else 0.0
+    assert early <= 1e-5, f"token {at} moves the logits of those before it by {early:.1g}: a branch sees the future"
+    beside = float(moved_BT[1].max())
+    assert beside <= 1e-5, f"a token moves the logits of another sequence of the batch by {beside:.1g}"
+    assert float(moved_BT[0, at]) > 0.0, f"token {at} does not change its own logits"
 
 
 def a_prefix_gives_the_same_logits(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -140,7 +150,8 @@ def a_prefix_gives_the_same_logits(blueprint: Blueprint, data: st.DataObject) ->
     state, ids_BT = stirred(blueprint), ids_of(2)
     cut = data.draw(st.integers(1, TOKENS))
     whole, prefix = logits(blueprint, state, ids_BT)[:, :cut], logits(blueprint, state, ids_BT[:, :cut])
-    assert float((whole - prefix).abs().max()) <= 1e-10 * max(1.0, float(whole.abs().max()))
+    apart = _apart(prefix, whole)
+    assert apart <= 1e-10, f"logits of the first {cut} tokens alone are {apart:.1g} from those of the whole"
 
 
 def decoding_in_chunks_gives_the_logits_of_the_whole(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -161,7 +172,8 @@ def decoding_in_chunks_gives_the_logits_of_the_whole(blueprint: Blueprint, data:
         model = assemble(blueprint, state).eval()
         with torch.no_grad():
             chunks = [model.extend(ids_BT[:, a:b], cache) for a, b in itertools.pairwise([0, *cuts, TOKENS])]
-        assert float((torch.cat(chunks, 1) - whole_BTV).abs().max()) <= bound * max(1.0, float(whole_BTV.abs().max()))
+        apart = _apart(torch.cat(chunks, 1), whole_BTV)
+        assert apart <= bound, f"decoded in {dtype} in cuts at {cuts}, logits are {apart:.1g} from the whole's; {STATE}"
 
 
 def a_sequence_fed_in_pieces_gives_the_same_output(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -170,13 +182,16 @@ def a_sequence_fed_in_pieces_gives_the_same_output(blueprint: Blueprint, data: s
     model = assemble(blueprint, stirred(blueprint)).eval()
     first, second = data.draw(st.integers(1, TOKENS - 2)), data.draw(st.integers(1, 3))
     x_BTD = torch.randn(2, TOKENS, blueprint.emb.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    for module in (m for m in model.modules() if isinstance(m, Branch)):
+    for name, module in ((name, m) for name, m in model.named_modules() if isinstance(m, Branch)):
         with torch.no_grad():
             state: dict[str, torch.Tensor] = {}
             cuts = [first, min(second, TOKENS - first), TOKENS - first - min(second, TOKENS - first)]
             pieces = [module.extend(piece, state) for piece in torch.split(x_BTD, cuts, 1) if piece.shape[1]]
             whole_BTD = module(x_BTD)
-        assert float((torch.cat(pieces, 1) - whole_BTD).abs().max()) <= 1e-10 * max(1.0, float(whole_BTD.abs().max()))
+        apart = _apart(torch.cat(pieces, 1), whole_BTD)
+        assert apart <= 1e-10, (
+            f"{name}, fed in pieces of {cuts} tokens, is {apart:.1g} from what it gives at once; {STATE}"
+        )
 
 
 def every_parameter_gets_a_gradient(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -186,7 +201,7 @@ def every_parameter_gets_a_gradient(blueprint: Blueprint, data: st.DataObject) -
     torch.autograd.backward(loss_of(model, ids_of(3)))
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     dead = [name for name, p in trained if p.grad is None or not bool(p.grad.any())]
-    assert not dead
+    assert not dead, f"no gradient reaches {', '.join(dead)}"
 
 
 def cost_is_positive_and_grows_with_width(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -194,10 +209,14 @@ def cost_is_positive_and_grows_with_width(blueprint: Blueprint, data: st.DataObj
     wider = Blueprint.model_validate({**dict(blueprint), "emb": {**dict(blueprint.emb), "dim": blueprint.emb.dim * 2}})
     assert 0 < parameter_count(blueprint) < parameter_count(wider)
     for small, large in zip(blueprint.genes(), wider.genes(), strict=True):
-        assert 0 < small.part.cost(small.ctx).flops < large.part.cost(large.ctx).flops
+        narrow, wide = (gene.part.cost(gene.ctx).flops for gene in (small, large))
+        assert 0 < narrow < wide, f"{small.part.label}: `cost` says no more FLOPs at twice the width of the model"
     with torch.device("meta"):
         model = LanguageModel(blueprint)
-    assert parameter_count(blueprint) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert parameter_count(blueprint) == trained, (
+        f"`tensors` declare {parameter_count(blueprint)}, the modules have {trained}"
+    )
 
 
 def flops_are_those_counted(blueprint: Blueprint, data: st.DataObject) -> None:
@@ -236,6 +255,11 @@ def caches_hold_the_bytes_that_cost_says(blueprint: Blueprint, data: st.DataObje
             f"{gene.part.label}: cost says {min(spare):+,.0f} bytes of cache beyond what is held, expected 0 at some "
             "length and never fewer"
         )
+
+
+def _apart(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest difference, relative to the largest entry where that is above 1."""
+    return float((got - want).abs().max()) / max(1.0, float(want.abs().max()))
 
 
 def _first_block(blueprint: Blueprint) -> Blueprint:

@@ -94,13 +94,18 @@ def changes_and_is_exact_as_declared(name: str, blueprint: Blueprint, seed: int)
         return
     child, edit = made
     assert apply(blueprint, edit.changes) == child
-    assert (digest(child) != digest(blueprint)) == (edit.target != "train")
+    assert (digest(child) != digest(blueprint)) == (edit.target != "train"), f"{name} changed nothing that is computed"
     drawn = plan(child, [blueprint])
     assert sorted(t.tensor for t in drawn.tensors) == sorted(specs(child))
     distance, called_exact = jump(blueprint, edit, torch.float64, seed % 1000)
-    assert called_exact == edit.preserves, (edit.target, drawn.notes)
+    said = "; ".join(drawn.notes) or "nothing"
+    assert called_exact == edit.preserves, (
+        f"{name} at {edit.target} says preserves={edit.preserves}, the splice exact={called_exact} (notes: {said}); "
+        "which fields only set sizes is in the part's `neutral_fields`"
+    )
     if edit.preserves:
-        assert distance <= FP64_BOUND
+        moved = f"{name} at {edit.target} says that it preserves the function, but logits move by {distance:.1g}"
+        assert distance <= FP64_BOUND, f"{moved}; do new units write zero, by `fresh_zero`?"
         # Rounding alone passes the bound now and then at 8 channels or 1 hidden unit, in the parent as in the child;
         # fp64 above tells rounding from a jump.
         single = jump(blueprint, edit, torch.float32, seed % 1000)[0]
@@ -139,4 +144,4 @@ def new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
         int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None
     )
     total = sum(int(mask.sum()) for n, mask in fresh.items() if n in dict(model.named_parameters()))
-    assert alive >= 0.99 * total, f"{alive} of {total}"
+    assert alive >= 0.99 * total, f"{name}: of {total} new entries only {alive} have a gradient after two steps"

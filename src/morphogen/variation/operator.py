@@ -10,8 +10,8 @@ import numpy as np
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Edit
-from morphogen.errors import InputError, OperatorError, unknown
-from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators
+from morphogen.errors import InputError, OperatorError
+from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators, not_found
 from morphogen.variation.act import PLAIN, Surroundings, apply_operator, targets, trained
 from morphogen.variation.compound import by_weight
 from morphogen.variation.foreign import donor_weights
@@ -70,7 +70,7 @@ def check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         own = ALIASES.get(name, name)
         if own not in OPERATORS:
-            raise InputError(unknown(f"evolution.mutation_weights.{name}", name, OPERATORS))
+            raise InputError(not_found(f"evolution.mutation_weights.{name}", name))
         if own != name and own in weights:
             raise InputError(f"evolution.mutation_weights: {name} is another name of {own}, which has a weight too")
         if not 0.0 <= weight < float("inf"):

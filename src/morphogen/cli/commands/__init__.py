@@ -18,7 +18,7 @@ def app_with(command: str | None = None) -> typer.Typer:
     """The application with the families up to that of a command; with all where none is called so."""
     for family in FAMILIES:
         importlib.import_module(f"{__name__}.{family}")
-        if command in map(name_of, app.registered_commands):
+        if command in [name_of(found) for found in app.registered_commands]:
             break
     app.registered_commands.sort(key=lambda found: FAMILIES.index(_family_of(found)))
     return app

@@ -1,15 +1,17 @@
 """Commands that tell what morphogen knows: `schema`, `operators`, `figures`."""
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from morphogen import plugins
 from morphogen.cli import flags
 from morphogen.cli.app import app
 from morphogen.cli.launch import read_experiment
 from morphogen.errors import InputError, unknown
-from morphogen.escape import json_shown
+from morphogen.escape import json_shown, visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -53,6 +55,7 @@ def operators(
     from morphogen.variation.operator import describe_operators
     from morphogen.variation.template import resolve_templates
 
+    _tell_of_broken(plugins.PARTS, plugins.OPERATORS)
     if config is not None:
         experiment = read_experiment(config)
         templates = resolve_templates(experiment.evolution.templates)
@@ -82,6 +85,7 @@ def figures(as_json: flags.AsJson = False, wide: flags.Wide = False) -> None:
     from morphogen.cli.console import show_table
     from morphogen.figures import known
 
+    _tell_of_broken(plugins.FIGURES)
     rows = [asdict(figure) for figure in known().values()]
     if as_json:
         print(json_shown(json.dumps(rows, indent=2)))
@@ -89,3 +93,9 @@ def figures(as_json: flags.AsJson = False, wide: flags.Wide = False) -> None:
     order = ("name", "unit", "better", "sort", "needs", "summary")
     shown = [{**row, "needs": ", ".join(row["needs"])} for row in rows]
     show_table([{name: row[name] for name in order} for row in shown], "figures", wide, ("summary",))
+
+
+def _tell_of_broken(*groups: str) -> None:
+    """What installed packages have, and is not in the list."""
+    for line in plugins.broken(*groups):
+        print(visible(f"note: left out: {line}"), file=sys.stderr)

@@ -128,8 +128,13 @@ def find_operator(name: str) -> Operator:
     load_operators()
     own = ALIASES.get(name, name)
     if own not in OPERATORS:
-        raise OperatorError(unknown("operator", name, OPERATORS))
+        raise OperatorError(not_found("operator", name))
     return OPERATORS[own]
+
+
+def not_found(place: str, name: str) -> str:
+    """What is said where no operator has a name."""
+    return plugins.missing(unknown(place, name, OPERATORS), plugins.PARTS, plugins.OPERATORS)
 
 
 def _add(
@@ -139,8 +144,10 @@ def _add(
     weight: float = 1.0,
 ) -> Callable[[F], F]:
     def join(act: F) -> F:
-        if act.__name__ in OPERATORS:
-            raise RuntimeError(f"two operators are called {act.__name__}")
+        known = OPERATORS.get(act.__name__)
+        if known is not None and known.act.__module__ != act.__module__:  # one that is imported again is the same
+            where = f"that of {known.act.__module__} and that of {act.__module__}"
+            raise RuntimeError(f"two operators are called {act.__name__}, {where}; give yours another name")
         summary = (act.__doc__ or "").strip().split("\n")[0]
         OPERATORS[act.__name__] = Operator(act.__name__, summary, level, act, preserves, target, weight)
         return act

@@ -320,7 +320,10 @@ class Part(Frozen):
 
 @remembered  # making, inheriting and costing a model ask for the same again and again
 def _specs(part: Part, ctx: Context) -> dict[str, Spec]:
-    return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
+    try:
+        return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
+    except InputError as error:
+        raise InputError(f"{type(part).__name__}: {error}") from None
 
 
 class Modifier(Part):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from morphogen.errors import InputError, unknown
+
 #: A dimension's name, or several names when it is a product (slowest first).
 Axis = str | tuple[str, ...]
 #: One entry per tensor dimension.
@@ -76,8 +78,11 @@ def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
 
 
 def shape_of(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The tensor shape that factored axes give."""
-    return tuple(math.prod(sizes[name] for name in factors) for factors in flat(axes))
+    """The tensor shape that factored axes give. InputError where one has no size."""
+    try:
+        return tuple(math.prod(sizes[name] for name in factors) for factors in flat(axes))
+    except KeyError as error:
+        raise InputError(unknown("axis without a size", error.args[0], sizes)) from None
 
 
 def specified(
