@@ -1,5 +1,6 @@
 """README, docs and comments of configs: commands are taken as they stand, files exist, fields and flags are known."""
 
+import ast
 import importlib.util
 import itertools
 import re
@@ -116,6 +117,19 @@ def test_a_command_that_is_not_taken_is_found() -> None:
         ["morphogen", "run", "a.yaml", "--out", "b"],
         ["morphogen", "status", "b"],
     ]
+
+
+def test_what_python_in_pages_imports_is_there() -> None:
+    found = 0
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("morphogen"):
+                    there = vars(importlib.import_module(str(node.module)))
+                    gone = [one.name for one in node.names if one.name not in there]
+                    assert gone == [], f"{page.name}: {node.module}"
+                    found += 1
+    assert found > 5
 
 
 def places(text: str) -> set[str]:

@@ -6,8 +6,9 @@ Blocks that a recurrence loops over count once for each of its `max_train_recurr
 from typing import NamedTuple, Self
 
 from morphogen.blueprint.diff import entropy
-from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.schema import Blueprint, Gene
 from morphogen.blueprint.tensors import borrowed_count, parameter_count
+from morphogen.errors import InputError, anybodys
 from morphogen.experiment import Train
 from morphogen.figures import Figure, declare
 from morphogen.parts.contract.part import COUNTED, Cost
@@ -84,8 +85,14 @@ def total(blueprint: Blueprint, seq_len: int) -> Cost:
     """The sum of the parts' costs at a sequence length, as the model runs outside training."""
     whole = Cost()
     for gene in blueprint.genes(seq_len):
-        whole += gene.part.cost(gene.ctx) * (gene.loop.steps(1.0) if gene.loop else 1)
+        whole += _cost(gene) * (gene.loop.steps(1.0) if gene.loop else 1)
     return whole
+
+
+def _cost(gene: Gene) -> Cost:
+    """Of one part, run once."""
+    with anybodys(f"{type(gene.part).__name__}: what it costs", InputError):
+        return gene.part.cost(gene.ctx)
 
 
 def structure(blueprint: Blueprint) -> dict[str, float]:
@@ -168,7 +175,6 @@ def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[
 def train_flops(blueprint: Blueprint, seq_len: int, tokens: int) -> float:
     """FLOPs that training on `tokens` takes, if it runs to its end; recurrences take their mean number of steps."""
     per_token = sum(
-        gene.part.cost(gene.ctx).flops * (gene.loop.mean_steps() if gene.loop else 1)
-        for gene in blueprint.genes(seq_len)
+        _cost(gene).flops * (gene.loop.mean_steps() if gene.loop else 1) for gene in blueprint.genes(seq_len)
     )
     return TRAIN_FACTOR * per_token * tokens

@@ -1,7 +1,8 @@
 """Every error morphogen raises on purpose. One root, so that a caller can catch them all."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MorphogenError(Exception):
@@ -57,6 +58,17 @@ def unknown(place: str, got: object, allowed: Iterable[str]) -> str:
         close = difflib.get_close_matches(str(got), names, n=8, cutoff=0.0)
         return f"{place}: got {got!r}, expected one of {len(names)} names, the closest are {', '.join(close)}{tail}"
     return f"{place}: got {got!r}, expected one of {', '.join(names)}{tail}"
+
+
+@contextmanager
+def anybodys(what: str, kind: type[MorphogenError]) -> Iterator[None]:
+    """Within runs what may be code of others: what fails in it is of a kind, and told in one line that names it."""
+    try:
+        yield
+    except MorphogenError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {raised(error)}") from error
 
 
 def raised(error: BaseException) -> str:

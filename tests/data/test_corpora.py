@@ -18,7 +18,7 @@ from morphogen.data.document import Document, Reader, digest_of
 from morphogen.data.textfiles import SECTION_CHARS
 from morphogen.errors import InputError
 from morphogen.experiment import Shard
-from morphogen.sections.built_in import CORPORA, BuiltIn
+from morphogen.sections.built_in import CORPORA, BuiltIn, forms
 
 
 def texts(source: str | Path, **options: object) -> list[str]:
@@ -173,7 +173,7 @@ def test_a_missing_source_names_the_alternatives(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus.txt").write_text("x")
     message = failure(source)
-    assert message.startswith(f"data source {source!r}: no such file or folder, expected stdlib-code, stdlib-docs, a")
+    assert message.startswith(f"data source {source!r}: no such file or folder, expected {', '.join(forms())}, a")
     assert message.endswith(f"did you mean {hint!r}?")
 
 
@@ -243,7 +243,8 @@ def test_a_built_in_corpus_is_read_listed_and_documented(name: str) -> None:
 def test_the_table_of_sources_in_the_docs_is_that_of_the_corpora() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     rows = [f"| `{name}{c.arguments}` | {c.what} | {c.document} |" for name, c in CORPORA.items()]
-    assert text[text.index("|---|---|---|\n") :].splitlines()[1 : 1 + len(rows)] == rows
+    written = text[text.index("|---|---|---|\n") :].splitlines()[1 : 1 + len(rows)]
+    assert written == rows, "the first rows of the table in docs/data.md are those of CORPORA, in its order"
 
 
 def sums(arguments: str, reader: Reader) -> Iterator[Document]:
@@ -265,5 +266,6 @@ def test_one_entry_adds_a_corpus_and_its_version_alone_tells_it_apart(monkeypatc
         before = told
     monkeypatch.setitem(CORPORA, "sums", entry)
     message = failure("summs")
-    assert "expected stdlib-code, stdlib-docs, sums[:COUNT], a file" in message
+    assert f"expected {', '.join(forms())}, a file" in message
+    assert "sums[:COUNT]" in forms()
     assert message.endswith("did you mean 'sums'?")

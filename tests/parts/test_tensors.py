@@ -1,5 +1,6 @@
 """What a part declares of its tensors: starts that stand in a file, and tensors that training leaves alone."""
 
+import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,13 +10,14 @@ from safetensors.torch import save_file
 
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
+from morphogen.cost import costs
 from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
 from morphogen.network import assemble, build, initial_state
 from morphogen.parts.contract.initial import draw, stream
-from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.part import Context, Cost
 from morphogen.parts.contract.tensors import Tensor, stored
 from morphogen.plugins import allow_code
 from morphogen.testing.models import ids_of, loss_of
@@ -44,6 +46,20 @@ class Unsized(Bottleneck):
         return {"widht": self.width, "dim": ctx.dim}
 
 
+class Costless(Bottleneck):
+    """Nobody can say what it costs."""
+
+    def cost(self, ctx: Context) -> Cost:
+        return Cost(flops=1.0 / (ctx.dim - 12))
+
+
+class Failing(Bottleneck):
+    """Nobody can say which tensors it has."""
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        return dict(super().tensors(ctx)["up"])
+
+
 class Misnamed(Bottleneck):
     """It declares a tensor that its module has under another name."""
 
@@ -55,13 +71,18 @@ class Misnamed(Bottleneck):
     ("name", "message"),
     [
         ("Unsized", r"Custom: axis without a size: got 'width', expected one of dim, widht; did you mean 'widht'\?"),
+        ("Costless", r"Custom: what it costs: ZeroDivisionError: .* \(Costless.cost:\d+\)"),
+        ("Failing", r"Custom: what its tensors are: KeyError: 'up' \(Failing.tensors:\d+\)"),
         ("Misnamed", r"blocks.0.extras.0.in.weight: \(8, 12\) in the part's `tensors`, nothing in the module"),
     ],
 )
 def test_what_a_part_declares_wrongly_is_named(name: str, message: str) -> None:
     part = {"kind": "custom", "name": f"test_tensors:{name}", "params": {}}
-    with allow_code(), pytest.raises(InputError, match=message):
-        build(Blueprint.model_validate({"emb": {"dim": 12, "vocab": 9}, "blocks": [{"extras": [part]}]}))
+    with allow_code():
+        blueprint = Blueprint.model_validate({"emb": {"dim": 12, "vocab": 9}, "blocks": [{"extras": [part]}]})
+    ask = functools.partial(costs, seq_len=8) if name == "Costless" else build
+    with pytest.raises(InputError, match=message):
+        ask(blueprint)
 
 
 @pytest.fixture

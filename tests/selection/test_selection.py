@@ -443,4 +443,5 @@ def test_selection_store_and_report_never_import_torch():
 @pytest.mark.parametrize("rules", [SELECTORS, SURVIVAL])
 def test_the_docs_say_what_every_rule_of_selection_does(rules):
     text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
-    assert [name for name in rules if f"`{name}`" not in text[text.index("**Who breeds**") :]] == []
+    missing = [name for name in rules if f"`{name}`" not in text[text.index("**Who breeds**") :]]
+    assert not missing, f"say in docs/experiments.md, below Who breeds or Who stays, what {', '.join(missing)} does"

@@ -13,7 +13,7 @@ from morphogen.blueprint.schema import Block, Blueprint
 from morphogen.blueprint.templates import Template
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.candidate import Change, Edit
-from morphogen.errors import MorphogenError, RunError, raised
+from morphogen.errors import RunError, anybodys
 from morphogen.experiment import Train
 from morphogen.inherit.plan import plan
 from morphogen.parts.contract.operator import Operator, find_operator
@@ -224,13 +224,9 @@ def _context(blueprint: Blueprint, around: Surroundings) -> Context:
 
 def _made_by(op: Operator, kind: type[T], *subject: object) -> T | None:
     """What the operator makes of a subject. RunError where that is nothing that an operator of its level gives, or it
-    fails, as it may be anybody's code."""
-    try:
+    fails."""
+    with anybodys(f"operator {op.name}", RunError):
         made = op.act(*subject)
-    except MorphogenError:
-        raise
-    except Exception as error:
-        raise RunError(f"operator {op.name}: {raised(error)}") from error
     if made is None or isinstance(made, kind):
         return made
     raise RunError(f"operator {op.name}: made {made!r}, expected a {kind.__name__} or None")

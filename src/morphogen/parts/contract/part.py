@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from morphogen.errors import InputError
+from morphogen.errors import InputError, anybodys
 from morphogen.figures import Figure, declare
 from morphogen.ops.names import OpName
 from morphogen.parts.contract.alignment import Alignment
@@ -320,8 +320,10 @@ class Part(Frozen):
 
 @remembered  # making, inheriting and costing a model ask for the same again and again
 def _specs(part: Part, ctx: Context) -> dict[str, Spec]:
+    with anybodys(f"{type(part).__name__}: what its tensors are", InputError):
+        norms, tensors, sizes = part.norms(ctx), part.tensors(ctx), part.sizes(ctx)
     try:
-        return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
+        return specified(norms, tensors, sizes, ctx.output_gain)
     except InputError as error:
         raise InputError(f"{type(part).__name__}: {error}") from None
 
