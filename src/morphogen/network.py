@@ -14,6 +14,7 @@ from morphogen.blueprint.tensors import specs
 from morphogen.errors import CandidateError, DivergedError, InputError
 from morphogen.ops.sampling import check_sampling, sampled
 from morphogen.parts.contract.branch import Branch, Modulation, Record, State
+from morphogen.parts.contract.filling import filled
 from morphogen.parts.contract.initial import draw, stream
 from morphogen.parts.contract.layers import Layer, Linear, make_norm
 from morphogen.parts.contract.part import Context
@@ -361,14 +362,9 @@ def assemble(blueprint: Blueprint, state: Mapping[str, Tensor]) -> LanguageModel
     check_state(blueprint, state)
     with torch.device("meta"):
         model = LanguageModel(blueprint)
-    try:
-        model.load_state_dict(dict(state), strict=True, assign=True)
-    except RuntimeError:
+    trained = {name for name, (_, _, spec) in specs(blueprint).items() if spec.trained}
+    if not filled(model, state, trained):
         check_modules(blueprint, model)
-        raise
-    table = specs(blueprint)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(table[name][2].trained)
     return model
 
 

@@ -67,9 +67,25 @@ class Misnamed(Bottleneck):
         return {"in.weight": Tensor(("width", "dim")), "down.weight": super().tensors(ctx)["down.weight"]}
 
 
+class Silent(Bottleneck):
+    """It declares fewer tensors than its module has."""
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        return {"up.weight": super().tensors(ctx)["up.weight"]}
+
+
+class Turned(Bottleneck):
+    """It declares a tensor that its module has in another shape."""
+
+    def tensors(self, ctx: Context) -> dict[str, Tensor]:
+        return {**super().tensors(ctx), "down.weight": Tensor(("width", "dim"))}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("Silent", r"blocks.0.extras.0.down.weight: nothing in the part's `tensors`, \(12, 8\) in the module"),
+        ("Turned", r"blocks.0.extras.0.down.weight: \(8, 12\) in the part's `tensors`, \(12, 8\) in the module"),
         ("Unsized", r"Custom: axis without a size: got 'width', expected one of dim, widht; did you mean 'widht'\?"),
         ("Costless", r"Custom: what it costs: ZeroDivisionError: .* \(Costless.cost:\d+\)"),
         ("Failing", r"Custom: what its tensors are: KeyError: 'up' \(Failing.tensors:\d+\)"),

@@ -139,9 +139,8 @@ def new_weights_train(name: str, blueprint: Blueprint, seed: int) -> None:
         optimizer.step()
     optimizer.zero_grad()
     torch.autograd.backward(loss_of(model, ids_BT))
-    fresh = fresh_entries(child, blueprint)
-    alive = sum(
-        int((p.grad[fresh[n]] != 0).sum()) for n, p in model.named_parameters() if n in fresh and p.grad is not None
-    )
-    total = sum(int(mask.sum()) for n, mask in fresh.items() if n in dict(model.named_parameters()))
+    fresh, parameters = fresh_entries(child, blueprint), dict(model.named_parameters())
+    total = sum(int(mask.sum()) for each, mask in fresh.items() if each in parameters)
+    gradients = [(p.grad, fresh[each]) for each, p in parameters.items() if each in fresh and p.grad is not None]
+    alive = sum(int((gradient[mask] != 0).sum()) for gradient, mask in gradients)
     assert alive >= 0.99 * total, f"{name}: of {total} new entries only {alive} have a gradient after two steps"
