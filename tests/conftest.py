@@ -17,10 +17,7 @@ from hypothesis.internal.conjecture import engine
 
 from examples import PROFILES, up_to
 from morphogen.cli import main
-from morphogen.metrics import decoding
-from morphogen.training import processor, trial
 from tiny import Cli
-from trained_before import Remembering
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in a shell's background have it; runs keep to that
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,9 +37,6 @@ settings.load_profile("fast")
 # What fails is told soon, if not at its smallest: no setting bounds this, and five minutes for each test stop CI.
 assert hasattr(engine, "MAX_SHRINKING_SECONDS"), "hypothesis bounds shrinking by another name now"
 engine.MAX_SHRINKING_SECONDS = 20
-decoding.DECODED_TOKENS = 2
-# No processor has bf16 here, so that `train.bf16: auto` gives the same numbers on all of them.
-processor.CPUINFO = Path(os.devnull)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +47,39 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-#: All that was trained by this process where tests asked for that.
-REMEMBERED = Remembering(trial._attempt)
+class Trainings:
+    """What tests change in trainings: a plug-in of processes that run some, as what hands them out needs no torch."""
+
+    def __init__(self) -> None:
+        from morphogen.metrics import decoding
+        from morphogen.training import processor, trial
+        from trained_before import Remembering
+
+        decoding.DECODED_TOKENS = 2
+        # No processor has bf16 here, so that `train.bf16: auto` gives the same numbers on all of them.
+        processor.CPUINFO = Path(os.devnull)
+        self.trial = trial
+        #: All that was trained by this process where tests asked for that.
+        self.remembered = Remembering(trial._attempt)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """In the fast suite, what was trained before is not trained again below a mark `trained_before`, except where
+        that is marked `anew`."""
+        marked = item.get_closest_marker("trained_before") and not item.get_closest_marker("anew")
+        self.trial._attempt = self.remembered if marked and up_to(1, fast=0) == 0 else self.remembered.attempt
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run, rather than in other processes."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.register(Trainings())
 
 
 def pytest_collection_finish() -> None:
     """Modules and tests, a million objects, are not looked through again whenever garbage is collected."""
     gc.freeze()
     gc.enable()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """In the fast suite, what was trained before is not trained again below a mark `trained_before`, except where that
-    is marked `anew`."""
-    marked = item.get_closest_marker("trained_before") and not item.get_closest_marker("anew")
-    trial._attempt = REMEMBERED if marked and up_to(1, fast=0) == 0 else REMEMBERED.attempt
 
 
 @pytest.fixture
