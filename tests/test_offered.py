@@ -1,5 +1,8 @@
 """What installed packages offer under a name: rules of selection, corpora and tokenizers, chosen by an experiment."""
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from morphogen import plugins
 from morphogen.blueprint.yaml import loads
 from morphogen.candidate import Report, Status
 from morphogen.data.corpora import documents, fingerprint
@@ -242,6 +246,44 @@ def test_what_cannot_be_imported_is_told_where_it_is_missed(cli: Cli, tmp_path: 
         assert code == 2
         assert "got 'lost', expected one of" in err
         assert all(why.format(group) in err for group in groups)
+
+
+CLASHING = """
+from morphogen.figures import Figure, declare
+from morphogen.parts.contract.operator import model_operator
+
+if __name__ == "clashing":
+    declare(Figure("bpb", unit="1", better="min", sort="metric", summary="Another."))
+
+
+@model_operator(preserves=False)
+def insert_block(blueprint, rng):
+    "Another."
+"""
+
+
+def test_a_name_that_is_ours_is_refused_to_a_package_whichever_is_imported_first(tmp_path: Path) -> None:
+    info = tmp_path / "clashing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clashing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[morphogen.parts]\nmine = clashing\n[morphogen.operators]\nop = other\n")
+    for name in ("clashing", "other"):
+        (tmp_path / f"{name}.py").write_text(CLASHING)
+    source = str(Path(plugins.__file__).parents[1])
+    path = os.pathsep.join((str(tmp_path), source))
+    done = subprocess.run(
+        [sys.executable, "-m", "morphogen", "operators", "--json"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first, second = done.stderr.splitlines()
+    assert first.startswith(
+        "note: left out: plug-in mine: cannot import clashing (RuntimeError: two figures are called"
+    )
+    assert "two operators are called insert_block, that of morphogen.variation.structure and that of other" in second
+    assert json.loads(done.stdout)
 
 
 def test_what_is_no_tokenizer_is_refused() -> None:

@@ -105,14 +105,15 @@ def declare(*figures: Figure) -> None:
 
 def known() -> Mapping[str, Figure]:
     """Every figure by name, with those of installed packages that can be imported."""
-    _import_homes()
+    import_homes()
     if not plugins.only_looked_at():
         _import_installed(tuple(sys.path))
     return _DECLARED
 
 
 @cache
-def _import_homes() -> None:
+def import_homes() -> None:
+    """Declares all of ours."""
     for home in HOMES:
         module = importlib.import_module(home)
         for inner in pkgutil.iter_modules(vars(module).get("__path__", ())):

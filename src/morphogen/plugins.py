@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,8 @@ VARIABLE = "MORPHOGEN_ALLOW_CODE"
 PARTS, OPERATORS, FIGURES = "morphogen.parts", "morphogen.operators", "morphogen.figures"
 SELECTORS, SURVIVAL = "morphogen.selectors", "morphogen.survival"
 CORPORA, TOKENIZERS, PROBES = "morphogen.corpora", "morphogen.tokenizers", "morphogen.probes"
+#: Those whose modules register operators and figures by being imported.
+REGISTERING = (PARTS, OPERATORS, FIGURES)
 
 T = TypeVar("T")
 Permission = Literal["refused", "looked at", "allowed"]
@@ -76,6 +78,8 @@ def names(group: str) -> list[str]:
 def find(group: str, name: str) -> Any:
     """What an entry point, or `module:Class`, names. InputError with the reason where it is not there, may not be
     imported, or cannot be."""
+    if group in REGISTERING:
+        _register_ours()
     if ":" in name:
         return _named_outright(group, name)
     points = _points(group)
@@ -131,6 +135,13 @@ def check_allowed(group: str, name: str) -> None:
             f"plug-in {name}: names code, which no file may run unasked; where you trust it, allow it with "
             f"--allow-code or {VARIABLE}=1, or install it as an entry point of group {group}"
         )
+
+
+@cache
+def _register_ours() -> None:
+    """Our operators and figures come before anybody's, so that of two of one name theirs is refused."""
+    importlib.import_module("morphogen.variation")
+    importlib.import_module("morphogen.figures").import_homes()
 
 
 def _named_outright(group: str, name: str) -> Any:

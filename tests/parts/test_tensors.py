@@ -53,6 +53,13 @@ class Costless(Bottleneck):
         return Cost(flops=1.0 / (ctx.dim - 12))
 
 
+class Listed(Bottleneck):
+    """Its sizes are no names."""
+
+    def sizes(self, ctx: Context) -> dict[str, int]:
+        return [self.width]
+
+
 class Failing(Bottleneck):
     """Nobody can say which tensors it has."""
 
@@ -89,6 +96,7 @@ class Turned(Bottleneck):
         ("Unsized", r"Custom: axis without a size: got 'width', expected one of dim, widht; did you mean 'widht'\?"),
         ("Costless", r"Custom: what it costs: ZeroDivisionError: .* \(Costless.cost:\d+\)"),
         ("Failing", r"Custom: what its tensors are: KeyError: 'up' \(Failing.tensors:\d+\)"),
+        ("Listed", r"Custom: what its tensors are: TypeError: "),
         ("Misnamed", r"blocks.0.extras.0.in.weight: \(8, 12\) in the part's `tensors`, nothing in the module"),
     ],
 )

@@ -70,15 +70,15 @@ class Branch(Layer):
 
     def take_back(self, counts: Tensor) -> None:
         """Change buffers by what was tallied over a training step."""
-        raise NotImplementedError  # only for kinds that tally
+        raise NotImplementedError(f"{type(self).__name__} has no take_back")  # only for kinds that tally
 
     def mix(self, x_BTD: Tensor) -> Tensor:
         """The branch proper, on normalised input; (B, T, D) to (B, T, D)."""
-        raise NotImplementedError  # every kind has its own
+        raise NotImplementedError(f"{type(self).__name__} has no mix")  # every kind has its own
 
     def mix_on(self, x_BTD: Tensor, state: State) -> Tensor:
         """As `mix`, for tokens that follow those `state` remembers; updates `state` in place."""
-        raise NotImplementedError  # every kind has its own
+        raise NotImplementedError(f"{type(self).__name__} has no mix_on")  # every kind has its own
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """`mix(norm(x))`; the caller adds the residual."""
@@ -98,4 +98,4 @@ class Modulation(nn.Module):
 
     def modulate(self, slot: str, y_BTD: Tensor, seen: Tensor | None) -> Tensor:
         """The changed output `y` of branch `slot`; `seen` is what `look` returned."""
-        raise NotImplementedError  # every kind has its own
+        raise NotImplementedError(f"{type(self).__name__} has no modulate")  # every kind has its own

@@ -321,11 +321,10 @@ class Part(Frozen):
 @remembered  # making, inheriting and costing a model ask for the same again and again
 def _specs(part: Part, ctx: Context) -> dict[str, Spec]:
     with anybodys(f"{type(part).__name__}: what its tensors are", InputError):
-        norms, tensors, sizes = part.norms(ctx), part.tensors(ctx), part.sizes(ctx)
-    try:
-        return specified(norms, tensors, sizes, ctx.output_gain)
-    except InputError as error:
-        raise InputError(f"{type(part).__name__}: {error}") from None
+        try:
+            return specified(part.norms(ctx), part.tensors(ctx), part.sizes(ctx), ctx.output_gain)
+        except InputError as error:
+            raise InputError(f"{type(part).__name__}: {error}") from None
 
 
 class Modifier(Part):
