@@ -117,6 +117,7 @@ HOMES = {
         "fusion/modeling_morphogen.py",
     },
     "ray": {"execution/ray.py"},
+    "fsspec": {"store/exchange.py"},
     "rich": {"cli/console.py", "cli/launch.py", "cli/live.py", "cli/training.py", "report/tables.py"},
     "datasets": {"data/hub.py"},
     "jinja2": {"report/html.py"},
