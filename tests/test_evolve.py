@@ -18,6 +18,7 @@ from morphogen.analysis.recorded import Recorded
 from morphogen.candidate import MOMENTS_SUFFIX, Job, Report, Status
 from morphogen.cli.console import Lines
 from morphogen.cli.doctor import examine
+from morphogen.cli.status import standing
 from morphogen.data.prepare import PreparedData
 from morphogen.errors import InputError, RunError
 from morphogen.execution.base import Progress
@@ -434,6 +435,7 @@ def test_successive_halving_and_promotion_run_for_real_and_resume_to_the_same_en
     assert {id: report.status for id, report in recorded.reports.items()} == {
         node.id: node.status for node in whole.lineage.nodes
     }
+    assert standing(tmp_path / "whole")["candidates"] == {"gated": 4, "trained": 2, "pending": 0}
     needed = {entry.checkpoint for entry in whole.frontier.candidates}
     checkpoints = tmp_path / "whole" / "checkpoints"
     assert len(list(checkpoints.iterdir())) > len(others) + 1  # of earlier rounds, too

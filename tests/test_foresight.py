@@ -114,6 +114,17 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "rungs: asha, min_tokens: 63",
         "evolution.min_tokens: is 63, less than one step of 64 tokens (seq_len 16 x batch_size 4)",
     ),
+    "halving of which a later rung is below a step": (
+        "rung1_tokens: 640, rung2_tokens: 640",
+        "rungs: asha, min_tokens: 64, max_tokens: 200",
+        "evolution.max_tokens: is 200, which leaves rung 3 8, less than one step of 64 tokens",
+    ),
+    "promotion below a step": (
+        EVOLUTION,
+        "promotion_prob: 0.5, promotion_steps_multiplier: 0.05",
+        "evolution.promotion_prob: by both multipliers the last rung's budget becomes 32 tokens, less than one step",
+    ),
+    "annealing below a step": (EVOLUTION, "anneal_tokens: 63", "evolution.anneal_tokens: is 63, less than one step of"),
     "a cap below a step": (TRAIN, "max_tokens: 63", ":6:9 train.max_tokens: is 63, less than one step of 64 tokens"),
     "a layer that no machine holds": (
         "hidden: 32",
@@ -167,6 +178,12 @@ WRONG: dict[str, tuple[str, str, str]] = {
 def test_what_can_be_known_is_told_before_anything_trains(what: str, place: Path) -> None:
     old, new, said = WRONG[what]
     assert said in told(place, (old, new))
+
+
+def test_a_cap_that_leaves_a_rung_of_halving_less_than_a_step_is_told(place: Path) -> None:
+    halving = ("rung1_tokens: 640, rung2_tokens: 640", "rungs: asha, min_tokens: 128, max_tokens: 384")
+    said = "train.max_tokens: is 130, which leaves rung 2 2, less than one step of 64 tokens"
+    assert said in told(place, halving, (TRAIN, "max_tokens: 130"))
 
 
 def test_all_that_is_wrong_is_told_at_once(place: Path) -> None:
@@ -231,6 +248,40 @@ UNREAD: dict[str, tuple[str, str, str]] = {
     "halving": (EVOLUTION, "eta: 4", "evolution.eta: is 4, but has no effect with rungs 'fixed'"),
     "promotion": (EVOLUTION, "promotion_min_layers: 2", "evolution.promotion_min_layers: is 2, but has no effect"),
     "adaptation": (EVOLUTION, "adaptive_mutation_eta: 0.7", "evolution.adaptive_mutation_eta: is 0.7, but has no"),
+    "screening without edits": (EVOLUTION, "mutation_steps: 0, screening: model", "no effect in the control without"),
+    "repeats without edits": (
+        EVOLUTION,
+        "baseline: control, repeat: 2",
+        "repeat: is 2, but has no effect in the control",
+    ),
+    "crossover of copies": (
+        EVOLUTION,
+        "mutation_steps: 0, crossover_prob: 0.5",
+        "no effect in the control without edits",
+    ),
+    "a model of costs": (EVOLUTION, "objectives: {params: min}, screening: model", "which nobody has to predict"),
+    "a model of what is made of costs": (
+        EVOLUTION,
+        "objectives: {a: min}, composite_metrics: {a: {op: product, of: [params, layers]}}, screening: model",
+        "evolution.screening: is 'model', but has no effect where objectives and constraints are costs",
+    ),
+    "repeats of costs": (EVOLUTION, "objectives: {params: min}, repeat: 2", "repeat: is 2, but has no effect where"),
+    "survival of walks": (EVOLUTION, "baseline: random, survival: nsga3", "has no effect with baseline 'random'"),
+    "survivors without weights": (
+        EVOLUTION,
+        "weight_inheritance: scratch, survivors: rest",
+        "survivors: is 'rest', but has no effect with weight_inheritance 'scratch'",
+    ),
+    "moments of nobody": (
+        EVOLUTION,
+        "weight_inheritance: scratch, inherit_optimizer: false",
+        "inherit_optimizer: is false, but has no effect where nobody goes on",
+    ),
+    "templates that are switched off": (
+        EVOLUTION,
+        "template_mutation_prob: 0.5, mutation_weights: {template_mutation: 0}",
+        "template_mutation_prob: is 0.5, but has no effect with mutation_weights.template_mutation 0",
+    ),
     "a way to cross": (EVOLUTION, "crossover_prob: 0, crossover: uniform", "evolution.crossover: is {'uniform': 1.0}"),
     "gates that ask nothing": (EVOLUTION, "structural_gates: reject", "evolution.structural_gates: is 'reject', but"),
     "healing of no tokens": (

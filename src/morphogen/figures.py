@@ -214,10 +214,10 @@ class Bounds(Record):
 
     def violation(self, value: float, within: float = 0.0) -> float:
         """How far `value` is outside, in units of the bound's size (of 1 where that is zero); 0 inside, and where it is
-        outside `within` what its error allows."""
-        below = 0.0 if self.min is None else (self.min - value - within) / (abs(self.min) or 1.0)
-        above = 0.0 if self.max is None else (value - self.max - within) / (abs(self.max) or 1.0)
-        return max(0.0, below, above)
+        outside by no more than `within`, which its error allows. Whoever is further outside has no use of an error."""
+        below = 0.0 if self.min is None or value >= self.min - within else (self.min - value) / (abs(self.min) or 1.0)
+        above = 0.0 if self.max is None or value <= self.max + within else (value - self.max) / (abs(self.max) or 1.0)
+        return max(below, above)
 
     def complaint(self, name: str, value: float, place: str, within: float = 0.0) -> str:
         """What is wrong with `value`, as in "params is 12, above rung0_thresholds.params 10"; empty when nothing is, or

@@ -268,24 +268,45 @@ def _budgets(experiment: Experiment) -> Iterator[Remark]:
     step, batches = experiment.tokens_per_step, experiment.train.accumulate
     several = f" x accumulate {batches}" if batches > 1 else ""
     one = f"one step of {step:,} tokens (seq_len {data.seq_len} x batch_size {data.batch_size}{several})"
-    asha = evolution.rungs == "asha"
     planned = {stage.rung: stage.budget_tokens for stage in stages(evolution)}
-    whole, first = sum(planned.values()), "min_tokens" if asha else "rung1_tokens"
-    if asha and evolution.min_tokens < step:
-        yield Remark(("evolution", "min_tokens"), f"is {evolution.min_tokens:,}, less than {one}", True)
+    whole = sum(planned.values())
+    if evolution.rungs == "asha":
+        yield from _halving(planned, most, step, one)
     elif whole < step:
         said = f"with rung2_tokens that is {whole:,} in all, less than {one}"
-        yield Remark(("evolution", first), said, True)
-    elif not asha:
+        yield Remark(("evolution", "rung1_tokens"), said, True)
+    else:
         for rung, budget in planned.items():
             if budget < step:
                 yield Remark(("evolution", f"rung{rung}_tokens"), f"is {budget:,}, less than {one}: it is no rung then")
+    if evolution.promotion_prob > 0.0 and (extra := promotion(evolution).budget_tokens) < step:
+        said = f"by both multipliers the last rung's budget becomes {extra:,} tokens, less than {one}"
+        yield Remark(("evolution", "promotion_prob"), said, True)
+    if 0 < evolution.anneal_tokens < step:
+        yield Remark(("evolution", "anneal_tokens"), f"is {evolution.anneal_tokens:,}, less than {one}", True)
     yield from _beyond_priors(experiment, min(whole, most))
     if most < step:
         yield Remark(("train", "max_tokens"), f"is {most:,}, less than {one}", True)
     elif most < whole:
         said = f"is {most:,}, which cuts the rungs short: they have {whole:,} tokens in all"
         yield Remark(("train", "max_tokens"), said)
+
+
+def _halving(planned: Mapping[int, int], most: int, step: int, one: str) -> Iterator[Remark]:
+    """A rung of asha with less than a step: each is a training of its own, so that nobody would get beyond it. most:
+    tokens of one candidate; one: how a step is called."""
+    trained = 0
+    for rung, budget in planned.items():
+        if budget < step:
+            name = "min_tokens" if rung == 1 else "max_tokens"
+            said = f"is {sum(planned.values()):,}, which leaves rung {rung} {budget:,}"
+            yield Remark(("evolution", name), f"{f'is {budget:,}' if rung == 1 else said}, less than {one}", True)
+            return
+        if trained and most - trained < step:
+            said = f"is {most:,}, which leaves rung {rung} {most - trained:,}, less than {one}"
+            yield Remark(("train", "max_tokens"), said, True)
+            return
+        trained += min(budget, most - trained) // step * step
 
 
 def _beyond_priors(experiment: Experiment, tokens: int) -> Iterator[Remark]:

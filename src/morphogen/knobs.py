@@ -4,11 +4,12 @@ A part says itself which of its fields nothing reads; what nothing reads of the 
 at its default is never told of: a resolved experiment spells out every one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from morphogen.blueprint.mistakes import Loc, show
 from morphogen.experiment import Data, Evolution, Experiment, Train
+from morphogen.figures import find
 from morphogen.parts.attention.attention import Attention
 from morphogen.parts.attention.sparsity import ALL_KNOBS, Sparse
 from morphogen.parts.contract.part import Part
@@ -30,6 +31,25 @@ DECIDED_BY: Mapping[str, str] = {
     **dict.fromkeys(("top_k", "noise", "pooling", "balance", "router_lr"), "router"),
     "offload": "freeze",
 }
+#: What walks from the root do not read, and what copies of their parents do not.
+UNSELECTED = (
+    "parent_selection",
+    "survival",
+    "topk_keep",
+    "structural_elite_k",
+    "survivors",
+    "adaptive_mutation",
+    "crossover_prob",
+)
+EDITING = (
+    "mutation_weights",
+    "adaptive_mutation",
+    "templates",
+    "template_mutation_prob",
+    "crossover_prob",
+    "screening",
+    "repeat",
+)
 PROMOTION = tuple(name for name in Evolution.model_fields if name.startswith("promotion_") and name != "promotion_prob")
 
 
@@ -151,21 +171,46 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
         ),
         (evolution.screening == "model", ("screening_draws", "screening_share"), "with screening 'none'"),
         (evolution.baseline == "none", ("screening",), f"with baseline {evolution.baseline!r}"),
+        (evolution.baseline != "random", UNSELECTED, f"with baseline {evolution.baseline!r}"),
+        (
+            _measured(evolution, (*evolution.objectives, *evolution.constraints)),
+            ("screening",),
+            "where objectives and constraints are costs, which nobody has to predict",
+        ),
+        (_measured(evolution, evolution.objectives), ("repeat",), "where objectives are costs, which no seed changes"),
         (
             evolution.weight_inheritance == "parent",
-            ("rank_by",),
+            ("rank_by", "survivors"),
             f"with weight_inheritance {evolution.weight_inheritance!r}",
+        ),
+        (evolution.goes_on, ("inherit_optimizer",), "where nobody goes on from weights of this run"),
+        (
+            evolution.mutation_weights.get("template_mutation") != 0.0,
+            ("templates", "template_mutation_prob"),
+            "with mutation_weights.template_mutation 0",
         ),
         (evolution.crossover_prob > 0.0, ("crossover",), "with crossover_prob 0"),
         (
             evolution.edits,
-            ("mutation_weights", "adaptive_mutation", "templates", "template_mutation_prob"),
+            EDITING,
             "in the control without edits",
         ),
     ]
-    set_by_user = changed(evolution)
+    left = changed(evolution)
     for is_read, names, why in read:
-        for name in () if is_read else (name for name in names if name in set_by_user):
+        for name in () if is_read else (name for name in names if name in left):
+            left.discard(name)
             yield Remark(("evolution", name), f"is {show(dict(evolution)[name])}, but has no effect {why}")
     if evolution.structural_gates == "reject" and all(n <= (name == "layers") for name, n in evolution.gates.items()):
         yield Remark(("evolution", "structural_gates"), "is 'reject', but has no effect: no gate asks for anything")
+
+
+def _measured(evolution: Evolution, names: Iterable[str]) -> bool:
+    """Whether any of these figures is more than what follows from a blueprint."""
+    composites = evolution.composite_metrics
+    return any(
+        _measured(evolution, composites[name].names)
+        if name in composites
+        else (figure := find(name)) is None or figure.sort != "cost"
+        for name in names
+    )

@@ -91,6 +91,7 @@ def shown(
         survivors=[generation.survivors for generation in closed],
         facts=facts,
         against_root=against_root(engine),
+        unmet=engine.unmet,
         controls=[
             one.report
             for one in engine.again.values()

@@ -242,6 +242,8 @@ class Session:
         self._export(ongoing=False)
         if self.keep.prune:
             self._drop_checkpoints({*engine.frontier_ids, *annealing.done(engine)})
+        if engine.unmet:
+            self._tell(Warned(engine.unmet))
         shown = against_root(engine)
         if line := verdict(shown, engine.reports, engine.evolution.objectives):
             self._write_log(line)

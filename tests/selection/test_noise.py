@@ -12,7 +12,7 @@ from morphogen.estimates import Estimate, known_of, ratio
 from morphogen.figures import Bounds, Descriptor, Noise
 from morphogen.selection.map_elites import elites
 from morphogen.selection.noise import NO_NOISE, tolerances
-from morphogen.selection.objectives import matrix
+from morphogen.selection.objectives import matrix, unmet
 from morphogen.selection.parents import Pool, Rules, select_parent
 from morphogen.selection.pareto import constrained_ranks, dominance, ranks
 from morphogen.selection.survival import front, survive
@@ -127,6 +127,18 @@ def test_a_constraint_is_broken_by_more_than_the_error() -> None:
     assert matrix(reports, GOALS, limits).violation_n[0] > 0.0
     assert matrix(reports, GOALS, limits, noise=NOISE).violation_n[0] == 0.0
     assert matrix([report("a", 2.03)], GOALS, limits, noise=NOISE).violation_n[0] > 0.0
+    far = [report("a", 3.0), report("b", 3.1, error=0.3)]
+    nearer, further = matrix(far, GOALS, limits, noise=NOISE).violation_n
+    assert nearer < further, "b is only the less certain of the two"
+
+
+def test_that_nobody_keeps_all_constraints_is_told() -> None:
+    limits = {"bpb": Bounds(max=2.0)}
+    assert unmet([report("a", 2.01), report("b", 3.0)], GOALS, limits, NOISE) == ""
+    assert unmet([], GOALS, limits, NOISE) == ""
+    told = unmet([report("b", 3.0), report("c", 2.5)], GOALS, limits, NOISE)
+    assert told.endswith("; c is nearest: bpb is 2.5, above constraints.bpb 2")
+    assert unmet([report("a", 1.0)], {**GOALS, "recall": "max"}, {}, NOISE).endswith("nearest: no value of recall")
 
 
 def recalling(id, right, questions=512, flops=1.0):

@@ -3,15 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from morphogen.candidate import Candidate, Report, Status
-from morphogen.errors import RunError
+from morphogen.errors import MorphogenError, RunError
 from morphogen.escape import visible
 from morphogen.report.wording import duration, edit_lines, number, origin_lines
 from morphogen.store.holding import Holder, holder_of
@@ -21,6 +22,7 @@ from morphogen.store.ledger import (
     LOCK,
     RESOLVED,
     Asked,
+    Event,
     Generation,
     Ledger,
     Reported,
@@ -49,11 +51,12 @@ def standing(folder: Path) -> dict[str, Any]:
     asked = [event for event in events if isinstance(event, Asked)]
     closed = [event for event in events if isinstance(event, Generation)]
     reports = {event.report.id: event.report for event in events if isinstance(event, Reported)}
-    counts = Counter(str(report.status) for report in reports.values())
+    evolution = evolution_of(folder, events[0])
+    settled = _settled(folder, events, reports, evolution)
+    counts = Counter(str(report.status) for report in settled.values())
     if rejected := sum(len(event.rejected) for event in asked):
         counts[str(Status.REJECTED)] = rejected
     pending = sum(len(event.candidates) for event in asked) - rejected - len(reports)
-    evolution = evolution_of(folder, events[0])
     holder = holder_of(folder, LOCK)
     told: dict[str, Any] = {
         "run": events[0].run,
@@ -79,8 +82,26 @@ def standing(folder: Path) -> dict[str, Any]:
         told["survivors"] = len(closed[-1].survivors)
         if strangers := [id for id in closed[-1].frontier if id not in reports]:
             raise RunError(f"{folder / LEDGER}: {strangers[0]} is on the frontier, but nothing was reported of it")
-        told["best"] = _best(evolution.objectives, [reports[id] for id in closed[-1].frontier])
+        told["best"] = _best(evolution.objectives, [settled[id] for id in closed[-1].frontier])
     return told
+
+
+def _settled(
+    folder: Path, events: Sequence[Event], reports: Mapping[str, Report], evolution: "Settings"
+) -> Mapping[str, Report]:
+    """What became of those that were reported. Their last report does not tell it where they are trained in several
+    rounds: halving stops some, and a later rung may fail; nor figures that the search makes itself. Its engine does,
+    which takes longer."""
+    measured = [report for report in reports.values() if report.status is Status.TRAINED]
+    known = all(any(report.value(name) is not None for report in measured) for name in evolution.objectives)
+    if evolution.rungs == "fixed" and not evolution.promotion_prob and (known or not measured):
+        return reports
+    from morphogen.search.engine import Engine
+
+    with suppress(MorphogenError):  # such as code of others, which is not run for this
+        engine = Engine.replay(events, run_dir=str(folder), device="cpu")
+        return {id: engine.reports[id] for id in reports}
+    return reports
 
 
 class Settings(BaseModel):
@@ -89,6 +110,8 @@ class Settings(BaseModel):
     generations: NonNegativeInt
     population: PositiveInt
     objectives: dict[str, Literal["min", "max"]]
+    rungs: str = "fixed"
+    promotion_prob: NonNegativeFloat = 0.0
 
 
 def evolution_of(folder: Path, start: Start) -> Settings:

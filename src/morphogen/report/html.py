@@ -61,7 +61,9 @@ def report_html(runs: Sequence[RunShown]) -> str:
         several=len(runs) > 1,
         ongoing=any(run.ongoing for run in runs),
         facts=_shown(_facts(runs)),
-        verdicts=[line for run in runs if (line := verdict(run.against_root, run.reports, run.objectives))],
+        verdicts=[
+            line for run in runs for line in (run.unmet, verdict(run.against_root, run.reports, run.objectives)) if line
+        ],
         frontier=_shown(_of_all(runs, [_frontier(run) for run in runs])),
         charts=charts,
         panes=[(run.run, *map(Markup, lineage_panes(run))) for run in runs],

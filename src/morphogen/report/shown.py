@@ -25,6 +25,7 @@ class RunShown:
         survivors: Per closed generation the ids of those that went on as parents.
         facts: What else to say of the run, name to text.
         against_root: What repeats on other seeds found of the frontier.
+        unmet: What keeps all of the frontier outside of the constraints, or without a value of an objective.
         controls: The root without edits, trained as long as finalists, where that was measured beside the search.
         environment: What else its numbers depend on, as in `environment.json`.
         composites: The figures that the experiment makes of others, as it says them.
@@ -42,6 +43,7 @@ class RunShown:
     survivors: Sequence[Collection[str]] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     against_root: AgainstRoot = field(default_factory=lambda: NOT_MEASURED)
+    unmet: str = ""
     controls: Sequence[Report] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     composites: Mapping[str, Any] = field(default_factory=dict)

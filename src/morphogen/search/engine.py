@@ -18,6 +18,7 @@ from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.outside import Outside
 from morphogen.search.rungs import check_thresholds, rounds, stages
 from morphogen.search.space import Architectures, Design, Placed
+from morphogen.selection.objectives import unmet
 from morphogen.store.ledger import Event, Start
 from morphogen.store.proposals import Proposed, Refused
 
@@ -77,6 +78,13 @@ class Engine(Search[Design, Traits]):
         parents = {id: self._genome(id) for id in ids if self.reports[id].checkpoint is not None}
         survivors = sum(id in self.survivors for id in parents)
         return Outside(self.space, self.evolution, parents, survivors)
+
+    @property
+    def unmet(self) -> str:
+        """What keeps all of the frontier outside of the constraints, or without a value of an objective; empty where
+        that holds for nobody, or not for all."""
+        evolution, best = self.evolution, [self.reports[id] for id in self.frontier_ids]
+        return unmet(best, evolution.objectives, evolution.constraints, evolution.noise)
 
     def job(self, candidate: Candidate) -> Job:
         """All that evaluating a candidate needs: in this round where it is pending, else in its first one.

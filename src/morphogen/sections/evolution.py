@@ -305,8 +305,13 @@ class Evolution(Frozen):
     @property
     def keeps_moments(self) -> bool:
         """Whether the optimizer's moments lie beside a checkpoint: where somebody may go on with them."""
+        return self.inherit_optimizer and self.goes_on
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether anybody may go on from weights of the run: children, or candidates from rung to rung."""
         later = self.rungs == "asha" or self.promotion_prob > 0.0 or self.anneal_tokens > 0
-        return self.inherit_optimizer and (later or self.weight_inheritance == "parent")
+        return later or self.weight_inheritance == "parent"
 
     @property
     def twin_share(self) -> float:

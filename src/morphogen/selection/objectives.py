@@ -122,6 +122,30 @@ def _violation(report: Report, constraints: Mapping[str, Bounds], noise: Noise) 
     return min(outside, sys.float_info.max)
 
 
+def unmet(
+    reports: Iterable[Report], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds], noise: Noise
+) -> str:
+    """What keeps a frontier from being one of candidates that keep every constraint and have a value of every
+    objective, told of its first; empty where one does, or nobody is there."""
+    known = list(reports)
+    scored = matrix(known, objectives, constraints, noise=noise, strict=False)
+    if not scored.ids or not scored.violation_n.all():
+        return ""
+    nearest = next(report for report in known if report.id == scored.ids[int(np.argmin(scored.violation_n))])
+    missing = [f"no value of {name}" for name in (*objectives, *constraints) if _lacks(nearest, name)]
+    outside = [
+        limit.complaint(name, value, f"constraints.{name}", noise.z * (nearest.error(name) or 0.0))
+        for name, limit in constraints.items()
+        if (value := nearest.value(name)) is not None
+    ]
+    reasons = "; ".join(filter(None, (*missing, *outside)))
+    return f"nobody keeps all constraints and has a value of every objective; {nearest.id} is nearest: {reasons}"
+
+
+def _lacks(report: Report, name: str) -> bool:
+    return math.isnan(_finite(report.value(name)))
+
+
 def _check_known(known: set[str], objectives: Mapping[str, Direction], constraints: Mapping[str, Bounds]) -> None:
     for field, names in (("objectives", objectives), ("constraints", constraints)):
         for name in names:

@@ -61,8 +61,9 @@ class Assignment(NamedTuple):
         whole_tokens = sum(stage.budget_tokens for stage in self.job.stages)
         last = min(whole_tokens, most_tokens) // per_step
         if last < 1:
+            rungs = " and ".join(f"rung {stage.rung}" for stage in self.job.stages)
             raise CandidateError(
-                f"evolution.rung1_tokens and rung2_tokens: got {whole_tokens} tokens in all"
+                f"{rungs}: got {whole_tokens} tokens in all"
                 f"{' for as many FLOPs as the root has' if equal_flops else ''} (train.max_tokens leaves "
                 f"{most_tokens}), expected at least one batch of {per_step}"
             )
