@@ -171,6 +171,13 @@ def _cases(reports: Sequence[Report], rules: Rules, names: Sequence[str]) -> tup
 
 #: (pool, generator) -> row number
 Selector = Callable[[Pool, np.random.Generator], int]
+SELECTORS: dict[str, Selector] = {}
+
+
+def selector(rule: Selector) -> Selector:
+    """Registers a rule under its function's name, by which an experiment asks for it."""
+    SELECTORS[rule.__name__] = rule
+    return rule
 
 
 def by_score(pool: Pool, rows: Ints, rng: np.random.Generator) -> int:
@@ -189,26 +196,31 @@ def weighted_probabilities(score_n: Floats) -> Floats:
     return np.asarray(weight_n / weight_n.sum(), dtype=np.float64)
 
 
+@selector
 def weighted(pool: Pool, rng: np.random.Generator) -> int:
     """Draws by weighted score."""
     return int(rng.choice(len(pool), p=weighted_probabilities(pool.score_n)))
 
 
+@selector
 def pareto_uniform(pool: Pool, rng: np.random.Generator) -> int:
     """Draws from the best front, evenly unless there are weights."""
     return by_score(pool, np.flatnonzero(pool.rank_n == pool.rank_n.min()), rng)
 
 
-def plain_lexicase(pool: Pool, rng: np.random.Generator) -> int:
+@selector
+def lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Lexicase over the cases: specialists breed too."""
     return choose(pool.F_nc, np.zeros(pool.F_nc.shape[1]), rng, pool.tie_cnn, pool.weight_c)
 
 
+@selector
 def epsilon_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Epsilon-lexicase over the cases."""
     return choose(pool.F_nc, pool.epsilon_c, rng, pool.tie_cnn, pool.weight_c)
 
 
+@selector
 def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     """Epsilon-lexicase over a fresh sample of the cases for every parent; of weight 0 none is in it."""
     asked = np.arange(pool.F_nc.shape[1]) if pool.weight_c is None else np.flatnonzero(pool.weight_c)
@@ -218,6 +230,7 @@ def downsampled_lexicase(pool: Pool, rng: np.random.Generator) -> int:
     return choose(pool.F_nc[:, cases], pool.epsilon_c[cases], rng, tie_cnn, weight_c)
 
 
+@selector
 def tournament(pool: Pool, rng: np.random.Generator) -> int:
     """The best of a few drawn at random: by front, then by crowding, then by the draw (NSGA-II, Deb et al. 2002).
     Weights stand before crowding.
@@ -232,6 +245,7 @@ def tournament(pool: Pool, rng: np.random.Generator) -> int:
     return min(drawn, key=lambda row: (pool.rank_n[row], -score_n[row], -pool.crowding_n[row]))
 
 
+@selector
 def map_elites(pool: Pool, rng: np.random.Generator) -> int:
     """Draws a cell of behaviour evenly, then evenly among those in it (Mouret and Clune 2015); with weights both by the
     score, a cell by that of its best."""
@@ -242,17 +256,6 @@ def map_elites(pool: Pool, rng: np.random.Generator) -> int:
         best_k = np.array([pool.score_n[pool.cell_n == cell].max() for cell in cells_k])
         cell = rng.choice(cells_k, p=weighted_probabilities(best_k))
     return by_score(pool, np.flatnonzero(pool.cell_n == cell), rng)
-
-
-SELECTORS: Mapping[str, Selector] = {
-    "weighted": weighted,
-    "pareto_uniform": pareto_uniform,
-    "lexicase": plain_lexicase,
-    "epsilon_lexicase": epsilon_lexicase,
-    "downsampled_lexicase": downsampled_lexicase,
-    "tournament": tournament,
-    "map_elites": map_elites,
-}
 
 
 def select_parent(name: str, pool: Pool, rng: np.random.Generator) -> int:

@@ -21,13 +21,25 @@ from morphogen.selection.pareto import constrained_ranks, order, ranks
 #: (matrix, age rank of each row: 0 the oldest, objectives of the run's frontier, how many, generator) -> row numbers,
 #: in any order
 Survival = Callable[[Matrix, Ints, Floats, int, np.random.Generator], Ints]
+SURVIVAL: dict[str, Survival] = {}
 
 
+def survival(rule: Survival) -> Survival:
+    """Registers a rule under its function's name, by which an experiment asks for it."""
+    SURVIVAL[rule.__name__] = rule
+    return rule
+
+
+survival(smsemoa)
+
+
+@survival
 def rank_crowding(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """By non-dominated front, then by crowding (NSGA-II, Deb et al. 2002)."""
     return order(scored)[:keep]
 
 
+@survival
 def ageing(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """The youngest, however good the others are (regularised evolution, Real et al. 2019)."""
     return np.argsort(-birth_n, kind="stable")[:keep]
@@ -42,6 +54,7 @@ def reference_directions(objectives: int, keep: int) -> Floats:
     )
 
 
+@survival
 def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.random.Generator) -> Ints:
     """By non-dominated front; the front that does not fit whole is thinned evenly over reference directions.
 
@@ -69,14 +82,6 @@ def nsga3(scored: Matrix, birth_n: Ints, best_km: Floats, keep: int, rng: np.ran
     thinned = niching(last, keep - len(whole), count_r, niche_n[last], distance_n[last], random_state=rng)
     chosen: Ints = feasible[np.concatenate([whole, last[np.array(thinned, dtype=np.int64)]])]
     return chosen
-
-
-SURVIVAL: Mapping[str, Survival] = {
-    "rank_crowding": rank_crowding,
-    "nsga3": nsga3,
-    "smsemoa": smsemoa,
-    "ageing": ageing,
-}
 
 
 def survive(
