@@ -1,12 +1,15 @@
 """Rounds of training, baselines, elites and composites in the engine: order-free, and the same when replayed."""
 
 import random
+from collections import Counter
 
 import pytest
 import simulated
 from simulated import as_text, engine, measure, run, start
 
+from morphogen.analysis.motifs import motifs
 from morphogen.candidate import Stage, Status
+from morphogen.cli.status import standing
 from morphogen.cost import train_flops
 from morphogen.errors import InputError, RunError
 from morphogen.experiment import Evolution
@@ -14,7 +17,7 @@ from morphogen.figures import Bounds
 from morphogen.parts.contract.operator import OPERATORS
 from morphogen.search.engine import Engine
 from morphogen.search.rungs import promotable, rounds
-from morphogen.store.ledger import Reported
+from morphogen.store.ledger import Ledger, Reported
 
 ASHA = {"rungs": "asha", "eta": 2, "min_tokens": 100, "max_tokens": 500, "population": 8}
 PROMOTION = {"promotion_prob": 0.6, "promotion_tokens_multiplier": 2.0, "rung1_tokens": 10, "rung2_tokens": 20}
@@ -193,6 +196,28 @@ def test_a_failure_in_a_later_round_keeps_what_was_measured_before(settings, sta
         assert (search.reports[id].metrics["bpb"], search.reports[id].status) == (bpb, status)
         assert "failed: it was so decided" in search.reports[id].reason
     search.close_generation()
+
+
+@pytest.mark.parametrize("settings", [ASHA, PROMOTION])
+def test_a_failure_in_a_later_round_is_told_as_what_it_left(settings, tmp_path):
+    search = engine(generations=1, **{**settings, "promotion_prob": 1.0 if settings is PROMOTION else 0.0})
+    events = [start(search)]
+    while not search.done:
+        events.append(search.ask())
+        while pending := search.pending():
+            told, fails = evaluate(search), search.round > 0 and search.generation > 0
+            for report in [measure(one, Status.FAILED) if fails else told(one) for one in pending]:
+                events.append(Reported(report=report))
+                search.tell(report)
+        events.append(search.close_generation())
+    with Ledger.open(tmp_path, create=True) as ledger:
+        for event in events:
+            ledger.append(event)
+    known = Counter(str(report.status) for report in search.reports.values())
+    assert "failed" not in known
+    assert standing(tmp_path)["candidates"] == {**known, "pending": 0}
+    counted = motifs([tmp_path], least=1).motifs[0]
+    assert counted.of_frontier + counted.of_others == len(search.candidates)
 
 
 def test_equal_flops_give_the_cheap_more_tokens():

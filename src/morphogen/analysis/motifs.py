@@ -166,7 +166,9 @@ def _population(path: Path) -> Population:
     last = max((i for i, event in enumerate(events) if isinstance(event, Generation)), default=-1)
     events = events[: last + 1]  # who is in a generation that is still open had no chance yet
     candidates = {it.id: it for event in events if isinstance(event, Asked) for it in event.candidates}
-    reports = {event.report.id: event.report for event in events if isinstance(event, Reported)}
+    # whoever was measured once counts, also where a later round of training failed
+    known = [event.report for event in events if isinstance(event, Reported)]
+    reports = {report.id: report for report in known if report.status in EVALUATED}
     closed = [event.frontier for event in events if isinstance(event, Generation)]
     ids = named if named is not None else closed[-1] if closed else ()
     if strangers := [id for id in ids if id not in candidates]:
@@ -174,7 +176,7 @@ def _population(path: Path) -> Population:
     if not ids:
         raise RunError(f"{folder}: no generation of this run is closed yet, so that it has no frontier")
     there = {origin(candidates, candidates[id]).id for id in ids}
-    evaluated = [it for it in candidates.values() if not it.continues and _trained(reports.get(it.id))]
+    evaluated = [it for it in candidates.values() if not it.continues and it.id in reports]
     chosen = [frozenset(motifs_of(_blueprint(candidates[id], reports))) for id in sorted(there)]
     others = [frozenset(motifs_of(_blueprint(it, reports))) for it in evaluated if it.id not in there]
     return Population(folder.resolve().name, tuple(chosen), tuple(others))
@@ -184,10 +186,6 @@ def _run_of(path: Path) -> tuple[Path, tuple[str, ...] | None]:
     """The folder of a run, and the ids of a frontier file, where one is named."""
     folder = run_of(path)
     return folder, None if path.is_dir() else tuple(entry.id for entry in Frontier.read(path).candidates)
-
-
-def _trained(report: Report | None) -> bool:
-    return report is not None and report.status in EVALUATED
 
 
 def _blueprint(candidate: Candidate, reports: Mapping[str, Report]) -> dict[str, Any]:
