@@ -150,6 +150,24 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "objectives: {bpbb: min}",
         ":12:26 evolution.objectives.bpbb: got 'bpbb'",
     ),
+    "an objective of the run's end": (
+        EVOLUTION,
+        "objectives: {bpb: min, bpb_annealed: min}",
+        "evolution.objectives.bpb_annealed: got 'bpb_annealed', by which nobody is selected",
+    ),
+    "a case that the root alone has": (EVOLUTION, "lexicase_cases: [lr]", "got 'lr', by which nobody is selected"),
+    "a figure made of one of the run's end": (
+        EVOLUTION,
+        "composite_metrics: {a: {op: product, of: [bpb_annealed, params]}}",
+        "evolution.composite_metrics.a.of: got 'bpb_annealed', by which nobody is selected",
+    ),
+    "a gate of what is known after it": (
+        EVOLUTION,
+        "composite_metrics: {a: {op: product, of: [novelty, params]}}, rung1_gates: {a: {min: 1}}",
+        "evolution.rung1_gates.a: got 'novelty', which is not known of a candidate at its gate",
+    ),
+    "a rate that is neither": (TRAIN, "lr: automatic", "train.lr: got 'automatic', expected a number or auto"),
+    "a precision that is none": (TRAIN, "bf16: maybe", "train.bf16: got 'maybe', expected true or false or auto"),
     "an operator that is none": (
         EVOLUTION,
         "mutation_weights: {widen_fnn: 1}",

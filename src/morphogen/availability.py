@@ -11,6 +11,14 @@ from morphogen.figures import NEEDS, Figure, direction, figure_called, find, kno
 from morphogen.parts.recurrence.recurrence import Recurrence
 from morphogen.sections.built_in import PROBES
 
+#: Figures by which nobody is selected -> why not.
+LATER: Mapping[str, str] = {
+    "bpb_annealed": "it is measured when all are selected, at the run's end",
+    "lr": "it is what the root's search for a rate found, and no other candidate has it",
+}
+#: Known of a generation as a whole, after the gate.
+NOVELTY = "novelty"
+
 
 class Available:
     """The figures that a root has, and those that its descendants may come to have besides.
@@ -38,6 +46,8 @@ class Available:
                 self.root |= _members(figure, texts, asked, [{"<n>": n} for n in steps])
             if (has | grown).issuperset(figure.needs):
                 self.descendants |= _members(figure, texts, asked, [{"<n>": n} for n in steps | usual])
+        self.root -= LATER.keys()
+        self.descendants -= LATER.keys()
         self._has = has
         self._made: dict[str, tuple[str, ...]] = {}
         _check_shards(shards)
@@ -57,6 +67,8 @@ class Available:
         allowed = self.root if root else self.descendants
         if name in allowed:
             return
+        if name in LATER:
+            raise InputError(f"{place}: got {name!r}, by which nobody is selected: {LATER[name]}")
         for part in self._made.get(name, ()):
             self.check(f"{place}, made of {part}", part, root=root)
         figure = find(name)
@@ -122,6 +134,12 @@ def check_figures(experiment: Experiment, model: Blueprint) -> None:
     for field in ("rung1_gates", "objectives", "constraints"):
         for name in dict(evolution)[field]:
             available.check(f"evolution.{field}.{name}", name, root=True)
+    for name in evolution.rung1_gates:
+        if NOVELTY in _made_of(evolution, name):
+            raise InputError(
+                f"evolution.rung1_gates.{name}: got {NOVELTY!r}, which is not known of a candidate at its gate, only "
+                "when its whole generation is measured"
+            )
     for name in evolution.map_elites:
         available.check(f"evolution.map_elites.{name}", name, root=False)
     compared = {f"evolution.lexicase_cases: {name}": name for name in evolution.lexicase_cases}
@@ -130,6 +148,12 @@ def check_figures(experiment: Experiment, model: Blueprint) -> None:
         figure = figure_called(name)
         available.check(place, figure, root=False)
         direction(figure, evolution.directions, place)
+
+
+def _made_of(evolution: Evolution, name: str) -> set[str]:
+    """A figure, and all that it is made of."""
+    parts = evolution.composite_metrics[name].names if name in evolution.composite_metrics else ()
+    return {name}.union(*(_made_of(evolution, part) for part in parts))
 
 
 def _add_composites(evolution: Evolution, available: Available) -> None:

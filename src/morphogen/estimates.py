@@ -9,10 +9,13 @@ difference of two models on the same parts is the same of z_u − z'_u: what is 
 import base64
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from morphogen.figures import Composite
 
 Floats = NDArray[np.float64]
 
@@ -87,6 +90,17 @@ def derived(function: Callable[[Mapping[str, float]], float], of: Mapping[str, f
         pushed = {name: one + one.influence_U[u] for name, one in known.items() if u < len(one.influence_U)}
         moved_U[u] = function({**of, **pushed}) - value
     return Estimate(value, moved_U)
+
+
+def composed(figures: Mapping[str, float], composites: Mapping[str, "Composite"]) -> dict[str, float]:
+    """The composite metrics that can be made of `figures` and of one another, each of those named before it."""
+    known = dict(figures)
+    for name, composite in composites.items():
+        parts = {part: known[part] for part in composite.names if part in known}
+        value = derived(composite.value, parts) if parts.keys() == set(composite.names) else math.nan
+        if math.isfinite(value):
+            known[name] = value
+    return {name: known[name] for name in composites if name in known}
 
 
 def mean(of: Mapping[str, float], weights: Mapping[str, float]) -> float:

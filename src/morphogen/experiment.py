@@ -73,13 +73,13 @@ FLOPS = "flops_per_token"
 RATE_FOUND = "lr"
 #: `auto` is found by short trainings of the root.
 Rate = Annotated[
-    Annotated[PositiveFloat, Tag(TAG + "number")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
-    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "number")),
+    Annotated[PositiveFloat, Tag(TAG + "number or auto")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
+    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "number or auto")),
 ]
 #: `auto` is settled when a run begins, by the device: see `training.precision`.
 Bf16 = Annotated[
-    Annotated[bool, Tag(TAG + "truth")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
-    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "truth")),
+    Annotated[bool, Tag(TAG + "truth or auto")] | Annotated[Literal["auto"], Tag(TAG + "auto")],
+    Discriminator(lambda value: TAG + ("auto" if value == "auto" else "truth or auto")),
 ]
 
 

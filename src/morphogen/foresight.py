@@ -18,12 +18,13 @@ from morphogen.blueprint.tensors import parameter_count
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError, nearest
+from morphogen.estimates import composed
 from morphogen.experiment import BPE, Data, Experiment, Proposer, Shard
 from morphogen.growth.largest import Largest, largest
 from morphogen.growth.rules import growth_remarks, late, unasked
 from morphogen.knobs import Remark, knobs
 from morphogen.parts.foreign.foreign import Foreign
-from morphogen.search.rungs import composed, promotion, rejection, stages
+from morphogen.search.rungs import promotion, rejection, stages
 from morphogen.sections.values import changed
 from morphogen.store.ordinary import open_ordinary
 
@@ -87,7 +88,7 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     found = costs(model, experiment.data.seq_len, step)
     yield from _sizes(found, step)
     evolution = experiment.evolution
-    found |= composed(found, evolution)
+    found |= composed(found, evolution.composite_metrics)
     told = whole and found.keys() >= evolution.rung0_thresholds.keys()
     if told and (said := rejection(found, evolution, gated=evolution.structural_gates == "reject")):
         field = "rung0_thresholds" if evolution.rung0_thresholds else "structural_gates"
@@ -133,7 +134,7 @@ def _of_growth(experiment: Experiment, model: Blueprint, needed: float) -> Itera
         said = f"may make of this model one of {found['params']:,.0f} parameters, which needs about"
         more = f"{said} {_size(found['train_memory_bytes'])} to train; this machine has {_size(here)} of memory"
         yield Remark(("model", "growth"), f"{more} (limits bound it, such as max_params)")
-    if said := rejection(found | composed(found, evolution), evolution, gated=False):
+    if said := rejection(found | composed(found, evolution.composite_metrics), evolution, gated=False):
         where = ("evolution", "rung0_thresholds")
         yield Remark(where, f"hold for what a candidate begins with; by growth it may come to more: {said}")
 

@@ -273,6 +273,7 @@ def test_a_training_that_diverges_is_named_and_leaves_nothing_to_compare(run: Pa
     finished.unlink()
     found = verify(run, **small)
     assert sorted(len(one.values) for one in found.candidates)[-1] == 1
+    assert {row["difference"] for row in found.rows()} == {None}, "there is no pair"
     assert all(one.p_holm is None for one in found.candidates)
 
 

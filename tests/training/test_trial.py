@@ -516,12 +516,15 @@ def test_a_job_without_the_checkpoint_it_goes_on_from_fails(make: Callable[..., 
         ({"layers": {"min": 2}}, "layers is 1, below rung1_gates.layers 2"),
         ({"router_entropy": {"min": 0.1}}, "router_entropy was not measured"),
         ({"bpb": {"max": 50.0}}, ""),
+        ({"twice": {"max": 0.5}}, "twice is "),
+        ({"twice": {"max": 100.0}}, ""),
     ],
 )
 def test_gates_after_rung_1_end_a_candidate_that_is_outside(
     make: Callable[..., Job], gates: dict[str, Any], reason: str
 ) -> None:
-    report = run_surrogate(make(evolution={"rung1_gates": gates}))
+    made = {"twice": {"op": "weighted_sum", "of": {"bpb": 2.0}}}
+    report = run_surrogate(make(evolution={"rung1_gates": gates, "composite_metrics": made}))
     assert report.reason.startswith(reason)
     assert report.status is (Status.GATED if reason else Status.TRAINED)
     assert report.stop_reason is (StopReason.METRIC_GATE if reason else StopReason.FULL_RUN)

@@ -85,7 +85,8 @@ class Verification(Document):
     candidates: tuple[Verified, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: one row per blueprint and number of tokens; the interval is the paired difference's."""
+        """The table: one row per blueprint and number of tokens; difference and interval are of the pairs, which
+        are fewer than the trainings where one of them failed."""
         return [
             {
                 "tokens": one.tokens,
@@ -94,7 +95,7 @@ class Verification(Document):
                 "role": one.role,
                 "flops_per_token": one.flops_per_token,
                 "mean": one.mean,
-                "difference": one.difference,
+                "difference": one.paired and one.paired.difference,
                 "low": one.paired and one.paired.low,
                 "high": one.paired and one.paired.high,
                 "paired p_holm": one.paired and one.paired.p_holm,

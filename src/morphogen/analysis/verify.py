@@ -37,9 +37,9 @@ from morphogen.candidate import Report, Status, stream
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare, text_of
 from morphogen.errors import InputError
-from morphogen.estimates import standard_error
+from morphogen.estimates import composed, standard_error
 from morphogen.reading import placeless
-from morphogen.search.rungs import composed, rejection
+from morphogen.search.rungs import rejection
 from morphogen.search.space import Architectures, Design
 
 FILE = "verify.json"
@@ -212,7 +212,7 @@ def _walk(run: Recorded, number: int, longest: int) -> Design | None:
             made = space.mutate(design, rng)
             design = design if made is None else made[0]
         known = space.costs(design)
-        if not rejection(known | composed(known, evolution), evolution):
+        if not rejection(known | composed(known, evolution.composite_metrics), evolution):
             return design
     return None
 

@@ -72,7 +72,8 @@ def what(cls: type[BaseModel], error: ErrorDetails, loc: Loc) -> str:
     if kind == "value_error":
         return str(error["msg"]).removeprefix("Value error, ")
     if kind in EXPECTED:
-        return f"got {show(got)}, expected {EXPECTED[kind]}"
+        _, also, word = str(loc[-1]).partition(" or ") if loc else ("", "", "")  # what a branch of a union says besides
+        return f"got {show(got)}, expected {EXPECTED[kind]}{also}{word}"
     if kind in ("too_short", "too_long"):
         bound = f"at least {ctx['min_length']}" if kind == "too_short" else f"at most {ctx['max_length']}"
         held = f"{ctx['actual_length']} items" if ctx["actual_length"] else show(got)

@@ -5,8 +5,9 @@ from typing import Generic, NamedTuple
 
 from morphogen.candidate import Candidate, Edit
 from morphogen.errors import RunError
+from morphogen.estimates import composed
 from morphogen.experiment import Evolution
-from morphogen.search.rungs import composed, rejection
+from morphogen.search.rungs import rejection
 from morphogen.search.space import G, Space, T
 
 #: Operator names in a candidate's id take at most this many characters.
@@ -42,7 +43,7 @@ class Child(NamedTuple, Generic[G]):
 def examined(evolution: Evolution, space: Space[G, T], genome: G, *, founder: bool = False) -> Known[G]:
     """What rung 0 and the search need to know of a genome. Founders may lack what children are mended to have."""
     found = space.costs(genome)
-    found |= composed(found, evolution)
+    found |= composed(found, evolution.composite_metrics)
     rejected = rejection(found, evolution, gated=not founder or evolution.structural_gates == "reject")
     return Known(genome, space.digest(genome), space.key(genome), found, rejected)
 

@@ -13,32 +13,22 @@ import numpy as np
 
 from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
-from morphogen.estimates import derived, known_of
+from morphogen.estimates import composed, known_of
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
 
 
-def composed(figures: Mapping[str, float], evolution: Evolution) -> dict[str, float]:
-    """The composite metrics that can be made of `figures` and of one another, each of those named before it."""
-    known = dict(figures)
-    for name, composite in evolution.composite_metrics.items():
-        parts = {part: known[part] for part in composite.names if part in known}
-        value = derived(composite.value, parts) if parts.keys() == set(composite.names) else math.nan
-        if math.isfinite(value):
-            known[name] = value
-    return {name: known[name] for name in evolution.composite_metrics if name in known}
-
-
 def with_composites(report: Report, evolution: Evolution) -> Report:
     """The report with the composite metrics that its figures give, and its twin's give."""
-    made = composed({**report.timed, **report.costs, **report.estimates}, evolution)
+    composites = evolution.composite_metrics
+    made = composed({**report.timed, **report.costs, **report.estimates}, composites)
     if not made:
         return report
     twin = report.twin
     if twin is not None:
-        its = composed({**report.timed, **report.costs, **report.estimates, **twin.estimates}, evolution)
+        its = composed({**report.timed, **report.costs, **report.estimates, **twin.estimates}, composites)
         twin = twin.replace(**known_of({**twin.estimates, **its}))
     return report.replace(**known_of({**report.estimates, **made}), twin=twin)
 
