@@ -153,7 +153,7 @@ def question(experiment: Experiment) -> State:
     [
         ("import time; time.sleep(60)", "no answer within 1 seconds"),
         ("import os, time; os.close(1); os.close(2); time.sleep(60)", "no answer within 1 seconds"),
-        ("import subprocess; subprocess.Popen(['sleep', '60'])", "no answer within 1 seconds"),
+        ("import subprocess; subprocess.Popen(['sleep', '60'])", "the answer: not JSON"),
         ("print('hello')", "the answer: not JSON"),
         ("print('[' * 100000)", "the answer: not JSON"),
         ("pass", "the answer: not JSON"),
@@ -180,6 +180,14 @@ def test_whatever_a_program_does_is_an_answer_or_a_refusal(question: State, code
     assert isinstance(answer, Refused)
     assert reason in answer.reason
     assert time.monotonic() - began < 20.0
+
+
+def test_what_a_program_leaves_running_does_not_keep_its_answer(question: State) -> None:
+    said = 'print(\'{"proposals": [], "proposer": "quick"}\', flush=True)'
+    code = f"import subprocess; subprocess.Popen(['sleep', '3'], start_new_session=True); {said}"
+    began = time.monotonic()
+    assert hear(Proposer(command=(sys.executable, "-S", "-c", code)), question) == []
+    assert time.monotonic() - began < 3.0
 
 
 def test_a_program_that_is_gone_costs_a_place_too(question: State) -> None:

@@ -27,6 +27,8 @@ from morphogen.store.proposals import Answer, KnownOperator, Parent, Past, Propo
 MOST_BYTES = 2**24
 #: Of what a program said on its standard error, a reason shows so many characters, the last.
 SHOWN = 300
+#: How often it is looked whether it is through, while it says nothing.
+LOOK_SECONDS = 0.05
 _CHUNK = 2**16
 
 
@@ -246,8 +248,8 @@ def _process(proposer: Proposer, asked: IO[bytes]) -> Iterator[subprocess.Popen[
 
 
 def _listen(process: subprocess.Popen[bytes], ends: float) -> tuple[bytes, bytes]:
-    """Its standard output, and the last of its standard error, until they close. TimeoutError where that is not by
-    `ends`, InputError where it is too much."""
+    """Its standard output, and the last of its standard error, until they close or it is through. TimeoutError where
+    that is not by `ends`, InputError where it is too much."""
     assert process.stdout is not None
     assert process.stderr is not None
     said, complaint = bytearray(), b""
@@ -255,8 +257,10 @@ def _listen(process: subprocess.Popen[bytes], ends: float) -> tuple[bytes, bytes
         for pipe in (process.stdout, process.stderr):
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
-            left = ends - time.monotonic()
-            ready = selector.select(left) if left > 0.0 else []
+            through, left = process.poll() is not None, ends - time.monotonic()
+            ready = selector.select(0.0 if through else min(left, LOOK_SECONDS)) if left > 0.0 else []
+            if not ready and through:
+                break  # all is read; what it has left running may hold its output open
             if not ready and time.monotonic() >= ends:
                 raise TimeoutError
             for key, _ in ready:
