@@ -33,7 +33,7 @@ from morphogen.cli.options import with_options
 from morphogen.cli.status import Settings, evolution_of
 from morphogen.cost import costs
 from morphogen.data.prepare import prepare
-from morphogen.errors import InputError
+from morphogen.errors import InputError, RunError
 from morphogen.experiment import Experiment
 from morphogen.knobs import knobs
 from morphogen.network import LanguageModel, build
@@ -331,6 +331,15 @@ def test_status_of_a_run_that_was_cut_off(cli: Cli, config: Path, tmp_path: Path
     assert meanwhile[0]["seconds_left"] > 0
     assert (meanwhile[0]["pid"], meanwhile[0]["host"]) == (os.getpid(), socket.gethostname())
     assert meanwhile[0]["candidates"] == {"trained": 1, "pending": 0}
+
+
+def test_status_of_a_run_that_an_error_ended_says_which(cli: Cli, config: Path, tmp_path: Path) -> None:
+    experiment = load(config).with_train({"ppl_stop_threshold": 1.0})
+    with pytest.raises(RunError, match="was not trained"):
+        evolve(experiment, tmp_path / "run")
+    state = json.loads(cli("status", tmp_path / "run", "--json")[1])["state"]
+    assert state.startswith("stopped: the root root-0-")
+    assert state.endswith("after rung 1, allowed 1; --resume tries again")
 
 
 def test_status_and_help_load_nothing_heavy(finished: Path) -> None:

@@ -33,6 +33,8 @@ from morphogen.store.ordinary import read_ordinary
 
 #: The section of an experiment that is in block style, as runs write it.
 SECTION = re.compile(r"^evolution:[ \t]*\n(?:[ \t#].*(?:\n|\Z)|\n)+", re.M)
+#: A line of `run.log`, less the time.
+LOGGED = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)$", re.M)
 #: Figures of a report that add up to the time that its candidate took.
 CLOCKED = ("train_seconds", "eval_seconds")
 
@@ -61,7 +63,7 @@ def standing(folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {
         "run": events[0].run,
         "seed": events[0].seed,
-        "state": _state(last_stop(events), holder),
+        "state": _state(last_stop(events), holder, folder),
         **({} if holder is None or holder.pid is None else holder._asdict()),
         "generation": asked[-1].generation if asked else -1,
         "generations": evolution.generations,
@@ -143,12 +145,22 @@ def _best(objectives: Mapping[str, str], frontier: Sequence[Report]) -> dict[str
     return best
 
 
-def _state(stopped: str | None, holder: Holder | None) -> str:
+def _state(stopped: str | None, holder: Holder | None, folder: Path) -> str:
     if holder is not None:
         return f"running ({holder})"
+    if stopped is None and (error := _error(folder)):
+        return error if "--resume" in error else f"{error}; --resume tries again"
     if stopped is None:
         return "killed; --resume goes on"
     return f"{stopped}{'' if stopped == FINISHED else '; --resume goes on'}"
+
+
+def _error(folder: Path) -> str:
+    """What the run was stopped by, where the last line of its log says so."""
+    with suppress(OSError, UnicodeDecodeError):
+        lines = LOGGED.findall(read_ordinary(folder / "run.log").decode())
+        return lines[-1] if lines and lines[-1].startswith("stopped: ") else ""
+    return ""
 
 
 def in_words(told: Mapping[str, Any]) -> dict[str, Any]:
