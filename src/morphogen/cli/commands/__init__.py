@@ -1,7 +1,8 @@
-"""The commands, one file a family. Only the families up to that of the command that is called are imported; all are for
-help."""
+"""The commands, one file a family. Only the family of the command that is called is imported; all are for help."""
 
 import importlib
+import re
+from pathlib import Path
 from typing import Final
 
 import typer
@@ -15,13 +16,22 @@ FAMILIES: Final = (
 
 
 def app_with(command: str | None = None) -> typer.Typer:
-    """The application with the families up to that of a command; with all where none is called so."""
-    for family in FAMILIES:
+    """The application with the family of a command; with all where none is called so."""
+    for family in _in_turn(command):
         importlib.import_module(f"{__name__}.{family}")
         if command in [name_of(found) for found in app.registered_commands]:
             break
     app.registered_commands.sort(key=lambda found: FAMILIES.index(_family_of(found)))
     return app
+
+
+def _in_turn(command: str | None) -> list[str]:
+    """All families, first the one in whose file the command is written by its name."""
+    if command is None:
+        return list(FAMILIES)
+    written = re.compile(rf"^def {re.escape(command)}_?\(", re.M)
+    files = {family: Path(__file__).with_name(f"{family}.py") for family in FAMILIES}
+    return sorted(FAMILIES, key=lambda family: written.search(files[family].read_text("utf-8")) is None)
 
 
 def name_of(command: typer.models.CommandInfo) -> str:
