@@ -1,4 +1,4 @@
-"""Reports and score matrices made by hand, and a parent drawn from them."""
+"""Reports and score matrices made by hand, and parents drawn from them."""
 
 import numpy as np
 
@@ -34,5 +34,13 @@ POOL = [
 
 def draw(name, reports, rng, objectives=OBJECTIVES, **rules):
     """The id of one parent."""
-    pool = Pool.of(reports, Rules(objectives, **rules))
-    return pool.ids[select_parent(name, pool, rng)]
+    return draw_many(name, reports, rng, objectives, times=1, **rules)[0]
+
+
+def draw_many(name, reports, rng, objectives=OBJECTIVES, *, times, **rules):
+    """The ids of so many parents, each as if it were the first to be drawn."""
+    pool, found = Pool.of(reports, Rules(objectives, **rules)), []
+    for _ in range(times):
+        pool.deck.clear()
+        found.append(pool.ids[select_parent(name, pool, rng)])
+    return found

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from scored import BY_PARAMS, OBJECTIVES, POOL, draw, matrix_of, report
+from scored import BY_PARAMS, OBJECTIVES, POOL, draw, draw_many, matrix_of, report
 
 from morphogen.candidate import Report, Status
 from morphogen.errors import InputError, RunError
@@ -55,7 +55,7 @@ def test_lexicase_draws_with_the_exact_probabilities(rows):
     assert deviations(F).tolist() == spread
     for epsilon in (np.array(spread), np.zeros(F.shape[1])):
         want = exact_lexicase(F, epsilon)
-        rng, draws = np.random.default_rng(7), 3000
+        rng, draws = np.random.default_rng(7), 1500
         got = np.bincount([choose(F, epsilon, rng) for _ in range(draws)], minlength=len(F)) / draws
         assert got[want == 0.0].sum() == 0.0
         assert np.abs(got - want).max() < 4.5 * 0.5 / math.sqrt(draws)  # 4.5 standard errors, at most
@@ -94,7 +94,7 @@ def test_epsilon_keeps_a_near_tie_that_plain_lexicase_drops():
 def test_every_selector_repeats_itself_and_ignores_the_order_of_reports(name):
     def draws(reports):
         rng = np.random.default_rng(11)
-        return [draw(name, reports, rng, descriptors=BY_PARAMS) for _ in range(60)]
+        return draw_many(name, reports, rng, descriptors=BY_PARAMS, times=60)
 
     first = draws(POOL)
     assert len(set(first)) > 1
@@ -105,14 +105,14 @@ def test_every_selector_repeats_itself_and_ignores_the_order_of_reports(name):
 
 def test_pareto_uniform_draws_evenly_from_the_front_alone():
     rng = np.random.default_rng(3)
-    drawn = [draw("pareto_uniform", POOL, rng) for _ in range(3000)]
+    drawn = draw_many("pareto_uniform", POOL, rng, times=3000)
     assert set(drawn) == {"a", "b", "c"}
     assert all(abs(drawn.count(id) / 3000 - 1 / 3) < 0.04 for id in "abc")
 
 
 def test_weighted_draws_with_the_stated_probabilities():
     weights, rng = {"bpb": 2.0}, np.random.default_rng(5)
-    drawn = [draw("weighted", POOL, rng, weights=weights) for _ in range(4000)]
+    drawn = draw_many("weighted", POOL, rng, weights=weights, times=4000)
     want = np.exp([2.0, 2.0 * 1.5 / 2.5, 2.0 * 0.5 / 2.5, 0.0])
     got = np.array([drawn.count(id) for id in ("a", "b", "c", "dominated")]) / 4000
     assert np.abs(got - want / want.sum()).max() < 0.035
@@ -174,9 +174,9 @@ def test_everyone_stands_in_a_tournament_before_anyone_stands_in_the_next():
 
 def test_tournaments_of_all_find_the_best_and_of_one_draw_evenly():
     rng = np.random.default_rng(0)
-    best = {draw("tournament", POOL, rng, tournament_size=4) for _ in range(50)}
+    best = set(draw_many("tournament", POOL, rng, tournament_size=4, times=50))
     assert best == {"a", "b", "c"} - {"b"}  # the ends of the front are lonelier than its middle
-    even = [draw("tournament", POOL, rng, tournament_size=1) for _ in range(2000)]
+    even = draw_many("tournament", POOL, rng, tournament_size=1, times=2000)
     assert all(abs(even.count(id) / 2000 - 1 / 4) < 0.05 for id in ("a", "b", "c", "dominated"))
 
 
@@ -185,7 +185,7 @@ def test_map_elites_draws_cells_evenly_however_many_are_in_them():
         report("far", bpb=5.0, recall=0.5)
     ]
     rng = np.random.default_rng(0)
-    drawn = [draw("map_elites", reports, rng, descriptors=BY_PARAMS) for _ in range(1000)]
+    drawn = draw_many("map_elites", reports, rng, descriptors=BY_PARAMS, times=1000)
     assert abs(drawn.count("far") / 1000 - 0.5) < 0.05
 
 
@@ -193,7 +193,7 @@ def test_lexicase_goes_through_the_cases_given_and_a_missing_one_is_the_worst():
     reports = [report("a", bpb=1.0, recall=0.1, bpb_code=9.0), report("b", bpb=2.0, recall=0.1, bpb_code=3.0)]
     reports.append(report("lacks", bpb=0.5, recall=0.9))
     rng = np.random.default_rng(0)
-    assert {draw("lexicase", reports, rng, cases=["bpb_code"]) for _ in range(20)} == {"b"}
+    assert set(draw_many("lexicase", reports, rng, cases=["bpb_code"], times=20)) == {"b"}
     with pytest.raises(InputError, match="did you mean 'bpb_code'"):
         draw("lexicase", reports, rng, cases=["bpb_kode"])
 
@@ -207,9 +207,9 @@ def test_downsampled_lexicase_sees_a_share_of_the_cases():
 def test_downsampled_lexicase_samples_no_case_of_weight_0():
     reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=9.0, recall=0.6), report("c", bpb=9.0, recall=0.9)]
     rng, only = np.random.default_rng(0), {"weights": {"bpb": 1.0, "recall": 0.0}, "downsample": 0.5}
-    assert {draw("downsampled_lexicase", reports, rng, **only) for _ in range(40)} == {"a"}
+    assert set(draw_many("downsampled_lexicase", reports, rng, **only, times=40)) == {"a"}
     none = {"bpb": 0.0, "recall": 0.0}
-    assert {draw("downsampled_lexicase", reports, rng, weights=none) for _ in range(60)} == {"a", "b", "c"}
+    assert set(draw_many("downsampled_lexicase", reports, rng, weights=none, times=60)) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("name", ["lexicase", "epsilon_lexicase", "downsampled_lexicase"])
@@ -218,7 +218,7 @@ def test_however_many_lack_a_case_those_that_have_it_are_told_apart_by_it(name, 
     reports = [report(f"has{i}", bpb=1.0, recall=0.5, router_entropy=float(i)) for i in range(5 - lacking)]
     reports += [report(f"lacks{i}", bpb=1.0, recall=0.5) for i in range(lacking)]
     rng = np.random.default_rng(0)
-    drawn = {draw(name, reports, rng, cases=["router_entropy"]) for _ in range(40)}
+    drawn = set(draw_many(name, reports, rng, cases=["router_entropy"], times=40))
     assert not any(id.startswith("lacks") for id in drawn)
     best = f"has{4 - lacking}"
     assert best in drawn
@@ -228,7 +228,7 @@ def test_however_many_lack_a_case_those_that_have_it_are_told_apart_by_it(name, 
 def test_what_nobody_has_any_more_tells_nobody_apart_where_rules_are_not_strict():
     rng, lax = np.random.default_rng(0), {"cases": ["router_entropy"], "weights": {"router_entropy": 1.0}}
     for name in ("weighted", "epsilon_lexicase"):
-        drawn = {draw(name, POOL, rng, strict=False, **lax) for _ in range(100)}
+        drawn = set(draw_many(name, POOL, rng, strict=False, **lax, times=100))
         assert drawn == {"a", "b", "c", "dominated"}
 
 
@@ -236,18 +236,18 @@ def test_lexicase_asks_a_case_first_as_often_as_its_weight_says():
     reports = [report("a", bpb=1.0, recall=0.1), report("b", bpb=9.0, recall=0.9), report("c", bpb=5.0, recall=0.4)]
     rng = np.random.default_rng(0)
     name = "lexicase"
-    drawn = [draw(name, reports, rng, weights={"bpb": 3.0}) for _ in range(1000)]
+    drawn = draw_many(name, reports, rng, weights={"bpb": 3.0}, times=1000)
     assert abs(drawn.count("a") / 1000 - 0.75) < 0.05
-    assert {draw(name, reports, rng, weights={"bpb": 0.0}) for _ in range(30)} == {"b"}
-    assert {draw(name, reports, rng, weights={"bpb": -1.0, "recall": 0.0}) for _ in range(30)} == {"b"}
-    assert {draw(name, reports, rng, weights={"bpb": 0.0, "recall": 0.0}) for _ in range(60)} == {"a", "b", "c"}
+    assert set(draw_many(name, reports, rng, weights={"bpb": 0.0}, times=30)) == {"b"}
+    assert set(draw_many(name, reports, rng, weights={"bpb": -1.0, "recall": 0.0}, times=30)) == {"b"}
+    assert set(draw_many(name, reports, rng, weights={"bpb": 0.0, "recall": 0.0}, times=60)) == {"a", "b", "c"}
 
 
 def test_a_weight_brings_its_figure_among_the_cases_and_a_missing_one_is_bad_either_way_round():
     reports = [report("a", bpb=1.0, other=1.0), report("b", bpb=1.0, other=2.0), report("lacks", bpb=1.0)]
     rng, goals, said = np.random.default_rng(0), {"bpb": "min"}, {"other": "max"}
     drawn = {
-        weight: {draw("lexicase", reports, rng, goals, weights={"other": weight}, said=said) for _ in range(30)}
+        weight: set(draw_many("lexicase", reports, rng, goals, weights={"other": weight}, said=said, times=30))
         for weight in (1.0, -1.0)
     }
     assert drawn == {1.0: {"b"}, -1.0: {"a"}}
@@ -255,16 +255,14 @@ def test_a_weight_brings_its_figure_among_the_cases_and_a_missing_one_is_bad_eit
 
 def test_weights_draw_among_those_that_other_rules_find_equal():
     rng = np.random.default_rng(0)
-    drawn = [draw("pareto_uniform", POOL, rng, weights={"bpb": 50.0}) for _ in range(100)]
+    drawn = draw_many("pareto_uniform", POOL, rng, weights={"bpb": 50.0}, times=100)
     assert set(drawn) == {"a"}
     reports = [
         report("crowd", bpb=1.0, recall=0.5),
         report("near", bpb=1.1, recall=0.9),
         report("far", bpb=5.0, recall=0.7),
     ]
-    drawn = [draw("map_elites", reports, rng, descriptors=BY_PARAMS, weights={"recall": 50.0}) for _ in range(100)]
+    drawn = draw_many("map_elites", reports, rng, descriptors=BY_PARAMS, weights={"recall": 50.0}, times=100)
     assert set(drawn) == {"near"}
-    drawn = [
-        draw("tournament", POOL[:3], rng, tournament_size=3, weights={"recall": 1.0, "bpb": 0.1}) for _ in range(9)
-    ]
+    drawn = draw_many("tournament", POOL[:3], rng, tournament_size=3, weights={"recall": 1.0, "bpb": 0.1}, times=9)
     assert set(drawn) == {"c"}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
-from scored import BY_PARAMS, OBJECTIVES, POOL, draw, matrix_of, report
+from scored import BY_PARAMS, OBJECTIVES, POOL, draw, draw_many, matrix_of, report
 
 from examples import up_to
 from morphogen.candidate import Report, Status
@@ -243,8 +243,8 @@ def test_the_feasible_come_first_and_of_the_others_the_least_violating():
     for name in SELECTORS:
         rng = np.random.default_rng(0)
         rules = {"constraints": LIMITS, "descriptors": BY_PARAMS}
-        assert {draw(name, reports, rng, **rules) for _ in range(40)} <= {"good", "poor"}
-        worst_never = {draw(name, reports[:2], rng, **rules, tournament_size=2) for _ in range(40)}
+        assert set(draw_many(name, reports, rng, **rules, times=40)) <= {"good", "poor"}
+        worst_never = set(draw_many(name, reports[:2], rng, **rules, tournament_size=2, times=40))
         assert "best_but_large" in worst_never
 
 
