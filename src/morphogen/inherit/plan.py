@@ -116,11 +116,12 @@ def plan(
     """
     draft = _Draft()
     theirs = [{gene.key: gene for gene in parent.genes()} for parent in parents]
+    homes = [{block.id: block for block in parent.blocks} for parent in parents]
     for gene in child.genes():
         if not parents:
             _fresh(draft, gene, clear_writers=False)
             continue
-        which, origin, key = _find(gene, parents, sources or {})
+        which, origin, key = _find(gene, homes, sources or {})
         source = None if which is None else theirs[which].get(key)
         aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
         if which is None or source is None or aligned is None:
@@ -166,19 +167,18 @@ def _dropped(draft: _Draft, parents: Sequence[Blueprint]) -> tuple[Dropped, ...]
     )
 
 
-def _find(gene: Gene, parents: Sequence[Blueprint], sources: Mapping[str, int]) -> tuple[int | None, bool, str]:
-    """(parent, whether it is the block this one was copied from, the gene's key there)."""
+def _find(gene: Gene, homes: Sequence[Mapping[str, Block]], sources: Mapping[str, int]) -> tuple[int | None, bool, str]:
+    """(parent, whether it is the block this one was copied from, the gene's key there). homes: the parents' blocks."""
     if gene.block is None:
         return 0, False, gene.key
-    homes = [{block.id: block for block in parent.blocks} for parent in parents]
     wanted = gene.block.id
     if wanted in sources:
         if wanted not in homes[sources[wanted]]:
             raise InputError(f"block {wanted} is said to come from parent {sources[wanted]}, which has no such block")
         return sources[wanted], False, gene.key
     holders = [i for i, home in enumerate(homes) if wanted in home]
-    equal = [i for i in holders if _same(homes[i][wanted], gene.block)]
     if holders:
+        equal = [i for i in holders if _same(homes[i][wanted], gene.block)] if len(holders) > 1 else holders
         return (equal or holders)[0], False, gene.key
     copied = [i for i, home in enumerate(homes) if gene.block.origin in home]
     if copied:
@@ -208,13 +208,14 @@ def _fresh(draft: _Draft, gene: Gene, clear_writers: bool) -> None:
 @dataclass(frozen=True)
 class _Descent:
     """A gene and the one that it inherits from: in parent number `which`, by `aligned`; silent: as a copy of that which
-    writes nothing yet."""
+    writes nothing yet. planned: its axes, of which each is in several tensors."""
 
     gene: Gene
     source: Gene
     which: int
     aligned: Alignment
     silent: bool
+    planned: dict[str, PlannedAxis] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
@@ -301,12 +302,15 @@ def _dims(descent: _Descent, name: str, spec: Spec) -> tuple[tuple[PlannedAxis, 
 
 def _planned(descent: _Descent, axis: str) -> PlannedAxis:
     """Where one axis comes from: as the alignment says, else the first entries, or the largest of too many."""
+    if axis in descent.planned:
+        return descent.planned[axis]
     take = descent.aligned.maps.get(axis)
     if take is None:
         size, parent_size = (sizes[axis] for sizes in descent.sizes)
         take = AxisMap(how="first" if size >= parent_size else "largest", size=size, parent_size=parent_size)
     group = f"dim/{descent.which}" if axis == "dim" else f"{descent.gene.key}/{axis}"
-    return PlannedAxis(axis=axis, group=group, take=take)
+    descent.planned[axis] = PlannedAxis(axis=axis, group=group, take=take)
+    return descent.planned[axis]
 
 
 def _order(gene: Gene, name: str, dims: tuple[tuple[PlannedAxis, ...], ...], parent_axes: Axes) -> tuple[int, ...]:

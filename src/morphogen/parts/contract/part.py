@@ -257,12 +257,8 @@ class Part(Frozen):
         if type(parent) is not type(self):
             return parent.bequeath(self, parent_ctx, ctx)
         specs, theirs = self.specs(ctx), parent.specs(parent_ctx)
-        changed = sorted(
-            name
-            for name in type(self).model_fields
-            if name not in self.neutral_fields | (self.inert() & parent.inert())
-            and getattr(self, name) != getattr(parent, name)
-        )
+        neutral, before = self.neutral_fields | (self.inert() & parent.inert()), dict(parent)
+        changed = sorted(name for name, value in self if name not in neutral and value != before[name])
         return Alignment(
             sources={name: name if name in theirs else None for name in specs},
             exact=not changed and not (theirs.keys() - specs.keys()),
