@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples import up_to
-from grounds import EVERY_PART, grounds
+from grounds import EVERY_PART, first
 from morphogen.blueprint.schema import Blueprint
 from morphogen.parts.contract.branch import State
 from morphogen.parts.contract.operator import OPERATORS
@@ -18,7 +18,7 @@ from morphogen.parts.contract.part import REGISTRY, Context, Cost
 from morphogen.parts.memory.memory_tokens import MemoryTokens
 from morphogen.parts.mixing.short_conv import ShortConv
 from morphogen.parts.mixing.short_conv_layer import ShortConvBranch
-from morphogen.testing import contract_tests
+from morphogen.testing import contract_tests, models
 from morphogen.testing.contract import (
     TOLERATED,
     Check,
@@ -115,6 +115,7 @@ def test_a_branch_that_breaks_the_contract_is_told_what_is_wrong(
 ) -> None:
     block = {"extras": [{"kind": "short_conv", "kernel": 13, "width": 16}]}
     monkeypatch.setattr(ShortConvBranch, "mix_on", wrong)
+    monkeypatch.setattr(models, "_known", models._known.__wrapped__)  # what is computed so is not kept
     with pytest.raises(AssertionError, match=message):
         assert_holds(
             check, Blueprint.model_validate({"emb": {"dim": 8, "vocab": VOCAB}, "blocks": [block]}), examples=9
@@ -158,7 +159,7 @@ def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.
 
 @pytest.mark.parametrize("name", sorted(OPERATORS.keys() - NAMES))
 def test_an_operator_changes_something_and_is_exact_as_declared(name: str) -> None:
-    blueprint, seed = next(grounds(name))
+    blueprint, seed = first(name)
     changes_and_is_exact_as_declared(name, blueprint, seed)
 
 
@@ -172,7 +173,7 @@ def test_an_operator_is_as_declared_on_any_blueprint(name: str, blueprint: Bluep
 
 @pytest.mark.parametrize("name", sorted(n for n in SIMPLE if OPERATORS[n].preserves is not False and n not in NAMES))
 def test_new_weights_train(name: str) -> None:
-    blueprint, seed = next(grounds(name))
+    blueprint, seed = first(name)
     new_weights_train(name, blueprint, seed)
 
 
@@ -186,9 +187,8 @@ def test_new_weights_train_in_any_blueprint(name: str, blueprint: Blueprint, see
 
 @pytest.mark.parametrize("name", sorted(n for n, op in OPERATORS.items() if op.preserves is False and n not in NAMES))
 def test_a_lossy_operator_is_lossy_somewhere(name: str) -> None:
-    for seed in range(40):
-        blueprint = EVERY_PART[seed % len(EVERY_PART)]
+    for blueprint, seed in [first(name), *((EVERY_PART[seed % len(EVERY_PART)], seed) for seed in range(40))]:
         made = apply_operator(blueprint, name, np.random.default_rng(seed))
-        if made is not None and jump(blueprint, made[1], torch.float64, seed)[0] > 1e-6:
+        if made is not None and jump(blueprint, made[1], torch.float64, seed % 1000)[0] > 1e-6:
             return
     pytest.fail("no draw moved the logits")

@@ -24,7 +24,7 @@ from morphogen.parts.contract.branch import Branch, Modulation
 from morphogen.parts.contract.part import Modifier, Part, kinds_of
 from morphogen.parts.contract.tensors import flat
 from morphogen.testing.counting import counted_flops, held_bytes, undropped
-from morphogen.testing.models import TOKENS, ids_of, logits, loss_of, stirred, uncut
+from morphogen.testing.models import TOKENS, ids_of, known, logits, loss_of, stirred, uncut
 from morphogen.testing.strategies import VOCAB, blueprints_with
 
 #: Drawn blueprints for each check of a kind.
@@ -130,9 +130,8 @@ def fresh_branches_do_not_drown_the_embedding(blueprint: Blueprint, data: st.Dat
 
 def output_shape_no_future_and_no_neighbour(blueprint: Blueprint, data: st.DataObject) -> None:
     """A changed token changes nothing before it, and nothing of another sequence."""
-    state = stirred(blueprint)
-    ids_BT = ids_of(1)
-    base_BTV = logits(blueprint, state, ids_BT)
+    state, base_BTV = known(blueprint, 0, torch.float64)
+    ids_BT = ids_of(0)
     assert base_BTV.shape == (2, TOKENS, VOCAB)
     at = data.draw(st.integers(0, TOKENS - 1))
     changed_BT = ids_BT.clone()
@@ -147,9 +146,9 @@ def output_shape_no_future_and_no_neighbour(blueprint: Blueprint, data: st.DataO
 
 def a_prefix_gives_the_same_logits(blueprint: Blueprint, data: st.DataObject) -> None:
     """What follows does not matter."""
-    state, ids_BT = stirred(blueprint), ids_of(2)
+    state, whole_BTV = known(blueprint, 0, torch.float64)
     cut = data.draw(st.integers(1, TOKENS))
-    whole, prefix = logits(blueprint, state, ids_BT)[:, :cut], logits(blueprint, state, ids_BT[:, :cut])
+    whole, prefix = whole_BTV[:, :cut], logits(blueprint, state, ids_of(0)[:, :cut])
     apart = _apart(prefix, whole)
     assert apart <= 1e-10, f"logits of the first {cut} tokens alone are {apart:.1g} from those of the whole"
 
@@ -166,9 +165,8 @@ def decoding_in_chunks_gives_the_logits_of_the_whole(blueprint: Blueprint, data:
     text = blueprint.model_dump_json()
     chooses = '"selector":"dsa"' in text or '"kind":"moe"' in text
     for dtype, bound in [(torch.float64, 1e-10)] + [(torch.float32, 1e-4)] * (not chooses):
-        state, ids_BT = stirred(blueprint, dtype=dtype), ids_of(5)
-        whole_BTV = logits(blueprint, state, ids_BT)
-        cache: Cache = {}
+        ids_BT, cache = ids_of(0), Cache()
+        state, whole_BTV = known(blueprint, 0, dtype)
         model = assemble(blueprint, state).eval()
         with torch.no_grad():
             chunks = [model.extend(ids_BT[:, a:b], cache) for a, b in itertools.pairwise([0, *cuts, TOKENS])]
@@ -179,7 +177,7 @@ def decoding_in_chunks_gives_the_logits_of_the_whole(blueprint: Blueprint, data:
 def a_sequence_fed_in_pieces_gives_the_same_output(blueprint: Blueprint, data: st.DataObject) -> None:
     """Every branch alone, as in decoding."""
     blueprint = uncut(blueprint)
-    model = assemble(blueprint, stirred(blueprint)).eval()
+    model = assemble(blueprint, known(blueprint, 0, torch.float64).state).eval()
     first, second = data.draw(st.integers(1, TOKENS - 2)), data.draw(st.integers(1, 3))
     x_BTD = torch.randn(2, TOKENS, blueprint.emb.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     for name, module in ((name, m) for name, m in model.named_modules() if isinstance(m, Branch)):

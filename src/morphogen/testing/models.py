@@ -3,6 +3,9 @@
 B batch, T tokens, V vocabulary
 """
 
+import functools
+from typing import NamedTuple
+
 import torch
 
 from morphogen.blueprint.schema import Blueprint
@@ -62,6 +65,36 @@ def logits(blueprint: Blueprint, state: dict[str, torch.Tensor], ids_BT: torch.T
     with torch.no_grad():
         logits_BTV: torch.Tensor = assemble(blueprint, state).eval()(ids_BT)
     return logits_BTV
+
+
+class Known(NamedTuple):
+    """Weights of a blueprint, which stay as they are, and what it computes with them."""
+
+    state: dict[str, torch.Tensor]
+    logits_BTV: torch.Tensor
+
+
+def known(blueprint: Blueprint, seed: int, dtype: torch.dtype) -> Known:
+    """What `stirred` gives, and the logits of `ids_of(seed)`, computed once for all that is tried of a blueprint.
+
+    In fp32 and fp64 the weights are equal.
+
+    Args:
+        blueprint: The architecture.
+        seed: Of the weights, and of the tokens.
+        dtype: Of the tensors.
+
+    Returns:
+        The weights by name, and logits of shape (batch, tokens, vocabulary).
+    """
+    return _known(blueprint.model_dump_json(), seed, dtype)
+
+
+@functools.lru_cache(maxsize=128)
+def _known(written: str, seed: int, dtype: torch.dtype) -> Known:
+    blueprint = Blueprint.model_validate_json(written)
+    state = stirred(blueprint, seed, dtype)
+    return Known(state, logits(blueprint, state, ids_of(seed)))
 
 
 def loss_of(model: LanguageModel, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,6 @@
 """What operators promise, as checks of one blueprint, and as a test over any of them."""
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ from morphogen.inherit.plan import plan
 from morphogen.network import assemble, initial_state
 from morphogen.parts.contract.part import Part, kinds_of
 from morphogen.testing.contract import EXAMPLES, TOLERATED, without_dead_units
-from morphogen.testing.models import ids_of, logits, loss_of, stirred
+from morphogen.testing.models import ids_of, known, logits, loss_of, stirred
 from morphogen.testing.strategies import blueprints_with
 from morphogen.variation.operator import apply_operator
 
@@ -51,25 +49,6 @@ def operator_tests(*names: str, on: type[Part], examples: int = EXAMPLES) -> Cal
 
 
 Check = Callable[[str, Blueprint, int], None]
-
-
-class Known(NamedTuple):
-    """Weights of a parent, and what it computes with them."""
-
-    state: dict[str, torch.Tensor]
-    logits_BTV: torch.Tensor
-
-
-def known(blueprint: Blueprint, seed: int, dtype: torch.dtype) -> Known:
-    """The parent's, computed once for all operators that are tried on it. In fp32 and fp64 the weights are equal."""
-    return _known(blueprint.model_dump_json(), seed, dtype)
-
-
-@functools.lru_cache(maxsize=128)
-def _known(written: str, seed: int, dtype: torch.dtype) -> Known:
-    blueprint = Blueprint.model_validate_json(written)
-    state = stirred(blueprint, seed, dtype)
-    return Known(state, logits(blueprint, state, ids_of(seed)))
 
 
 def jump(parent: Blueprint, edit: Edit, dtype: torch.dtype, seed: int = 0) -> tuple[float, bool]:
