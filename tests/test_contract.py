@@ -50,7 +50,7 @@ def _plugin() -> Iterator[None]:
         yield
 
 
-test_contract = contract_tests(*KINDS, examples=up_to(12, fast=3))
+test_contract = contract_tests(*KINDS, examples=up_to(12, fast=2))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def assert_holds(check: Check, blueprint: Blueprint, examples: int = 1) -> None:
 
 
 @pytest.mark.parametrize(("slot", "kind"), [key for key in KINDS if key != ("extra", "custom")])
-@settings(max_examples=up_to(16), suppress_health_check=TOLERATED)
+@settings(max_examples=up_to(16, fast=2), suppress_health_check=TOLERATED)
 @given(data=st.data())
 def test_every_kind_can_be_drawn_from_its_fields(slot: str, kind: str, data: st.DataObject) -> None:
     assert data.draw(parts_of(REGISTRY[slot, kind], kind)).label == kind

@@ -20,7 +20,7 @@ TEXTS = st.one_of(
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS)
 
 
-@settings(max_examples=up_to(300))
+@settings(max_examples=up_to(300, fast=40))
 @given(st.dictionaries(TEXTS, st.one_of(LEAVES, st.lists(LEAVES), st.dictionaries(TEXTS, LEAVES)), min_size=1))
 def test_what_is_written_reads_the_same_in_yaml_1_1_and_1_2(data: dict[str, Any]) -> None:
     text = written(data)

@@ -81,7 +81,7 @@ LOSSY = [
 
 @pytest.mark.parametrize("action", EXACT, ids=lambda a: "-".join(map(str, a.values())))
 def test_exact_actions_leave_the_logits(action: dict[str, Any]) -> None:
-    for blueprint in (MIXED, LOOPED) if action["action"] == "deepen" else (MIXED,):
+    for blueprint in {1: [MIXED], 3: [MIXED, LOOPED], 8: [LOOPED]}[action.get("layers", 1)]:
         grown = grow(blueprint, **action)
         assert grown is not None
         assert grown.edit.preserves
