@@ -56,7 +56,7 @@ def losses(folder: Path) -> list[float]:
 def trained(
     hybrid: Path, folder: Path, steps: int, nproc: int, every: int = 100, *, resume: bool = False
 ) -> list[float]:
-    """The losses of a training, as a command of its own where several processes share it: they are spawned."""
+    """The losses of a training, as a command of its own where several processes share it: their server is."""
     if nproc == 1:
         train(hybrid, folder, steps=steps, checkpoint_every=every, eval_every=0, resume=resume)
         return losses(folder)
@@ -146,8 +146,8 @@ def _ranks(parent: int) -> list[int]:
     """The processes that train, of all that descend from one."""
     listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    children = [(int(pid), args) for pid, above, args in rows if int(above) == parent]
-    return [pid for pid, args in children if "spawn_main" in args]
+    children = {int(pid) for pid, above, _ in rows if int(above) == parent}  # one of them is the server they are from
+    return [int(pid) for pid, above, args in rows if int(above) in children and "forkserver" in args]
 
 
 @pytest.mark.parametrize(

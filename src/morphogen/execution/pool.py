@@ -22,8 +22,9 @@ from morphogen.data.prepare import PreparedData
 from morphogen.errors import DeviceError, MemoryShortError, MorphogenError, RunError
 from morphogen.execution.base import ATTEMPTS, NO_LIMITS, Limits, Progress, Runner, failed
 from morphogen.execution.placement import Device, Floor, boundless, found
-from morphogen.execution.worker import START_SECONDS, Began, Deaf, Task, Worker, forking
+from morphogen.execution.worker import PRELOADED, START_SECONDS, Began, Deaf, Task, Worker
 from morphogen.training.device import answers, cuda_memory
+from morphogen.training.forking import forking
 from morphogen.training.midway import Midway
 from morphogen.training.needed import needed_bytes
 from morphogen.training.trace import StepInfo
@@ -251,7 +252,7 @@ def devices_of(name: str) -> tuple[Device, ...]:
     if name.partition(":")[0] != "cuda":
         return (boundless(name),)
     try:
-        with ProcessPoolExecutor(1, mp_context=forking()) as other:
+        with ProcessPoolExecutor(1, mp_context=forking(PRELOADED)) as other:
             return found(name, other.submit(cuda_memory).result())
     except (OSError, EOFError, BrokenExecutor) as error:
         raise RunError(f"device {name}: its memory cannot be looked at: {error}") from error

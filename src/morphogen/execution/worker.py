@@ -4,17 +4,14 @@ It is forked by a server that has torch loaded. Where its device is one of sever
 """
 
 import multiprocessing
-import multiprocessing.util
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 
 import psutil
 import torch
@@ -26,12 +23,11 @@ from morphogen.execution.base import NO_LOSSES, Limits, Losses, Runner
 from morphogen.execution.local import InProcess
 from morphogen.execution.placement import Device
 from morphogen.plugins import VARIABLE, code_allowed
+from morphogen.training.forking import forking
 from morphogen.training.trace import StepInfo
 
 #: A worker that has not begun by then is taken to hang too, where time is limited: starting includes importing torch.
 START_SECONDS = 120.0
-#: Characters of the temporary folder; beyond them the address of a socket in it is too long.
-LONGEST_TEMPORARY = 64
 #: What the fork server imports before it forks.
 PRELOADED = ["morphogen.execution.pool", "torch._dynamo"]  # the latter is what an optimizer imports when first made
 
@@ -70,7 +66,7 @@ class Worker:
         device: Device,
         hears: Callable[[str], bool],
     ) -> None:
-        context, given = forking(), (prepared, runner, threads, device, hears, code_allowed())
+        context, given = forking(PRELOADED), (prepared, runner, threads, device, hears, code_allowed())
         try:
             self.connection, theirs = context.Pipe()
             with theirs, _unheard(signal.SIGINT):
@@ -115,28 +111,6 @@ class Worker:
         self.process.close()
         self.connection.close()
         return code if code is not None else 0
-
-
-def forking() -> ForkServerContext:
-    """Where processes come from: a server that has torch loaded."""
-    _keep_sockets_short()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
-
-
-def _keep_sockets_short() -> None:
-    """Has multiprocessing keep its sockets in a folder of few letters: the system refuses an address beyond about 100.
-
-    Only where the temporary folder is a long one, and once: multiprocessing stays with its first folder.
-    """
-    before = tempfile.tempdir
-    if len(tempfile.gettempdir()) > LONGEST_TEMPORARY:
-        try:
-            tempfile.tempdir = "/tmp" if os.access("/tmp", os.W_OK) else "/var/tmp"
-            multiprocessing.util.get_temp_dir()
-        finally:
-            tempfile.tempdir = before
 
 
 def _serve(

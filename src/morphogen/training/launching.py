@@ -16,9 +16,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from morphogen.errors import MorphogenError, RunError
 from morphogen.training.distributed import Ranks, joined_up, own_device
+from morphogen.training.forking import forking
 from morphogen.training.news import News, Observer
 from morphogen.training.terms import Outcome
 
+#: What the processes' server imports before it forks them: with what cuts a model up, which takes as long as torch.
+PRELOADED = ["morphogen.trainings", "morphogen.training.launching", "torch.distributed.fsdp", "torch._dynamo"]
 #: How often all processes are begun anew after one of them has died.
 RESTARTS = 3
 #: A dead process is seen after about so many seconds.
@@ -60,7 +63,7 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
             local_addr="127.0.0.1",
             max_restarts=RESTARTS,
             monitor_interval=WATCH_SECONDS,
-            start_method="spawn",
+            start_method=forking(PRELOADED).get_start_method(),
             run_id=f"morphogen-{os.getpid()}",
         )
         try:
@@ -85,6 +88,9 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
 
 def _rank(work: Work, device: str, told: "queue.Queue[Any]") -> Outcome | Failed:
     """One process. What the user has to know of is told rather than raised: beginning anew would not help."""
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGINT}
+    )  # workers of searches, who do not hear it, share a server
     place = own_device(device)
     try:
         with joined_up(place) as ranks:
