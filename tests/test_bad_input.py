@@ -356,6 +356,7 @@ def test_a_checkpoint_to_start_from_is_checked_before_anything_begins(failure: F
     other = place / "other.safetensors"
     config = place / "tiny.yaml"
     text = config.read_text().replace("lr: 0.01", f"lr: 0.01, init_checkpoint: {other}")
+    text = text.replace("survivors: rest", "survivors: train")  # nobody trains on without the run's weights
     config.write_text(text.replace("topk_keep: 2", "weight_inheritance: init"))
 
     assert "no such checkpoint" in failure("run", config, "--out", place / "new")

@@ -207,10 +207,11 @@ def _of_search(evolution: Evolution) -> Iterator[Remark]:
 
 def _measured(evolution: Evolution, names: Iterable[str]) -> bool:
     """Whether any of these figures is more than what follows from a blueprint."""
-    composites = evolution.composite_metrics
-    return any(
-        _measured(evolution, composites[name].names)
-        if name in composites
-        else (figure := find(name)) is None or figure.sort != "cost"
-        for name in names
-    )
+    made: dict[str, bool] = {}
+
+    def measured(name: str) -> bool:
+        return made[name] if name in made else (figure := find(name)) is None or figure.sort != "cost"
+
+    for name, composite in evolution.composite_metrics.items():  # made of figures, and of those named before
+        made[name] = any(measured(part) for part in composite.names)
+    return any(measured(name) for name in names)
