@@ -88,9 +88,8 @@ def together(work: Work, processes: int, device: str, observer: Observer) -> Out
 
 def _rank(work: Work, device: str, told: "queue.Queue[Any]") -> Outcome | Failed:
     """One process. What the user has to know of is told rather than raised: beginning anew would not help."""
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
-    )  # workers of searches, who do not hear it, share a server
+    # workers of a search, which do not hear it, may have begun the server that this one is from
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     place = own_device(device)
     try:
         with joined_up(place) as ranks:
