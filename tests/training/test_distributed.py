@@ -1,5 +1,7 @@
 """Several processes train one model as one would. All on a CPU, over Gloo."""
 
+import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,9 +17,11 @@ from morphogen.errors import InputError
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.network import LanguageModel
-from morphogen.training import snapshots
+from morphogen.training import launching, snapshots
 from morphogen.training.distributed import ALONE, check_shared
 from morphogen.trainings import train
+from processes import Command
+from tiny import write_corpus
 
 ROOT = Path(__file__).parent.parent.parent
 #: Attention, a state space, a mixture whose biases count what all processes route, a memory, and a scalar parameter.
@@ -36,14 +40,16 @@ model:
   recurrences: [{start: 2, end: 3, adapter: gated, train_recurrence: 2, max_train_recurrence: 2, start_state: noise}]
   head: {tie_embeddings: true}
 train: {lr: 3.0e-3, warmup: 3, accumulate: 4}
-data: {tokenizer: bytes, seq_len: 32, batch_size: 2, shards: [{source: stdlib-code}], eval_tokens: 512}
+data: {tokenizer: bytes, seq_len: 32, batch_size: 2, eval_tokens: 128, split: {train: 0.6}, shards: [{source: TEXT}]}
 """
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
 def hybrid(tmp_path: Path) -> Path:
     path = tmp_path / "hybrid.yaml"
-    path.write_text(HYBRID)
+    path.write_text(HYBRID.replace("TEXT", str(write_corpus(tmp_path / "text"))))
     return path
 
 
@@ -67,16 +73,30 @@ def trained(
 
 
 def command(hybrid: Path, folder: Path, steps: int, nproc: int, every: int, *, resume: bool = False) -> list[str]:
-    asked = ("--steps", steps, "--output-dir", folder, "--nproc", nproc, "--checkpoint-every", every, "--eval-every", 0)
     program = str(Path(sys.executable).parent / "morphogen")
-    return [program, "train", str(hybrid), *map(str, asked), *(["--resume"] if resume else [])]
+    return [program, *arguments(hybrid, folder, steps, nproc, every), *(["--resume"] if resume else [])]
 
 
-def test_two_processes_do_what_one_does_and_either_goes_on_from_the_other(hybrid: Path, tmp_path: Path) -> None:
-    alone = trained(hybrid, tmp_path / "alone", 5, 1)
-    assert trained(hybrid, tmp_path / "two", 5, 2) == pytest.approx(alone, abs=1e-5)
+def arguments(hybrid: Path, folder: Path, steps: int, nproc: int, every: int) -> list[str]:
+    asked = ("--steps", steps, "--output-dir", folder, "--nproc", nproc, "--checkpoint-every", every, "--eval-every", 0)
+    return ["train", str(hybrid), *map(str, asked)]
+
+
+def test_two_processes_do_what_one_does_and_either_goes_on_from_the_other(
+    hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are forked from this one, which has loaded what they need: a server's beginning the slow tests
+    have, each several times."""
+    importlib.import_module("torch.distributed.fsdp")  # once, not in each of them
+    monkeypatch.setattr(launching, "forking", lambda preloaded: multiprocessing.get_context("fork"))
+    alone = trained(hybrid, tmp_path / "alone", 3, 1)
+    with Command(*arguments(hybrid, tmp_path / "two", 3, 2, 100)) as running:
+        said = [running.stdout.read(), running.stderr.read()]
+    assert running.returncode == 0, said
+    assert "Traceback" not in said[1]
+    assert losses(tmp_path / "two") == pytest.approx(alone, abs=1e-5)
     # a checkpoint says nothing of how many wrote it
-    longer = [trained(hybrid, tmp_path / name, 7, 1, resume=True) for name in ("alone", "two")]
+    longer = [trained(hybrid, tmp_path / name, 4, 1, resume=True) for name in ("alone", "two")]
     assert longer[0] == pytest.approx(longer[1], abs=1e-5)
     ours, theirs = (load_checkpoint(tmp_path / name / "model.safetensors")[0] for name in ("two", "alone"))
     assert ours.keys() == theirs.keys()
