@@ -44,7 +44,8 @@ def grown(folder: Path, rules: list[dict[str, Any]] = RULES, **evolution: Any) -
     path = write_config(folder)
     written = yaml.safe_load(path.read_text())
     written["model"]["growth"] = rules
-    written["evolution"] |= {"survivors": "train", "mutation_weights": {"widen_ffn": 1.0, "tune_growth_rule": 1.0}}
+    written["evolution"] |= {"survivors": "train", "population": 2}
+    written["evolution"] |= {"mutation_weights": {"widen_ffn": 1.0, "tune_growth_rule": 1.0}}
     written["evolution"] |= evolution
     path.write_text(yaml.safe_dump(written, sort_keys=False))
     return path

@@ -62,8 +62,9 @@ def test_a_training_leaves_its_model_its_tables_and_a_picture(whole: Path) -> No
     assert [int(row[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
     assert [int(row[1]) for row in rows[1:]] == [128 * step for step in range(1, STEPS + 1)]
     assert float(rows[-1][2]) < float(rows[1][2])
-    assert (whole / "growth.png").read_bytes() == picture(whole)
-    assert picture(whole).startswith(b"\x89PNG")
+    drawn = (whole / "growth.png").read_bytes()
+    assert drawn == picture(whole)
+    assert drawn.startswith(b"\x89PNG")
     assert [path.name for _, path in snapshots.found(whole)] == [
         f"step-{step:08}.safetensors" for step in (STEPS, 10, 5)
     ]
