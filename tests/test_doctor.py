@@ -144,7 +144,8 @@ def test_a_run_is_healthy_while_it_runs(sound: Path, tmp_path: Path) -> None:
             found.append(examine(tmp_path / "run"))
 
     evolve(load(sound / "tiny.yaml"), tmp_path / "run", generations=1, observer=look)
-    assert found == [[]] * 5
+    assert found
+    assert not any(found)
     assert examine(tmp_path / "run") == []
 
 
