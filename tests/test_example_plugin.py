@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import forked
+
 ROOT = Path(__file__).parent.parent
 PLUGIN = ROOT / "examples" / "plugin"
 
@@ -30,20 +32,35 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **cache, "PYTHONPATH": path, "MORPHOGEN_ALLOW_CODE": "0"}
 
 
-#: Runs several commands in one process, as torch takes long to import.
-COMMANDS = """
-import sys
-from morphogen.cli import main
-for line in sys.argv[1:]:
-    try:
-        main(line.split())
-    except SystemExit as end:
-        print(f"exit code {end.code}", flush=True)
-from morphogen.blueprint.schema import Blueprint
-from morphogen.variation.operator import edit
-plain = Blueprint.model_validate({"emb": {"dim": 32, "vocab": 11}, "blocks": [{"ffn": {"kind": "dense", "hidden": 8}}]})
-print("put in:", edit(plain, "insert_custom_module", 0)[0].blocks[0].extras)
-"""
+def carried_out(commands: list[str], environment: dict[str, str], told: Path) -> str:
+    """What several commands, and a mutation, said in one process with that environment: a fork of this one that
+    imports all of morphogen anew, as torch takes long to import."""
+
+    def act() -> int:
+        for name in [name for name in sys.modules if name.split(".")[0] == "morphogen"]:
+            del sys.modules[name]
+        os.environ.update(environment)
+        sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+        with told.open("w", buffering=1) as sys.stdout:
+            sys.stderr = sys.stdout
+            from morphogen.cli import main
+
+            for line in commands:
+                try:
+                    main(line.split())
+                except SystemExit as end:
+                    print(f"exit code {end.code}")
+            from morphogen.blueprint.schema import Blueprint
+            from morphogen.variation.operator import edit
+
+            block = {"ffn": {"kind": "dense", "hidden": 8}}
+            plain = Blueprint.model_validate({"emb": {"dim": 32, "vocab": 11}, "blocks": [block]})
+            print("put in:", edit(plain, "insert_custom_module", 0)[0].blocks[0].extras)
+        return 0
+
+    code = os.waitstatus_to_exitcode(os.waitpid(forked(act), 0)[1])
+    assert code == 0, told.read_text()
+    return told.read_text()
 
 
 def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[str, str], tmp_path: Path) -> None:
@@ -53,11 +70,8 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     run = tmp_path / "run"
     commands = [f"validate {bad}", f"validate {good}", "operators", "figures --json", f"run {good} --out {run}"]
     commands += [f"verify {run} --metric ema_memory --seeds 2 --random 0 --finalists 1 --json"]
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, *commands], env=installed, capture_output=True, text=True, check=False
-    )
-    told = done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("exit code")] == [
+    told = carried_out(commands, installed, tmp_path / "told")
+    assert [line for line in told.splitlines() if line.startswith("exit code")] == [
         "exit code 2",
         *["exit code 0"] * 5,
     ], told
@@ -70,7 +84,7 @@ def test_what_the_package_adds_is_validated_listed_and_evolved(installed: dict[s
     assert "insert_gated_ema" in told
     assert "put in: (GatedEMA(kind='gated_ema', width=16),)" in told
     assert "widen_gated_ema" in told
-    assert '"name": "ema_memory"' in done.stdout
+    assert '"name": "ema_memory"' in told
     check_figure_of_the_package(run)
 
 
