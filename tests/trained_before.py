@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from morphogen.candidate import Job, Report, moments_path
-from morphogen.data.prepare import PreparedData
+from morphogen.data.prepare import PreparedData, prepare
+from morphogen.experiment import Experiment
 from morphogen.store.files import write_atomic
 from morphogen.training.midway import Midway
 from morphogen.training.trace import Progress, StepInfo
@@ -44,7 +45,7 @@ class Remembering:
         self, job: Job, midway: Midway, progress: Progress | None, prepared: PreparedData | None, *, keep: bool
     ) -> Report:
         """As `training.trial._attempt`."""
-        key = None if midway.on or prepared is None else _key(job, prepared, keep)
+        key = None if midway.on else _key(job, prepared or _prepared(job), keep)
         if key is None:
             return self.attempt(job, midway, progress, prepared, keep=keep)
         folder = Path(job.run_dir)
@@ -70,6 +71,11 @@ class Remembering:
         return known.report
 
 
+def _prepared(job: Job) -> PreparedData:
+    """What a job that comes without it finds in the cache."""
+    return prepare(Experiment.model_validate(job.experiment).data)
+
+
 def _files(folder: Path, checkpoint: str | None) -> list[str]:
     """Those of a checkpoint that are there, below the run's folder."""
     names = [] if checkpoint is None else [checkpoint, str(moments_path(Path(checkpoint)))]
@@ -86,7 +92,9 @@ def _key(job: Job, prepared: PreparedData, keep: bool) -> str | None:
     found = [(folder / name).read_bytes() for checkpoint in before for name in _files(folder, checkpoint)]
     shards = (*prepared.shards, *prepared.eval_shards, *prepared.healing_shards)
     tokens = [path for shard in shards for file in shard.files.values() for path in file.paths]
-    if plain["experiment"]["train"]["init_checkpoint"] is not None or not all(Path(path).is_file() for path in tokens):
+    if plain["experiment"]["train"].get("init_checkpoint") is not None or not all(
+        Path(path).is_file() for path in tokens
+    ):
         return None
     read = [plain, dataclasses.asdict(prepared), [hashlib.sha256(data).hexdigest() for data in found], keep]
     return hashlib.sha256(json.dumps(_placeless(read), sort_keys=True, default=str).encode()).hexdigest()

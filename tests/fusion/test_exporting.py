@@ -1,11 +1,13 @@
 """What is exported is loaded by transformers' Auto classes and gives the same logits and tokens, with a cache."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ from morphogen.testing.models import stirred
 from plugins import installed
 from strategies import blueprints
 
-#: Loads a folder in a process that has never seen it and has no network; prints its class and what it generates.
-FRESH = """
+#: Loads a folder that this process has never seen; prints its class and what it generates.
+USES = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
@@ -102,11 +104,26 @@ def checkpoint(folder: Path, blueprint: Blueprint, tokenizer: Tokenizer, name: s
     return path
 
 
-def in_a_fresh_process(folder: Path, prompt: list[list[int]], tokens: int) -> tuple[str, list[list[int]], list[int]]:
-    code = [sys.executable, "-c", FRESH, str(folder), json.dumps(prompt), str(tokens)]
+Used = tuple[str, list[list[int]], list[int]]
+
+
+def in_a_fresh_process(folder: Path, prompt: list[list[int]], tokens: int) -> Used:
+    code = [sys.executable, "-c", USES, str(folder), json.dumps(prompt), str(tokens)]
     done = subprocess.run(code, capture_output=True, text=True, check=False, env={**ENVIRONMENT, **offline(folder)})
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout[done.stdout.index('["') :].splitlines()[0])  # a question may stand before it
+    return used(done.stdout)
+
+
+def here(folder: Path, prompt: list[list[int]], tokens: int) -> Used:
+    """The same in this process, which has all that it imports."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(sys, "argv", ["-c", str(folder), json.dumps(prompt), str(tokens)])
+        exec(USES, {})
+    return used(said.getvalue())
+
+
+def used(said: str) -> Used:
+    found = json.loads(said[said.index('["') :].splitlines()[0])  # a question may stand before it
     return found[0], found[1], found[2]
 
 
@@ -148,7 +165,8 @@ def test_special_tokens_that_look_like_text_do_not_keep_a_model_from_its_own_cla
     assert export_model(str(path), tmp_path / "out").architecture == "llama"
 
 
-def test_a_hybrid_is_loaded_in_a_fresh_process_by_the_class_in_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", [here, pytest.param(in_a_fresh_process, marks=pytest.mark.slow)])
+def test_a_hybrid_is_loaded_by_the_class_in_its_folder(use: Callable[..., Used], tmp_path: Path) -> None:
     blueprint = Blueprint.model_validate(HYBRID)
     path = checkpoint(tmp_path, blueprint, ByteTokenizer(), "bytes")
     found = export_model(str(path), tmp_path / "out")
@@ -156,7 +174,7 @@ def test_a_hybrid_is_loaded_in_a_fresh_process_by_the_class_in_its_folder(tmp_pa
     card = (tmp_path / "out" / "README.md").read_text()
     assert "package `morphogen` installed" in card
     prompt = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(3))
-    name, done, text = in_a_fresh_process(tmp_path / "out", prompt.tolist(), 40)
+    name, done, text = use(tmp_path / "out", prompt.tolist(), 40)
     assert name == "MorphogenForCausalLM"
     assert text == list("größer than 1 </s>".encode())
     ours = assemble(blueprint, initial_state(blueprint, 0)).eval()

@@ -166,6 +166,7 @@ def test_a_candidate_is_trained_measured_and_saved(make: Callable[..., Job], tmp
     assert files == ["c-0.optimizer.safetensors", "c-0.safetensors"]
 
 
+@pytest.mark.trained_before
 def test_the_report_measures_the_checkpoint_on_the_eval_split(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     report = run_surrogate(job)
@@ -189,6 +190,7 @@ def test_the_same_job_gives_the_same_report_whatever_ran_before(make: Callable[.
     assert repeatable(run_surrogate(make())) == repeatable(first)
 
 
+@pytest.mark.slow
 def test_the_same_report_in_another_process_under_another_hash_seed(make: Callable[..., Job]) -> None:
     job = make()
     here = repeatable(run_surrogate(job))
@@ -204,11 +206,13 @@ def test_the_same_report_in_another_process_under_another_hash_seed(make: Callab
     assert json.loads(done.stdout) == here
 
 
+@pytest.mark.trained_before
 def test_seeds_make_different_candidates(make: Callable[..., Job]) -> None:
     bpb = {run_surrogate(job).metrics["bpb"] for job in (make(), make(index=1), make(train={"seed": 1}))}
     assert len(bpb) == 3
 
 
+@pytest.mark.trained_before
 def test_an_exact_child_starts_where_its_parent_ended(make: Callable[..., Job]) -> None:
     job = make()
     parent = run_surrogate(job)
@@ -222,12 +226,13 @@ def test_an_exact_child_starts_where_its_parent_ended(make: Callable[..., Job]) 
     assert child.tokens.own == 10 * STEP
 
 
+@pytest.mark.trained_before
 def test_unique_tokens_are_the_windows_that_child_and_ancestors_saw(make: Callable[..., Job]) -> None:
-    job = make(steps=(20, 40))
+    job = make()
     parent = run_surrogate(job)
     child = run_surrogate(child_of(job, parent, hidden=48))
     prepared = data_of(job)
-    both = {(int(shard), int(window)) for shard, window in Mixture(prepared, seed_of(job)).windows(0, 120)}
+    both = {(int(shard), int(window)) for shard, window in Mixture(prepared, seed_of(job)).windows(0, 20)}
     assert child.tokens.unique == len(both) * SEQ
 
 
@@ -267,6 +272,7 @@ def test_the_teacher_goes_along_while_a_child_heals(
     assert at == list(range(1, 10))  # after each step but the last one, on whatever text
 
 
+@pytest.mark.trained_before
 def test_the_gate_after_rung_one(make: Callable[..., Job], tmp_path: Path) -> None:
     strict = run_surrogate(make(train={"ppl_stop_threshold": 1.5}))
     assert (strict.status, strict.stop_reason, strict.rung, strict.steps) == (Status.GATED, StopReason.PPL_GATE, 1, 4)
@@ -293,6 +299,7 @@ def test_a_guard_stops_and_the_candidate_is_measured_as_it_is(make: Callable[...
     assert math.isfinite(report.metrics["bpb"])
 
 
+@pytest.mark.trained_before
 def test_weight_inheritance_decides_what_a_child_starts_from(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     parent = run_surrogate(job)
@@ -365,6 +372,7 @@ def test_bad_input_that_comes_up_in_training_is_the_candidate_s_own(make: Callab
     assert (report.status, report.reason) == (Status.FAILED, "its layer wants an even number of heads")
 
 
+@pytest.mark.trained_before
 def test_a_damaged_parent_is_raised_in_one_line(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     parent = run_surrogate(job)
@@ -471,6 +479,7 @@ def _raising(error: BaseException) -> Callable[[StepInfo], None]:
     return progress
 
 
+@pytest.mark.trained_before
 def test_training_is_what_the_candidate_s_edits_made_of_it(make: Callable[..., Job]) -> None:
     """A job whose candidate overrides bf16 gives the very numbers of one whose experiment says so."""
     plain, said = make(), make(train={"bf16": True})
@@ -612,6 +621,7 @@ ANCHORS: dict[str, Any] = {
 }
 
 
+@pytest.mark.trained_before
 def test_a_child_rehearses_its_lineage_s_text_and_holds_what_it_inherited(make: Callable[..., Job]) -> None:
     parent = make()
     job = child_of(make(train={"anchoring": ANCHORS}), run_surrogate(parent), hidden=48)
