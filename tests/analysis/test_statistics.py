@@ -33,7 +33,7 @@ def test_a_t_interval_is_students() -> None:
 
 
 def test_an_interval_over_seeds_and_texts_holds_what_it_says() -> None:
-    rng, effect, seeds, parts, tries = np.random.default_rng(0), 0.3, 3, 40, 2000
+    rng, effect, seeds, parts, tries = np.random.default_rng(0), 0.3, 3, 40, 1000
     held = alone = 0
     for _ in range(tries):
         of_texts_U = rng.normal(0.0, 0.2, parts)
@@ -142,17 +142,17 @@ def test_a_perfect_and_a_reversed_prediction() -> None:
 
 
 def test_bootstrap_intervals_cover_the_true_tau() -> None:
-    """Of 100 samples of correlated normals, τ = 2/π·asin(ρ) lies in most of the 90 % intervals, and not in all."""
+    """Of 60 samples of correlated normals, τ = 2/π·asin(ρ) lies in most of the 90 % intervals, and not in all."""
     rng, rho = np.random.default_rng(1), 0.6
     want, covered = 2.0 / math.pi * math.asin(rho), 0
-    for _ in range(100):
+    for _ in range(60):
         x_n, noise_n = rng.standard_normal((2, 30))
         y_n = rho * x_n + math.sqrt(1.0 - rho**2) * noise_n
-        tau = agreements(x_n.tolist(), y_n.tolist(), rng, resamples=200, level=0.9).tau
+        tau = agreements(x_n.tolist(), y_n.tolist(), rng, resamples=100, level=0.9).tau
         assert tau.low is not None
         assert tau.high is not None
         covered += tau.low <= want <= tau.high
-    assert 80 <= covered < 100
+    assert 48 <= covered < 60
 
 
 @given(st.lists(st.floats(1e3, 2e3), min_size=1, max_size=20))
