@@ -302,7 +302,9 @@ def test_a_mistake_in_a_merge_or_an_alias_is_told_once_with_its_place() -> None:
         loads(
             PLAIN.replace("data: {seq_len: 32}", "").replace("model:", "data: {<<: {seq_len: 2}}\nmodel:", 1), "f.yaml"
         ).parse(Experiment)
-    with pytest.raises(InputError, match=r"^f.yaml:2:9 train.lr: got 'x', expected a number\nf.yaml:2:18 train.clip"):
+    with pytest.raises(
+        InputError, match=r"^f.yaml:2:9 train.lr: got 'x', expected a number or auto\nf.yaml:2:18 train.clip"
+    ):
         loads("train:\n  <<: [{lr: x}, {clip: y}]\n" + PLAIN.replace("train: {lr: 0.01}\n", ""), "f.yaml").parse(
             Experiment
         )
