@@ -51,8 +51,10 @@ class Trainings:
     """What tests change in trainings: a plug-in of processes that run some, as what hands them out needs no torch."""
 
     def __init__(self) -> None:
+        from morphogen.blueprint import yaml
         from morphogen.metrics import decoding
         from morphogen.training import processor, trial
+        from read_before import Reading
         from trained_before import Remembering
 
         decoding.DECODED_TOKENS = 2
@@ -61,13 +63,17 @@ class Trainings:
         self.trial = trial
         #: All that was trained by this process where tests asked for that.
         self.remembered = Remembering(trial._attempt)
+        self.yaml = yaml
+        self.read = Reading(yaml.compose)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """In the fast suite, what was trained before is not trained again below a mark `trained_before`, except where
-        that is marked `anew`."""
+        """In the fast suite, what was read before is not parsed again, nor is what was trained before trained again
+        below a mark `trained_before`, except where that is marked `anew`."""
+        fast = up_to(1, fast=0) == 0
+        self.yaml.compose = self.read if fast else self.read.compose
         marked = item.get_closest_marker("trained_before") and not item.get_closest_marker("anew")
-        self.trial._attempt = self.remembered if marked and up_to(1, fast=0) == 0 else self.remembered.attempt
+        self.trial._attempt = self.remembered if marked and fast else self.remembered.attempt
 
 
 def pytest_configure(config: pytest.Config) -> None:
