@@ -214,11 +214,12 @@ def failing(call, n):
 
 
 @pytest.mark.parametrize("call", [pytest.param("replace", marks=pytest.mark.anew), "fsync"])
-def test_a_disk_that_is_full_at_any_write_stops_the_run_whole(call, experiment, whole, tmp_path, monkeypatch):
-    """Of checkpoints, exports, the experiment, the environment: at the 2nd write, then, resumed, at the 7th, ..."""
+@pytest.mark.parametrize("apart", [5, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_at_any_write_stops_the_run_whole(call, apart, experiment, whole, tmp_path, monkeypatch):
+    """Of checkpoints, exports, the experiment, the environment: at the 2nd write, then, resumed, so many later, ..."""
     settle(experiment)  # the cache is there
     said = []
-    for n in range(2, 200, 5):
+    for n in range(2, 200, apart):
         with monkeypatch.context() as patch:
             patch.setattr(os, call, failing(getattr(os, call), n))
             try:
