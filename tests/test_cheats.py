@@ -177,9 +177,10 @@ def test_a_detached_auxiliary_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         balance_reaches_the_router()
 
 
-def sees_no_future() -> None:
+def sees_no_future(name: str) -> None:
+    """name: of its model; what one of a name computes is remembered."""
     made = Blueprint.model_validate(
-        {"emb": {"dim": 8, "vocab": TESTED}, "blocks": [{"extras": [{"kind": "short_conv"}]}]}
+        {"name": name, "emb": {"dim": 8, "vocab": TESTED}, "blocks": [{"extras": [{"kind": "short_conv"}]}]}
     )
 
     @settings(max_examples=3, derandomize=True, database=None, suppress_health_check=list(HealthCheck), deadline=None)
@@ -191,12 +192,12 @@ def sees_no_future() -> None:
 
 
 def test_a_block_that_sees_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    sees_no_future()
+    sees_no_future("honest")
     mix = ShortConvBranch.mix_on
 
     def peeking(branch: ShortConvBranch, x_BTD: torch.Tensor, state: State) -> torch.Tensor:
         return mix(branch, x_BTD + 1e-2 * x_BTD.mean(1, keepdim=True), state)
 
     monkeypatch.setattr(ShortConvBranch, "mix_on", peeking)
-    with pytest.raises(AssertionError):
-        sees_no_future()
+    with pytest.raises(AssertionError, match="a branch sees the future"):
+        sees_no_future("peeking")
