@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # numpy takes its time, and whoever looks where a run stands 
     import numpy as np
 
     from morphogen.estimates import Floats
+    from morphogen.figures import Composite
 
 #: A blueprint where there is one to tell of; files leave out one that says nothing.
 OtherBlueprint = Annotated[dict[str, Any] | None, Field(exclude_if=lambda blueprint: blueprint is None)]
@@ -325,6 +326,20 @@ class Report(Measured):
         if self.twin is None or name not in twins:
             return own[name]
         return (1.0 - self.twin.share) * own[name] + self.twin.share * twins[name]
+
+    def with_composites(self, composites: "Mapping[str, Composite]") -> Self:
+        """Itself with the composite metrics that its figures give, and its twin's give."""
+        from morphogen.estimates import composed, known_of
+
+        plain = {**self.timed, **self.costs, **self.estimates}
+        made = composed(plain, composites)
+        if not made:
+            return self
+        twin = self.twin
+        if twin is not None:
+            its = composed({**plain, **twin.estimates}, composites)
+            twin = twin.replace(**known_of({**twin.estimates, **its}))
+        return self.replace(**known_of({**self.estimates, **made}), twin=twin)
 
     @property
     def without_influence(self) -> Self:

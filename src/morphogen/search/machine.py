@@ -18,7 +18,7 @@ from morphogen.search.breeding import Breeding
 from morphogen.search.closing import birth, check_founders, standing, survivors
 from morphogen.search.novelty import NAME as NOVELTY
 from morphogen.search.novelty import Novelty, wanted
-from morphogen.search.rungs import decide, rounds, with_composites
+from morphogen.search.rungs import decide, rounds
 from morphogen.search.screening import Draw, Figures, Screen, Screening, asked_for
 from morphogen.search.space import G, Placed, Space, T
 from morphogen.selection.objectives import Matrix, hypervolume, reference_point
@@ -292,7 +292,7 @@ class Search(Generic[G, T]):
             status = Status.TRAINED if self._promoting else Status.GATED
             self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason)
         else:
-            self.reports[report.id] = with_composites(report, self.evolution)
+            self.reports[report.id] = report.with_composites(self.evolution.composite_metrics)
             self._take_trained(report)
         del self._due[report.id]
         if not self._due:
@@ -319,7 +319,7 @@ class Search(Generic[G, T]):
             for id in dict.fromkeys((*self.survivors, *self.frontier_ids, *self.newborn)):
                 if (report := self.reports[id]).status is Status.TRAINED:
                     figures = {**report.metrics, NOVELTY: self._novelty.of(id)}
-                    self.reports[id] = with_composites(report.replace(metrics=figures), self.evolution)
+                    self.reports[id] = report.replace(metrics=figures).with_composites(self.evolution.composite_metrics)
         draws = {}
         if self.evolution.promotion_prob:
             indices = {id: self.candidates[id].index for id in self._in_round}
@@ -337,7 +337,7 @@ class Search(Generic[G, T]):
         id = event.candidate.id
         if id in self.again or id in self.candidates:
             raise RunError(f"{id} was measured again, but there is one of that name")
-        self.again[id] = event.model_copy(update={"report": with_composites(event.report, self.evolution)})
+        self.again[id] = event.replace(report=event.report.with_composites(self.evolution.composite_metrics))
         base = id.removesuffix(ANNEALED)
         if base != id and "bpb" in event.report.metrics:
             report = self.reports[base]

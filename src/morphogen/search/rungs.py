@@ -13,24 +13,10 @@ import numpy as np
 
 from morphogen.candidate import Report, Stage, Status
 from morphogen.errors import InputError, unknown
-from morphogen.estimates import composed, known_of
 from morphogen.experiment import Evolution
 from morphogen.figures import Bounds
 from morphogen.selection.objectives import matrix
 from morphogen.selection.pareto import order
-
-
-def with_composites(report: Report, evolution: Evolution) -> Report:
-    """The report with the composite metrics that its figures give, and its twin's give."""
-    composites = evolution.composite_metrics
-    made = composed({**report.timed, **report.costs, **report.estimates}, composites)
-    if not made:
-        return report
-    twin = report.twin
-    if twin is not None:
-        its = composed({**report.timed, **report.costs, **report.estimates, **twin.estimates}, composites)
-        twin = twin.replace(**known_of({**twin.estimates, **its}))
-    return report.replace(**known_of({**report.estimates, **made}), twin=twin)
 
 
 def check_thresholds(evolution: Evolution, names: Collection[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from morphogen.candidate import Report, StopReason
 from morphogen.data.mixture import Mixture
-from morphogen.estimates import Estimate, composed, known_of
+from morphogen.estimates import Estimate
 from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.metrics.measuring import Subject, measured
 from morphogen.metrics.perplexity import SAMPLE_BATCHES, held_out, sample_bpb
@@ -95,8 +95,7 @@ def turned_away(experiment: Experiment, report: Report) -> tuple[StopReason, str
     if report.metrics["ppl"] - z * report.errors.get("ppl", 0.0) > allowed:
         reason = f"held-out perplexity {report.metrics['ppl']:.4g} after rung 1, allowed {allowed:g}"
         return StopReason.PPL_GATE, reason
-    made = composed({**report.timed, **report.costs, **report.estimates}, experiment.evolution.composite_metrics)
-    report = report.replace(**known_of({**report.estimates, **made})) if made else report
+    report = report.with_composites(experiment.evolution.composite_metrics)
     complaints = []
     for name, limits in experiment.evolution.rung1_gates.items():
         value, place = report.value(name), f"rung1_gates.{name}"
