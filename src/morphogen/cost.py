@@ -141,7 +141,8 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     outside = inputs = 0.0
     for gene in blueprint.genes(seq_len):
         times = gene.loop.steps(1.0) if gene.loop else 1
-        kept = 8.0 * gene.ctx.dim + size * gene.part.kept(gene.ctx) + 4.0 * gene.part.kept_whole(gene.ctx)
+        with anybodys(f"{type(gene.part).__name__}: what training keeps of it", InputError):
+            kept = 8.0 * gene.ctx.dim + size * gene.part.kept(gene.ctx) + 4.0 * gene.part.kept_whole(gene.ctx)
         if not step.grad_ckpt or gene.block is None:
             outside += times * kept
         else:

@@ -1,23 +1,26 @@
 """What a part declares of its tensors: starts that stand in a file, and tensors that training leaves alone."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from morphogen.blueprint.effective import effective
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
-from morphogen.cost import costs
+from morphogen.cost import Step, costs, train_memory_bytes
 from morphogen.errors import InputError
 from morphogen.experiment import Train
 from morphogen.inherit.descent import inherit
 from morphogen.inherit.plan import plan
 from morphogen.network import assemble, build, initial_state
+from morphogen.parts.contract.alignment import Alignment
 from morphogen.parts.contract.initial import draw, stream
-from morphogen.parts.contract.part import Context, Cost
+from morphogen.parts.contract.part import Context, Cost, Part
 from morphogen.parts.contract.tensors import Tensor, stored
 from morphogen.plugins import allow_code
 from morphogen.testing.models import ids_of, loss_of
@@ -51,6 +54,27 @@ class Costless(Bottleneck):
 
     def cost(self, ctx: Context) -> Cost:
         return Cost(flops=1.0 / (ctx.dim - 12))
+
+
+class Unkept(Bottleneck):
+    """Nobody can say what training keeps of it."""
+
+    def kept(self, ctx: Context) -> float:
+        return ctx.dim / (ctx.dim - 12)
+
+
+class Unread(Bottleneck):
+    """Nobody can say what it is at a length."""
+
+    def within(self, ctx: Context) -> Self | None:
+        raise LookupError("no such length")
+
+
+class Heirless(Bottleneck):
+    """Nobody can say how it inherits."""
+
+    def align(self, parent: Part, ctx: Context, parent_ctx: Context) -> Alignment | None:
+        return [][1]
 
 
 class Listed(Bottleneck):
@@ -107,6 +131,34 @@ def test_what_a_part_declares_wrongly_is_named(name: str, message: str) -> None:
     ask = functools.partial(costs, seq_len=8) if name == "Costless" else build
     with pytest.raises(InputError, match=message):
         ask(blueprint)
+
+
+@pytest.mark.parametrize(
+    ("name", "ask", "message"),
+    [
+        (
+            "Unkept",
+            lambda model: train_memory_bytes(model, 8, Step(1)),
+            r"Custom: what training keeps of it: ZeroDivisionError: .* \(Unkept.kept:\d+\)",
+        ),
+        (
+            "Unread",
+            lambda model: effective(model, 8),
+            r"Custom: what it is at 8 tokens: LookupError: no such length \(Unread.within:\d+\)",
+        ),
+        (
+            "Heirless",
+            lambda model: plan(model, [model]),
+            r"b0.extra.custom.0: how it inherits: IndexError: list index out of range \(Heirless.align:\d+\)",
+        ),
+    ],
+)
+def test_what_a_part_of_others_raises_is_told_with_its_place(
+    name: str, ask: Callable[[Blueprint], object], message: str
+) -> None:
+    part = {"kind": "custom", "name": f"test_tensors:{name}", "params": {}}
+    with allow_code(), pytest.raises(InputError, match=message):
+        ask(Blueprint.model_validate({"emb": {"dim": 12, "vocab": 9}, "blocks": [{"extras": [part]}]}))
 
 
 @pytest.fixture

@@ -1,8 +1,13 @@
 """What of a blueprint shows in sequences of a run's length. Called by variation: an edit of the rest is none."""
 
+from typing import TypeVar
+
 from morphogen.blueprint.schema import Block, Blueprint
+from morphogen.errors import InputError, anybodys
 from morphogen.parts.contract.frozen import remembered
-from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.part import Context, Part
+
+P = TypeVar("P", bound=Part)
 
 
 @remembered
@@ -21,7 +26,12 @@ def effective(blueprint: Blueprint, seq_len: int) -> Blueprint:
 def _block(block: Block, ctx: Context) -> Block:
     """Every part as it is at that length; one branch alone is not parallel."""
     slots = {"attn": block.attn, "ssm": block.ssm, "ffn": block.ffn}
-    parts = {slot: part and part.within(ctx) for slot, part in slots.items()}
-    extras = tuple(found for extra in block.extras if (found := extra.within(ctx)) is not None)
+    parts = {slot: part and _within(part, ctx) for slot, part in slots.items()}
+    extras = tuple(found for extra in block.extras if (found := _within(extra, ctx)) is not None)
     made = block.model_copy(update={**parts, "extras": extras})
     return made.model_copy(update={"parallel": block.parallel and len(made.branches()) > 1})
+
+
+def _within(part: P, ctx: Context) -> P | None:
+    with anybodys(f"{type(part).__name__}: what it is at {ctx.seq_len} tokens", InputError):
+        return part.within(ctx)

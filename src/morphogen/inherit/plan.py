@@ -10,7 +10,7 @@ from functools import cached_property
 
 from morphogen.blueprint.schema import Block, Blueprint, Gene
 from morphogen.blueprint.tensors import specs
-from morphogen.errors import InputError
+from morphogen.errors import InputError, anybodys
 from morphogen.parts.contract.alignment import Alignment, AxisMap, Derived
 from morphogen.parts.contract.frozen import Frozen
 from morphogen.parts.contract.part import Modifier
@@ -123,7 +123,8 @@ def plan(
             continue
         which, origin, key = _find(gene, homes, sources or {})
         source = None if which is None else theirs[which].get(key)
-        aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
+        with anybodys(f"{gene.key}: how it inherits", InputError):
+            aligned = gene.part.align(source.part, gene.ctx, source.ctx) if source else None
         if which is None or source is None or aligned is None:
             _fresh(draft, gene, clear_writers=True)
             if source is not None and not origin:
