@@ -51,7 +51,7 @@ class Clock:
     """CPU seconds by name."""
 
     def __init__(self):
-        self.seconds = {}
+        self.seconds = {"variation": 0.0}
 
     def time(self, name, call, *args):
         """What `call` returns."""
@@ -167,6 +167,8 @@ def main():
     options = parser.parse_args()
     wanted, population = (2_000 if options.quick else options.candidates), options.population
     generations = wanted // population
+    if generations < 2:
+        parser.error(f"--candidates: {wanted} are {generations} generations of {population}, expected at least 2")
     make, plain, costs = searches(options.genome, generations, population, options.novelty)
     search, clock = make(), Clock()
     timed(type(search.space), clock)
