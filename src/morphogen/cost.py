@@ -3,6 +3,8 @@
 Blocks that a recurrence loops over count once for each of its `max_train_recurrence` steps, their caches too.
 """
 
+from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple, Self
 
 from morphogen.blueprint.diff import entropy
@@ -173,9 +175,21 @@ def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[
     }
 
 
-def train_flops(blueprint: Blueprint, seq_len: int, tokens: int) -> float:
-    """FLOPs that training on `tokens` takes, if it runs to its end; recurrences take their mean number of steps."""
-    per_token = sum(
-        _cost(gene).flops * (gene.loop.mean_steps() if gene.loop else 1) for gene in blueprint.genes(seq_len)
-    )
+def train_flops(blueprint: Blueprint, seq_len: int, tokens: int, progress: Sequence[float] | None = None) -> float:
+    """FLOPs that training on `tokens` takes, `TRAIN_FACTOR` times those of the forward pass: what `grad_ckpt` computes
+    again, and what frozen layers spare, does not count.
+
+    progress: of every step the share of training that was done before it, by which recurrences take more or fewer
+    steps; None: of a whole training, of which they take their mean number.
+    """
+    if progress is not None and not progress:
+        return 0.0
+    per_token = sum(_cost(gene).flops * _times(gene, progress) for gene in blueprint.genes(seq_len))
     return TRAIN_FACTOR * per_token * tokens
+
+
+def _times(gene: Gene, progress: Sequence[float] | None) -> float:
+    """How often a part runs in a step of training, on average over steps."""
+    if gene.loop is None:
+        return 1.0
+    return gene.loop.mean_steps() if progress is None else fmean(map(gene.loop.steps, progress))

@@ -72,7 +72,7 @@ def begin(folder: Path, begins: Begins) -> Ready:
         inherited = from_checkpoint(experiment.model, experiment, prepared, seed)
         state, begun, memory, donors = inherited.state, inherited.begun, inherited.memory, inherited.donors
     if experiment.train.searches_rate:
-        rate = find_rate(
+        found = find_rate(
             experiment.model,
             state,
             experiment.train,
@@ -81,7 +81,7 @@ def begin(folder: Path, begins: Begins) -> Ready:
             seed=seed,
             device=choose_device(begins.device),
         )
-        experiment = experiment.with_train({"lr": rate})
+        experiment = experiment.with_train({"lr": found.rate})
     plain, data, init = experiment.model_dump(mode="json"), text_record(prepared), checksum(experiment)
     record = Begun(
         format=FORMAT,

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from morphogen.figures import Figure, declare
 
+#: The figure that says how much of the budget a candidate has had.
+SHARE = "budget_share"
+
 declare(
     Figure(
         "throughput",
@@ -45,7 +48,7 @@ declare(
         needs=("gpus",),
     ),
     Figure(
-        "budget_share",
+        SHARE,
         unit="share",
         better="none",
         sort="search",

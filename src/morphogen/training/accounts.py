@@ -7,6 +7,8 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Ancestor, Tokens
 from morphogen.cost import train_flops
 from morphogen.data.mixture import Trained, unique_tokens
+from morphogen.data.prepare import PreparedData
+from morphogen.metrics.throughput import SHARE
 from morphogen.training.assignment import Assignment
 
 
@@ -17,22 +19,41 @@ class Segment(NamedTuple):
     first_step: int
 
 
-def flops(assignment: Assignment, segments: Sequence[Segment], steps: int, tests: int) -> float:
-    """FLOPs of a candidate's training so far: earlier jobs', and `steps` of this one, each by its own architecture.
-
-    tests: steps that were taken to find a learning rate.
-    """
-    prepared = assignment.prepared
-    tested = train_flops(assignment.blueprint, prepared.seq_len, tests * prepared.tokens_per_step)
+def flops(prepared: PreparedData, segments: Sequence[Segment], totals: Sequence[int], steps: int) -> float:
+    """FLOPs of a job's training when `steps` are done, each by the architecture that it had, and with the steps that
+    recurrences took in it. totals: steps that the job was to have in all, while it had each architecture."""
     ends = [*(segment.first_step for segment in segments[1:]), steps]
-    return (
-        assignment.before.flops
-        + tested
-        + sum(
-            train_flops(segment.blueprint, prepared.seq_len, (end - segment.first_step) * prepared.tokens_per_step)
-            for segment, end in zip(segments, ends, strict=True)
-        )
+    spent = 0.0
+    for (blueprint, first), total, end in zip(segments, totals, ends, strict=True):
+        progress = [step / total for step in range(first, end)]
+        spent += train_flops(blueprint, prepared.seq_len, len(progress) * prepared.tokens_per_step, progress)
+    return spent
+
+
+def equal_step(segments: Sequence[Segment], seq_len: int, planned_step: int) -> int:
+    """The step by which as many FLOPs are spent on these architectures as `planned_step` steps of the first take."""
+    costs = [train_flops(segment.blueprint, seq_len, 1) for segment in segments]
+    left = float(planned_step - segments[0].first_step)
+    for k, segment in enumerate(segments[1:]):
+        left -= (segment.first_step - segments[k].first_step) * costs[k] / costs[0]
+    # a hair more than none, as sums of shares may fall a rounding short of a whole step
+    return segments[-1].first_step + int(max(0.0, left * costs[0] / costs[-1]) + 1e-9)
+
+
+def share(assignment: Assignment, segments: Sequence[Segment], own_tokens: int, steps: int) -> float:
+    """How much of the budget that is equal for all a candidate has had. With `budget: flops` what it has grown into
+    takes more of it: FLOPs are counted as they were planned, with the mean steps of recurrences."""
+    prepared, before, budget = assignment.prepared, assignment.before, assignment.job.budget_tokens
+    grew = len(segments) > 1 or len(before.growth) > 0
+    if not grew or assignment.experiment.evolution.budget == "tokens":
+        return own_tokens / budget
+    ends = [*(segment.first_step for segment in segments[1:]), steps]
+    spent = sum(
+        (end - segment.first_step) * prepared.tokens_per_step * train_flops(segment.blueprint, prepared.seq_len, 1)
+        for segment, end in zip(segments, ends, strict=True)
     )
+    each = train_flops(assignment.blueprint, prepared.seq_len, 1)
+    return before.metrics.get(SHARE, 0.0) + spent / (budget * each)
 
 
 def behind(assignment: Assignment, begun: Tokens) -> int:

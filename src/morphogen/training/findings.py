@@ -6,7 +6,7 @@ from morphogen import cost
 from morphogen.candidate import DonorLayer, GrowthEvent, Inheritance, Report, Status, Tokens
 from morphogen.estimates import known_of
 from morphogen.inherit.borrowed import donors_of
-from morphogen.metrics.throughput import tokens_per_second
+from morphogen.metrics.throughput import SHARE, tokens_per_second
 from morphogen.training import accounts
 from morphogen.training.assignment import Assignment
 from morphogen.training.growing import Growing
@@ -18,7 +18,7 @@ class Findings(NamedTuple):
     """Who knows what of a candidate in training.
 
     begun: tokens behind the checkpoint that its lineage began with. taken: layers of other models, as its weights had
-    them when it began. healing_steps: on healing text, which it began with. rate_tests: steps taken to find a rate.
+    them when it began. healing_steps: on healing text, which it began with. rate_flops: spent to find a rate.
     """
 
     assignment: Assignment
@@ -28,7 +28,7 @@ class Findings(NamedTuple):
     begun: Tokens
     taken: tuple[DonorLayer, ...]
     healing_steps: int
-    rate_tests: int
+    rate_flops: float
 
     def report(self, status: Status, seconds: float) -> Report:
         """What is known now, after so many seconds. `steps` are those on the training shards, healing left out."""
@@ -76,15 +76,13 @@ class Findings(NamedTuple):
 
     def _flops(self) -> float:
         """Of its training, what keeps it from forgetting included."""
-        growing = self.growing
-        trained = accounts.flops(self.assignment, growing.segments, growing.trainer.step, self.rate_tests)
-        return trained + (0.0 if growing.anchoring is None else growing.anchoring.flops)
+        growing, earlier = self.growing, self.assignment.before.flops + self.rate_flops
+        trained = accounts.flops(self.assignment.prepared, growing.segments, growing.totals(), growing.trainer.step)
+        return earlier + trained + (0.0 if growing.anchoring is None else growing.anchoring.flops)
 
     def _share(self, tokens: Tokens) -> dict[str, float]:
         """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""
-        growing, budget = self.growing, self.assignment.job.budget_tokens
-        if budget and len(growing.segments) > 1 and growing.budget == "flops":
-            each = cost.train_flops(self.assignment.blueprint, self.assignment.prepared.seq_len, 1)
-            spent = accounts.flops(self.assignment, growing.segments, growing.trainer.step, 0)
-            return {"budget_share": spent / (budget * each)}
-        return {"budget_share": tokens.own / budget} if budget else {}
+        if not self.assignment.job.budget_tokens:
+            return {}
+        growing = self.growing
+        return {SHARE: accounts.share(self.assignment, growing.segments, tokens.own, growing.trainer.step)}

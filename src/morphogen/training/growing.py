@@ -4,7 +4,7 @@ A trial and `morphogen train` both run this. B sequences, T tokens of a sequence
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.candidate import GrowthEvent, Size, StopReason
-from morphogen.cost import Step, total, train_flops
+from morphogen.cost import Step, total
 from morphogen.errors import InputError
 from morphogen.growth.blending import loads
 from morphogen.growth.controller import Controller, Decision, Surroundings
@@ -31,7 +31,7 @@ from morphogen.inherit.plan import plan
 from morphogen.inherit.splice import StateDict
 from morphogen.network import LanguageModel, assemble
 from morphogen.parts.contract.branch import Record
-from morphogen.training.accounts import Segment
+from morphogen.training.accounts import Segment, equal_step
 from morphogen.training.anchored import Anchoring
 from morphogen.training.losses import sequence_losses
 from morphogen.training.optimizers import moments_kept
@@ -145,15 +145,16 @@ class Growing:
     def ending(self, planned_step: int) -> int:
         """The step that one becomes which was planned for the first architecture: with `budget: flops` that by which
         as many FLOPs are spent as these steps would have taken of it."""
-        if self.budget == "tokens" or len(self.segments) == 1:
+        return self._ending(planned_step, self.segments)
+
+    def totals(self) -> list[int]:
+        """Steps that the training was to have in all, while it had each of its architectures."""
+        return [self._ending(self._planned_steps, self.segments[: k + 1]) for k in range(len(self.segments))]
+
+    def _ending(self, planned_step: int, segments: Sequence[Segment]) -> int:
+        if self.budget == "tokens" or len(segments) == 1:
             return planned_step
-        costs = [train_flops(segment.blueprint, self.seq_len, 1) for segment in self.segments]
-        left = float(planned_step - self.segments[0].first_step)
-        for k, segment in enumerate(self.segments[1:]):
-            left -= (segment.first_step - self.segments[k].first_step) * costs[k] / costs[0]
-        # a hair more than none, as sums of shares may fall a rounding short of a whole step
-        whole = int(max(0.0, left * costs[0] / costs[-1]) + 1e-9)
-        step = self.segments[-1].first_step + whole
+        step = equal_step(segments, self.seq_len, planned_step)
         return step if self.most_steps is None else min(step, self.most_steps)
 
     def _ticked(self, batches: Batches, end: int, progress: Progress | None) -> StopReason | None:

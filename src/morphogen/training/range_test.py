@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from morphogen.blueprint.schema import Blueprint
+from morphogen.cost import train_flops
 from morphogen.data.mixture import Mixture
 from morphogen.errors import CandidateError
 from morphogen.experiment import Train
@@ -33,6 +35,13 @@ def rates(train: Train) -> tuple[float, ...]:
     return tuple(rate * (LION_SHARE if train.optimizer.name == "lion" else 1.0) for rate in RATES)
 
 
+class Found(NamedTuple):
+    """A learning rate, and the FLOPs of the trainings by which it was found."""
+
+    rate: float
+    flops: float
+
+
 def find_rate(
     blueprint: Blueprint,
     state: Mapping[str, Tensor],
@@ -42,26 +51,29 @@ def find_rate(
     total_steps: int,
     seed: int,
     device: torch.device,
-) -> float:
+) -> Found:
     """The largest rate whose loss after a few steps on the run's first batches is as good as the best.
 
     The loss is the mean over the last quarter of the steps. A rate at which training ends early is none.
     CandidateError where all are. The weights in `state` stay as they are.
     """
-    steps, losses = steps_each(total_steps), dict[float, float]()
+    steps, losses, flops = steps_each(total_steps), dict[float, float](), 0.0
+    per_step = mixture.prepared.tokens_per_step
     for rate in rates(train):
         model = assemble(blueprint, {name: tensor.clone() for name, tensor in state.items()}).to(device)
         trainer = Trainer(
             model,
             train.model_copy(update={"lr": rate, "schedule": "constant"}),
             total_steps=steps,
-            tokens_per_step=mixture.prepared.tokens_per_step,
+            tokens_per_step=per_step,
             seed=seed,
         )
         if trainer.run(mixture.batch, steps) is None:
             losses[rate] = fmean(trainer.trace.losses[-max(1, steps // 4) :])
+        progress = [step / steps for step in range(trainer.step)]  # fewer where it ended early
+        flops += train_flops(blueprint, mixture.prepared.seq_len, trainer.step * per_step, progress)
     if not losses:
         tried = ", ".join(f"{rate:g}" for rate in rates(train))
         raise CandidateError(f"train.lr: 'auto' found none, since training ended early at all of {tried}")
     best = min(losses.values())
-    return max(rate for rate, loss in losses.items() if loss <= best * (1.0 + ALIKE))
+    return Found(max(rate for rate, loss in losses.items() if loss <= best * (1.0 + ALIKE)), flops)

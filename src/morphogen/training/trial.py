@@ -32,7 +32,7 @@ from morphogen.training.findings import Findings
 from morphogen.training.growing import NEVER, Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
 from morphogen.training.midway import Midway
-from morphogen.training.range_test import find_rate, rates, steps_each
+from morphogen.training.range_test import find_rate
 from morphogen.training.saved import Saved
 from morphogen.training.snapshots import Snapshot, understood
 from morphogen.training.start import starting_weights
@@ -139,7 +139,8 @@ class Trial:
         self.mixture = Mixture(assignment.prepared, assignment.own_data_seed)
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
         with _its_own():
-            rate_tests = self._find_rate(start.state, snapshot) if assignment.experiment.train.searches_rate else 0
+            searches = assignment.experiment.train.searches_rate
+            self.rate_flops = self._find_rate(start.state, snapshot) if searches else 0.0
             began = (assignment.blueprint, start.state) if snapshot is None else (snapshot.blueprint, snapshot.state)
             model = assemble(*began).to(self.device)
         self.inherits = job.before is None and inheritance.inherited + inheritance.resized > 0
@@ -173,7 +174,7 @@ class Trial:
             start.begun,
             taken,
             self.healing_steps,
-            rate_tests,
+            self.rate_flops,
         )
         self.rung, self.endings_done = -1, 0
         if snapshot is not None:
@@ -214,19 +215,22 @@ class Trial:
             "eval_seconds": self.measurement.seconds,
             "seconds": time.perf_counter() - self.started,
             "micro_batches": trainer.micro_batches,
+            "rate_flops": self.rate_flops,
         }
         own = Saved.joined({"growing": self.growing.state(), "trial": Saved({"seconds": seconds}, plain)})
         of = trainer.state()
         saved = Saved({**of.tensors, **own.tensors}, {**of.plain, **own.plain})
         self.midway.save(trainer.step, self.blueprint, trainer.model.state_dict(), trainer.averages, saved)
 
-    def _find_rate(self, state: StateDict, snapshot: Snapshot | None) -> int:
-        """Takes on the learning rate that suits these weights; how many steps it took to find it."""
+    def _find_rate(self, state: StateDict, snapshot: Snapshot | None) -> float:
+        """Takes on the learning rate that suits these weights; the FLOPs that it took to find it."""
         assignment, total_steps = self.assignment, self.endings[-1].step
         if snapshot is not None:
-            self.measurement.restore(_noted(snapshot)["metrics"])
+            with understood(snapshot.path):
+                self.measurement.restore(_noted(snapshot)["metrics"])
+                flops = float(_noted(snapshot)["rate_flops"])
         else:
-            self.measurement.metrics[RATE_FOUND] = find_rate(
+            self.measurement.metrics[RATE_FOUND], flops = find_rate(
                 assignment.blueprint,
                 state,
                 assignment.experiment.train,
@@ -237,7 +241,7 @@ class Trial:
             )
         found = float(self.measurement.metrics[RATE_FOUND])
         self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
-        return steps_each(total_steps) * len(rates(assignment.experiment.train))
+        return flops
 
     def _healing(self) -> int:
         """Steps on healing text that a child begins with whose splice was not exact."""

@@ -15,6 +15,7 @@ from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Job, Measured, Report, Stage, Status, Twin, moments_path
 from morphogen.cost import train_flops
 from morphogen.experiment import Evolution
+from morphogen.metrics.throughput import SHARE
 
 #: Of the experiment, so that the twin has no weights to inherit or merge, no gates to pass, and no twin of its own.
 ALONE = {
@@ -89,5 +90,5 @@ def _tokens(job: Job, report: Report) -> int:
     if begun.emb.vocab is None:
         begun = begun.with_vocab(grown.context().vocab)
     each, grown_each = (train_flops(blueprint, seq_len, 1) for blueprint in (begun, grown))
-    spent = 0.0 if before is None else before.flops
-    return math.floor((spent + planned * each) / grown_each)
+    spent = 0.0 if before is None else before.metrics.get(SHARE, 0.0) * job.budget_tokens  # of its own training alone
+    return math.floor((spent + planned) * each / grown_each)
