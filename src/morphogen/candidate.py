@@ -67,7 +67,8 @@ class Tokens(Record):
     """Training tokens behind a measurement.
 
     own: this candidate's. lineage: the sum over the candidate and its distinct ancestors.
-    unique: distinct training tokens among the lineage's (a token seen twice counts once).
+    unique: distinct training tokens among the lineage's (a token seen twice counts once); with rehearsal at most so
+    many, as text that gave way to it counts.
     """
 
     own: Whole
@@ -254,6 +255,8 @@ class DonorLayer(Record):
 Losses = Annotated[
     tuple[tuple[Whole, Annotated[float, Field(allow_inf_nan=False)]], ...], Field(exclude_if=lambda points: not points)
 ]
+#: Tokens that were trained on beside a candidate's own; files leave it out where there are none.
+Beside = Annotated[Whole, Field(exclude_if=lambda tokens: tokens == 0)]
 #: Layers of other models; files leave it out where there are none.
 Donors = Annotated[tuple[DonorLayer, ...], Field(exclude_if=lambda donors: not donors)]
 #: What a training grew by; files leave it out where it did not grow.
@@ -266,6 +269,8 @@ class Report(Measured):
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
     clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. flops: those of this
     candidate's own training (forward and backward), each step by the architecture that it had, and of its twin's.
+    tokens_beside: trained on beside its own, in what `flops` counts too: by its twins, of earlier rounds too, to find
+    a learning rate, and to anneal it.
     twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that. losses: of its own
@@ -282,6 +287,7 @@ class Report(Measured):
     tokens: Tokens = Tokens(own=0, lineage=0, unique=0)
     steps: Whole = 0
     flops: float = 0.0
+    tokens_beside: Beside = 0
     twin: Twin | None = None
     inheritance: Inheritance | None = None
     checkpoint: CheckpointPath | None = None
@@ -293,6 +299,11 @@ class Report(Measured):
     nan_seen: bool = False
     loss_spike: bool = False
     micro_batches: Annotated[Whole, Field(ge=1, exclude_if=lambda parts: parts == 1)] = 1
+
+    @property
+    def tokens_spent(self) -> int:
+        """All training tokens that `flops` counts."""
+        return self.tokens.own + self.tokens_beside
 
     def value(self, name: str) -> float | None:
         """What the candidate is compared by: the metric (its twin's, or a mean of both, where it has one), timed metric

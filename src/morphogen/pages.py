@@ -114,7 +114,7 @@ def _measured_again(engine: Engine) -> dict[str, str]:
     reports = [engine.again[id].report for id in sorted(engine.again) if not id.endswith(ANNEALED)]
     if not reports:
         return {}
-    tokens, flops = sum(report.tokens.own for report in reports), sum(report.flops for report in reports)
+    tokens, flops = sum(report.tokens_spent for report in reports), sum(report.flops for report in reports)
     told = f"{len(reports)} trainings, {number(tokens)} tokens, {number(flops)} FLOPs"
     return {"to compare finalists with the root": told}
 

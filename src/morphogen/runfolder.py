@@ -298,6 +298,7 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             "tokens_own": report.tokens.own,
             "tokens_lineage": report.tokens.lineage,
             "tokens_unique": report.tokens.unique,
+            "tokens_beside": report.tokens_beside,
             "training_flops": report.flops,
         }
         if candidate.proposer:
@@ -307,6 +308,9 @@ def events_csv(candidates: Mapping[str, Candidate], reports: Mapping[str, Report
             row |= {f"params_{name}" if name != "exact" else name: value for name, value in parameters.items()}
         for table in (report.metrics, report.costs, report.timed):
             row |= dict(sorted(table.items()))  # as the ledger gives them back
+        if (twin := report.twin) is not None:
+            its = {"tokens": twin.tokens, "steps": twin.steps, "flops": twin.flops, **twin.metrics}
+            row |= {f"twin_{name}": its[name] for name in sorted(its)}
         rows.append({csv_cell(name): csv_cell(v) if isinstance(v, str) else v for name, v in row.items()})
     fixed = list(dict.fromkeys(name for row in rows for name in row))
     out = io.StringIO()

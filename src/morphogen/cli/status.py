@@ -11,7 +11,7 @@ from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, PositiveInt, V
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from morphogen.candidate import Candidate, Report, Status
+from morphogen.candidate import ANNEALED, Candidate, Report, Status
 from morphogen.errors import MorphogenError, RunError
 from morphogen.escape import visible
 from morphogen.report.wording import duration, edit_lines, number, origin_lines
@@ -25,6 +25,7 @@ from morphogen.store.ledger import (
     Event,
     Generation,
     Ledger,
+    Repeated,
     Reported,
     Start,
     last_stop,
@@ -68,7 +69,7 @@ def standing(folder: Path) -> dict[str, Any]:
         "generation": asked[-1].generation if asked else -1,
         "generations": evolution.generations,
         "candidates": dict(sorted(counts.items())) | {"pending": pending},
-        "training_tokens": sum(report.tokens.own for report in reports.values()),
+        "training_tokens": _tokens(settled, events),
     }
     seconds = [sum(report.timed.get(name, 0.0) for name in CLOCKED) for report in reports.values()]
     if holder is not None and sum(seconds) > 0.0:
@@ -86,6 +87,14 @@ def standing(folder: Path) -> dict[str, Any]:
             raise RunError(f"{folder / LEDGER}: {strangers[0]} is on the frontier, but nothing was reported of it")
         told["best"] = _best(evolution.objectives, [settled[id] for id in closed[-1].frontier])
     return told
+
+
+def _tokens(settled: Mapping[str, Report], events: Sequence[Event]) -> int:
+    """What candidates were trained on, with their twins and what they were annealed on; not what finalists are compared
+    with the root by."""
+    again = [event.report for event in events if isinstance(event, Repeated) and event.report.id.endswith(ANNEALED)]
+    annealed = {report.id.removesuffix(ANNEALED): report for report in again if report.status is Status.TRAINED}
+    return sum(annealed.get(id, report).tokens_spent for id, report in settled.items())
 
 
 def _settled(

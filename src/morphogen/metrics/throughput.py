@@ -52,7 +52,8 @@ declare(
         unit="share",
         better="none",
         sort="search",
-        summary="Own training tokens over what every candidate may spend: less than 1 where training stopped early, "
+        summary="Own training tokens (with `budget: flops`, of what grew, their FLOPs) over what every candidate may "
+        "spend: less than 1 where training stopped early, "
         "more after a promotion.",
     ),
 )

@@ -137,7 +137,7 @@ def _facts_of(run: RunShown) -> dict[str, str]:
         "survivors": str(len(run.survivors[-1]) if run.survivors else 0),
         **best,
         "hypervolume": number(run.hypervolumes[-1] if run.hypervolumes else None),
-        "training tokens": number(sum(report.tokens.own for report in reports)),
+        "training tokens": number(sum(report.tokens_spent for report in reports)),
         "training FLOPs": number(sum(report.flops for report in reports)),
     }
 

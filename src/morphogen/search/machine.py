@@ -342,7 +342,8 @@ class Search(Generic[G, T]):
         if base != id and "bpb" in event.report.metrics:
             report = self.reports[base]
             metrics = {**report.metrics, "bpb_annealed": event.report.metrics["bpb"]}
-            self.reports[base] = report.replace(metrics=metrics, flops=event.report.flops)
+            beside = event.report.tokens_spent - report.tokens.own
+            self.reports[base] = report.replace(metrics=metrics, flops=event.report.flops, tokens_beside=beside)
 
     def close_generation(self) -> Generation:
         """Choose the survivors among the last ones and the offspring; find the frontier and its hypervolume.

@@ -7,6 +7,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from morphogen.against_root import NOT_MEASURED, AgainstRoot, Difference
 from morphogen.candidate import (
+    Beside,
     Candidate,
     CandidateId,
     CheckpointPath,
@@ -37,6 +38,7 @@ class Entry(Record):
     costs: dict[str, float]
     tokens: Tokens
     flops: float
+    tokens_beside: Beside = 0
     twin: Twin | None = None
     inheritance: Inheritance | None
     checkpoint: CheckpointPath | None
@@ -84,6 +86,7 @@ def build_frontier(
                 costs=report.costs,
                 tokens=report.tokens,
                 flops=report.flops,
+                tokens_beside=report.tokens_beside,
                 twin=report.without_influence.twin,
                 inheritance=report.inheritance,
                 checkpoint=report.checkpoint,

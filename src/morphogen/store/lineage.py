@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from morphogen.candidate import (
+    Beside,
     Candidate,
     CandidateId,
     Edit,
@@ -45,6 +46,7 @@ class Node(Record):
     costs: dict[str, float]
     tokens: Tokens
     flops: float
+    tokens_beside: Beside = 0
     twin: Twin | None = None
     inheritance: Inheritance | None
     blueprint: OtherBlueprint = None
@@ -144,6 +146,7 @@ def build_lineage(
                 costs=report.costs,
                 tokens=report.tokens,
                 flops=report.flops,
+                tokens_beside=report.tokens_beside,
                 twin=report.without_influence.twin,
                 inheritance=report.inheritance,
                 blueprint=report.blueprint,

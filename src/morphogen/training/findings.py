@@ -11,6 +11,7 @@ from morphogen.training import accounts
 from morphogen.training.assignment import Assignment
 from morphogen.training.growing import Growing
 from morphogen.training.measurement import Measurement
+from morphogen.training.range_test import Found
 from morphogen.training.trace import thinned
 
 
@@ -18,7 +19,7 @@ class Findings(NamedTuple):
     """Who knows what of a candidate in training.
 
     begun: tokens behind the checkpoint that its lineage began with. taken: layers of other models, as its weights had
-    them when it began. healing_steps: on healing text, which it began with. rate_flops: spent to find a rate.
+    them when it began. healing_steps: on healing text, which it began with. searched: what it took to find a rate.
     """
 
     assignment: Assignment
@@ -28,7 +29,7 @@ class Findings(NamedTuple):
     begun: Tokens
     taken: tuple[DonorLayer, ...]
     healing_steps: int
-    rate_flops: float
+    searched: Found | None
 
     def report(self, status: Status, seconds: float) -> Report:
         """What is known now, after so many seconds. `steps` are those on the training shards, healing left out."""
@@ -45,6 +46,7 @@ class Findings(NamedTuple):
             tokens=tokens,
             steps=before.steps + max(0, trainer.step - self.healing_steps),
             flops=self._flops(),
+            tokens_beside=before.tokens_beside + (0 if self.searched is None else self.searched.tokens),
             inheritance=self.inheritance,
             blueprint=None if as_trained == job.candidate.blueprint else as_trained,
             growth=self.grown_by(),
@@ -76,9 +78,10 @@ class Findings(NamedTuple):
 
     def _flops(self) -> float:
         """Of its training, what keeps it from forgetting included."""
-        growing, earlier = self.growing, self.assignment.before.flops + self.rate_flops
+        growing, searched = self.growing, 0.0 if self.searched is None else self.searched.flops
         trained = accounts.flops(self.assignment.prepared, growing.segments, growing.totals(), growing.trainer.step)
-        return earlier + trained + (0.0 if growing.anchoring is None else growing.anchoring.flops)
+        anchored = 0.0 if growing.anchoring is None else growing.anchoring.flops
+        return self.assignment.before.flops + searched + trained + anchored
 
     def _share(self, tokens: Tokens) -> dict[str, float]:
         """How much of the budget that is equal for all this candidate has had; there is nothing to say without one."""

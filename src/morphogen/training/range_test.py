@@ -36,9 +36,10 @@ def rates(train: Train) -> tuple[float, ...]:
 
 
 class Found(NamedTuple):
-    """A learning rate, and the FLOPs of the trainings by which it was found."""
+    """A learning rate, and tokens and FLOPs of the trainings by which it was found."""
 
     rate: float
+    tokens: int
     flops: float
 
 
@@ -58,7 +59,7 @@ def find_rate(
     CandidateError where all are. The weights in `state` stay as they are.
     """
     steps, losses, flops = steps_each(total_steps), dict[float, float](), 0.0
-    per_step = mixture.prepared.tokens_per_step
+    tokens, per_step = 0, mixture.prepared.tokens_per_step
     for rate in rates(train):
         model = assemble(blueprint, {name: tensor.clone() for name, tensor in state.items()}).to(device)
         trainer = Trainer(
@@ -71,9 +72,10 @@ def find_rate(
         if trainer.run(mixture.batch, steps) is None:
             losses[rate] = fmean(trainer.trace.losses[-max(1, steps // 4) :])
         progress = [step / steps for step in range(trainer.step)]  # fewer where it ended early
+        tokens += trainer.step * per_step
         flops += train_flops(blueprint, mixture.prepared.seq_len, trainer.step * per_step, progress)
     if not losses:
         tried = ", ".join(f"{rate:g}" for rate in rates(train))
         raise CandidateError(f"train.lr: 'auto' found none, since training ended early at all of {tried}")
     best = min(losses.values())
-    return Found(max(rate for rate, loss in losses.items() if loss <= best * (1.0 + ALIKE)), flops)
+    return Found(max(rate for rate, loss in losses.items() if loss <= best * (1.0 + ALIKE)), tokens, flops)

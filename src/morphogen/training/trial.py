@@ -32,7 +32,7 @@ from morphogen.training.findings import Findings
 from morphogen.training.growing import NEVER, Behind, Growing
 from morphogen.training.measurement import Measurement, turned_away
 from morphogen.training.midway import Midway
-from morphogen.training.range_test import find_rate
+from morphogen.training.range_test import Found, find_rate
 from morphogen.training.saved import Saved
 from morphogen.training.snapshots import Snapshot, understood
 from morphogen.training.start import starting_weights
@@ -140,7 +140,7 @@ class Trial:
         self.measurement = Measurement(assignment.experiment, self.mixture, assignment.before)
         with _its_own():
             searches = assignment.experiment.train.searches_rate
-            self.rate_flops = self._find_rate(start.state, snapshot) if searches else 0.0
+            self.searched = self._find_rate(start.state, snapshot) if searches else None
             began = (assignment.blueprint, start.state) if snapshot is None else (snapshot.blueprint, snapshot.state)
             model = assemble(*began).to(self.device)
         self.inherits = job.before is None and inheritance.inherited + inheritance.resized > 0
@@ -174,7 +174,7 @@ class Trial:
             start.begun,
             taken,
             self.healing_steps,
-            self.rate_flops,
+            self.searched,
         )
         self.rung, self.endings_done = -1, 0
         if snapshot is not None:
@@ -215,22 +215,22 @@ class Trial:
             "eval_seconds": self.measurement.seconds,
             "seconds": time.perf_counter() - self.started,
             "micro_batches": trainer.micro_batches,
-            "rate_flops": self.rate_flops,
+            "searched": self.searched,
         }
         own = Saved.joined({"growing": self.growing.state(), "trial": Saved({"seconds": seconds}, plain)})
         of = trainer.state()
         saved = Saved({**of.tensors, **own.tensors}, {**of.plain, **own.plain})
         self.midway.save(trainer.step, self.blueprint, trainer.model.state_dict(), trainer.averages, saved)
 
-    def _find_rate(self, state: StateDict, snapshot: Snapshot | None) -> float:
-        """Takes on the learning rate that suits these weights; the FLOPs that it took to find it."""
+    def _find_rate(self, state: StateDict, snapshot: Snapshot | None) -> Found:
+        """Takes on the learning rate that suits these weights; what it took to find it."""
         assignment, total_steps = self.assignment, self.endings[-1].step
         if snapshot is not None:
             with understood(snapshot.path):
                 self.measurement.restore(_noted(snapshot)["metrics"])
-                flops = float(_noted(snapshot)["rate_flops"])
+                found = Found(*_noted(snapshot)["searched"])
         else:
-            self.measurement.metrics[RATE_FOUND], flops = find_rate(
+            found = find_rate(
                 assignment.blueprint,
                 state,
                 assignment.experiment.train,
@@ -239,9 +239,9 @@ class Trial:
                 seed=assignment.seed("rate"),
                 device=self.device,
             )
-        found = float(self.measurement.metrics[RATE_FOUND])
-        self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found}))
-        return flops
+            self.measurement.metrics[RATE_FOUND] = found.rate
+        self.assignment = assignment._replace(experiment=assignment.experiment.with_train({"lr": found.rate}))
+        return found
 
     def _healing(self) -> int:
         """Steps on healing text that a child begins with whose splice was not exact."""

@@ -56,7 +56,8 @@ def twin_job(job: Job, report: Report) -> Job:
 def with_twin(job: Job, report: Report, found: Report) -> Report:
     """The report of a trained candidate with what its twin found; without a sound twin it has failed."""
     timed = {**report.timed, "seconds": report.timed["seconds"] + found.timed.get("seconds", 0.0)}
-    report = report.replace(timed=timed, flops=report.flops + found.flops)
+    beside = report.tokens_beside + found.tokens_spent
+    report = report.replace(timed=timed, flops=report.flops + found.flops, tokens_beside=beside)
     if found.status is not Status.TRAINED:
         assert report.checkpoint is not None
         weights = Path(job.run_dir) / report.checkpoint
