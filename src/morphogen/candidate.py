@@ -269,8 +269,7 @@ class Report(Measured):
     metrics: repeatable measurements (`bpb_<shard>`, `ppl_<shard>`, `instability`, ...). timed: those of this machine's
     clock and memory. costs: computed from the blueprint as trained. `figures` says what each is. flops: those of this
     candidate's own training (forward and backward), each step by the architecture that it had, and of its twin's.
-    tokens_beside: trained on beside its own, in what `flops` counts too: by its twins, of earlier rounds too, to find
-    a learning rate, and to anneal it.
+    tokens_beside: that `flops` counts beside its own: of twins, the search for a rate, rounds that failed, annealing.
     twin: what selection reads besides; only `value`, `error` and `influence_of` know of it.
     rung: the highest rung finished (-1: none). checkpoint: path below the run folder. blueprint: as trained, where it
     is another than was asked for; `Candidate.as_trained` reads it. growth: how it came to be that. losses: of its own
@@ -304,6 +303,11 @@ class Report(Measured):
     def tokens_spent(self) -> int:
         """All training tokens that `flops` counts."""
         return self.tokens.own + self.tokens_beside
+
+    def having_spent(self, later: Self) -> Self:
+        """Itself, with what a later training of the same candidate has taken in all, whose result it does not take."""
+        beside = max(self.tokens_beside, later.tokens_spent - self.tokens.own)
+        return self.replace(flops=max(self.flops, later.flops), tokens_beside=beside)
 
     def value(self, name: str) -> float | None:
         """What the candidate is compared by: the metric (its twin's, or a mean of both, where it has one), timed metric

@@ -14,6 +14,7 @@ from morphogen import cost
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import Candidate, Job, Report, Stage
 from morphogen.cli.status import standing
+from morphogen.errors import DivergedError
 from morphogen.experiment import Experiment
 from morphogen.metrics.throughput import SHARE
 from morphogen.network import LanguageModel
@@ -184,3 +185,25 @@ def test_totals_count_twins_rates_and_annealing_in_every_place(tmp_path: Path, p
         told = {name.removeprefix("twin_"): value for name, value in row.items() if name.startswith("twin_") and value}
         assert told.keys() == (set() if twin is None else {*twin.metrics, "tokens", "steps", "flops"})
         assert twin is None or float(told["bpb"]) == twin.metrics["bpb"]
+
+
+def test_a_later_round_that_fails_has_been_paid_for(
+    tmp_path: Path, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = "promotion_prob: 1.0, promotion_steps_multiplier: 1.0, promotion_tokens_multiplier: 2.0, topk_keep: 2"
+    path, run = write_config(tmp_path, **{"topk_keep: 2": rounds}), Trainer.run
+
+    def failing(self: Trainer, *rest: Any) -> Any:
+        stop = run(self, *rest)
+        if self.total_steps == 4:  # of the promoted
+            raise DivergedError("by design")
+        return stop
+
+    monkeypatch.setattr(Trainer, "run", failing)
+    evolve(load(path), tmp_path / "run", generations=0)
+    (report,) = read(tmp_path / "run").reports.values()
+    assert "by design" in report.reason
+    assert (report.tokens.own, report.tokens_beside) == (3 * STEP, 4 * STEP)
+    assert report.tokens_spent == passes.tokens
+    assert report.flops == pytest.approx(passes.flops, rel=1e-9)
+    assert standing(tmp_path / "run")["training_tokens"] == passes.tokens

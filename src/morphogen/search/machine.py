@@ -290,7 +290,7 @@ class Search(Generic[G, T]):
             rung = rounds(self.evolution)[self.round][-1].rung
             reason = f"rung {rung}: {report.status.value}: {report.reason}"
             status = Status.TRAINED if self._promoting else Status.GATED
-            self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason)
+            self.reports[report.id] = self.reports[report.id].replace(status=status, reason=reason).having_spent(report)
         else:
             self.reports[report.id] = report.with_composites(self.evolution.composite_metrics)
             self._take_trained(report)
@@ -342,8 +342,7 @@ class Search(Generic[G, T]):
         if base != id and "bpb" in event.report.metrics:
             report = self.reports[base]
             metrics = {**report.metrics, "bpb_annealed": event.report.metrics["bpb"]}
-            beside = event.report.tokens_spent - report.tokens.own
-            self.reports[base] = report.replace(metrics=metrics, flops=event.report.flops, tokens_beside=beside)
+            self.reports[base] = report.replace(metrics=metrics).having_spent(event.report)
 
     def close_generation(self) -> Generation:
         """Choose the survivors among the last ones and the offspring; find the frontier and its hypervolume.
