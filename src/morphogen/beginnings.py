@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from morphogen.beside import TEXT, experiment_beside, tokenizer_beside
 from morphogen.candidate import Record
-from morphogen.data.prepare import tokenizer_of
-from morphogen.data.tokenizers import PieceTokenizer, Tokenizer, from_json, named
+from morphogen.data.tokenizers import PieceTokenizer
 from morphogen.errors import InputError
 from morphogen.experiment import Data, Experiment, Shard, Train
 from morphogen.inherit.checkpoint import load_checkpoint
@@ -25,8 +25,6 @@ CHECKPOINT = ".safetensors"
 YAML = (".yaml", ".yml")
 #: In a training's folder: its tokenizer, where that was trained on other text than it is trained on now.
 TOKENIZER = "tokenizer.json"
-#: In a checkpoint's metadata: its tokenizer's definition, where its name does not tell it.
-TEXT = "tokenizer_json"
 #: The option that names other text.
 DATA = "--data"
 
@@ -111,34 +109,6 @@ def _of_checkpoint(path: Path, asked: Asked, folder: Path) -> Beginning:
     data = known.data.model_copy(update={"tokenizer": tokenizer})
     train = known.train.model_copy(update={"init_checkpoint": str(path.absolute()), "init_tokenizer": "same"})
     return Beginning(known.model_copy(update={"model": blueprint, "train": train, "data": data}), carried)
-
-
-def experiment_beside(path: Path) -> Path | None:
-    """The experiment of the run or the training that a checkpoint belongs to: in its folder, or that above."""
-    places = (folder / RESOLVED for folder in (path.parent, path.parent.parent))
-    return next((place for place in places if place.is_file()), None)
-
-
-def tokenizer_beside(path: Path, metadata: dict[str, str]) -> Tokenizer:
-    """The tokenizer of a checkpoint. InputError where neither it nor what lies beside it tells."""
-    behind = Provenance.from_metadata(metadata, path)
-    if metadata.get(TEXT):
-        found: Tokenizer = from_json(metadata[TEXT])
-    elif (beside := experiment_beside(path)) is not None:
-        found = tokenizer_of(read_experiment(beside).data)
-    elif behind.name and not behind.name.startswith("bpe-"):
-        found = named(behind.name)
-    else:
-        raise InputError(
-            f"{path}: its tokenizer {behind.name or 'is unknown'!r} is not in it; put it back into the folder of its "
-            f"run, or lay that run's {RESOLVED} beside it"
-        )
-    if behind.tokenizer is not None and found.digest != behind.tokenizer:
-        raise InputError(
-            f"{path}: it was trained with the tokenizer {behind.name!r} ({behind.tokenizer}), but what is found there "
-            f"is another ({found.digest})"
-        )
-    return found
 
 
 def _with_options(experiment: Experiment, asked: Asked, *, keeps_tokenizer: bool) -> Experiment:

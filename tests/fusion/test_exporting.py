@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tiny_models import MODELS, ids, saved, write_tokenizer
@@ -20,10 +21,13 @@ from torch import Tensor
 
 from foreign_models import VOCAB, llama
 from foreign_models import blueprint as foreign_blueprint
+from morphogen.beside import TEXT
 from morphogen.blueprint.schema import Block, Blueprint
-from morphogen.data.tokenizers import ByteTokenizer, Tokenizer, named, train_bpe
+from morphogen.data.prepare import tokenizer_of
+from morphogen.data.tokenizers import ByteTokenizer, PieceTokenizer, Tokenizer, named, train_bpe
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, RunError
+from morphogen.experiment import Data
 from morphogen.fusion.exporting import export_model, model_files
 from morphogen.fusion.importing import imported
 from morphogen.inherit.checkpoint import save_checkpoint
@@ -97,10 +101,10 @@ HYBRID = {
 }
 
 
-def checkpoint(folder: Path, blueprint: Blueprint, tokenizer: Tokenizer, name: str) -> Path:
+def checkpoint(folder: Path, blueprint: Blueprint, tokenizer: Tokenizer, name: str, definition: str = "") -> Path:
     path = folder / "it.safetensors"
     provenance = Provenance(tokenizer.digest, name, Vocabulary(tokenizer.pieces, tokenizer.eot).pack())
-    save_checkpoint(path, initial_state(blueprint, 0), blueprint, provenance.to_metadata())
+    save_checkpoint(path, initial_state(blueprint, 0), blueprint, {**provenance.to_metadata(), TEXT: definition})
     return path
 
 
@@ -252,6 +256,47 @@ def test_tokenizers_go_along(tmp_path: Path) -> None:
 
 
 EMB = Blueprint.model_validate(HYBRID).emb.model_copy(update={"vocab": 400})
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints"])
+@pytest.mark.parametrize(
+    ("name", "held", "beside"),
+    [
+        ("bpe-300", True, ""),
+        ("bpe-300", False, "{kind: bpe, vocab: 300}"),
+        ("gone/tokenizer.json", True, ""),
+        ("bpe-300", True, "bytes"),
+    ],
+)
+def test_a_tokenizer_that_a_training_left_goes_along(
+    name: str, held: bool, beside: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the checkpoint, or as the experiment beside it says: a finished model's, or above, as of others."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("MORPHOGEN_CACHE", str(tmp_path / "cache"))
+    text = "a few words, größer and smaller\n\n" * 200
+    (tmp_path / "text.txt").write_text(text)
+    shards = [{"source": f"{tmp_path}/text.txt"}]
+    bpe = tokenizer_of(Data.model_validate({"tokenizer": {"kind": "bpe", "vocab": 300}, "shards": shards}))
+    assert isinstance(bpe, PieceTokenizer)
+    blueprint = Blueprint.model_validate(HYBRID).model_copy(update={"emb": EMB})
+    (tmp_path / "of" / below).mkdir(parents=True)
+    path = checkpoint(tmp_path / "of" / below, blueprint, bpe, name, bpe.to_json() if held else "")
+    if beside:
+        data = {"tokenizer": yaml.safe_load(beside), "shards": shards}
+        told = {"model": blueprint.to_json(), "data": data}
+        (tmp_path / "of" / "experiment.yaml").write_text(json.dumps(told))
+    export_model(str(path), tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(text, add_special_tokens=False)["input_ids"] == bpe.encode_batch([text])[0].tolist()
+
+
+def test_a_tokenizer_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
+    bpe = train_bpe(["a few words"], 300)
+    path = checkpoint(tmp_path, Blueprint.model_validate(HYBRID).model_copy(update={"emb": EMB}), bpe, "bpe-300")
+    with pytest.raises(InputError, match=r"its tokenizer 'bpe-300' is not in it; .* or give it with --tokenizer$"):
+        export_model(str(path), tmp_path / "out")
 
 
 def test_what_cannot_be_exported_is_told_and_nothing_is_lost(tmp_path: Path) -> None:

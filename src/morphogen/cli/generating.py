@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from morphogen.beginnings import tokenizer_beside
+from morphogen.beside import tokenizer_beside
 from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.network import assemble

@@ -16,11 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from morphogen import __version__
+from morphogen.beside import TEXT, tokenizer_beside
 from morphogen.blueprint.schema import Blueprint
 from morphogen.blueprint.tensors import parameter_count
 from morphogen.blueprint.yaml import dumps
 from morphogen.candidate import MOMENTS_SUFFIX
-from morphogen.data.prepare import tokenizer_of
 from morphogen.data.tokenizers import ByteTokenizer, PieceTokenizer, Tokenizer, named
 from morphogen.errors import InputError, RunError, unknown
 from morphogen.fusion import card
@@ -29,7 +29,6 @@ from morphogen.inherit.checkpoint import load_checkpoint
 from morphogen.inherit.excerpts import layers_taken
 from morphogen.inherit.provenance import Provenance
 from morphogen.paths import user_path
-from morphogen.reading import read_experiment
 from morphogen.store.files import scratch, write_atomic
 from morphogen.store.places import with_donors
 
@@ -100,10 +99,11 @@ def export_model(
         raise InputError(f"{out}: holds {checkpoint.name}, which is to be exported; expected another folder")
     state, blueprint, metadata = load_checkpoint(checkpoint, measured=True)
     provenance = Provenance.from_metadata(metadata, checkpoint)
-    its = _tokenizer(tokenizer, provenance, checkpoint)
+    its = _tokenizer(tokenizer, provenance, checkpoint, metadata)
     files = model_files(blueprint, state)
     with scratch("morphogen-export-") as folder:
-        _write_tokenizer(its, tokenizer or provenance.name, folder)
+        carried = tokenizer is None and bool(metadata.get(TEXT))
+        _write_tokenizer(its, tokenizer or provenance.name, folder, carried=carried)
         if MODELING not in files and not _loads(its, files["config.json"], folder):
             files = model_files(blueprint, state, own=True)
         files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name[0] != "."}
@@ -173,33 +173,30 @@ def _native_config(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, **ends, "architectures": [model.__name__]}
 
 
-def _tokenizer(given: str | None, provenance: Provenance, checkpoint: Path) -> Tokenizer:
+def _tokenizer(given: str | None, provenance: Provenance, checkpoint: Path, metadata: dict[str, str]) -> Tokenizer:
     """What the weights were trained with. InputError where that cannot be had."""
-    experiment = checkpoint.parent.parent / "experiment.yaml"
-    if given is not None:
-        found = named(given)
-    elif experiment.is_file():
-        found = tokenizer_of(read_experiment(str(experiment)).data)
-    elif provenance.name:
-        found = named(provenance.name)
-    else:
-        raise InputError(f"{checkpoint}: does not say its tokenizer; give it with --tokenizer")
+    if given is None:
+        try:
+            return tokenizer_beside(checkpoint, metadata)
+        except InputError as error:
+            raise InputError(f"{error}; or give it with --tokenizer") from None
+    found = named(given)
     if provenance.tokenizer not in (None, found.digest):
         raise InputError(
             f"{checkpoint}: its weights were trained with the tokenizer {provenance.name!r} ({provenance.tokenizer}), "
-            f"but {given or provenance.name!r} is now {found.digest}; give that very one with --tokenizer"
+            f"but {given!r} is now {found.digest}; give that very one with --tokenizer"
         )
     return found
 
 
-def _write_tokenizer(tokenizer: Tokenizer, name: str, folder: Path) -> None:
-    """The files that `AutoTokenizer` reads."""
+def _write_tokenizer(tokenizer: Tokenizer, name: str, folder: Path, *, carried: bool) -> None:
+    """The files that `AutoTokenizer` reads. carried: the checkpoint holds it, so that nothing is asked of its name."""
     import tokenizers
     import transformers
 
     if isinstance(tokenizer, ByteTokenizer):
         pieces = _bytes_as_pieces()
-    elif isinstance(tokenizer, PieceTokenizer) and _of_hugging_face(name):
+    elif isinstance(tokenizer, PieceTokenizer) and not carried and _of_hugging_face(name):
         transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(folder)
         return
     elif isinstance(tokenizer, PieceTokenizer):
