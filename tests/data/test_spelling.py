@@ -199,6 +199,23 @@ def test_a_text_of_unknown_tokens_alone_is_an_error_whatever_is_allowed(
         assert "it knows no token of the text" in refused(data, pieces, texts, tmp_path, allow_loss=1.0)
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_end_of_text_that_text_is_encoded_to_is_a_loss_and_its_bytes_count(kind: str) -> None:
+    """Else documents would end in the middle, and bits per byte divide by too few bytes."""
+    pieces = KINDS[kind]([TEXT])
+    [ids_N] = PieceTokenizer(pieces).encode_batch([TEXT])
+    used = sorted(set(ids_N.tolist()))
+    for eot in used[:: len(used) // 6]:
+        tokenizer = PieceTokenizer(pieces, eot)
+        [spelled] = tokenizer.spell_batch([TEXT])
+        assert spelled.n_bytes.sum() == len(TEXT.encode())
+        assert all(loss.wrong >= 1 and loss.known == sum(ids_N != eot) for loss in spelled.losses)
+    spare = next(i for i in range(pieces.get_vocab_size()) if i not in used)
+    [before], [after] = (PieceTokenizer(pieces, eot).spell_batch([TEXT]) for eot in (None, spare))
+    assert min(loss.wrong for loss in before.losses) == min(loss.wrong for loss in after.losses)
+    assert np.array_equal(before.n_bytes, after.n_bytes)
+
+
 def test_losses_add_up() -> None:
     one = Loss(10, 2, 3, {"a": 2}) + Loss(10, 0, 4)
     assert (one.characters, one.wrong, one.known, one.share) == (20, 2, 7, 0.1)

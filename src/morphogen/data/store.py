@@ -32,7 +32,7 @@ SPLITS: Final[tuple[SplitName, ...]] = ("train", "eval", "test")
 #: Part of every file name, so that caches written by another version of this module are left alone.
 FORMAT: Final = 1
 #: The same of the token files.
-TOKENS_FORMAT: Final = 2
+TOKENS_FORMAT: Final = 3
 #: Bytes of text per token, where the tokenizer alone does not tell them.
 COUNTS: Final = np.dtype("<u4")
 DOCUMENTS_AT_ONCE: Final = 256

@@ -139,7 +139,7 @@ class PieceTokenizer:
         self._unknown = _unknown(definition["model"], ids)
         self.pieces = self._texts(ids)
         self.bytes_per_token = byte_lengths(self.pieces)
-        self.is_byte_exact = is_byte_exact(definition)
+        self.is_byte_exact = is_byte_exact(definition) and (eot is None or not self._is_text(eot))
         self._has_decoder = definition["decoder"] is not None
 
     def _texts(self, ids: dict[str, int]) -> tuple[bytes | None, ...]:
@@ -152,6 +152,15 @@ class PieceTokenizer:
         if self._unknown is not None:
             texts[self._unknown] = None
         return tuple(texts)
+
+    def _is_text(self, i: int) -> bool:
+        """Whether a token is what its own text is encoded to, as one that was only declared to be special is."""
+        piece = self._pieces.id_to_token(i)
+        try:
+            text = "" if piece is None else self._spelling.text(piece).decode()
+        except UnicodeDecodeError:  # some bytes of a character, which is as good as text
+            return True
+        return i in self._pieces.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self._encoded(texts)]
@@ -174,12 +183,12 @@ class PieceTokenizer:
     def _spelled(self, text: str, found: "tokenizers.Encoding") -> Spelled:
         ids_N = np.array(found.ids, dtype=np.int64)
         hints_N, before = self.bytes_per_token[ids_N], bool(self._spelling.suffix)
-        known = [i for i in found.ids if i != self._unknown]
+        known = [i for i in found.ids if i not in (self._unknown, self.eot)]
         written = [self._spelling.join([piece for i in known if (piece := self.pieces[i]) is not None])]
         if self._has_decoder:
             written.append(self._pieces.decode(known, skip_special_tokens=False))
         losses = [loss(text, each, len(known)) for each in written]
-        if len(known) < len(found.ids):  # nothing comes back of an unknown token, whatever a decoder writes for it
+        if len(known) < len(found.ids):  # nothing comes back of these, whatever a decoder writes for them
             losses = [each if each.wrong else Loss(each.characters, 1, each.known) for each in losses]
         return Spelled(ids_N, bytes_of_tokens(text, found.offsets, hints_N, gaps_before=before), tuple(losses))
 
