@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from examples import up_to
 from morphogen.data.mixture import BLOCK, Mixture, Trained, _table, unique_tokens
@@ -94,6 +95,25 @@ def test_the_block_table_is_a_fair_allocation(weights: list[float]) -> None:
         assert rank_K[shard_K == shard].tolist() == list(range(count))
         ideal = np.arange(1, BLOCK + 1) * (count / BLOCK)
         assert np.abs(np.cumsum(shard_K == shard) - ideal).max() <= len(weights)
+
+
+@given(smallest=st.floats(1e-9, 1.0), others=st.integers(1, 5000), field=st.sampled_from(["shards", "healing_shards"]))
+@settings(max_examples=up_to(20), deadline=None)
+def test_a_share_is_kept_or_refused(smallest: float, others: int, field: str) -> None:
+    weights = [smallest, *[1.0] * others]
+    shards = [{"source": f"s{i}", "weight": weight} for i, weight in enumerate(weights)]
+    share = np.array(weights) / sum(weights) * BLOCK
+    small = rf"{field}: 's\d+' has the weight .*, less than one of 4,096 sequences"
+    if share.min() < 1 - 1e-9:
+        with pytest.raises(
+            ValidationError, match=rf"{field}: 's\d+' has the weight .*, less than one of 4,096 sequences"
+        ):
+            Data.model_validate({field: shards})
+        return
+    Data.model_validate({field: shards})
+    _, _, per_block = _table(weights)
+    assert per_block.sum() == BLOCK
+    assert np.abs(per_block - share).max() < 1.0
 
 
 def test_unique_tokens_are_exact_over_several_runs(prepared: PreparedData) -> None:

@@ -21,9 +21,10 @@ from morphogen.data.prepare import PreparedData, PreparedShard
 from morphogen.data.probes import Probe, scored_only
 from morphogen.data.spelling import Ids
 from morphogen.errors import InputError
+from morphogen.sections.data import MIXED
 
 Tokens = NDArray[np.unsignedinteger[Any]]
-BLOCK: Final = 4096
+BLOCK: Final = MIXED
 #: Of fewer documents than these a text's parts are its sequences: errors of so few tell little.
 FEW_DOCUMENTS: Final = 16
 #: Which stream a permutation belongs to.

@@ -1,7 +1,7 @@
 """`data`: text, tokens and batches."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
@@ -67,6 +67,22 @@ def _check_names(field: str, shards: Iterable[Shard]) -> None:
         sources[shard.name] = shard.source
 
 
+#: Sequences that have a share of every training shard among them, to the nearest whole one.
+MIXED: Final = 4096
+
+
+def _check_shares(field: str, shards: tuple[Shard, ...]) -> None:
+    """ValueError for a shard that would have less than one sequence of so many, and so more than its share."""
+    total = sum(shard.weight for shard in shards)
+    for shard in shards:
+        if shard.weight * MIXED < total * (1 - 1e-9):
+            least = 1.01 * (total - shard.weight) / (MIXED - 1)
+            raise ValueError(
+                f"{field}: {shard.source!r} has the weight {shard.weight:g} of {total:g} in all, less than one of "
+                f"{MIXED:,} sequences; leave it out, or give it at least {least:.3g}"
+            )
+
+
 def _same_probe(shard: Shard, other: Shard) -> bool:
     return shard.probe == other.probe and (not other.lengths or shard.lengths == other.lengths)
 
@@ -103,6 +119,8 @@ class Data(Frozen):
     def _names(self) -> Self:
         for field in ("shards", "eval_shards"):
             _check_names(field, dict(self)[field])
+        for field in ("shards", "healing_shards"):
+            _check_shares(field, dict(self)[field])
         return self
 
     @model_validator(mode="after")
