@@ -143,6 +143,39 @@ def test_cache_path_keeps_a_shard_elsewhere(
     assert [path.name for path in cache.iterdir()] == ["vocabulary-1-bytes-256-eot.txt"]
 
 
+@pytest.mark.parametrize("below", ["", "of/mine"])
+@pytest.mark.parametrize("field", ["shards", "eval_shards", "healing_shards"])
+@pytest.mark.parametrize("by", ["MORPHOGEN_CACHE", "cache_path", "a link"])
+def test_a_cache_in_the_text_is_refused_before_it_changes_it(
+    by: str,
+    field: str,
+    below: str,
+    data: Callable[..., Data],
+    folder: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = Path(folder("text"))
+    place = text / below
+    if by == "a link":
+        place = text.parent / "link"
+        place.symlink_to(text)
+    if by != "cache_path":
+        monkeypatch.setenv("MORPHOGEN_CACHE", str(place))
+    others = {} if field == "shards" else {"shards": [{"source": folder("other"), "name": "other"}]}
+    shard = {"source": str(text), **({"cache_path": str(place)} if by == "cache_path" else {})}
+    before = sorted(text.rglob("*"))
+    with pytest.raises(InputError, match=rf"^data.{field}\[0\].source: .*lies in it, which it would change"):
+        prepare(data(**others, **{field: [shard]}))
+    assert sorted(text.rglob("*")) == before
+
+
+def test_a_cache_that_is_hidden_in_the_text_is_none_of_it(
+    data: Callable[..., Data], folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MORPHOGEN_CACHE", folder() + "/.cache/of/mine")
+    assert prepare(data()) == prepare(data())
+
+
 def test_a_damaged_vocabulary_or_bpe_is_made_again(data: Callable[..., Data], cache: Path) -> None:
     chosen = data(tokenizer=BPE(vocab=300))
     prepared = prepare(chosen)

@@ -22,6 +22,7 @@ from morphogen.data.store import Corpus, SplitName, TokenFile
 from morphogen.data.tokenizers import Tokenizer, byte_lengths
 from morphogen.data.vocabulary import Vocabulary
 from morphogen.errors import InputError, RunError, unknown
+from morphogen.paths import user_path
 from morphogen.store.files import remove_stale
 
 if TYPE_CHECKING:
@@ -210,12 +211,14 @@ def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = Non
 
     Raises InputError for a missing or unreadable source, a split too small for one sequence, a tokenizer that does not
     exist, text that it cannot spell, text that stands in both training and held-out splits, a probe that does not fit
-    into a sequence, or a cache that cannot be written.
+    into a sequence, or a cache that cannot be written, or lies in the text.
     """
-    for folder in {
-        cache_folder(),
-        *map(shard_folder, data.text_shards + data.eval_shards + data.healing_shards),
-    }:
+    texts = data.text_shards + data.measured_shards + data.healing_shards
+    folders = {cache_folder(), *map(shard_folder, texts)}
+    for text in texts:
+        with _placed(data, text):
+            _check_apart(text, folders)
+    for folder in folders:
         remove_stale(folder)
     tokenizer = tokenizer_of(data) if tokenizer is None else tokenizer
     done: dict[str, tuple[Corpus, dict[SplitName, TokenFile], float]] = {}
@@ -252,6 +255,19 @@ def prepare(data: "Data", accumulate: int = 1, tokenizer: Tokenizer | None = Non
         _check_size(shard, "eval", data, f"data.split.eval (now {data.split.eval})")
     _check_overlap(ready)
     return ready
+
+
+def _check_apart(shard: "Shard", folders: set[Path]) -> None:
+    """InputError where files of the cache would become text of this shard. What is hidden in a folder is not read."""
+    text = user_path(shard.source, f"data source {shard.source!r}").resolve() if shard.is_local else None
+    for folder in folders:
+        if text is None or not folder.resolve().is_relative_to(text) or not text.is_dir():
+            continue
+        if not any(part.startswith(".") for part in folder.resolve().relative_to(text).parts):
+            raise InputError(
+                f"data source {shard.source!r}: the cache folder {folder} lies in it, which it would change; set "
+                "MORPHOGEN_CACHE or data.shards[].cache_path to a folder elsewhere"
+            )
 
 
 @contextmanager
