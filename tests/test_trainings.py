@@ -361,6 +361,24 @@ def test_options_out_of_range_are_told_by_name(
     assert said in refused(cli, config, *steps, "--output-dir", tmp_path / "out", *options)
 
 
+@pytest.mark.parametrize(
+    ("name", "least"), [("steps", 1), ("nproc", 1), ("keep", 0), ("checkpoint_every", 1), ("eval_every", 0)]
+)
+def test_options_out_of_range_are_told_from_python_too(name: str, least: int, config: Path, tmp_path: Path) -> None:
+    for value in (least - 1, -7):
+        with pytest.raises(InputError, match=f"^{name}: got {value}, expected at least {least}$"):
+            train(config, tmp_path / "out", **{"steps": 2, name: value})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["below a file", "a link to nowhere", "a name that is too long"])
+def test_a_folder_that_cannot_be_made_is_told_from_python_too(kind: str, config: Path, tmp_path: Path) -> None:
+    folder = {"below a file": config / "out", "a link to nowhere": tmp_path / "link"}.get(kind, tmp_path / ("x" * 300))
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(RunError, match=r"(out|link|xxx): cannot be the training's folder: "):
+        train(config, folder, steps=2)
+
+
 def test_sources_that_are_none_are_told(cli: Cli, config: Path, tmp_path: Path) -> None:
     out = ("--steps", 2, "--output-dir", tmp_path / "out")
     assert "no such checkpoint" in refused(cli, tmp_path / "no.safetensors", *out)

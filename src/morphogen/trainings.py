@@ -1,6 +1,7 @@
 """One training in a folder of its own, from what is asked for to its model. What `morphogen train` calls."""
 
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +85,10 @@ def train(
         RunError: The folder cannot be used, or holds another training.
         DivergedError: The loss is no number any more.
     """
+    _check_least(1, nproc=nproc)
     folder = user_path(out, "output_dir")
-    check_usable(folder, resume)
+    with _told_of(folder):
+        check_usable(folder, resume)
     place = str(choose_device(device))
     before = _recorded(folder)
     asked = _over(before, (asked or Asked()).located(), source, folder)
@@ -96,6 +99,22 @@ def train(
     return _in_folder(folder, before, begins, observer, _Source(source, nproc))
 
 
+def _check_least(least: int, **options: int | None) -> None:
+    """InputError for an option below the least that it may be."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise InputError(f"{name}: got {value}, expected at least {least}")
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """RunError for what the operating system refuses inside."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be the training's folder: {error.strerror or error}") from None
+
+
 def _recorded(folder: Path) -> Begun | None:
     """The training that was begun in a folder; None where none was."""
     return read_record(folder) if (folder / RECORD).exists() else None
@@ -104,7 +123,8 @@ def _recorded(folder: Path) -> Begun | None:
 def _in_folder(folder: Path, before: Begun | None, begins: Begins, observer: Observer, by: "_Source") -> Outcome:
     """Holds the folder, trains in it, and draws how it went. RunError where another process has trained there since
     `before` was read."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with _told_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with closing(hold(folder, LOCK, "training")), threads(before.threads if before else default_threads()):
         if before != _recorded(folder):
             raise RunError(f"{folder}: another process has trained there meanwhile; give the command again")
@@ -135,7 +155,10 @@ def _wanted(
     early_stop: bool,
     tensorboard: bool,
 ) -> Wanted:
-    """The options of `train`, with what stands where one is left open. InputError for what this machine lacks."""
+    """The options of `train`, with what stands where one is left open. InputError for one out of range, and for
+    what this machine lacks."""
+    _check_least(1, steps=steps, checkpoint_every=checkpoint_every)
+    _check_least(0, keep=keep, eval_every=eval_every)
     if tensorboard:
         boards.check_installed()
     tenth = max(1, steps // 10)
