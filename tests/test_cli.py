@@ -554,3 +554,9 @@ def test_status_of_a_run_whose_experiment_was_changed_by_hand(cli: Cli, finished
     assert code == 0
     assert "best flops_per_token" in out
     assert "long_recall" not in out
+
+
+@pytest.mark.parametrize("flag", ["--out", "--checkpoint-dir", "--lineage-out"])
+def test_a_path_of_nothing_is_no_path_left_out(flag: str, cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("run", write_config(tmp_path), "--dry-run", flag, "")
+    assert (code, f"{flag}: got '', expected a path" in err) == (2, True)

@@ -27,6 +27,13 @@ def test_a_home_is_filled_in_and_one_that_nobody_has_is_named(home: Path) -> Non
         user_path("~nobody-at-all/x", "--out")
 
 
+@pytest.mark.parametrize("path", ["", " ", "\t\n", "a\0b"])
+def test_what_is_no_path_is_named(path: str) -> None:
+    """Nothing is not the working directory: `--out "$UNSET"` is a mistake."""
+    with pytest.raises(InputError, match=r"^--out: got .*, expected a path$"):
+        user_path(path, "--out")
+
+
 @pytest.mark.parametrize("source", ["~/text", "~/text/a.txt", "hf:~/text"])
 def test_sources_may_stand_at_home(source: str, home: Path) -> None:
     (home / "text").mkdir()

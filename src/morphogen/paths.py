@@ -7,9 +7,9 @@ from morphogen.errors import InputError
 
 
 def user_path(path: str | os.PathLike[str], place: str) -> Path:
-    """`path` with `~` and `~somebody` filled in. InputError, named by `place`, where nobody has that home folder, and
-    for a NUL, which no path holds."""
-    if "\0" in os.fspath(path):
+    """`path` with `~` and `~somebody` filled in. InputError, named by `place`, where nobody has that home folder, for a
+    NUL, which no path holds, and for nothing, which a variable that is not set makes of a path."""
+    if "\0" in os.fspath(path) or not os.fspath(path).strip():
         raise InputError(f"{place}: got {os.fspath(path)!r}, expected a path")
     try:
         return Path(path).expanduser()

@@ -22,6 +22,11 @@ def _weight(what: str) -> object:
     return typer.Option(help=f"weight of {what} in the parent selection; which is weighted, unless another is named")
 
 
+def _given_path(text: str | None, flag: str) -> Path | None:
+    """The path that a flag names; None where it is left out."""
+    return None if text is None else user_path(text, flag)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What `morphogen run` can be told, in the order of its help."""
@@ -96,7 +101,7 @@ class RunOptions:
 
     def places(self) -> tuple[Path, Path | None]:
         """The run's folder, and where to put a copy of its frontier."""
-        out = user_path(self.out, "--out") if self.out else Path("runs") / Path(self.config).stem
+        out = _given_path(self.out, "--out") or Path("runs") / Path(self.config).stem
         return (out.with_suffix(""), out) if out.suffix == ".json" and not out.is_dir() else (out, None)
 
     def keep(self) -> "Keep":
@@ -105,8 +110,10 @@ class RunOptions:
         from morphogen.session import Keep
 
         return Keep(
-            checkpoint_dir=user_path(self.checkpoint_dir, "--checkpoint-dir") if self.checkpoint_dir else None,
-            lineage_out=user_path(self.lineage_out, "--lineage-out") if self.lineage_out else None,
+            checkpoint_dir=user_path(self.checkpoint_dir, "--checkpoint-dir")
+            if self.checkpoint_dir is not None
+            else None,
+            lineage_out=_given_path(self.lineage_out, "--lineage-out"),
             frontier_out=self.places()[1],
             cleanup=self.cleanup_old_checkpoints,
             prune=self.prune_checkpoints_to_frontier,
