@@ -93,6 +93,13 @@ def test_what_is_wrong_is_found_and_nothing_is_touched(spoil: Callable[[Path], o
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
+def test_the_folder_of_a_training_is_told_from_a_run_that_was_lost(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{}")
+    (finding,) = examine(tmp_path)
+    assert "a training (training.json), which `morphogen status` shows" in finding.wrong
+    assert finding.remedy == "give a run's folder"
+
+
 def test_a_changed_experiment_is_named(run: Path) -> None:
     path = run / "experiment.yaml"
     path.write_text(path.read_text().replace("lr: 0.01", "lr: 0.02"))

@@ -19,11 +19,14 @@ from morphogen.resuming import read_environment, settings
 from morphogen.search.engine import Engine
 from morphogen.search.failures import common_reason, failed_alike, retry
 from morphogen.store.holding import holder_of
+from morphogen.store.ledger import FILE as LEDGER
 from morphogen.store.ledger import FINISHED, LOCK, RESOLVED, Event, Generation, Ledger, Start, Stop, last_stop
+from morphogen.store.places import TRAINING
 from morphogen.training.device import choose_device
 from morphogen.training.precision import bf16_warning
 
 RETRAIN = "restore it from a copy, or add --resume --retrain-lost to the run's command, which trains it again"
+RESTORE = f"restore {LEDGER} from a copy, or start anew in another folder"
 RETRY = "once the cause is mended, the run's command with --resume --retry-failed trains them again"
 GO_ON = "the run's command with --resume puts it right"
 
@@ -53,7 +56,8 @@ def examine(folder: Path) -> list[Finding]:
             ledger.check()
             events = list(ledger.events())
     except MorphogenError as error:
-        return [Finding(str(folder), str(error), "restore ledger.sqlite from a copy, or start anew in another folder")]
+        training = (folder / TRAINING).is_file() and not (folder / LEDGER).exists()
+        return [Finding(str(folder), str(error), "give a run's folder" if training else RESTORE)]
     if not events:
         return [Finding(str(folder), "the ledger is empty: the run had only just begun", GO_ON)]
     try:

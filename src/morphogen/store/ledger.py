@@ -26,7 +26,7 @@ from morphogen.errors import RunError
 from morphogen.store.files import canonical_json, sync_folder
 from morphogen.store.holding import hold
 from morphogen.store.ordinary import check_own
-from morphogen.store.places import moved_paths, with_donors
+from morphogen.store.places import TRAINING, moved_paths, with_donors
 from morphogen.store.proposals import Proposed, Refused
 
 FILE = "ledger.sqlite"
@@ -176,7 +176,12 @@ class Ledger:
             except OSError as error:
                 raise RunError(f"{folder}: cannot make the run folder: {error.strerror or error}") from error
         elif not path.is_file():
-            raise RunError(f"{folder}: no run here ({FILE} is missing)")
+            other = (
+                f", but a training ({TRAINING}), which `morphogen status` shows"
+                if (folder / TRAINING).is_file()
+                else ""
+            )
+            raise RunError(f"{folder}: no run here ({FILE} is missing){other}")
         check_own(folder, FILES)
         with contextlib.ExitStack() as undo:
             lock = None if readonly else undo.enter_context(hold(folder, LOCK, "run"))
