@@ -124,6 +124,13 @@ def test_the_estimate_follows_what_a_step_is_made_of(kind: str, setting: dict[st
     assert 1 / FACTOR <= estimate / measured <= FACTOR
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_moments_are_counted_as_the_optimizer_keeps_them(optimizer: str) -> None:
+    """Beside those of Lion, one for every weight; the vocabulary is most of the model."""
+    found, lion = (both(KINDS["dense"], vocab=2048, optimizer={"name": name}) for name in (optimizer, "lion"))
+    assert found[0] - lion[0] == pytest.approx(found[1] - lion[1], rel=0.01)
+
+
 def test_it_grows_with_the_batch_and_the_sequence_and_not_with_parameters_alone() -> None:
     model = {"emb": {"dim": 32, "vocab": 64}, "blocks": [KINDS["dense"]]}
     experiment = Experiment.model_validate({"model": model})

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from morphogen.blueprint.diff import entropy
 from morphogen.blueprint.schema import Blueprint, Gene
-from morphogen.blueprint.tensors import borrowed_count, parameter_count
+from morphogen.blueprint.tensors import borrowed_count, moment_count, parameter_count
 from morphogen.errors import InputError, anybodys
 from morphogen.experiment import Train
 from morphogen.figures import Figure, declare
@@ -108,28 +108,27 @@ def structure(blueprint: Blueprint) -> dict[str, float]:
 
 
 class Step(NamedTuple):
-    """What decides about a training step's memory beside the architecture. moments: numbers that the optimizer keeps
-    for every weight. averaged: whether an average of the weights is kept beside them. taught: whether a teacher is."""
+    """What decides about a training step's memory beside the architecture. optimizer: whose moments are kept.
+    averaged: whether an average of the weights is kept beside them. taught: whether a teacher is."""
 
     sequences: int
     bf16: bool = False
     grad_ckpt: bool = False
-    moments: int = 2
+    optimizer: str = "adamw"
     averaged: bool = True
     taught: bool = False
 
     @classmethod
     def of(cls, train: Train, sequences: int) -> Self:
         """As an experiment trains on batches of so many sequences."""
-        moments = 2 if train.optimizer.name == "adamw" else 1
         averaged, taught = train.schedule == "constant", train.anchoring.self_distillation is not None
-        return cls(sequences, train.in_bf16, train.grad_ckpt, moments, averaged, taught)
+        return cls(sequences, train.in_bf16, train.grad_ckpt, train.optimizer.name, averaged, taught)
 
 
 def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
     """Bytes that a training step holds at its peak, estimated.
 
-        4 · params · (1 + moments + averaged + taught) + 4 · borrowed + max(batch · Σ kept, 4 · params)
+        4 · (moments + params · (1 + averaged + taught)) + 4 · borrowed + max(batch · Σ kept, 4 · params)
 
     The peak is at the end of the forward pass, when all activations are there, or at the end of the backward pass, when
     all gradients are. A branch keeps its input and its norm in fp32, and what `Part.kept` says, at 2 bytes an entry
@@ -157,8 +156,8 @@ def train_memory_bytes(blueprint: Blueprint, seq_len: int, step: Step) -> float:
         activations += 4.0 * step.sequences * seq_len * numbers * blueprint.context().vocab
     borrowed = borrowed_count(blueprint)
     copies = 2.0 * (params + borrowed) if step.bf16 else 0.0
-    held = 4.0 * params * (1 + step.moments + step.averaged + step.taught) + 4.0 * borrowed * (1 + step.taught)
-    return held + max(activations + copies, 4.0 * params)
+    kept = moment_count(blueprint, step.optimizer) + params * (1 + step.averaged + step.taught)
+    return 4.0 * kept + 4.0 * borrowed * (1 + step.taught) + max(activations + copies, 4.0 * params)
 
 
 def costs(blueprint: Blueprint, seq_len: int, step: Step | None = None) -> dict[str, float]:

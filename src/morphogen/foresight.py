@@ -14,7 +14,7 @@ from pydantic import ByteSize
 from morphogen import plugins
 from morphogen.blueprint.mistakes import Loc
 from morphogen.blueprint.schema import Blueprint
-from morphogen.blueprint.tensors import parameter_count
+from morphogen.blueprint.tensors import moment_count, parameter_count
 from morphogen.cost import Step, costs
 from morphogen.data.corpora import fingerprint
 from morphogen.errors import InputError, nearest
@@ -86,7 +86,7 @@ def foreseen(experiment: Experiment, model: Blueprint, *, whole: bool = True) ->
     yield from _budgets(experiment)
     step = Step.of(experiment.train, experiment.data.batch_size)
     found = costs(model, experiment.data.seq_len, step)
-    yield from _sizes(found, step)
+    yield from _sizes(found, parameter_count(model) + moment_count(model, experiment.train.optimizer.name))
     evolution = experiment.evolution
     found |= composed(found, evolution.composite_metrics)
     told = whole and found.keys() >= evolution.rung0_thresholds.keys()
@@ -318,8 +318,9 @@ def _beyond_priors(experiment: Experiment, tokens: int) -> Iterator[Remark]:
         yield Remark(("priors", "tokens_per_param"), said)
 
 
-def _sizes(found: Mapping[str, float], step: Step) -> Iterator[Remark]:
-    needed, weights = found["train_memory_bytes"], NUMBER_BYTES * found["params"] * (1 + step.moments)
+def _sizes(found: Mapping[str, float], kept: int) -> Iterator[Remark]:
+    """kept: numbers of weights and moments."""
+    needed, weights = found["train_memory_bytes"], NUMBER_BYTES * kept
     rest = f"{_size(weights)} of weights and moments, {_size(needed - weights)} of activations or gradients"
     said = f"one candidate needs about {_size(needed)} to train ({rest})"
     loc = ("data", "batch_size") if needed > 10 * weights else ("model",)

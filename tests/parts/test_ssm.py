@@ -17,11 +17,11 @@ from morphogen.blueprint.tensors import specs
 from morphogen.inherit.descent import inherit
 from morphogen.network import assemble, initial_state
 from morphogen.parts.contract.part import Context
+from morphogen.parts.contract.tensors import decays
 from morphogen.parts.ssm.mamba import Mamba
 from morphogen.parts.ssm.mamba2 import Mamba2
 from morphogen.parts.ssm.ssm import SSM
 from morphogen.parts.ssm.ssm_layer import SSMBranch
-from morphogen.training.optimizers import decays
 
 DIM = 24
 CTX = Context(dim=DIM, norm="rmsnorm", vocab=37, init_std=0.02, branches=2, seq_len=130)

@@ -4,7 +4,7 @@ import math
 
 from morphogen.blueprint.schema import Blueprint, Gene
 from morphogen.parts.contract.frozen import remembered
-from morphogen.parts.contract.tensors import Spec
+from morphogen.parts.contract.tensors import Spec, moments
 
 
 def specs(blueprint: Blueprint) -> dict[str, tuple[Gene, str, Spec]]:
@@ -31,3 +31,10 @@ def parameter_count(blueprint: Blueprint) -> int:
     """Trainable parameters; a tied head counts once."""
     tables = (gene.part.specs(gene.ctx) for gene in blueprint.genes())
     return sum(math.prod(spec.shape) for table in tables for spec in table.values() if spec.trained)
+
+
+@remembered
+def moment_count(blueprint: Blueprint, optimizer: str) -> int:
+    """Numbers that an optimizer keeps for all trainable parameters."""
+    table = [spec for _, _, spec in specs(blueprint).values() if spec.trained]
+    return sum(math.prod(spec.shape) * moments(spec, optimizer) for spec in table)

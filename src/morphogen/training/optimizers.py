@@ -13,7 +13,7 @@ from morphogen.experiment import Train
 from morphogen.inherit.checkpoint import YOUNG, Young
 from morphogen.inherit.descent import Moments
 from morphogen.network import LanguageModel
-from morphogen.parts.contract.tensors import Spec, flat
+from morphogen.parts.contract.tensors import Spec, decays, moments
 from morphogen.training.holding import Hold
 from morphogen.training.saved import Saved
 from morphogen.training.transfer import factors
@@ -269,26 +269,12 @@ class Updater:
         return {}
 
 
-def decays(spec: Spec) -> bool:
-    """Whether weight decay applies: matrices, but no vectors (norms, scales, biases) and nothing indexed by token."""
-    return len(spec.shape) >= 2 and not any("vocab" in factors for factors in flat(spec.axes))
-
-
 def moments_kept(train: Train) -> Callable[[Spec], int]:
     """How many numbers are kept for every entry of a parameter: the optimizer's moments, and an average where there is
     one."""
     averaged = int(train.schedule == "constant")
 
-    def kept(spec: Spec) -> int:
-        two = train.optimizer.name == "adamw" or (train.optimizer.name == "muon" and not _for_muon(spec))
-        return 1 + two + averaged
-
-    return kept
-
-
-def _for_muon(spec: Spec) -> bool:
-    """Whether Muon updates a parameter rather than AdamW."""
-    return decays(spec) and len(spec.shape) == 2
+    return lambda spec: moments(spec, train.optimizer.name) + averaged
 
 
 def split_parameters(model: LanguageModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -77,6 +77,17 @@ def flat(axes: Axes) -> Iterator[tuple[str, ...]]:
         yield (axis,) if isinstance(axis, str) else axis
 
 
+def decays(spec: Spec) -> bool:
+    """Whether weight decay applies: matrices, but no vectors (norms, scales, biases) and nothing indexed by token."""
+    return len(spec.shape) >= 2 and not any("vocab" in factors for factors in flat(spec.axes))
+
+
+def moments(spec: Spec, optimizer: str) -> int:
+    """How many numbers `train.optimizer.name` keeps for every entry: AdamW two, Lion one, Muon one of the decayed
+    matrices, and of the rest, which it leaves to AdamW, two."""
+    return 2 if optimizer == "adamw" or (optimizer == "muon" and not (decays(spec) and len(spec.shape) == 2)) else 1
+
+
 def shape_of(axes: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The tensor shape that factored axes give. InputError where one has no size."""
     try:
