@@ -16,10 +16,10 @@ from morphogen import runfolder
 from morphogen.execution import Execution
 from morphogen.experiment import Experiment
 from morphogen.inherit import checkpoint
+from morphogen.keeping import Keep
 from morphogen.notices import Training
 from morphogen.run import evolve
 from morphogen.search.engine import Engine
-from morphogen.session import Keep
 from morphogen.store.ledger import Ledger
 from processes import forked
 

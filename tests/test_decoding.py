@@ -206,9 +206,9 @@ def test_a_temperature_near_zero_takes_the_likeliest() -> None:
     ("call", "words"),
     [
         (lambda m: m.generate(torch.zeros(1, 0, dtype=torch.long), 1), "expected (B, T) with T ≥ 1"),
-        (lambda m: m.generate(ids_of(3), -1), "got tokens -1"),
+        (lambda m: m.generate(ids_of(3), -1), "tokens: got -1"),
         (lambda m: m.generate(ids_of(3), 1, temperature=-0.1), "got temperature -0.1"),
-        (lambda m: m.generate(ids_of(3), 1, top_k=0), "got top_k 0"),
+        (lambda m: m.generate(ids_of(3), 1, top_k=0), "top_k: got 0"),
         (lambda m: m.generate(ids_of(3) + VOCAB, 1), f"expected 0 to {VOCAB - 1}"),
         (lambda m: m.generate(ids_of(3) - VOCAB, 1), f"expected 0 to {VOCAB - 1}"),
         (lambda m: build(m.blueprint, vocab=0), "got 0, expected at least 1"),

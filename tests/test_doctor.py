@@ -14,9 +14,9 @@ from morphogen.cli import main
 from morphogen.cli.doctor import Finding, examine
 from morphogen.errors import InputError
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.keeping import Keep
 from morphogen.notices import Notice, Training
 from morphogen.run import evolve, load
-from morphogen.session import Keep
 from morphogen.store.ledger import Generation, Ledger
 from tiny import write_config
 

@@ -25,9 +25,9 @@ from morphogen.execution.base import Progress
 from morphogen.execution.local import InProcess
 from morphogen.experiment import Experiment
 from morphogen.inherit.checkpoint import load_checkpoint
+from morphogen.keeping import Keep
 from morphogen.notices import Closed, Ended, Measured, Notice, Training
 from morphogen.run import evolve, load, settle
-from morphogen.session import Keep
 from morphogen.store.ledger import Ledger, Stop
 from morphogen.training.trace import Progress as StepProgress
 from morphogen.training.trial import run_surrogate
@@ -121,7 +121,7 @@ def test_the_resolved_experiment_is_the_experiment(whole: Path, experiment: Expe
     assert experiment.model.emb.vocab == 257
 
 
-def test_the_surface_of_the_package(experiment: Experiment, tmp_path: Path) -> None:
+def test_the_surface_of_the_package(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mg.build(experiment.model, seed=0)
     assert model(torch.zeros(1, 5, dtype=torch.int64)).shape == (1, 5, 257)
     assert {"name", "summary", "preserves", "applies"} <= mg.operators(experiment.model)[0].keys()
@@ -131,11 +131,33 @@ def test_the_surface_of_the_package(experiment: Experiment, tmp_path: Path) -> N
     assert report.exact
     assert report.fresh > 0
     assert state.keys() == mg.build(child, seed=0).state_dict().keys()
-    run = mg.evolve(experiment, out=tmp_path / "demo", generations=1)
+    monkeypatch.chdir(tmp_path)
+    run = mg.evolve(experiment, out="demo", generations=1, device=torch.device("cpu"))
+    frontier = run.frontier
+    monkeypatch.chdir("/")  # what was found is found from anywhere
     assert {entry.id for entry in run.frontier.candidates} == set(run.lineage.frontier)
+    assert [winner.id for winner in frontier] == [winner.id for winner in frontier.candidates]
+    assert len(frontier) == len(frontier.candidates)
+    assert frontier.candidates[0].id in frontier
+    assert frontier.candidates[0] in frontier
+    assert "nobody" not in frontier
+    for winner in frontier:
+        mg.build(winner.blueprint).load_state_dict(winner.weights())
     more = run.resume(generations=2)
     assert more.lineage.nodes[: len(run.lineage.nodes)] != ()
     assert max(node.generation for node in more.lineage.nodes) == 2
+
+
+def test_what_a_notebook_has_set_in_torch_does_not_get_into_a_run(experiment: Experiment, tmp_path: Path) -> None:
+    mg.evolve(experiment, tmp_path / "plain", generations=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            mg.evolve(experiment, tmp_path / "around", generations=0)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same_run(tmp_path / "plain", tmp_path / "around")
 
 
 def test_functions_stay_functions_although_modules_share_their_names() -> None:

@@ -19,6 +19,7 @@ MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".
 #: Unit (module or sub-package) -> the units it may import; those of OPEN are open to all.
 OPEN = {
     "against_root",
+    "arguments",
     "candidate",
     "plain",
     "continued",
@@ -36,6 +37,7 @@ OPEN = {
 ARCHITECTURE = {"blueprint", "parts", "ops", "network", "cost", "experiment"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "arguments": set(),
     "estimates": set(),
     "escape": set(),
     "documented": set(),
@@ -92,6 +94,7 @@ JOINING = [
     "notices",
     "retrain",
     "proposers",
+    "keeping",
     "session",
     "run",
     "beginnings",

@@ -13,9 +13,9 @@ import pytest
 
 from morphogen.cli import main
 from morphogen.errors import InputError, MorphogenError, RunError
+from morphogen.keeping import Keep
 from morphogen.run import evolve, load
 from morphogen.runfolder import check_files
-from morphogen.session import Keep
 from morphogen.store.ledger import Ledger
 from morphogen.store.outputs import check_output
 from processes import forked

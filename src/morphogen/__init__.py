@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from morphogen.fusion.fused import FusionModel
     from morphogen.growth.models import grow
     from morphogen.inherit.descent import inherit
+    from morphogen.keeping import Keep, Mend
     from morphogen.network import build
     from morphogen.plugins import allow_code
     from morphogen.run import Run, evolve, load
-    from morphogen.session import Keep, Mend
     from morphogen.variation.operator import describe_operators as operators
     from morphogen.variation.operator import edit as mutate
 
@@ -43,8 +43,8 @@ __all__ = [
 #: Public name -> where it is defined.
 _HOMES = {
     "FusionModel": ("morphogen.fusion.fused", "FusionModel"),
-    "Keep": ("morphogen.session", "Keep"),
-    "Mend": ("morphogen.session", "Mend"),
+    "Keep": ("morphogen.keeping", "Keep"),
+    "Mend": ("morphogen.keeping", "Mend"),
     "Run": ("morphogen.run", "Run"),
     "allow_code": ("morphogen.plugins", "allow_code"),
     "build": ("morphogen.network", "build"),

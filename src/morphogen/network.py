@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from morphogen.blueprint.schema import Block, Blueprint, Gene
+from morphogen.arguments import expected, whole
+from morphogen.blueprint.schema import EXPERIMENTS, Block, Blueprint, Gene
 from morphogen.blueprint.tensors import specs
 from morphogen.errors import CandidateError, DivergedError, InputError
+from morphogen.ops.ambient import as_usual
 from morphogen.ops.sampling import check_sampling, sampled
 from morphogen.parts.contract.branch import Branch, Modulation, Record, State
 from morphogen.parts.contract.filling import filled
@@ -178,7 +180,7 @@ class LanguageModel(nn.Module):
         Raises InputError for an empty prompt or a number out of range, DivergedError where the model gives a number
         that is not finite.
         """
-        check_sampling(prompt_ids_BT, tokens, temperature, top_k)
+        check_sampling(prompt_ids_BT, tokens, temperature, top_k, seed)
         check_ids(prompt_ids_BT, self.emb.num_embeddings)
         noise, mode = torch.Generator(prompt_ids_BT.device).manual_seed(seed), self.training
         cache = {} if cache is None else cache
@@ -380,11 +382,15 @@ def build(blueprint: Blueprint, seed: int = 0, vocab: int | None = None) -> Lang
         vocab: Tokens of the vocabulary, where `emb.vocab` of the blueprint is null.
 
     Returns:
-        The model: token ids of shape (batch, tokens) to logits of shape (batch, tokens, vocabulary).
+        The model: token ids of shape (batch, tokens) to logits of shape (batch, tokens, vocabulary). It lies on torch's
+        default device in its default precision; the weights are drawn in fp32 on the CPU, the same everywhere.
 
     Raises:
-        InputError: Neither says how large the vocabulary is.
+        InputError: Neither says how large the vocabulary is, or an argument is not what it can be.
     """
+    expected("blueprint", blueprint, Blueprint, EXPERIMENTS)
+    seed, device, dtype = whole("seed", seed), torch.get_default_device(), torch.get_default_dtype()
     if vocab is not None:
         blueprint = blueprint.with_vocab(vocab)
-    return assemble(blueprint, initial_state(blueprint, seed))
+    with as_usual():
+        return assemble(blueprint, initial_state(blueprint, seed)).to(device, dtype)

@@ -8,13 +8,14 @@ from morphogen.errors import InputError
 
 def user_path(path: str | os.PathLike[str], place: str) -> Path:
     """`path` with `~` and `~somebody` filled in. InputError, named by `place`, where nobody has that home folder, for a
-    NUL, which no path holds, and for nothing, which a variable that is not set makes of a path."""
-    if "\0" in os.fspath(path) or not os.fspath(path).strip():
-        raise InputError(f"{place}: got {os.fspath(path)!r}, expected a path")
+    NUL, which no path holds, for nothing, which a variable that is not set makes of a path, and for what is no text."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise InputError(f"{place}: got {text!r}, expected a path")
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{place}: got {os.fspath(path)!r}, but nobody has that home folder") from None
+        raise InputError(f"{place}: got {text!r}, but nobody has that home folder") from None
 
 
 def absolute_path(text: str, place: str, folder: Path | None = None) -> Path:

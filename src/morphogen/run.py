@@ -12,16 +12,19 @@ from pathlib import Path
 import torch
 
 from morphogen import runfolder
+from morphogen.arguments import expected, whole
 from morphogen.checks import check_possible, examined
 from morphogen.data.prepare import PreparedData, prepare
 from morphogen.data.tokenizers import Tokenizer
 from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, Executor, open_executor
 from morphogen.experiment import Experiment
+from morphogen.keeping import KEEP_ALL, MEND_NOTHING, Keep, Mend
 from morphogen.notices import Observer, nobody
+from morphogen.ops.ambient import as_usual
 from morphogen.paths import user_path
 from morphogen.reading import found_again, local_paths, located, placed, read_experiment
-from morphogen.session import KEEP_ALL, MEND_NOTHING, Hearing, Keep, Mend, Session
+from morphogen.session import Hearing, Session
 from morphogen.store.lineage import Lineage
 from morphogen.store.outputs import Kind, check_output
 from morphogen.training.compiling import check_compiles
@@ -37,7 +40,7 @@ class Run:
     """A run in its folder.
 
     Attributes:
-        folder: Where it lies.
+        folder: Where it lies, absolute.
         experiment: What it searches, as resolved.
         seed: Of its random streams.
         device: What its candidates were trained on.
@@ -131,7 +134,7 @@ def evolve(
     *,
     generations: int | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     resume: bool = False,
     keep: Keep = KEEP_ALL,
     execution: Execution = IN_PROCESS,
@@ -166,25 +169,37 @@ def evolve(
             disk, device or workers; or all of a generation failed.
         Exception: Whatever the observer raises, as it is.
     """
+    seed = _check_asked(experiment, seed, execution, keep, observer)
     folder = user_path(out, "out")
+    place = folder.absolute()  # of now: an observer may go elsewhere
     runfolder.check_usable(folder, resume, keep.checkpoint_dir)
     if mend != MEND_NOTHING and not resume:
         raise InputError("to train what failed or is lost again: only a run that is resumed has any; add --resume")
-    device = str(device_for(device, elsewhere=execution.elsewhere))
-    experiment, prepared = _ready(experiment, folder, generations, seed, keep)
-    check_compiles(experiment.train, torch.device(device))
+    device = str(device_for(str(device), elsewhere=execution.elsewhere))
+    experiment, prepared = _ready(experiment, folder, generations, device, keep)
     heard = Hearing(observer)
-    with _faults_of_files(folder, heard), ExitStack() as undo:
+    with _faults_of_files(folder, heard), as_usual(), ExitStack() as undo:
         if executor is None:
             executor = undo.enter_context(closing(open_executor(execution, prepared)))
-        session = undo.enter_context(
-            Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
-        )
+        opened = Session.open(folder, experiment, seed, device, prepared, keep, heard, resume, mend)
+        session = undo.enter_context(opened)
         undo.enter_context(threads(session.threads))
         remarks = prepared.remarks()
         session.note({f"text of {source!r}: {account}" for source, account in prepared.accounts().items()} - {*remarks})
         session.loop(executor, [*remarks, bf16_warning(session.experiment.train, torch.device(device))])
-    return Run(folder, session.experiment, session.engine.seed, device)
+    return Run(place, session.experiment, session.engine.seed, device)
+
+
+def _check_asked(
+    experiment: Experiment, seed: int | None, execution: Execution, keep: Keep, observer: Observer
+) -> int | None:
+    """The seed as a plain number. InputError for arguments of `evolve` that are not what they can be."""
+    expected("experiment", experiment, Experiment, "`load` reads one from a file")
+    expected("execution", execution, Execution)
+    expected("keep", keep, Keep)
+    if not callable(observer):
+        raise InputError(f"observer: got {observer!r}, expected a function of a notice")
+    return None if seed is None else whole("seed", seed)
 
 
 @contextmanager
@@ -199,19 +214,18 @@ def _faults_of_files(folder: Path, heard: Hearing) -> Iterator[None]:
 
 
 def _ready(
-    experiment: Experiment, folder: Path, generations: int | None, seed: int | None, keep: Keep
+    experiment: Experiment, folder: Path, generations: int | None, device: str, keep: Keep
 ) -> tuple[Experiment, PreparedData]:
     """The experiment as it will be run, looked through, and its data. InputError for what it cannot have."""
-    if seed is not None and seed < 0:
-        raise InputError(f"seed: got {seed}, expected at least 0")
     if generations is not None:
-        changed = {**dict(experiment.evolution), "generations": generations}
+        changed = {**dict(experiment.evolution), "generations": whole("generations", generations)}
         experiment = experiment.model_copy(update={"evolution": type(experiment.evolution).model_validate(changed)})
     experiment = found_again(located(experiment), folder)
     _check_places(folder, experiment, keep)
     examined(experiment)
     experiment, prepared = settle(experiment)
     check_possible(experiment, prepared)
+    check_compiles(experiment.train, torch.device(device))
     return experiment, prepared
 
 

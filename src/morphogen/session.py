@@ -16,6 +16,7 @@ from morphogen.errors import MorphogenError, RunError
 from morphogen.execution import Executor
 from morphogen.experiment import RATE_FOUND, Experiment
 from morphogen.inherit.checkpoint import continued
+from morphogen.keeping import Keep, Mend
 from morphogen.notices import (
     Again,
     Began,
@@ -53,45 +54,6 @@ from morphogen.store.ledger import (
 from morphogen.store.ordinary import open_own
 from morphogen.store.proposals import Refused
 from morphogen.training.trace import StepInfo
-
-
-@dataclass(frozen=True)
-class Mend:
-    """What to do again when a run is resumed.
-
-    Attributes:
-        failed: Train the failed candidates of its end again, and go on from them (see `search.failures.retry`).
-        lost: Train checkpoints again that are needed, and missing or damaged.
-    """
-
-    failed: bool = False
-    lost: bool = False
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What becomes of a run's files.
-
-    Attributes:
-        checkpoint_dir: Where checkpoints lie, instead of the run's folder.
-        lineage_out: Where to put a copy of `lineage.json`.
-        frontier_out: Where to put a copy of `frontier.json`.
-        cleanup: Drop, after every generation, checkpoints that nobody needs any more.
-        prune: Drop, at the end, all checkpoints but the frontier's.
-        disk_budget: Bytes that checkpoints may take when a generation is closed; beyond it those go that nobody needs,
-            the oldest first.
-    """
-
-    checkpoint_dir: Path | None = None
-    lineage_out: Path | None = None
-    frontier_out: Path | None = None
-    cleanup: bool = False
-    prune: bool = False
-    disk_budget: int | None = None
-
-
-#: Every file is kept; nothing is done again.
-KEEP_ALL, MEND_NOTHING = Keep(), Mend()
 
 
 class Hearing:

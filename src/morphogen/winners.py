@@ -1,5 +1,6 @@
 """A run's frontier for use from Python: blueprints that `build` takes, and weights to load. Made by `Run.frontier`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -34,7 +35,8 @@ class Winner(Entry):
 
 
 class Winners(Frontier):
-    """The frontier of a run, as in `frontier.json`: `run.frontier["ID"]` is one of its candidates."""
+    """The frontier of a run, as in `frontier.json`: `run.frontier["ID"]` is one of its candidates, of which it is a
+    collection."""
 
     candidates: tuple[Winner, ...]
 
@@ -50,8 +52,17 @@ class Winners(Frontier):
         """
         found = cls.read(folder / "frontier.json")
         for winner in found.candidates:
-            winner._folder = folder
+            winner._folder = folder.absolute()
         return found
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Winner]:  # type: ignore[override]  # candidates rather than fields
+        return iter(self.candidates)
+
+    def __contains__(self, id: object) -> bool:
+        return any(id in (winner.id, winner) for winner in self.candidates)
 
     def __getitem__(self, id: str) -> Winner:
         found = next((winner for winner in self.candidates if winner.id == id), None)

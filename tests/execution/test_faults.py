@@ -19,9 +19,9 @@ from morphogen.candidate import Status
 from morphogen.cli.doctor import examine
 from morphogen.errors import InputError, RunError
 from morphogen.execution import IN_PROCESS, Execution, InProcess
+from morphogen.keeping import Mend
 from morphogen.notices import Closed, Training
 from morphogen.run import evolve, settle
-from morphogen.session import Mend
 from morphogen.store.ledger import Ledger
 from processes import Command, forked
 from tiny import events, untimed

@@ -8,9 +8,9 @@ from morphogen.candidate import Status
 from morphogen.cli.console import Lines, as_record
 from morphogen.cli.doctor import examine
 from morphogen.execution import Execution
+from morphogen.keeping import Keep, Mend
 from morphogen.notices import Again, Ended, Measured
 from morphogen.run import evolve
-from morphogen.session import Keep, Mend
 from morphogen.store.frontier import Frontier
 from morphogen.store.ledger import Ledger, Repeated
 from tiny import untimed

@@ -17,9 +17,9 @@ from morphogen.errors import InputError, RunError
 from morphogen.execution import Execution, InProcess, Limits
 from morphogen.execution.base import Checkpointing
 from morphogen.execution.pool import Pool
+from morphogen.keeping import Keep
 from morphogen.notices import Measured, Training
 from morphogen.run import evolve, settle
-from morphogen.session import Keep
 from morphogen.store import ledger
 from tiny import untimed
 

@@ -65,6 +65,21 @@ def test_a_grown_copy_computes_the_same_and_the_model_stays_as_it_was(name: str,
     assert model.blueprint == MIXED
 
 
+@pytest.mark.parametrize("name", [*EXACT, "merge_experts"])
+def test_what_is_frozen_stays_frozen_wherever_it_goes(name: str, model: LanguageModel) -> None:
+    frozen = {"emb.weight", "blocks.1.attn.q.weight", "blocks.1.ffn.up.weight"}
+    for each, parameter in model.named_parameters():
+        parameter.requires_grad_(each not in frozen)
+    grown = {**EXACT, **LOSSY}[name](model)
+    last = len(grown.blocks) - 1 if name == "grow_layers" else 1
+    places = [block.id for block in grown.blueprint.blocks].index("b1")
+    assert {each for each, parameter in grown.named_parameters() if not parameter.requires_grad} == {
+        each.replace("blocks.1.", f"blocks.{places}.") for each in frozen
+    }
+    assert places == last
+    assert {each for each, parameter in model.named_parameters() if not parameter.requires_grad} == frozen
+
+
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_lossy_growth_changes_the_logits(name: str, model: LanguageModel) -> None:
     delta, size = max_delta(model, LOSSY[name](model.eval()), ids_of(1))

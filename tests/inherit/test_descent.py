@@ -254,6 +254,42 @@ def test_a_state_that_is_not_its_blueprints_is_refused_before_anything_is_made_o
             inherit(child, [(parent, wrong)])
 
 
+@pytest.mark.parametrize("other", ["norm", "emb"])
+@pytest.mark.parametrize("name", ["widen_dim", "widen_ffn", "dense_to_moe", "duplicate_block"])
+def test_what_a_parent_keeps_in_another_precision_its_child_keeps_so(name: str, other: str) -> None:
+    root = Blueprint.model_validate(
+        {
+            "emb": {"dim": 16, "vocab": VOCAB},
+            "blocks": [{"attn": {"kind": "MHA", "heads": 2, "head_dim": 8}, "ffn": {"kind": "dense", "hidden": 8}}],
+        }
+    )
+    made = apply_operator(root, name, np.random.default_rng(0))
+    assert made is not None
+    mixed = {key: x if other in key else x.bfloat16() for key, x in stirred(root, 0, torch.float32).items()}
+    state, _ = inherit(made[0], [(root, mixed)])
+    for key, tensor in state.items():
+        assert tensor.dtype == (torch.float32 if other in key else torch.bfloat16) or key not in mixed
+        assert tensor.dtype == torch.bfloat16 or tensor.dim() < 2 or other in key  # what is new, too
+    if other == "norm":
+        assert logits(made[0], state).isfinite().all()
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
+def test_a_child_of_two_precisions_has_its_first_parents(first: torch.dtype) -> None:
+    root = Blueprint.model_validate(
+        {
+            "emb": {"dim": 16, "vocab": VOCAB},
+            "blocks": [{"ffn": {"kind": "dense", "hidden": 8}}, {"ffn": {"kind": "dense", "hidden": 8}}],
+        }
+    )
+    second = torch.bfloat16 if first == torch.float32 else torch.float32
+    a, b = stirred(root, 0, first), stirred(root, 1, second)
+    state, _ = inherit(root, [(root, a), (root, b)], sources={"b0": 0, "b1": 1})
+    assert {tensor.dtype for tensor in state.values()} == {first}
+    assert torch.equal(state["blocks.1.ffn.up.weight"], b["blocks.1.ffn.up.weight"].to(first))
+    assert logits(root, state).isfinite().all()
+
+
 def test_edits_that_lead_elsewhere_are_refused(tmp_path: Path) -> None:
     parent, other = model(16, (24,)), model(16, (32,))
     save_checkpoint(tmp_path / "p0.safetensors", stirred(parent, 0), parent, {})

@@ -10,8 +10,8 @@ from morphogen.candidate import MOMENTS_SUFFIX
 from morphogen.cli.doctor import examine
 from morphogen.cli.status import ancestry
 from morphogen.experiment import Evolution, Experiment
+from morphogen.keeping import Keep
 from morphogen.run import evolve
-from morphogen.session import Keep
 from tiny import untimed, write_config
 
 pytestmark = pytest.mark.trained_before

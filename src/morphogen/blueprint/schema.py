@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 import morphogen.parts  # noqa: F401  (registers every kind)
+from morphogen.arguments import whole
 from morphogen.blueprint.growth import GrowthRule, of_blocks
 from morphogen.errors import InputError
 from morphogen.parts.contract.frozen import Frozen
@@ -17,6 +18,9 @@ from morphogen.parts.contract.part import Context, GeneId, Modifier, NormKind, P
 from morphogen.parts.contract.registry import PartIn
 from morphogen.parts.recurrence.recurrence import Recurrence, follow
 from morphogen.parts.stem import Stem
+
+#: Said to whom something else is handed over as a blueprint.
+EXPERIMENTS = "that of an experiment is `experiment.model`"
 
 
 class Embedding(Frozen):
@@ -201,8 +205,7 @@ class Blueprint(Frozen):
 
     def with_vocab(self, vocab: int) -> "Blueprint":
         """The same with the vocabulary size filled in; InputError for none, and when it is set to a smaller one."""
-        if vocab < 1:
-            raise InputError(f"model.emb.vocab: got {vocab}, expected at least 1")
+        vocab = whole("model.emb.vocab", vocab, least=1)
         if self.emb.vocab is not None and self.emb.vocab < vocab:
             raise InputError(f"model.emb.vocab: got {self.emb.vocab}, but the tokenizer has {vocab} tokens")
         if self.emb.vocab is not None:

@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str], wanted: str = EXPERIMENT) -> Document:
 
     wanted: what the file should hold, for the last two.
     """
-    file, found = str(path), user_path(path, str(path))
+    file, found = str(path), user_path(path, str(path) if isinstance(path, str | os.PathLike) and str(path) else "file")
     try:
         check_regular(found, file)
         text = text_of(found, file)

@@ -22,8 +22,8 @@ from morphogen.paths import user_path
 if TYPE_CHECKING:
     from morphogen.execution import Execution
     from morphogen.experiment import Experiment
+    from morphogen.keeping import Keep
     from morphogen.notices import Notice
-    from morphogen.session import Keep
 
 INTERRUPTED = 130
 
@@ -105,8 +105,8 @@ def carry_out(
     from morphogen.cli.boarded import Boarded
     from morphogen.cli.console import observer_for
     from morphogen.cli.live import Live
+    from morphogen.keeping import Mend
     from morphogen.run import evolve
-    from morphogen.session import Mend
 
     observer = observer_for(Console(), as_json, wide)
     board = Boarded(folder) if tensorboard else None

@@ -29,6 +29,7 @@ from morphogen.inherit.borrowed import donors_of, donors_told
 from morphogen.inherit.checkpoint import load_checkpoint, save_checkpoint
 from morphogen.inherit.provenance import Provenance
 from morphogen.network import assemble, check_ids, initial_state
+from morphogen.ops.ambient import as_usual
 from morphogen.parts.foreign.donors.files import WHOLE, model_files, read_json
 from morphogen.parts.foreign.foreign import Foreign
 from morphogen.parts.foreign.foreign_layer import ForeignBranch
@@ -66,6 +67,7 @@ class FusionModel(nn.Module):
     host's logits. Where widths differ a layer is read and written through a semi-orthogonal matrix and its transpose.
     """
 
+    @as_usual()
     def __init__(
         self,
         models: Mapping[str, str] | Sequence[str],
@@ -202,6 +204,7 @@ class FusionModel(nn.Module):
         rows = [(one.block, one.layers, one.share) for one in routed]
         write_atomic(user_path(str(path), "picture"), picture(rows))
 
+    @as_usual()
     def calibrate(self, texts: Iterable[str], tokens: int = 4096) -> list[Fit]:
         """Fits the ways into layers, and out of them, to text: see `fusion.calibrating.calibrate`."""
         return calibrate(self.model, self.tokenizer, texts, tokens=tokens)
@@ -234,6 +237,7 @@ class FusionModel(nn.Module):
         return place
 
     @classmethod
+    @as_usual()
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote, or a checkpoint of a later training of it.
 

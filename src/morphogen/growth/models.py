@@ -5,21 +5,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from morphogen.arguments import expected, whole
 from morphogen.blueprint.growth import Action, CrossExperts, GrowthAction, MergeExperts, PruneExperts, SplitExperts
+from morphogen.blueprint.mistakes import what
 from morphogen.blueprint.schema import Blueprint
+from morphogen.blueprint.tensors import specs
 from morphogen.errors import InputError, OperatorError, unknown
 from morphogen.growth.actions import act
 from morphogen.growth.morphogenesis import Experts, mixtures
 from morphogen.growth.recasting import Situation, recast
 from morphogen.growth.surgery import operate
 from morphogen.network import LanguageModel, assemble
+from morphogen.ops.ambient import as_usual
+from morphogen.parts.contract.frozen import Frozen
+from morphogen.parts.contract.registry import TAG
 from morphogen.variation.making import Chosen
 
-_ACTION: TypeAdapter[GrowthAction] = TypeAdapter(GrowthAction)
+
+class _Asked(Frozen):
+    do: GrowthAction
 
 
+@as_usual()
 def grow(
     model: LanguageModel,
     action: GrowthAction | Mapping[str, Any],
@@ -43,13 +52,15 @@ def grow(
             `chooser: merge` the nearest other one takes it in.
 
     Returns:
-        Another model, on the same device, in the same mode and precision.
+        Another model, on the same device, in the same mode and precision. What was frozen by `requires_grad` stays so.
 
     Raises:
-        InputError: The action is none, or names blocks or experts that the model does not have.
+        InputError: The model is none of ours, the action is none, or names blocks or experts that the model does not
+            have.
         OperatorError: There is nothing for it to do.
     """
-    wanted, blueprint = _read(action), model.blueprint
+    expected("model", model, LanguageModel, "one that is wrapped or compiled is grown before that")
+    wanted, blueprint, seed = _read(action), model.blueprint, whole("seed", seed)
     chosen = _checked(blueprint, wanted, experts or {})
     grown = act(blueprint, wanted, np.random.default_rng(seed), chosen)
     if grown is None:
@@ -58,18 +69,34 @@ def grow(
     state = recast(wanted, chosen, nothing_seen, {"": model.state_dict()})[""]
     done = operate(grown, blueprint, state, {}, seed)
     other = assemble(grown.blueprint, done.state).to(model.emb.weight.device)
+    _freeze_alike(other, model)
     other.recompute, other.eval_steps = model.recompute, model.eval_steps
     other.set_progress(model.progress)
     return other.train(model.training)
 
 
 def _read(action: GrowthAction | Mapping[str, Any]) -> GrowthAction:
+    expected("grow: action", action, (Action, Mapping), "such as {'action': 'deepen', 'layers': 2}")
     try:
-        return _ACTION.validate_python(action if isinstance(action, Action) else dict(action))
+        return _Asked(do=action if isinstance(action, Action) else dict(action)).do
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        raise InputError(f"grow: {place + ': ' if place else ''}{first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        steps = [str(step) for step in first["loc"][1:] if not str(step).startswith(TAG)]
+        place = ".".join(steps) or "action"
+        raise InputError(f"grow: {place}: {what(_Asked, first, first['loc'])}") from None
+
+
+def _freeze_alike(grown: LanguageModel, model: LanguageModel) -> None:
+    """Parameters that are frozen in the model are frozen in what it grew into; the same ones by gene, wherever."""
+    ours, theirs = dict(grown.named_parameters()), dict(model.named_parameters())
+    frozen = {
+        (gene.key, name)
+        for full, (gene, name, _) in specs(model.blueprint).items()
+        if full in theirs and not theirs[full].requires_grad
+    }
+    for full, (gene, name, _) in specs(grown.blueprint).items():
+        if full in ours and (gene.key, name) in frozen:
+            ours[full].requires_grad_(False)
 
 
 def _checked(blueprint: Blueprint, action: GrowthAction, experts: Mapping[str, Sequence[int]]) -> Chosen:
@@ -94,7 +121,8 @@ def _checked(blueprint: Blueprint, action: GrowthAction, experts: Mapping[str, S
         if pairs and len(numbers) != 2:
             raise InputError(f"{action.action}: got {len(numbers)} experts of block {block}, expected two")
         count = found[block].stacked
-        if wrong := [number for number in numbers if not 0 <= number < count]:
+        numbers = [whole(f"{action.action}: expert of block {block}", number) for number in numbers]
+        if wrong := [number for number in numbers if number >= count]:
             raise InputError(f"{action.action}: got expert {wrong[0]} of block {block}, expected 0 to {count - 1}")
         if len(set(numbers)) < len(numbers):
             raise InputError(f"{action.action}: got the same expert of block {block} twice")

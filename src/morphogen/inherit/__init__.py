@@ -3,6 +3,8 @@
 `morphogen.inherit` is this package and, called, the function `descent.inherit`: a module whose class has `__call__`.
 """
 
+import importlib
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,15 @@ class _Called(ModuleType):
         from morphogen.inherit.descent import inherit
 
         return inherit(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, (__name__,)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from morphogen.inherit.descent import inherit
+
+        return inspect.signature(inherit)
 
 
 sys.modules[__name__].__class__ = _Called

@@ -7,16 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
+from morphogen.arguments import whole
 from morphogen.blueprint.diff import apply
 from morphogen.blueprint.schema import Blueprint
 from morphogen.candidate import DonorLayer, Edit, Inheritance, Job, Tokens
-from morphogen.errors import CandidateError, InputError
+from morphogen.errors import CandidateError, InputError, first_line
+from morphogen.inherit.asked import check_asked, read_parents
 from morphogen.inherit.checkpoint import YOUNG, Young, load_checkpoint, load_optimizer
 from morphogen.inherit.merging import Model, merged
 from morphogen.inherit.plan import Plan, plan
 from morphogen.inherit.provenance import NO_TOKENS, Provenance, check_tokenizers
 from morphogen.inherit.splice import Spliced, StateDict, from_parent, splice
-from morphogen.network import check_state, initial_state
+from morphogen.network import initial_state
+from morphogen.ops.ambient import as_usual
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Inherited:
     donors: tuple[DonorLayer, ...] = ()
 
 
+@as_usual()
 def inherit(
     child: Blueprint,
     parents: Sequence[tuple[Blueprint, Mapping[str, Tensor]]],
@@ -77,7 +81,7 @@ def inherit(
 
     Args:
         child: The architecture to fill. Where its vocabulary is null, it takes its first parent's.
-        parents: One or two, each a blueprint with its state dict.
+        parents: None, one or two, each a blueprint with its state dict. Without any, all of it is new.
         edits: Those that made the child. Weights are carried through them one by one, so that a chain of exact edits,
             and of the steps of a compound one, is exact. Without them they are carried from the parents to the child at
             once.
@@ -88,25 +92,26 @@ def inherit(
         seed: Of what is new.
 
     Returns:
-        The child's state dict, and a report of what was carried, resized and begun afresh.
+        The child's state dict, on the CPU and in the precision of its parent (of two, the first), and a report of what
+        was carried, resized and begun afresh.
 
     Raises:
-        InputError: A state is not its blueprint's, the parents' tokenizers differ, or the edits do not lead to the
-            child.
+        InputError: A state is not its blueprint's, the parents' tokenizers differ, the edits do not lead to the child,
+            or an argument is not what it can be.
     """
+    check_asked(child, parents, edits, names, sources or {})
+    seed = whole("seed", seed)
     check_tokenizers(tokenizers, [f"parent {name}" for name in names])
-    whole = [(_with_vocab(blueprint, state), state) for blueprint, state in parents]
-    for blueprint, state in whole:
-        check_state(blueprint, state)
-    if child.emb.vocab is None and whole:
-        child = child.with_vocab(whole[0][0].context().vocab)
-    if edits and whole:
-        loaded = [(blueprint, from_parent(dict(state), which)) for which, (blueprint, state) in enumerate(whole)]
+    full = read_parents(parents)
+    if child.emb.vocab is None and full:
+        child = child.with_vocab(full[0][0].context().vocab)
+    if edits:
+        loaded = [(blueprint, from_parent(dict(state), which)) for which, (blueprint, state) in enumerate(full)]
         began = (lambda: Model(*base)) if base is not None else None
         spliced, report = splice_edits(child, loaded, edits, seed, names, began)
         return spliced.state, report
-    drawn = plan(child, [blueprint for blueprint, _ in whole], sources)
-    done = spliced_at_once(drawn, child, [state for _, state in whole], names, seed)
+    drawn = plan(child, [blueprint for blueprint, _ in full], sources)
+    done = spliced_at_once(drawn, child, [state for _, state in full], names, seed)
     return done.state, done.report
 
 
@@ -117,12 +122,6 @@ def spliced_at_once(
     spliced = splice(drawn, [from_parent(dict(state), which) for which, state in enumerate(states)], seed)
     report = spliced.report(child, drawn.exact, drawn.notes, _entries(drawn), names)
     return Inherited(spliced.state, report, new=Moments.carried(spliced).fresh)
-
-
-def _with_vocab(blueprint: Blueprint, state: Mapping[str, Tensor]) -> Blueprint:
-    if blueprint.emb.vocab is None and "emb.weight" in state:
-        return blueprint.with_vocab(state["emb.weight"].shape[0])
-    return blueprint
 
 
 def splice_job(
@@ -186,8 +185,8 @@ def splice_edits(
     exact, dropped = True, 0
     notes: list[str] = []
     here, spliced = loaded[0]
-    for step, edit in enumerate(one for whole in edits for one in whole.single()):
-        following = apply(here, edit.changes)
+    for step, edit in enumerate(one for given in edits for one in given.single()):
+        following = _edited(here, edit)
         if edit.merging is not None:
             here, spliced = merged(edit.merging, loaded, following, base)
             if here != following:
@@ -205,6 +204,14 @@ def splice_edits(
     if here != target:
         raise InputError("the recorded edits do not lead to the blueprint")
     return spliced, spliced.report(target, exact, notes, dropped, names)
+
+
+def _edited(blueprint: Blueprint, edit: Edit) -> Blueprint:
+    try:
+        return apply(blueprint, edit.changes)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # anything may stand in a recorded change
+        said = first_line(error)
+        raise InputError(f"edit {edit.operator} does not fit blueprint {blueprint.name!r}: {said}") from None
 
 
 def _entries(drawn: Plan) -> int:

@@ -1,6 +1,7 @@
 """Carrying a plan out on tensors, with a count of what was carried and what was drawn afresh."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -121,6 +122,12 @@ def from_parent(
     return Spliced(state, marks, {kind: dict(of) for kind, of in (moments or {}).items()}, given)
 
 
+def main_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """That of most matrices: norms, or an embedding, may be kept in another. fp32 where there are none."""
+    counts = Counter(tensor.dtype for tensor in state.values() if tensor.dim() > 1)
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
 def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
     """Carry out a plan. Fresh entries derive from `seed` and the gene.
 
@@ -129,7 +136,7 @@ def splice(drawn: Plan, parents: Sequence[Spliced], seed: int) -> Spliced:
     """
     parents = _with_derived(drawn, parents)
     kept = _units_kept(drawn, parents)
-    dtype = next(iter(parents[0].state.values())).dtype if parents else torch.float32
+    dtype = main_dtype(parents[0].state) if parents else torch.float32
     out, taken = Spliced({}, given=True), set[tuple[int, str]]()
     for item in drawn.tensors:
         out.state[item.tensor], out.marks[item.tensor] = _tensor(item, parents, kept, seed, dtype, taken)
@@ -189,7 +196,7 @@ def _tensor(
         return _whole(item, parent, taken), parent.marks[item.source]
     if item.clear:
         return torch.zeros(item.shape, dtype=dtype), Marks(_nowhere(item.shape))
-    return _resized(item, parent, kept, seed, dtype)
+    return _resized(item, parent, kept, seed)
 
 
 def _whole(item: TensorPlan, parent: Spliced, taken: set[tuple[int, str]]) -> Tensor:
@@ -203,16 +210,15 @@ def _whole(item: TensorPlan, parent: Spliced, taken: set[tuple[int, str]]) -> Te
     return source.clone(memory_format=torch.contiguous_format)
 
 
-def _resized(
-    item: TensorPlan, parent: Spliced, kept: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype
-) -> tuple[Tensor, Marks]:
+def _resized(item: TensorPlan, parent: Spliced, kept: Mapping[str, tuple[int, ...]], seed: int) -> tuple[Tensor, Marks]:
     """What is carried of the parent's tensor, put on a ground of fresh entries; a dimension per factor on the way."""
     assert item.source is not None
     source, marks = parent.state[item.source].detach().cpu(), parent.marks[item.source]
+    dtype = source.dtype
     axes = [_resolve(planned.take, kept.get(planned.group)) for dim in item.dims for planned in dim]
     names = [planned.axis for dim in item.dims for planned in dim]
     out = _ground(item, names, axes, seed).to(dtype)
-    carried = _factored(source.to(dtype), item)
+    carried = _factored(source, item)
     flags = None if marks.carried is None else _factored(marks.carried, item)
     for k, axis in enumerate(axes):
         carried, flags = _take(carried, k, axis), None if flags is None else _take(flags, k, axis)

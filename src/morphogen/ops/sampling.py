@@ -3,19 +3,24 @@
 import torch
 from torch import Tensor
 
+from morphogen.arguments import expected, whole
 from morphogen.errors import InputError
 
 
-def check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_k: int | None) -> None:
+def check_sampling(prompt_ids_BT: Tensor, tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     """InputError for an empty prompt or a number out of range."""
-    if prompt_ids_BT.dim() != 2 or prompt_ids_BT.shape[1] < 1:
+    expected("generate: prompt", prompt_ids_BT, Tensor)
+    if prompt_ids_BT.dim() != 2 or not prompt_ids_BT.numel():
         raise InputError(f"generate: got a prompt of shape {tuple(prompt_ids_BT.shape)}, expected (B, T) with T ≥ 1")
-    if tokens < 0:
-        raise InputError(f"generate: got tokens {tokens}, expected at least 0")
+    if prompt_ids_BT.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"generate: got a prompt of {prompt_ids_BT.dtype}, expected tokens of torch.int64 or int32")
+    whole("generate: tokens", tokens)
+    if top_k is not None:
+        whole("generate: top_k", top_k, least=1)
+    if whole("generate: seed", seed, -(1 << 63)) >= 1 << 64:
+        raise InputError(f"generate: got seed {seed}, expected one of at most 64 bits")
     if not 0.0 <= temperature < float("inf"):
         raise InputError(f"generate: got temperature {temperature}, expected a finite number of at least 0")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"generate: got top_k {top_k}, expected at least 1")
 
 
 def sampled(logits_BV: Tensor, temperature: float, top_k: int | None, noise: torch.Generator) -> Tensor:

@@ -8,7 +8,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from morphogen.blueprint.schema import Blueprint
+from morphogen.arguments import expected, whole
+from morphogen.blueprint.schema import EXPERIMENTS, Blueprint
 from morphogen.candidate import Edit
 from morphogen.errors import InputError, OperatorError
 from morphogen.parts.contract.operator import ALIASES, OPERATORS, Level, load_operators, not_found
@@ -56,8 +57,10 @@ def edit(blueprint: Blueprint, name: str, seed: int) -> tuple[Blueprint, Edit]:
 
     Raises:
         OperatorError: There is no such operator, or it applies nowhere.
+        InputError: The blueprint is none, or the seed no whole number of at least 0.
     """
-    made = apply_operator(blueprint, name, np.random.default_rng(seed))
+    expected("blueprint", blueprint, Blueprint, EXPERIMENTS)
+    made = apply_operator(blueprint, name, np.random.default_rng(whole("seed", seed)))
     if made is None:
         raise OperatorError(f"operator {name} does not apply anywhere in blueprint {blueprint.name!r}")
     return made
@@ -141,7 +144,11 @@ def describe_operators(blueprint: Blueprint, around: Surroundings = PLAIN) -> li
 
     Returns:
         One entry an operator, in order of name: what it does, whether it preserves the function, whether it applies.
+
+    Raises:
+        InputError: The blueprint is none.
     """
+    expected("blueprint", blueprint, Blueprint, EXPERIMENTS)
     load_operators()
     wanted = {**rule_weights(blueprint, {}), **donor_weights(blueprint, around.donors, {})}
     return [

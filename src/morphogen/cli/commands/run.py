@@ -14,7 +14,7 @@ from morphogen.paths import user_path
 if TYPE_CHECKING:
     from morphogen.execution import Execution
     from morphogen.experiment import Experiment
-    from morphogen.session import Keep
+    from morphogen.keeping import Keep
 
 
 def _weight(what: str) -> object:
@@ -107,7 +107,7 @@ class RunOptions:
     def keep(self) -> "Keep":
         """What becomes of the run's files."""
         from morphogen.cli.options import size_bytes
-        from morphogen.session import Keep
+        from morphogen.keeping import Keep
 
         return Keep(
             checkpoint_dir=user_path(self.checkpoint_dir, "--checkpoint-dir")
