@@ -11,7 +11,9 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("execution")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MORPHOGEN_CACHE", str(folder / "cache"))
-        yield load(write_config(folder, **{"population: 3": "population: 4"}))
+        # bf16 is said, as commands of their own know nothing of the processor that tests in process are told they have
+        changed = {"population: 3": "population: 4", "train: {lr": "train: {bf16: false, lr"}
+        yield load(write_config(folder, **changed))
 
 
 @pytest.fixture(scope="package")
