@@ -3,18 +3,20 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn import functional as F
 
 from examples import up_to
 from morphogen.blueprint.schema import Blueprint
 from morphogen.cost import costs
 from morphogen.errors import DivergedError, InputError
-from morphogen.metrics.decoding import measure_decoding
-from morphogen.network import Cache, LanguageModel, build, cache_bytes
+from morphogen.metrics.decoding import lost_in_decoding, measure_decoding
+from morphogen.network import Cache, LanguageModel, assemble, build, cache_bytes
 from morphogen.ops import naive
 from morphogen.ops.kv_cache import places, quantise
 from morphogen.ops.patterns import Pattern, remembered
@@ -31,6 +33,12 @@ def blueprint(**attn: Any) -> Blueprint:
     part = {"kind": "GQA", "heads": HEADS, "head_dim": HEAD_DIM, "kv_groups": 2, **KNOBS, **attn}
     block = {"attn": part, "ffn": {"kind": "dense", "hidden": 24}}
     return Blueprint.model_validate({"emb": {"dim": 24, "vocab": VOCAB}, "blocks": [block, block]})
+
+
+def shallow(**attn: Any) -> Blueprint:
+    """The first of its blocks alone."""
+    whole = blueprint(**attn)
+    return whole.model_copy(update={"blocks": whole.blocks[:1]})
 
 
 def model_of(**attn: Any) -> LanguageModel:
@@ -161,6 +169,28 @@ def test_measured_decoding_has_the_bytes_of_a_cache_and_leaves_the_mode() -> Non
     assert model.training
     with pytest.raises(ValueError, match="got 32 steps over 32 tokens"):
         measure_decoding(model, ids_of(32), 32)
+
+
+def test_decoding_loses_nothing_where_the_cache_is_whole_and_else_what_it_no_longer_holds() -> None:
+    """With one layer, a window of the cache, which counts the token itself, hides what a sliding window does."""
+    ids, whole = ids_of(33).numpy(), model_of()
+    whole.train()
+    assert abs(lost_in_decoding(whole, ids, 9)).max() < 1e-9
+    assert abs(lost_in_decoding(whole, ids, 32)).max() < 1e-9
+    assert whole.training
+    single = {name: x for name, x in whole.state_dict().items() if "blocks.1." not in name}
+    nats = {}
+    for name, attn in (("full", {}), ("sliding", {"sparsity": "sliding", "sliding_window": 7})):
+        model = assemble(shallow(**attn), single).eval()
+        with torch.no_grad():
+            logits_BSV = model(torch.from_numpy(ids[:, :-1]))[:, -9:]
+        nats[name] = F.cross_entropy(logits_BSV.mT, torch.from_numpy(ids[:, -9:]), reduction="none").numpy()
+    windowed = assemble(shallow(kv_policy={"kind": "window", "window": 8}), single)
+    lost_BS = lost_in_decoding(windowed, ids, 9)
+    assert np.allclose(lost_BS, nats["sliding"] - nats["full"], atol=1e-9)
+    assert abs(lost_BS).max() > 1e-3
+    rounded = assemble(shallow(kv_policy={"kind": "full", "quant": "int8"}), single)
+    assert 1e-6 < abs(lost_in_decoding(rounded, ids, 9)).max() < 0.1
 
 
 def test_generation_repeats_by_seed_and_follows_the_model() -> None:
