@@ -173,14 +173,14 @@ def test_a_run_on_a_cluster_of_gpus_needs_none_where_it_is_driven(experiment, wh
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     how = {"device": "cuda", "execution": Execution("ray", address="auto")}
     executor = InProcess(settle(experiment)[1], runners.on_a_processor)
+    unsettled = experiment.model_copy(update={"train": experiment.train.model_copy(update={"bf16": "auto"})})
     with pytest.raises(InputError, match=r"train\.bf16: auto depends on the device, and there is no cuda here"):
-        evolve(experiment, tmp_path / "auto", executor=executor, **how)
-    settled = experiment.model_copy(update={"train": experiment.train.model_copy(update={"bf16": False})})
-    evolve(settled, tmp_path / "run", executor=executor, **how)
+        evolve(unsettled, tmp_path / "auto", executor=executor, **how)
+    evolve(experiment, tmp_path / "run", executor=executor, **how)
     for name in ("lineage.json", "frontier.json"):
         assert untimed(tmp_path / "run" / name) == untimed(whole / name)
     with pytest.raises(InputError, match="device: got 'cuda', but this machine has 0 CUDA devices"):
-        evolve(settled, tmp_path / "here", device="cuda")
+        evolve(experiment, tmp_path / "here", device="cuda")
 
 
 @pytest.mark.slow
