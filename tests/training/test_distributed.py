@@ -39,7 +39,7 @@ model:
       extras: [{kind: retro, memory_tokens: 8, stride: 8, heads: 2, head_dim: 16, aggregator: gate}]
   recurrences: [{start: 2, end: 3, adapter: gated, train_recurrence: 2, max_train_recurrence: 2, start_state: noise}]
   head: {tie_embeddings: true}
-train: {lr: 3.0e-3, warmup: 3, accumulate: 4}
+train: {lr: 3.0e-3, warmup: 3, accumulate: 4, bf16: false}
 data: {tokenizer: bytes, seq_len: 32, batch_size: 2, eval_tokens: 128, split: {train: 0.6}, shards: [{source: TEXT}]}
 """
 
