@@ -130,8 +130,9 @@ def compare(cases, pairs, keep):
 
 
 def screened(cases, pair, keep, draws, share):
-    """Evaluations to the unscreened run's end, as a share of that run's, and final shares."""
-    ratios, before, after, taus, off = [], [], [], [], 0
+    """Evaluations to the unscreened run's end, as a share of that run's, and the shares of the volume at a third and at
+    the end."""
+    ratios, before, after, early, taus, off = [], [], [], [], [], 0
     start = time.process_time()
     for case in cases:
         plain, asked, _ = searched(case, *pair, keep)
@@ -141,13 +142,16 @@ def screened(cases, pair, keep, draws, share):
         ratios.append(sizes[reached[0]] / asked if len(reached) else np.inf)
         before.append(plain[-1])
         after.append(helped[-1])
+        third = int(np.searchsorted(sizes, asked / 3.0))
+        early.append((plain[third], helped[third]))
         taus.append(search.generations[-1].screening.together)
         off += sum(not generation.screening.on for generation in search.generations)
     low, middle, high = np.percentile(ratios, [25, 50, 75], method="nearest")
     print(
         f"{pair[0]}/{pair[1]} keep {keep} draws {draws} share {share}: evaluations to the end of the same without: "
         f"{middle:.2f} of them (quartiles {low:.2f}, {high:.2f}); share {interval(before)} without, {interval(after)} "
-        f"with; difference {interval(np.subtract(after, before))}; tau {np.mean(taus):.2f}; off in {off} generations; "
+        f"with; difference {interval(np.subtract(after, before))}, after a third {interval(np.diff(early)[:, 0])}; "
+        f"tau {np.mean(taus):.2f}; off in {off} generations; "
         f"{(time.process_time() - start) / len(cases):.1f} CPU-s a pair of runs",
         flush=True,
     )

@@ -1,10 +1,10 @@
 """By what should selection rank: inherited figures, those of a twin from scratch, or both? (`evolution.rank_by`)
 
-Blueprints of nearly equal size (± 5 %), made by random edits of one root: the more edits, the less alike. The root is
-trained; each blueprint inherits its weights and is trained on, and so is its twin from fresh weights, by the very job
-that evolution gives. The truth is the same blueprints trained from scratch on `--times 4` times the tokens, with
-several seeds. Kendall's τ of each ranking with the truth, with a bootstrap interval over blueprints and what it costs
-in FLOPs of the child alone; beside that of twins for lossy edits alone (a child by exact edits then stands by its
+Blueprints of nearly equal FLOPs a token (± 5 %), made by random edits of one root: the more edits, the less alike. The
+root is trained; each blueprint inherits its weights and is trained on, and so is its twin from fresh weights, by the
+very job that evolution gives. The truth is the same blueprints trained from scratch on `--times 4` times the tokens,
+with several seeds. Kendall's τ of each ranking with the truth, with a bootstrap interval over blueprints and what it
+costs in FLOPs of the child alone; beside that of twins for lossy edits alone (a child by exact edits then stands by its
 distance from the root that trained on as long, another by its twin's from the root's twin, or by the mean of that and
 of its own), of the number of parameters, of the loss right after the splice, and of one scratch seed for another, above
 which no predictor can be expected to come.
@@ -55,16 +55,16 @@ class Row(NamedTuple):
 
 
 def equals(experiment: Experiment, count: int, edits: int, seed: int) -> list[Proposal]:
-    """`count` different blueprints within ± `TOLERANCE` of the root's size, by 1 to `edits` random edits each."""
-    size = costs(experiment.model, experiment.data.seq_len)["params"]
+    """`count` different blueprints within ± `TOLERANCE` of the root's FLOPs, by 1 to `edits` random edits each."""
+    flops = costs(experiment.model, experiment.data.seq_len)["flops_per_token"]
     found: dict[str, Proposal] = {}
     for draw in range(200 * count):
         made = mutate(experiment.model, stream(seed, draw, "ranking"), edits, {})
-        if abs(costs(made.child, experiment.data.seq_len)["params"] / size - 1.0) <= TOLERANCE:
+        if abs(costs(made.child, experiment.data.seq_len)["flops_per_token"] / flops - 1.0) <= TOLERANCE:
             found.setdefault(digest(made.child), made)
         if len(found) == count:
             return list(found.values())
-    raise SystemExit(f"only {len(found)} of {count} blueprints within {TOLERANCE:.0%} of the root's size were found")
+    raise SystemExit(f"only {len(found)} of {count} blueprints within {TOLERANCE:.0%} of the root's FLOPs were found")
 
 
 def trained(

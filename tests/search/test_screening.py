@@ -53,6 +53,28 @@ def test_the_model_learns_several_figures_of_any_scale_and_an_accident_does_not_
     assert model.predict([{"never seen": 1.0}])[0].keys() == {"a", "b"}
 
 
+def test_of_each_figure_those_count_that_predict_it_and_one_that_predicts_nothing_does_not(monkeypatch):
+    class Noise:
+        def fit(self, X_nf, z_nt):
+            return self
+
+        def predict(self, X_nf):
+            return np.random.default_rng(len(X_nf)).normal(size=(len(X_nf), 2))
+
+    rng, fitted = np.random.default_rng(2), screening._fitted
+    X_nf = rng.uniform(size=(150, 20))
+    z_nt = np.stack([X_nf @ rng.normal(size=20), np.where(X_nf[:, 0] > 0.5, 1.0, -1.0)], 1)
+    line_t, tree_t = screening._weights(X_nf, z_nt, 0)[:2].T
+    assert line_t[0] > 0.9
+    assert tree_t[1] > 0.5
+    monkeypatch.setattr(screening, "_fitted", lambda X_nf, z_nt, seed: (*fitted(X_nf, z_nt, seed)[:2], Noise()))
+    assert screening._weights(X_nf, z_nt, 0)[2].max() < 1e-3
+    assert screening._weights(X_nf, z_nt, 0).sum(axis=0) == pytest.approx([1.0, 1.0])
+    few_mt = screening._weights(X_nf[:10], rng.normal(size=(10, 2)), 0)
+    assert few_mt.min() > 0.0
+    assert few_mt.sum(axis=0) == pytest.approx([1.0, 1.0])
+
+
 def test_rank_correlation_counts_the_pairs_of_each_generation_alone():
     def outcomes(*pairs):
         return [({"a": float(x)}, {"a": float(y)}) for x, y in pairs]

@@ -30,13 +30,17 @@ GENERATIONS, BOUND, PAIRS = 5, 0.1, 30
 LARGEST, FAR = 1e100, 1e6
 #: Trees of the model, and the corner of its volumes beyond the frontier's scale.
 TREES, CORNER = 50, 1.5
+#: Folds that the three models are compared by, and how steeply their weights fall with the mean square of what they are
+#: off: of few rows all count, of many the best alone.
+FOLDS, STEEPNESS = 3, 8
 
 #: The figures of one candidate by name.
 Figures = Mapping[str, float]
 
 
 class Model:
-    """The mean of a ridge regression, bagged trees, and a Gaussian process, each by scikit-learn."""
+    """A ridge regression, bagged trees, and a Gaussian process, each by scikit-learn: of every figure their mean, each
+    weighted by how well it predicts what it was not fitted to."""
 
     def __init__(self, rows: Sequence[Figures], wanted: Sequence[Figures], seed: int) -> None:
         """rows: features by name. wanted: for each of them the figures to predict, the same names in all."""
@@ -52,16 +56,14 @@ class Model:
         y_nt = np.clip(y_nt, first_t - reach_t, third_t + reach_t)
         self._mean_t, spread_t = y_nt.mean(axis=0), y_nt.std(axis=0)
         self._spread_t = np.where(spread_t > 0.0, spread_t, 1.0)
-        self._fitted = _fitted((X_nf - self._low_f) / self._size_f, (y_nt - self._mean_t) / self._spread_t, seed)
+        X_nf, z_nt = (X_nf - self._low_f) / self._size_f, (y_nt - self._mean_t) / self._spread_t
+        self._weight_mt = _weights(X_nf, z_nt, seed)
+        self._fitted = _fitted(X_nf, z_nt, seed)
 
     def predict(self, rows: Sequence[Figures]) -> list[dict[str, float]]:
         """The figures of genomes of these features."""
-        from threadpoolctl import threadpool_limits
-
-        X_nf = (self._table(rows) - self._low_f) / self._size_f
-        with threadpool_limits(1):  # how a sum is split over threads changes its last bits
-            each = [fitted.predict(X_nf).reshape(len(rows), -1) for fitted in self._fitted]
-        y_nt = np.mean(each, axis=0) * self._spread_t + self._mean_t
+        each_mnt = _predicted(self._fitted, (self._table(rows) - self._low_f) / self._size_f)
+        y_nt = np.einsum("mt,mnt->nt", self._weight_mt, each_mnt) * self._spread_t + self._mean_t
         return [dict(zip(self.figures, row, strict=True)) for row in y_nt.tolist()]
 
     def _table(self, rows: Sequence[Figures]) -> Floats:
@@ -87,6 +89,27 @@ def _fitted(X_nf: Floats, z_nt: Floats, seed: int) -> tuple[Any, ...]:
         warnings.simplefilter("ignore")  # a kernel at the end of its range is as good as it gets
         targets = z_nt[:, 0] if z_nt.shape[1] == 1 else z_nt
         return tuple(model.fit(X_nf, targets) for model in (ridge, trees, process))
+
+
+def _predicted(models: Sequence[Any], X_nf: Floats) -> Floats:
+    """What each of the models predicts (m, n, t)."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # how a sum is split over threads changes its last bits
+        return np.array([model.predict(X_nf).reshape(len(X_nf), -1) for model in models])
+
+
+def _weights(X_nf: Floats, z_nt: Floats, seed: int) -> Floats:
+    """How much each of the three models counts for each figure (m, t), by its error on rows that it was not fitted to
+    (a super learner, van der Laan et al. 2007)."""
+    from sklearn.model_selection import KFold
+
+    error_mt: Floats = np.full((3, z_nt.shape[1]), 1e-9)
+    for fold, (known_n, held_n) in enumerate(KFold(FOLDS, shuffle=True, random_state=seed).split(X_nf)):
+        models = _fitted(X_nf[known_n], z_nt[known_n], seed + fold)
+        error_mt += np.mean(np.square(_predicted(models, X_nf[held_n]) - z_nt[held_n]), axis=1)
+    weight_mt = (error_mt.min(axis=0) / error_mt) ** STEEPNESS
+    return np.asarray(weight_mt / weight_mt.sum(axis=0))
 
 
 class Draw(NamedTuple):

@@ -130,7 +130,7 @@ class Evolution(Frozen):
     screening: Literal["none", "model"] = "none"
     """`model`: of several children drawn for each place, the one is trained that a cheap model likes best; it is fitted
     to what the run has measured."""
-    screening_draws: Annotated[int, Field(ge=2, le=1000)] = 16
+    screening_draws: Annotated[int, Field(ge=2, le=1000)] = 64
     """Children drawn for each place; for screening by a model."""
     screening_share: Share = 0.1
     """Share of places that go to the first child drawn, whatever the model says; for screening by a model."""
